@@ -1,0 +1,377 @@
+"""Load a config file, complete it, check it, override it, and write it as JSON.
+
+A config has sections, and each section is the keyword-only arguments of exactly one function (or the
+fields of one linen module). That function is the only place where a key, its type and its default are
+written: `load` adds what the file leaves out, so every knob can be overridden and is on record, and a
+key that the function does not have is an error that names the nearest one. Whatever a user can mend
+is raised as `BadInput`: one line, exit code 2, before anything is compiled or written.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import numbers
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_dict import placeholder
+
+# Keys that choose the function of a section. Overriding one returns the keys that it governs to the
+# defaults of the newly chosen function: the old one's arguments would not fit.
+SELECTORS = {"model.module": "model", "optim.name": "optim.direction"}
+
+# Sections whose floats become traced numbers, so that a change of value compiles nothing anew.
+TRACED = ("model", "augment", "loss", "optim")
+
+
+class BadInput(Exception):
+    """Something that the user can mend. The message is one line; scripts end with exit code 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `BadInput(message)` unless `condition` holds."""
+    if not condition:
+        raise BadInput(message)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for an error message: the nearest valid name, or all of them when none is near."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid) or 'nothing'}"
+
+
+def choice(where: str, name: str, valid: Iterable[str]) -> str:
+    """Returns `name` if it is one of `valid`; raises `BadInput` with the nearest one if not."""
+    valid = tuple(valid)
+    require(name in valid, f"{where}: unknown {name!r}; {nearest(name, valid)}")
+    return name
+
+
+# ---------------------------------------------------------------------------------------- sections
+
+
+class Parameter(NamedTuple):
+    """A key of a section: its annotation and its default (`inspect.Parameter.empty` if required)."""
+
+    annotation: Any
+    default: Any
+
+
+def parameters(function: Callable | dict[str, Parameter]) -> dict[str, Parameter]:
+    """The keys of the section that feeds `function`.
+
+    For a function these are its keyword-only arguments. For a linen module class they are its fields
+    that have a default and are not callables: the others are known only at run time. A dict says them
+    itself.
+    """
+    if isinstance(function, dict):
+        return function
+    if inspect.isclass(function) and issubclass(function, nn.Module):
+        return {
+            field.name: Parameter(field.type, field.default)
+            for field in dataclasses.fields(function)
+            if field.name not in ("parent", "name")
+            and field.default is not dataclasses.MISSING
+            and not callable(field.default)
+        }
+    hints = typing.get_type_hints(function)
+    return {
+        name: Parameter(hints.get(name, Any), p.default)
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether `value` may stand where `annotation` is written."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(v, args[0]) for v in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation in (float, int) and isinstance(value, bool):
+        return False
+    if annotation is float:
+        return isinstance(value, numbers.Real)
+    return isinstance(value, annotation)
+
+
+def _spelled(annotation: Any) -> str:
+    """`annotation` as a user would say it: 'float or None', "one of 'sgd', 'adamw'"."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_spelled, args))
+    return {type(None): "None"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _check_value(where: str, value: Any, parameter: Parameter) -> None:
+    annotation = parameter.annotation
+    if _fits(value, annotation):
+        return
+    if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
+        choice(where, value, typing.get_args(annotation))
+    raise BadInput(f"{where}: {value!r} is not {_spelled(annotation)}")
+
+
+def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:
+    """Adds to `config` what it leaves out and checks what it has, against the function a section.
+
+    Raises:
+      BadInput: for an unknown section or key, a missing required key, or a value of a wrong type.
+    """
+    parents = {name.rsplit(".", 1)[0] for name in sections if "." in name}
+    top = {name.split(".")[0] for name in sections}
+    for key in config:
+        require(key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}")
+    for where, function in sections.items():
+        section = config
+        for part in where.split("."):
+            if part not in section or section[part] is None:
+                section[part] = ml_collections.ConfigDict()
+            section = section[part]
+            require(
+                isinstance(section, ml_collections.ConfigDict),
+                f"config.{where}: expected a section of keys, got {section!r}",
+            )
+        known = parameters(function)
+        inner = {name.rsplit(".", 1)[1] for name in sections if name.startswith(f"{where}.")}
+        for key in section:
+            valid = set(known) | inner
+            require(key in valid, f"config.{where}.{key}: unknown key; {nearest(key, valid)}")
+        for key, parameter in known.items():
+            if key not in section:
+                empty = parameter.default is inspect.Parameter.empty
+                require(not empty, f"config.{where}.{key}: required, and not set")
+                section[key] = _default(parameter)
+                continue
+            value = section[key]
+            _check_value(f"config.{where}.{key}", value, parameter)
+            if parameter.annotation is float and not isinstance(value, float):
+                del section[key]
+                section[key] = float(value)
+    for parent in parents - set(sections):
+        inner = {n[len(parent) + 1 :] for n in sections if n.startswith(f"{parent}.")}
+        for key in config.get(parent) or {}:
+            require(key in inner, f"config.{parent}.{key}: unknown; {nearest(key, inner)}")
+
+
+def _default(parameter: Parameter) -> Any:
+    if parameter.default is not None:
+        return parameter.default
+    kinds = [a for a in typing.get_args(parameter.annotation) if a is not type(None)]
+    kind = typing.get_origin(kinds[0]) or kinds[0] if kinds else object
+    return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
+
+
+def call(function: Callable, section: dict, *runtime, **extra) -> Any:
+    """`function(*runtime, **section)`, leaving out the section's nested sections."""
+    known = parameters(function)
+    return function(*runtime, **{k: v for k, v in section.items() if k in known}, **extra)
+
+
+# ----------------------------------------------------------------------------------------- loading
+
+
+def load(
+    path: str, overrides: Sequence[str], sections: Callable[[ml_collections.ConfigDict], dict]
+) -> ml_collections.ConfigDict:
+    """Loads `FILE.py` or `FILE.py:ARG`, completes and checks it, and applies the overrides.
+
+    Args:
+      path: a config file, with the argument of its `get_config` behind a colon.
+      overrides: as on a command line: `--config.optim.lr=1e-3`, `--config.train.batch_size 64`.
+      sections: config -> {section: the function that it feeds}.
+
+    Returns:
+      The locked config, with every key of every section in it.
+
+    Raises:
+      BadInput: for a missing or broken file, an unknown key or a wrong type.
+    """
+    file, _, arg = path.partition(":")
+    require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
+    spec = importlib.util.spec_from_file_location("experiment_config", file)
+    require(spec is not None, f"--config: {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    require(hasattr(module, "get_config"), f"--config: {file} defines no get_config")
+    config = ml_collections.ConfigDict(module.get_config(arg))
+    pairs = _split(overrides)
+    for key, governed in SELECTORS.items():
+        if key in pairs and _get(config, key) not in (None, pairs[key]):
+            parent, _, last = key.rpartition(".")
+            if governed == parent:
+                config[parent] = ml_collections.ConfigDict({last: pairs[key]})
+            else:
+                config[parent][last] = pairs[key]
+                config[parent].pop(governed.rpartition(".")[2], None)
+    if "task" in pairs:
+        config.task = pairs["task"]
+    if "seed" not in config:
+        config.seed = 0
+    require(isinstance(config.seed, int), f"config.seed: {config.seed!r} is not int")
+    complete(config, sections(config))
+    config.lock()
+    _override(config, pairs)
+    complete(config, sections(config))
+    return config
+
+
+def _split(overrides: Sequence[str]) -> dict[str, str]:
+    """['--config.a.b=1', '--config.c', '2'] -> {'a.b': '1', 'c': '2'}."""
+    pairs, rest = {}, list(overrides)
+    while rest:
+        word = rest.pop(0)
+        matched = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
+        require(matched is not None, f"unknown argument {word!r}; overrides look like --config.seed=1")
+        key, value = matched.groups()
+        if value is None:
+            require(bool(rest), f"--config.{key}: no value given")
+            value = rest.pop(0)
+        pairs[key] = value
+    return pairs
+
+
+def _get(config, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, ml_collections.ConfigDict) else None
+    return config
+
+
+def flatten(config) -> dict[str, Any]:
+    """A config or nested dict as {'optim.lr': 0.1, …}; a tuple is one value."""
+    flat = {}
+    for key, value in dict(config).items():
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _override(config: ml_collections.ConfigDict, pairs: dict[str, str]) -> None:
+    known = flatten(config)
+    for key in pairs:
+        require(key in known, f"--config.{key}: unknown key; {nearest(key, known)}")
+    argv = ["config", *(f"--config.{key}={value}" for key, value in pairs.items())]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:
+        bad = [k for k in pairs if f"config.{k}" in str(error)] or list(pairs)
+        kind = type(known[bad[0]]).__name__
+        raise BadInput(
+            f"--config.{bad[0]}: {pairs[bad[0]]!r} does not fit: the value there is "
+            f"{known[bad[0]]!r}" + ("" if known[bad[0]] is None else f" ({kind})")
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- JSON
+
+
+def plain(config: ml_collections.ConfigDict) -> dict:
+    """The config as nested dicts of plain values; unset placeholders are None."""
+    return config.to_dict(preserve_field_references=False)
+
+
+def to_json(config: dict) -> str:
+    """Nested dicts as sorted, indented JSON. Tuples become lists; `from_json` turns them back."""
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> dict:
+    """The inverse of `to_json` for configs, which hold tuples and never lists."""
+
+    def tuples(value):
+        if isinstance(value, list):
+            return tuple(map(tuples, value))
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return tuples(json.loads(text))
+
+
+# ---------------------------------------------------------------------------------- traced numbers
+
+
+def traced(config: dict) -> dict[str, float]:
+    """The numbers that enter the step as traced values: `seed` and the floats of `TRACED` sections."""
+    flat = {k: v for k, v in flatten(config).items() if k.split(".")[0] in TRACED}
+    return {"seed": config["seed"]} | {k: v for k, v in flat.items() if isinstance(v, float)}
+
+
+def substitute(config: dict, values: dict[str, Any]) -> dict:
+    """A copy of the nested dict `config` with `values` ({'optim.lr': …}) put in."""
+
+    def walk(section, prefix):
+        return {
+            key: walk(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else values.get(f"{prefix}{key}", value)
+            for key, value in section.items()
+        }
+
+    return walk(config, "")
+
+
+# --------------------------------------------------------------------------------------- durations
+
+
+def steps(
+    text: str, *, where: str, batch_size: int, size: int, total: int | None = None, low: int = 0
+) -> int:
+    """Steps in a duration: '300 steps', '10 epochs', '1e6 examples', or '5%' of `total`.
+
+    Args:
+      text: the duration.
+      where: the key it comes from, for the error message.
+      batch_size: examples a step.
+      size: examples an epoch.
+      total: steps of the whole run; without it a percentage is an error.
+      low: the least that is allowed.
+
+    Raises:
+      BadInput: for anything else, or fewer than `low` steps.
+    """
+    matched = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*", text)
+    require(
+        matched is not None,
+        f"{where}: {text!r} is no duration; write '300 steps', '10 epochs', '5%' or '1e6 examples'",
+    )
+    number, unit = matched.groups()
+    try:
+        number = float(number)
+    except ValueError:
+        raise BadInput(f"{where}: {text!r} is no duration: {number!r} is no number") from None
+    if unit == "%":
+        require(total is not None, f"{where}: a percentage has nothing to be a part of here")
+        count = number / 100 * total
+    else:
+        scale = {"step": 1, "epoch": size / batch_size, "example": 1 / batch_size}
+        count = number * scale[unit.rstrip("s")]
+    count = max(round(count), 1 if number > 0 else 0)
+    require(count >= low, f"{where}: {text!r} is {count} steps, and at least {low} is needed")
+    return count

@@ -1,0 +1,84 @@
+"""What a config would do, before it does it: parameters, memory, schedule, first rows, as text.
+
+The same tables are the goldens of the configs in the tests.
+"""
+
+import jax
+import numpy as np
+
+from common import data, optim, train, tree
+from common.config import call
+from common.runtime import start
+
+
+def parameter_table(program: train.Program) -> str:
+    """One row a parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row."""
+    section, partition = program.config["optim"], program.task.partition
+
+    def row(path, leaf):
+        flags = optim.flags_of(section, path)
+        names = tree.lookup(partition, path)
+        spelled = "-" if names is None else " ".join(name or "." for name in names)
+        shape = "x".join(map(str, leaf.shape))
+        frozen = "frozen" if flags["frozen"] else ""
+        return (path, shape, leaf.dtype, f"{flags['decay']:g}", f"{flags['multiplier']:g}", frozen, spelled)
+
+    flat = tree.flatten(program.like.params)
+    header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
+    return tree.table_text(header, (row(path, leaf) for path, leaf in flat.items())) + (
+        f"{tree.count(flat):,} parameters\n"
+    )
+
+
+def _bytes(tree_of_arrays) -> int:
+    """Bytes on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree_of_arrays)
+    )
+
+
+def _spelled(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def dry_run(config) -> str:
+    """Everything that can be known without a step; compiles the step for its memory."""
+    call(start, config.runtime.to_dict())
+    program = train.prepare(config)
+    plan, like = program.plan, program.like
+    source = program.task.sources["train"]
+    with jax.set_mesh(program.layout.mesh):
+        batch = {}
+        if not program.resident:
+            batch = next(data.train_batches(source, program.config["seed"], 0, 1, plan.batch_size, program.layout))
+        compiled = program.step.lower(program.hypers, like, batch, program.resident).compile()
+    analysis = compiled.memory_analysis()
+    parts = {
+        "parameters": like.params,
+        "optimizer": like.opt_state,
+        "average": like.average,
+        "resident data": program.resident,
+    }
+    memory = [(name, _spelled(_bytes(part))) for name, part in parts.items()]
+    if analysis is not None:
+        memory.append(("working memory of the step", _spelled(analysis.temp_size_in_bytes)))
+    marks = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
+    rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in marks]
+    rows = data.order(program.config["seed"], 0, plan.batch_size, source.size)[:8]
+    rows = ", ".join(map(str, rows))
+    lengths = [f"{name} {every}" for name, every in program.every.items()]
+    return "\n".join(
+        [
+            parameter_table(program),
+            tree.table_text(("memory a device", ""), memory),
+            tree.table_text(("step", "learning rate"), rates),
+            f"{plan.total} steps of {plan.batch_size} examples, {source.size:,} in the training set",
+            f"evaluations every (steps): {', '.join(lengths) or 'none'}; saves every {program.saving.every}",
+            f"first rows: {rows}, …",
+        ]
+    )

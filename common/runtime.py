@@ -1,0 +1,120 @@
+"""The machine around a run: processes, preemption, the compilation cache, profiles, device facts."""
+
+import contextlib
+import os
+import pathlib
+import platform
+import re
+import signal
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+from jax.experimental import multihost_utils
+
+from common.config import require
+
+PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
+
+
+def start(*, deterministic: bool = False, cache: str = "", profile: str = "") -> None:
+    """Prepares jax; call it before the first computation.
+
+    Args:
+      deterministic: on GPU, only kernels whose results are the same bits each time (slower).
+      cache: the folder of compiled programs; "" is JAX_COMPILATION_CACHE_DIR if it is set, else
+        `~/.cache/touchstone`; "none" keeps none.
+      profile: the steps to profile, as "10:20", into WORKDIR/profile; "" is none (see `profiled`).
+
+    Joins the other processes of the run if JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID) says that there are any.
+    """
+    profiled(profile)
+    if deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if cache != "none" and (cache or not jax.config.jax_compilation_cache_dir):
+        folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+        if os.environ.get("JAX_PLATFORMS") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+
+
+def is_main() -> bool:
+    """Whether this process writes logs and results."""
+    return jax.process_index() == 0
+
+
+def profiled(text: str) -> range:
+    """'10:20' as the steps 10 to 19, '' as none. Raises `BadInput` for anything else."""
+    if not text:
+        return range(0)
+    matched = re.fullmatch(r"(\d+):(\d+)", text)
+    require(matched is not None, f"config.runtime.profile: {text!r}; write the steps as '10:20'")
+    return range(int(matched[1]), int(matched[2]))
+
+
+class Preemption:
+    """Turns SIGTERM and SIGINT into a question asked once a step. A second signal ends at once.
+
+    Use as a context manager; the old handlers come back behind it.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._old: dict = {}
+
+    def __enter__(self):
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+                    self._old[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number, _frame):
+        self.signal = number
+        signal.signal(number, self._old[number])
+
+    def noticed(self, step: int) -> bool:
+        """Whether to save and leave now; with several processes all get the same answer at `step`."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signal is not None
+
+
+def environment() -> dict:
+    """What a result may depend on: commit, versions, devices, command line."""
+
+    def git(*words):
+        root = pathlib.Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = ""
+    with contextlib.suppress(OSError):
+        commit = git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    device = jax.devices()[0]
+    return {
+        "commit": commit,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "host": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "flags": {k: os.environ[k] for k in ("XLA_FLAGS", "JAX_PLATFORMS") if k in os.environ},
+    }

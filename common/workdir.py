@@ -1,0 +1,89 @@
+"""The files of a run beside its log and checkpoints: config.json, environment.json, result.json.
+
+A workdir belongs to one run. The same command may be given to it again, to go on; what may differ then is
+how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is another run.
+"""
+
+import json
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from common import runtime
+from common.config import BadInput, flatten, from_json, require, to_json
+from common.log import replace_text
+
+MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
+
+
+def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> epath.Path:
+    """Makes `folder` the workdir of this run, or finds that it is.
+
+    Args:
+      folder: any path that epath knows.
+      config: nested dict.
+      fingerprints: of the data sets.
+      write: whether this process writes.
+
+    Raises:
+      BadInput: if it belongs to another run, its data has changed, or it cannot be written.
+    """
+    folder = epath.Path(folder)
+    if not isinstance(folder, epath.Path) or "://" not in str(folder):
+        folder = epath.Path(folder).expanduser().absolute()
+    starts = []
+    try:
+        if (folder / "config.json").exists():
+            check_same(folder, read_config(folder), config)
+            starts = json.loads((folder / "environment.json").read_text())
+            before = starts[-1]["data"]
+            changed = sorted(n for n in fingerprints if before.get(n) != fingerprints[n])
+            require(
+                not changed,
+                f"{folder}: the data set {', '.join(changed)} has changed since the run began; "
+                "take another --workdir",
+            )
+        elif folder.exists() and any((folder / "checkpoints").glob("*")):
+            raise BadInput(f"{folder} holds checkpoints and no config.json: not a run of this program")
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(folder / "environment.json", _environment(starts, fingerprints))
+            replace_text(folder / "config.json", to_json(config))
+    except OSError as error:
+        raise BadInput(f"--workdir: {folder}: {error.strerror or error}") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir")
+    return folder
+
+
+def _environment(starts: list[dict], fingerprints: dict[str, str]) -> str:
+    return json.dumps([*starts, runtime.environment() | {"data": fingerprints}], indent=1) + "\n"
+
+
+def check_same(folder, old: dict, new: dict) -> None:
+    """Raises `BadInput`, naming the keys, if the two configs are of different runs."""
+    old, new = flatten(old), flatten(new)
+    differ = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    told = ", ".join(f"config.{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in differ[:4])
+    more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+    require(not differ, f"{folder} belongs to another run: {told}{more}; take another --workdir")
+
+
+def read_config(folder) -> dict:
+    """The config of a run as a nested dict. Raises `BadInput` if there is none or it is torn."""
+    path = epath.Path(folder) / "config.json"
+    require(path.exists(), f"{folder}: no run there (no config.json)")
+    try:
+        return from_json(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is damaged: {error}") from error
+
+
+def finish(folder: epath.Path, result: dict) -> None:
+    """Writes result.json: the run is finished."""
+    replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")

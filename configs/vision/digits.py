@@ -1,0 +1,36 @@
+"""8x8 handwritten digits, committed with the project: trains in seconds, for smoke runs and tests.
+
+Variants: `cnn` (default) and `mlp`.
+"""
+
+import ml_collections
+
+from common.config import choice
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg` is the variant."""
+    variant = choice("--config digits.py", arg or "cnn", ("cnn", "mlp"))
+    model = {
+        "cnn": {"module": "vision.cnn:CNN", "padding": "SAME"},
+        "mlp": {"module": "vision.cnn:MLP", "hidden": (64,)},
+    }[variant]
+    return ml_collections.ConfigDict(
+        {
+            "task": "vision.classify",
+            "seed": 0,
+            "model": model,
+            "data": {"name": "digits"},
+            "evals": {"test": {"split": "test", "every": "10 epochs"}},
+            "optim": {"name": "adamw", "lr": 3e-3, "schedule": "cosine", "warmup": "5%"},
+            "train": {"batch_size": 64, "duration": "30 epochs", "log_every": "1 epoch"},
+            "checkpoint": {"every": "10 epochs"},
+        }
+    )
+
+
+def sweep():
+    """Learning rate by seed."""
+    for lr in (1e-3, 3e-3, 1e-2):
+        for seed in (0, 1):
+            yield {"optim.lr": lr, "seed": seed}

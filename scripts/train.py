@@ -1,0 +1,31 @@
+"""Train a config: python scripts/train.py --config configs/vision/digits.py --workdir runs/digits
+
+Any key is overridden as --config.optim.lr=1e-3. The same command goes on where a killed run stopped.
+Exit codes: 0 done, 1 failed (a NaN, say), 2 bad input, 75 told to end and saved: run it again.
+"""
+
+import json
+
+from common import cli, describe, train
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
+    parser.add_argument("--workdir", help="where the run lives; needed unless --dry-run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show parameters, memory, schedule, rows; write nothing"
+    )
+    args, config = cli.parse(parser, argv)
+    if args.dry_run:
+        print(describe.dry_run(config))
+        return 0
+    cli.need(args.workdir, "--workdir: required, e.g. --workdir runs/first")
+    result = train.run(config, args.workdir)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit(main)

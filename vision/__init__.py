@@ -1,0 +1,1 @@
+"""Images: models as plain linen modules, data sets, augmentation, the classification task."""

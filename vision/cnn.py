@@ -1,0 +1,93 @@
+"""The classic small convolutional network, and a plain multilayer perceptron, for images.
+
+    from vision import cnn
+    model = cnn.CNN(num_classes=10)
+    params = model.init(jax.random.key(0), images)["params"]
+    logits = model.apply({"params": params}, images)
+
+Letters: B batch, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+
+from common.layers import Dropout, identity, max_pool
+from common.mesh import Table
+
+
+class CNN(nn.Module):
+    """Convolution, ReLU and max-pool 2 a width; flatten; dense layers with ReLU; a dense head.
+
+    The defaults are 32C3-MP2-64C3-MP2-64-K with valid padding: 3x3 convolutions as in LeCun et al. 1998,
+    ReLU after Nair & Hinton 2010. On 28x28x1 images it has 121,930 parameters for ten classes.
+
+    Attributes:
+      num_classes: K.
+      widths: channels of each convolution.
+      kernel: side of every convolution.
+      padding: "VALID" or "SAME".
+      hidden: widths of the dense layers in front of the head.
+      dropout: rate in front of the head; None is none. May be a traced number.
+      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (32, 64)
+    kernel: int = 3
+    padding: Literal["VALID", "SAME"] = "VALID"
+    hidden: tuple[int, ...] = (64,)
+    dropout: float | None = None
+    constrain: Callable = identity
+
+    PARTITION: ClassVar[Table] = (
+        (r"conv_\d+/kernel", (None, None, None, "embed")),
+        (r"dense_\d+/kernel", ("embed", "mlp")),
+        (r"head/kernel", ("mlp", None)),
+    )
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        """f32[B, H, W, C] -> logits f32[B, K]."""
+        x = images
+        for i, width in enumerate(self.widths):
+            window = (self.kernel, self.kernel)
+            x = nn.Conv(width, window, padding=self.padding, name=f"conv_{i}")(x)
+            # The maximum of a window commutes with ReLU, and the pooled array is a quarter as large.
+            x = nn.relu(max_pool(x))
+            x = self.constrain(x, "batch", None, None, None)
+        x = x.reshape(len(x), -1)
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
+            x = self.constrain(x, "batch", "mlp")
+        x = Dropout(self.dropout)(x, train)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+class MLP(nn.Module):
+    """Flatten, dense layers with ReLU, a dense head.
+
+    Attributes:
+      num_classes: K.
+      hidden: widths of the dense layers in front of the head.
+      dropout: rate in front of the head; None is none. May be a traced number.
+      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...] = (128,)
+    dropout: float | None = None
+    constrain: Callable = identity
+
+    PARTITION: ClassVar[Table] = CNN.PARTITION[1:]
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        """f32[B, ...] -> logits f32[B, K]."""
+        x = images.reshape(len(images), -1)
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
+            x = self.constrain(x, "batch", "mlp")
+        x = Dropout(self.dropout)(x, train)
+        return nn.Dense(self.num_classes, name="head")(x)

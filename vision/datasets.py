@@ -1,0 +1,243 @@
+"""Sets of labelled images as Sources: `digits`, `fashion_mnist`, and any prepared TFDS directory.
+
+`tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build --file_format=array_record`
+or scripts/prepare.py wrote, without TensorFlow. Small sets are decoded once, kept beside the prepared
+files as .npy, and live in memory and on the device as uint8; large ones are read as they are needed.
+Splits are written as TFDS writes them: `train`, `train[:90%]`, `train[90%:]+test`.
+"""
+
+import gzip
+import hashlib
+import importlib.resources
+import os
+import sys
+import types
+
+import jax
+import numpy as np
+from etils import epath
+
+from common import data
+from common.config import BadInput, require
+from common.task import Source
+
+# Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
+NORMALISATION = {
+    "digits": ((0.2873,), (0.3522,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
+
+
+def load(
+    splits: dict[str, str],
+    *,
+    name: str = "digits",
+    train: str = "train",
+    folder: str = "",
+    resident: bool | None = None,
+    workers: int = 0,
+) -> dict[str, Source]:
+    """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
+
+    Args:
+      splits: {name of the Source: split}.
+      name: "digits", "fashion_mnist" or "tfds:NAME".
+      train: the split to train on (it comes back in `splits`).
+      folder: where TFDS keeps prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      resident: whether the training set lives on the device; None decides by its size.
+      workers: processes that read a set that is not resident; 0 reads by threads.
+
+    Raises:
+      BadInput: if the set is not prepared, there is no such split, or it holds no images of one size.
+    """
+    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    require(splits.get("train", train) == train, "config.data.train: given twice")
+    if name == "digits":
+        whole = _digits()
+        sizes = {split: len(arrays["label"]) for split, arrays in whole.items()}
+        facts = _facts("digits", tuple(map(str, range(10))))
+        take = lambda split, rows: {k: v[rows] for k, v in whole[split].items()}
+        return _sources(splits, sizes, take, facts, resident is not False)
+    require(
+        name == "fashion_mnist" or name.startswith("tfds:"),
+        f"config.data.name: unknown {name!r}; it is 'digits', 'fashion_mnist' or 'tfds:NAME'",
+    )
+    return _from_tfds(splits, name.removeprefix("tfds:"), folder, resident)
+
+
+def _facts(name: str, classes: tuple[str, ...]) -> dict:
+    mean, std = NORMALISATION.get(name, ((0.5,), (0.5,)))
+    return {"classes": classes, "mean": mean, "std": std}
+
+
+def _digits() -> dict[str, dict[str, np.ndarray]]:
+    """8x8 handwritten digits (Alpaydin & Kaynak 1998, CC BY 4.0; the test part of UCI's set, as in
+    scikit-learn): the first 1,437 to train, the other 360, of other writers, to test."""
+    packed = importlib.resources.files("vision").joinpath("digits.csv.gz").read_bytes()
+    table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), delimiter=",", dtype=np.int32)
+    images = (table[:, :-1] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..240
+    labels = table[:, -1].astype(np.int32)
+    parts = {"train": slice(0, 1437), "test": slice(1437, None)}
+    return {split: {"image": images[at], "label": labels[at]} for split, at in parts.items()}
+
+
+def _ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, slice]]:
+    """'train[:90%]+test' as [('train', slice(0, …)), …]. Raises `BadInput`."""
+    import tensorflow_datasets as tfds
+
+    infos = {name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError) as error:
+        raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
+    found = [(p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to)) for p in parts]
+    require(sum(at.stop - at.start for _, at in found) > 0, f"{where}: split {split!r} is empty")
+    return found
+
+
+def _where(name: str) -> str:
+    return "config.data.train" if name == "train" else f"config.evals.{name}.split"
+
+
+def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
+    """Sources in memory: `take(split, slice)` gives the arrays of a part of a split."""
+    found = {}
+    for name, split in splits.items():
+        parts = [take(part, at) for part, at in _ranges(split, sizes, _where(name))]
+        arrays = parts[0] if len(parts) == 1 else {
+            key: np.concatenate([part[key] for part in parts]) for key in parts[0]
+        }
+        found[name] = data.from_arrays(arrays, resident, facts)
+    return found
+
+
+# -------------------------------------------------------------------------------------------- TFDS
+
+
+def _from_tfds(splits: dict[str, str], name: str, folder: str, resident: bool | None) -> dict[str, Source]:
+    builder = open_prepared(name, folder)
+    features = builder.info.features
+    for key in ("image", "label"):
+        require(key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}")
+    shape = features["image"].shape
+    require(None not in shape, f"config.data.name: {name!r} has images of varying size, {shape}")
+    facts = _facts(builder.name, tuple(features["label"].names))
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    total = sum(sizes.values()) * int(np.prod(shape))
+    if resident or (resident is None and total <= RESIDENT_BYTES):
+        whole = {}
+
+        def take(split, at):
+            if split not in whole:
+                whole[split] = decoded(builder, split)
+            return {key: array[at] for key, array in whole[split].items()}
+
+        return _sources(splits, sizes, take, facts, True)
+    fingerprint = _fingerprint(builder)
+    found = {}
+    for key, split in splits.items():
+        parts = _ranges(split, sizes, _where(key))
+        reader = _Reader(
+            {part: builder.as_data_source(split=part) for part, _ in parts},
+            np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
+            np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
+        )
+        spec = {
+            "image": jax.ShapeDtypeStruct(shape, np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+        }
+        found[key] = Source(len(reader.rows), reader, None, spec, f"{fingerprint}:{split}", facts)
+    return found
+
+
+class _Reader:
+    """rows u32[b] of a split -> arrays; a class, so that worker processes can be sent it."""
+
+    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray):
+        self.sources, self.rows, self.parts = sources, rows, parts
+
+    def __call__(self, rows):
+        found: list = [None] * len(rows)
+        for part, source in self.sources.items():
+            at = np.flatnonzero(self.parts[rows] == part)
+            for i, example in zip(at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True):
+                found[i] = example
+        return _stack(found)
+
+
+def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
+    return {
+        "image": np.stack([e["image"] for e in examples]),
+        "label": np.array([e["label"] for e in examples], np.int32),
+    }
+
+
+def open_prepared(name: str, folder: str):
+    """The TFDS builder of a prepared set. Raises `BadInput` with the command that prepares it."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
+    except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
+        at = f" --folder {folder}" if folder else ""
+        how = (
+            f"python scripts/prepare.py {name}{at}"
+            if name == "fashion_mnist"
+            else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)}"
+        )
+        raise BadInput(f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}") from error
+
+
+def data_dir(folder: str) -> str:
+    """Where TFDS keeps prepared sets."""
+    return os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def _fingerprint(builder) -> str:
+    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of it."""
+    sha = hashlib.sha256()
+    for path in sorted(epath.Path(builder.data_dir).iterdir()):
+        if path.is_file():
+            sha.update(f"{path.name} {path.stat().length}".encode())
+        if path.name in ("dataset_info.json", "features.json"):
+            sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def decoded(builder, split: str) -> dict[str, np.ndarray]:
+    """A whole split in memory, decoded once: kept as .npy beside the prepared files if they can be.
+
+    Returns:
+      {"image": u8[N, H, W, C], "label": i32[N]}.
+    """
+    folder = epath.Path(builder.data_dir) / "decoded"
+    size = builder.info.splits[split].num_examples
+    paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
+    try:
+        arrays = {key: np.load(path) for key, path in paths.items()}
+        if {len(a) for a in arrays.values()} == {size}:
+            return arrays
+    except (OSError, ValueError, EOFError):  # not there, or torn: decode
+        pass
+    source = builder.as_data_source(split=split)
+    parts = []
+    for start in range(0, size, 1000):
+        parts.append(_stack(source.__getitems__(list(range(start, min(start + 1000, size))))))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\rdecoding {builder.name} {split}: {100 * start // size}% ")
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\rdecoding {builder.name} {split}: done\n")
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in paths}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, path in paths.items():
+            temporary = folder / f".{path.name}.{os.getpid()}"
+            with temporary.open("wb") as file:
+                np.save(file, arrays[key])
+            temporary.rename(path)
+    except OSError:
+        pass  # a read-only place: it is decoded again next time
+    return arrays
