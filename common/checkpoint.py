@@ -113,7 +113,7 @@ class Checkpoints:
     ):
         """Opens `workdir/checkpoints`; without a `rule` for reading only, creating nothing."""
         self._folder = epath.Path(workdir) / "checkpoints"
-        self._manager = None
+        self._manager, self._writing = None, rule is not None
         if rule is not None or self._folder.exists():
             options = ocp.CheckpointManagerOptions(
                 create=rule is not None,
@@ -121,7 +121,8 @@ class Checkpoints:
                 preservation_policy=None if rule is None else _Preserve(rule, history),
                 enable_async_checkpointing=True,
             )
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps that there are, in increasing order."""
@@ -145,8 +146,8 @@ class Checkpoints:
 
         Args:
           like: a tree of ShapeDtypeStructs with shardings.
-          step: which one; None is the newest that is whole. Damaged ones are moved aside into
-            `workdir/damaged_checkpoint_STEP` on the way, with a warning.
+          step: which one; None is the newest that is whole. Damaged ones are passed over with a
+            warning, and moved to `workdir/damaged_checkpoint_STEP` unless opened for reading only.
 
         Returns:
           (state, step), or None where there is no checkpoint at all.
@@ -167,7 +168,8 @@ class Checkpoints:
                 return self._read(like, candidate), candidate
             except _Damaged as damage:
                 logging.warning("checkpoint %d is damaged (%s)", candidate, damage)
-                self._set_aside(candidate)
+                if self._writing:
+                    self._set_aside(candidate)
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
 

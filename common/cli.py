@@ -5,7 +5,9 @@ import logging
 import sys
 from collections.abc import Callable
 
-from common import config, runtime, train
+import absl.logging
+
+from common import config, program, runtime, train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +30,7 @@ def add_config(to: argparse.ArgumentParser) -> None:
 def parse(by: argparse.ArgumentParser, argv=None):
     """(arguments, completed config): what `by` does not know must be overrides of the config."""
     args, rest = by.parse_known_args(argv)
-    return args, config.load(args.config, rest, train.sections)
+    return args, config.load(args.config, rest, program.sections)
 
 
 def need(value, message: str) -> None:
@@ -39,7 +41,7 @@ def need(value, message: str) -> None:
 def exit(main: Callable[[], int]) -> None:
     """Runs `main` and ends the process with its exit code; what is not a bug is one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    absl.logging.set_verbosity("error")  # libraries' remarks; ours go through `logging`
     try:
         code = main()
     except config.BadInput as error:

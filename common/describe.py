@@ -6,12 +6,13 @@ The same tables are the goldens of the configs in the tests.
 import jax
 import numpy as np
 
-from common import data, optim, train, tree
+from common import data, optim, tree
 from common.config import call
+from common.program import Program, prepare
 from common.runtime import start
 
 
-def parameter_table(program: train.Program) -> str:
+def parameter_table(program: Program) -> str:
     """One row a parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row."""
     section, partition = program.config["optim"], program.task.partition
 
@@ -49,7 +50,7 @@ def _spelled(count: float) -> str:
 def dry_run(config) -> str:
     """Everything that can be known without a step; compiles the step for its memory."""
     call(start, config.runtime.to_dict())
-    program = train.prepare(config)
+    program = prepare(config)
     plan, like = program.plan, program.like
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):

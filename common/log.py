@@ -64,11 +64,14 @@ def replace_text(path: epath.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """Numbers, arrays, lists and dicts as what JSON can say; what is not finite is None."""
+    if isinstance(value, dict):
+        return {key: encode(v) for key, v in value.items()}
     if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
         value = np.asarray(value).tolist()
     if isinstance(value, list):
-        return [_encode(v) for v in value]
+        return [encode(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -140,7 +143,7 @@ class Log:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds a line: numbers, strings and arrays by name. What is not finite is null in the file."""
-        line = {"step": step} | {name: _encode(value) for name, value in values.items()}
+        line = {"step": step} | {name: encode(value) for name, value in values.items()}
         self.history.append(line)
         if not self._writing:
             return
@@ -198,7 +201,9 @@ def duration(seconds: float) -> str:
 
 def spelled(values: dict[str, Any]) -> str:
     """'loss 0.3114  accuracy 0.9051': the numbers among `values`, by the last part of their names."""
+    technical = ("learning_rate", "gradient_norm", "update_norm")
     numbers = {k.split("/")[-1]: v for k, v in values.items() if isinstance(v, (int, float))}
+    numbers = {name: value for name, value in numbers.items() if name not in technical}
     return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 

@@ -47,7 +47,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "fashion_mnist"
     VERSION = tfds.core.Version("4.0.0")  # TFDS's own is 3: PNG images where these are tensors
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The four *-ubyte.gz files, if they are not to be downloaded."
+    files = ""  # where the archives lie, if not in the usual place or on the network
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -64,13 +64,11 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        here = epath.Path(DEBIAN)
-        given = dl_manager._manual_dir
-        folder = epath.Path(given) if given else here
+        folder = epath.Path(self.files or DEBIAN)
         if all((folder / f"{name}.gz").exists() for name in FILES):
             paths = {name: folder / f"{name}.gz" for name in FILES}
         else:
-            require(not given, f"{folder}: not all of {', '.join(f'{n}.gz' for n in FILES)} are there")
+            require(not self.files, f"{folder}: not all of {', '.join(f'{n}.gz' for n in FILES)} are there")
             paths = dl_manager.download({name: f"{ADDRESS}/{name}.gz" for name in FILES})
         arrays = {name: read_idx(paths[name], sha256) for name, sha256 in FILES.items()}
         return {
@@ -93,5 +91,5 @@ def prepare(folder: str, files: str = "") -> None:
       files: where the four archives lie; "" is Debian's place if they are there, else the network.
     """
     builder = FashionMnist(data_dir=folder, file_format="array_record")
-    config = tfds.download.DownloadConfig(manual_dir=files or None)
-    builder.download_and_prepare(download_config=config)
+    builder.files = files
+    builder.download_and_prepare()
