@@ -1,1 +1,2 @@
-"""What every task shares: configs, data order, the step, the loop, checkpoints. Knows nothing of text or images."""
+"""What every task shares: configs, data order, the step, the loop, checkpoints. Knows nothing of
+text or images."""

@@ -1,8 +1,9 @@
-"""Checkpoints: asynchronous, verified, the latest and the best, on any mesh. Orbax lives behind this.
+"""Checkpoints: asynchronous, verified, the latest and the best, on any mesh. Orbax lives behind
+this.
 
 The digest, shape and dtype of every tensor are saved inside the same Orbax step as the tensors, and
-recomputed when they are read: bytes that changed on the way are found, and the newest good step is used
-instead, with a warning. A checkpoint of another model is an error that lists the differences.
+recomputed when they are read: bytes that changed on the way are found, and the newest good step is
+used instead, with a warning. A checkpoint of another model is an error that lists the differences.
 """
 
 import itertools
@@ -53,8 +54,8 @@ def policy(
       every: how often to save; the end is always saved.
       keep_latest: how many of the newest stay.
       keep_best: how many of the best stay, if `best` is set.
-      best: what "best" means, as "max eval/valid/accuracy" or "min eval/valid/loss"; each evaluation
-        that logs this key is then followed by a save.
+      best: what "best" means, as "max eval/valid/accuracy" or "min eval/valid/loss"; each
+        evaluation that logs this key is then followed by a save.
 
     Raises:
       BadInput: for a value out of range.
@@ -80,7 +81,9 @@ def best_steps(best: tuple[int, str] | None, history: Iterable[dict]) -> list[in
     if best is None:
         return []
     sign, key = best
-    found = [(-sign * line[key], line["step"]) for line in history if np.isfinite(_number(line.get(key)))]
+    found = [
+        (-sign * line[key], line["step"]) for line in history if np.isfinite(_number(line.get(key)))
+    ]
     return [step for _, step in sorted(found)]
 
 
@@ -121,8 +124,13 @@ class Checkpoints:
                 preservation_policy=None if rule is None else _Preserve(rule, history),
                 enable_async_checkpointing=True,
             )
-            handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+            handlers = {
+                "state": ocp.StandardCheckpointHandler(),
+                "digests": ocp.JsonCheckpointHandler(),
+            }
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=handlers
+            )
 
     def steps(self) -> list[int]:
         """The steps that there are, in increasing order."""
@@ -158,7 +166,9 @@ class Checkpoints:
         """
         steps = self.steps()
         if step is not None:
-            require(step in steps, f"no checkpoint of step {step} in {self._folder}; there are {steps}")
+            require(
+                step in steps, f"no checkpoint of step {step} in {self._folder}; there are {steps}"
+            )
             try:
                 return self._read(like, step), step
             except _Damaged as damage:
@@ -181,7 +191,8 @@ class Checkpoints:
             saved = {path: entry[:2] for path, entry in record.items()}
             stored = self._manager.item_metadata(step).state
             stored = {
-                p: [list(m.shape), str(np.dtype(m.dtype))] for p, m in tree.flatten(stored.tree).items()
+                p: [list(m.shape), str(np.dtype(m.dtype))]
+                for p, m in tree.flatten(stored.tree).items()
             }
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
@@ -189,15 +200,17 @@ class Checkpoints:
             raise _Damaged("its two records of names, shapes and dtypes differ")
         if saved != _structure(like):
             raise BadInput(
-                f"the checkpoint of step {step} in {self._folder} is of another model or optimizer: "
-                + differences(saved, _structure(like))
+                f"the checkpoint of step {step} in {self._folder} is of another model or "
+                f"optimizer: {differences(saved, _structure(like))}"
             )
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dicts(like)))
             ).state
             leaves = tree.flatten(restored)
-            state = jax.tree.unflatten(jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)])
+            state = jax.tree.unflatten(
+                jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)]
+            )
             found = jax.device_get(tree.digests(state))
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
@@ -209,7 +222,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             for number in itertools.count():
-                aside = self._folder.parent / f"damaged_checkpoint_{step}{f'_{number}' * bool(number)}"
+                suffix = f"_{number}" if number else ""
+                aside = self._folder.parent / f"damaged_checkpoint_{step}{suffix}"
                 if not aside.exists():
                     break
             (self._folder / str(step)).rename(aside)
@@ -278,9 +292,12 @@ def initialise(
       `params` with every parameter replaced that is not skipped.
 
     Raises:
-      BadInput: if a row matches nothing, or a parameter is missing there or has another shape or dtype.
+      BadInput: if a row matches nothing, or a parameter is missing there or has another shape or
+      dtype.
     """
-    require(bool(path) or not (rename or skip or step is not None), "config.init: the path is not set")
+    require(
+        bool(path) or not (rename or skip or step is not None), "config.init: the path is not set"
+    )
     if not path:
         return params
     flat = tree.flatten(params)
@@ -295,10 +312,17 @@ def initialise(
     steps = there.steps()
     require(bool(steps), f"config.init.path: no checkpoint in {path}")
     step = steps[-1] if step is None else step
-    require(step in steps, f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}")
+    require(
+        step in steps,
+        f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
+    )
     metadata = tree.flatten(there._manager.item_metadata(step).state.tree)
     saved = {k.removeprefix("params/"): m for k, m in metadata.items() if k.startswith("params/")}
-    found = {n: [list(saved[n].shape), str(np.dtype(saved[n].dtype))] for n in names.values() if n in saved}
+    found = {
+        n: [list(saved[n].shape), str(np.dtype(saved[n].dtype))]
+        for n in names.values()
+        if n in saved
+    }
     wanted = {n: _structure({"x": flat[p]})["x"] for p, n in names.items()}
     require(found == wanted, f"config.init.path: {path}, step {step}: {differences(found, wanted)}")
     whole = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in metadata.items()}

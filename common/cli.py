@@ -24,7 +24,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def add_config(to: argparse.ArgumentParser) -> None:
     """Adds --config FILE.py[:ARG]; keys are overridden as --config.KEY=VALUE."""
-    to.add_argument("--config", required=True, help="FILE.py or FILE.py:ARG; keys as --config.KEY=VALUE")
+    to.add_argument(
+        "--config", required=True, help="FILE.py or FILE.py:ARG; keys as --config.KEY=VALUE"
+    )
 
 
 def parse(by: argparse.ArgumentParser, argv=None):

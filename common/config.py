@@ -1,10 +1,11 @@
 """Load a config file, complete it, check it, override it, and write it as JSON.
 
-A config has sections, and each section is the keyword-only arguments of exactly one function (or the
-fields of one linen module). That function is the only place where a key, its type and its default are
-written: `load` adds what the file leaves out, so every knob can be overridden and is on record, and a
-key that the function does not have is an error that names the nearest one. Whatever a user can mend
-is raised as `BadInput`: one line, exit code 2, before anything is compiled or written.
+A config has sections, and each section is the keyword-only arguments of exactly one function (or
+the fields of one linen module). That function is the only place where a key, its type and its
+default are written: `load` adds what the file leaves out, so every knob can be overridden and is
+on record, and a key that the function does not have is an error that names the nearest one.
+Whatever a user can mend is raised as `BadInput`: one line, exit code 2, before anything is
+compiled or written.
 """
 
 import dataclasses
@@ -62,7 +63,8 @@ def choice(where: str, name: str, valid: Iterable[str]) -> str:
 
 
 class Parameter(NamedTuple):
-    """A key of a section: its annotation and its default (`inspect.Parameter.empty` if required)."""
+    """A key of a section: its annotation and its default (`inspect.Parameter.empty` if
+    required)."""
 
     annotation: Any
     default: Any
@@ -71,9 +73,9 @@ class Parameter(NamedTuple):
 def parameters(function: Callable | dict[str, Parameter]) -> dict[str, Parameter]:
     """The keys of the section that feeds `function`.
 
-    For a function these are its keyword-only arguments. For a linen module class they are its fields
-    that have a default and are not callables: the others are known only at run time. A dict says them
-    itself.
+    For a function these are its keyword-only arguments. For a linen module class they are its
+    fields that have a default and are not callables: the others are known only at run time. A dict
+    says them itself.
     """
     if isinstance(function, dict):
         return function
@@ -124,6 +126,9 @@ def _spelled(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_spelled, args))
+    if origin is tuple:
+        inner = ", ".join("…" if a is Ellipsis else _spelled(a) for a in args)
+        return f"a tuple ({inner})"
     return {type(None): "None"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -145,7 +150,9 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
     parents = {name.rsplit(".", 1)[0] for name in sections if "." in name}
     top = {name.split(".")[0] for name in sections}
     for key in config:
-        require(key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}")
+        require(
+            key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}"
+        )
     for where, function in sections.items():
         section = config
         for part in where.split("."):
@@ -227,7 +234,7 @@ def load(
                 config[parent] = ml_collections.ConfigDict({last: pairs[key]})
             else:
                 config[parent][last] = pairs[key]
-                config[parent].pop(governed.rpartition(".")[2], None)
+                config[parent][governed.rpartition(".")[2]] = ml_collections.ConfigDict()
     if "task" in pairs:
         config.task = pairs["task"]
     if "seed" not in config:
@@ -246,7 +253,9 @@ def _split(overrides: Sequence[str]) -> dict[str, str]:
     while rest:
         word = rest.pop(0)
         matched = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
-        require(matched is not None, f"unknown argument {word!r}; overrides look like --config.seed=1")
+        require(
+            matched is not None, f"unknown argument {word!r}; overrides look like --config.seed=1"
+        )
         key, value = matched.groups()
         if value is None:
             require(bool(rest), f"--config.{key}: no value given")
@@ -318,7 +327,8 @@ def from_json(text: str) -> dict:
 
 
 def traced(config: dict) -> dict[str, float]:
-    """The numbers that enter the step as traced values: `seed` and the floats of `TRACED` sections."""
+    """The numbers that enter the step as traced values: `seed` and the floats of `TRACED`
+    sections."""
     flat = {k: v for k, v in flatten(config).items() if k.split(".")[0] in TRACED}
     return {"seed": config["seed"]} | {k: v for k, v in flat.items() if isinstance(v, float)}
 

@@ -1,9 +1,9 @@
 """The order of rows, reading them, and batches on the devices. The position is the step: no state.
 
 The rows of training step s are a pure function of (seed, s): `order` is a keyed permutation of each
-epoch, the same numbers from numpy and from inside a compiled step. Small sets are resident: they lie
-on the device and the step gathers its own rows. Others are read on the host by grain, ahead of time,
-by threads or worker processes, each process reading exactly the rows that its devices hold.
+epoch, the same numbers from numpy and from inside a compiled step. Small sets are resident: they
+lie on the device and the step gathers its own rows. Others are read on the host by grain, ahead of
+time, by threads or worker processes, each process reading exactly the rows that its devices hold.
 
 Letters: B global batch, N examples in a set, b rows asked for.
 """
@@ -27,7 +27,8 @@ GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
 
 
 def _divide(step, batch_size: int, size: int, xp):
-    """(step * batch_size) divided by size, as (quotient, remainder) u32[], without 64-bit numbers."""
+    """(step * batch_size) divided by size, as (quotient, remainder) u32[], without 64-bit
+    numbers."""
     quotient, remainder = xp.uint32(0), xp.uint32(0)
     add_quotient, add_remainder = divmod(batch_size, size)
     for bit in reversed(range(32)):
@@ -43,11 +44,12 @@ def _divide(step, batch_size: int, size: int, xp):
 
 
 def order(seed, step, batch_size: int, size: int, xp=np):
-    """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed, epoch).
+    """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed,
+    epoch).
 
-    Positions run on without a break, so a batch may span the end of an epoch, and over an epoch every
-    row comes exactly once. The permutation is a swap-or-not shuffle (Hoang, Morris & Rogaway 2012): any
-    size, no tables, no loops whose length depends on data.
+    Positions run on without a break, so a batch may span the end of an epoch, and over an epoch
+    every row comes exactly once. The permutation is a swap-or-not shuffle (Hoang, Morris & Rogaway
+    2012): any size, no tables, no loops whose length depends on data.
 
     Args:
       seed, step: u32[]; numbers, or traced with `xp=jax.numpy`.
@@ -74,7 +76,9 @@ def order(seed, step, batch_size: int, size: int, xp=np):
 def stream_index(step, batch_size: int, xp=np):
     """u32[B]: the positions of a training step in the stream of examples (modulo 2^32)."""
     with np.errstate(over="ignore"):
-        return xp.asarray(step, xp.uint32) * xp.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
+        return xp.asarray(step, xp.uint32) * xp.uint32(batch_size) + xp.arange(
+            batch_size, dtype=xp.uint32
+        )
 
 
 # ----------------------------------------------------------------------------------------- sources
@@ -124,7 +128,13 @@ class _ReadStep(grain.transforms.Map):
 
 
 def train_batches(
-    source: Source, seed: int, start: int, stop: int, batch_size: int, layout: mesh.Layout, workers: int = 0
+    source: Source,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    layout: mesh.Layout,
+    workers: int = 0,
 ) -> Iterator[dict]:
     """Global training batches of the steps start <= step < stop, read ahead of their use.
 
@@ -133,7 +143,9 @@ def train_batches(
     """
     read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
     steps = grain.MapDataset.range(start, stop).map(read)
-    options = grain.ReadOptions(num_threads=0 if workers else 4, prefetch_buffer_size=0 if workers else 4)
+    options = grain.ReadOptions(
+        num_threads=0 if workers else 4, prefetch_buffer_size=0 if workers else 4
+    )
     batches = steps.to_iter_dataset(options)
     if workers:
         batches = batches.mp_prefetch(

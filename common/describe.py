@@ -22,7 +22,15 @@ def parameter_table(program: Program) -> str:
         spelled = "-" if names is None else " ".join(name or "." for name in names)
         shape = "x".join(map(str, leaf.shape))
         frozen = "frozen" if flags["frozen"] else ""
-        return (path, shape, leaf.dtype, f"{flags['decay']:g}", f"{flags['multiplier']:g}", frozen, spelled)
+        return (
+            path,
+            shape,
+            leaf.dtype,
+            f"{flags['decay']:g}",
+            f"{flags['multiplier']:g}",
+            frozen,
+            spelled,
+        )
 
     flat = tree.flatten(program.like.params)
     header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
@@ -56,7 +64,11 @@ def dry_run(config) -> str:
     with jax.set_mesh(program.layout.mesh):
         batch = {}
         if not program.resident:
-            batch = next(data.train_batches(source, program.config["seed"], 0, 1, plan.batch_size, program.layout))
+            batch = next(
+                data.train_batches(
+                    source, program.config["seed"], 0, 1, plan.batch_size, program.layout
+                )
+            )
         compiled = program.step.lower(program.hypers, like, batch, program.resident).compile()
     analysis = compiled.memory_analysis()
     parts = {
@@ -78,8 +90,9 @@ def dry_run(config) -> str:
             parameter_table(program),
             tree.table_text(("memory a device", ""), memory),
             tree.table_text(("step", "learning rate"), rates),
-            f"{plan.total} steps of {plan.batch_size} examples, {source.size:,} in the training set",
-            f"evaluations every (steps): {', '.join(lengths) or 'none'}; saves every {program.saving.every}",
+            f"{plan.total} steps of {plan.batch_size}; {source.size:,} examples to train on",
+            f"steps between evaluations: {', '.join(lengths) or 'none'}; "
+            f"between saves: {program.saving.every}",
             f"first rows: {rows}, …",
         ]
     )

@@ -1,7 +1,7 @@
 """Exact evaluation over a finite set: no example is dropped, none is counted twice.
 
-Sums are made on the device, a batch at a time, and added up on the host in float64; the host fetches a
-batch's sums while the next batch runs. What a mean cannot say is left to `finish`.
+Sums are made on the device, a batch at a time, and added up on the host in float64; the host
+fetches a batch's sums while the next batch runs. What a mean cannot say is left to `finish`.
 """
 
 from collections.abc import Callable

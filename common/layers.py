@@ -17,8 +17,8 @@ def identity(x, *names):
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) whose rate may be a traced number.
 
-    `rate=None` is no dropout at all and costs nothing; 0.0 draws the random bits and keeps everything.
-    Needs an rng named "dropout" when it is active.
+    `rate=None` is no dropout at all and costs nothing; 0.0 draws the random bits and keeps
+    everything. Needs an rng named "dropout" when it is active.
     """
 
     rate: float | None = None

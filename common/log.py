@@ -1,9 +1,10 @@
 """What a run says: metrics.jsonl, TensorBoard, Weights & Biases, and the line on the terminal.
 
 metrics.jsonl holds one object a line: `step` (completed updates), `train/…` or `eval/NAME/…`, and
-`time/…`, which is all that differs between two runs of the same thing. After a restart the log goes on
-at the restored step: lines beyond it are taken back, so none is lost and none is there twice. Where files
-cannot be appended to (object stores), the log is numbered parts in `metrics/` instead.
+`time/…`, which is all that differs between two runs of the same thing. After a restart the log
+goes on at the restored step: lines beyond it are taken back, so none is lost and none is there
+twice. Where files cannot be appended to (object stores), the log is numbered parts in `metrics/`
+instead.
 """
 
 import json
@@ -26,8 +27,8 @@ def options(*, tensorboard: bool = False, wandb: str = "") -> dict:
 
     Args:
       tensorboard: write event files to WORKDIR/tensorboard (needs the extra `tensorboard`).
-      wandb: the W&B project to log to, "" for none (needs the extra `wandb`; WANDB_MODE=offline works
-        without a network).
+      wandb: the W&B project to log to, "" for none (needs the extra `wandb`; WANDB_MODE=offline
+        works without a network).
 
     Raises:
       BadInput: if the package of an extra is missing.
@@ -105,7 +106,9 @@ class Log:
     history, since decisions are made by it.
     """
 
-    def __init__(self, workdir, step: int, *, writing: bool, name: str, config: dict, tensorboard, wandb):
+    def __init__(
+        self, workdir, step: int, *, writing: bool, name: str, config: dict, tensorboard, wandb
+    ):
         """Goes on behind `step`: lines of later steps are taken back."""
         self._workdir = None if workdir is None else epath.Path(workdir)
         self._writing = writing and workdir is not None
@@ -122,7 +125,12 @@ class Log:
             self._tensorboard = writer(folder, purge_step=step + 1 if step else None)
         if wandb:
             self._wandb = _need("wandb", "wandb", "config.log.wandb").init(
-                project=wandb, name=name, id=name, dir=os.fspath(self._workdir), config=config, resume="allow"
+                project=wandb,
+                name=name,
+                id=name,
+                dir=os.fspath(self._workdir),
+                config=config,
+                resume="allow",
             )
 
     def _rewind(self) -> None:
@@ -142,7 +150,8 @@ class Log:
         return self._workdir / "metrics" / f"part_{number:05d}.jsonl"
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds a line: numbers, strings and arrays by name. What is not finite is null in the file."""
+        """Adds a line: numbers, strings and arrays by name. What is not finite is null in the
+        file."""
         line = {"step": step} | {name: encode(value) for name, value in values.items()}
         self.history.append(line)
         if not self._writing:
@@ -200,7 +209,8 @@ def duration(seconds: float) -> str:
 
 
 def spelled(values: dict[str, Any]) -> str:
-    """'loss 0.3114  accuracy 0.9051': the numbers among `values`, by the last part of their names."""
+    """'loss 0.3114  accuracy 0.9051': the numbers among `values`, by the last part of their
+    names."""
     technical = ("learning_rate", "gradient_norm", "update_norm")
     numbers = {k.split("/")[-1]: v for k, v in values.items() if isinstance(v, (int, float))}
     numbers = {name: value for name, value in numbers.items() if name not in technical}
@@ -208,7 +218,8 @@ def spelled(values: dict[str, Any]) -> str:
 
 
 class Progress:
-    """Speed, time left, and where the run is: one live line on a terminal, else a line now and then."""
+    """Speed, time left, and where the run is: one live line on a terminal, else a line now and
+    then."""
 
     def __init__(self, total_steps: int, batch_size: int, step: int, seconds: float, show: bool):
         """Begins at `step`, `seconds` of earlier starts behind it."""
@@ -234,7 +245,8 @@ class Progress:
             self._mark = None
 
     def done(self, step: int) -> None:
-        """`step` updates are complete. The first, which compiles, does not count towards the speed."""
+        """`step` updates are complete. The first, which compiles, does not count towards the
+        speed."""
         if step == self._first + 1:
             self._busy, self._mark, self._steps = 0.0, time.perf_counter(), 0
         else:

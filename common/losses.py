@@ -1,8 +1,8 @@
 """Losses and metrics as (sum, weight), so that means over any batches, padded or split, are exact.
 
-Letters: B rows, C classes, D outputs. `valid f32[B]` weighs rows: 0 on padding. A weight never depends on
-the parameters. What a mean cannot say (F1, perplexity, RMSE) is computed at the end, on float64 totals,
-by the functions at the bottom.
+Letters: B rows, C classes, D outputs. `valid f32[B]` weighs rows: 0 on padding. A weight never
+depends on the parameters. What a mean cannot say (F1, perplexity, RMSE) is computed at the end, on
+float64 totals, by the functions at the bottom.
 """
 
 import jax
@@ -21,8 +21,8 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
       logits: f32[B, C].
       labels: i32[B].
       valid: f32[B].
-      label_smoothing: None, or the share of the target that is spread evenly over all classes; may be
-        traced (Szegedy et al. 2016).
+      label_smoothing: None, or the share of the target that is spread evenly over all classes; may
+        be traced (Szegedy et al. 2016).
 
     Returns:
       (sum f32[], weight f32[]) in nats.
@@ -58,12 +58,14 @@ def absolute_error(predictions, targets, valid):
 
 
 def accuracy(logits, labels, valid):
-    """How many rows have their label at the largest logit. logits [B, C], labels i32[B], valid f32[B]."""
+    """How many rows have their label at the largest logit. logits [B, C], labels i32[B], valid
+    f32[B]."""
     return _weighted((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32), valid)
 
 
 def top_k(logits, labels, valid, k: int):
-    """How many rows have their label among the k largest logits; of equal logits the first ones count."""
+    """How many rows have their label among the k largest logits; of equal logits the first ones
+    count."""
     picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
     rank = jnp.sum((logits > picked) | ((logits == picked) & before), axis=-1)
@@ -79,7 +81,8 @@ def confusion_matrix(logits, labels, valid):
     return counts, jnp.sum(valid)
 
 
-# --------------------------------------------------------------------- at the end, on float64 totals
+# --------------------------------------------------------------------- at the end, on float64
+# totals
 
 
 def ratio(totals: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float | np.ndarray]:
@@ -90,7 +93,8 @@ def ratio(totals: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float |
 
 
 def precision_recall_f1(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Per class from a confusion matrix [C, C]; 0 where there is nothing to divide by, as scikit-learn."""
+    """Per class from a confusion matrix [C, C]; 0 where there is nothing to divide by, as
+    scikit-learn."""
     hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
 
     def divide(a, b):

@@ -1,7 +1,9 @@
-"""The device mesh: axes data, fsdp and tensor; where each array lives; rows of the host to global arrays.
+"""The device mesh: axes data, fsdp and tensor; where each array lives; rows of the host to global
+arrays.
 
-A model states its parameters' dimensions in logical names (`embed`, `mlp`, …) in a table beside it; the
-rules of the config map logical names to mesh axes. The global batch is split over `data` and `fsdp`.
+A model states its parameters' dimensions in logical names (`embed`, `mlp`, …) in a table beside
+it; the rules of the config map logical names to mesh axes. The global batch is split over `data`
+and `fsdp`.
 """
 
 import logging
@@ -38,35 +40,48 @@ class Layout(NamedTuple):
 
 
 def make(
+    devices=None,
     *,
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
     rules: tuple[tuple[str, str | tuple[str, ...]], ...] = RULES,
 ) -> Layout:
-    """Lays out all devices as data x fsdp x tensor; one axis may be -1, for what is left.
+    """Lays out the devices as data x fsdp x tensor; one axis may be -1, for what is left.
+
+    Args:
+      devices: which ones; None is all that there are.
+      data, fsdp, tensor: sizes of the axes.
+      rules: rows (logical name, the mesh axis or axes that split it).
 
     Raises:
       BadInput: if the sizes do not multiply to the number of devices, or a rule names no axis.
     """
     sizes = [data, fsdp, tensor]
-    devices = jax.device_count()
-    require(all(s == -1 or s > 0 for s in sizes), f"config.mesh: sizes are positive or -1, got {sizes}")
+    devices = jax.devices() if devices is None else devices
+    there = len(devices)
+    require(
+        all(s == -1 or s > 0 for s in sizes), f"config.mesh: sizes are positive or -1, got {sizes}"
+    )
     require(sizes.count(-1) <= 1, f"config.mesh: only one axis can be -1, got {sizes}")
     known = math.prod(s for s in sizes if s != -1)
-    sizes = [devices // known if s == -1 else s for s in sizes]
+    sizes = [there // known if s == -1 else s for s in sizes]
     require(
-        math.prod(sizes) == devices,
-        f"config.mesh: {' x '.join(map(str, sizes))} is not the number of devices, {devices}",
+        math.prod(sizes) == there,
+        f"config.mesh: {' x '.join(map(str, sizes))} is not the number of devices, {there}",
     )
     mapped = {name: (axes,) if isinstance(axes, str) else tuple(axes) for name, axes in rules}
     for name, axes in mapped.items():
         for axis in axes:
             require(axis in AXES, f"config.mesh.rules: {name!r} names {axis!r}, not one of {AXES}")
-    return Layout(jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3), mapped)
+    return Layout(
+        jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices), mapped
+    )
 
 
-def spec(layout: Layout, names: tuple[str | None, ...], shape: tuple[int, ...], where: str = "") -> P:
+def spec(
+    layout: Layout, names: tuple[str | None, ...], shape: tuple[int, ...], where: str = ""
+) -> P:
     """The PartitionSpec of an array whose dimensions have these logical names.
 
     A dimension that its axes do not divide is replicated, and said so in the log under `where`.
@@ -92,8 +107,8 @@ def shardings(layout: Layout, table: Table, params) -> Any:
     """The NamedSharding of every parameter, by the first row of `table` that matches its path.
 
     Raises:
-      BadInput: if a parameter of two or more dimensions matches no row, a row matches no parameter, or
-        a row has another number of dimensions than its parameter.
+      BadInput: if a parameter of two or more dimensions matches no row, a row matches no
+        parameter, or a row has another number of dimensions than its parameter.
     """
     flat = tree.flatten(params)
     matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2]
@@ -111,7 +126,8 @@ def shardings(layout: Layout, table: Table, params) -> Any:
 
 
 def follow(layout: Layout, state, params, params_shardings) -> Any:
-    """Shardings of an optimizer state: a leaf lives where the parameter lives whose path ends its own."""
+    """Shardings of an optimizer state: a leaf lives where the parameter lives whose path ends its
+    own."""
     known = {
         path: (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -131,7 +147,8 @@ def follow(layout: Layout, state, params, params_shardings) -> Any:
 
 
 def constrainer(layout: Layout) -> Callable:
-    """A function (x, *logical names) -> x that pins an activation's sharding, for a module's `constrain` field."""
+    """A function (x, *logical names) -> x that pins an activation's sharding, for a module's
+    `constrain` field."""
 
     def constrain(x, *names):
         sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape, "activation"))
@@ -164,7 +181,9 @@ def local_rows(layout: Layout, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([every[index] for index in places.values()]))
 
 
-def to_global(layout: Layout, batch_size: int, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def to_global(
+    layout: Layout, batch_size: int, local: dict[str, np.ndarray]
+) -> dict[str, jax.Array]:
     """Global arrays [B, ...] from this process's rows, given in the order of `local_rows`."""
     rows, sharding = local_rows(layout, batch_size), batch_sharding(layout)
 

@@ -1,11 +1,13 @@
 """An optimizer from a config: clip, direction, decay, multipliers, schedule, freezing.
 
-    update = -lr * shape(step) * multiplier * (direction(clip(gradient) + l2 * p) + weight_decay * p)
+    update = -lr * shape(step) * multiplier * (direction(clip(gradient) + l2 * p) + weight_decay *
+    p)
 
-`direction` is an optax transformation without its learning rate; decoupled weight decay (Loshchilov &
-Hutter 2019, in the convention of torch and optax, multiplied by the rate) is a key of its own, so that
-Adam with decay is `adamw` whatever else is set. Which parameters decay, are multiplied or are frozen is
-said by path. Every float may be a traced number: nothing here branches on a value but on `is None`.
+`direction` is an optax transformation without its learning rate; decoupled weight decay
+(Loshchilov & Hutter 2019, in the convention of torch and optax, multiplied by the rate) is a key
+of its own, so that Adam with decay is `adamw` whatever else is set. Which parameters decay, are
+multiplied or are frozen is said by path. Every float may be a traced number: nothing here branches
+on a value but on `is None`.
 """
 
 import math
@@ -42,7 +44,8 @@ class Optimizer(NamedTuple):
 
 
 def sgd(*, momentum: float | None = None, nesterov: bool = False):
-    """The gradient, or its running sum with `momentum` (Polyak; Nesterov as in Sutskever et al. 2013)."""
+    """The gradient, or its running sum with `momentum` (Polyak; Nesterov as in Sutskever et al.
+    2013)."""
     return optax.identity() if momentum is None else optax.trace(momentum, nesterov)
 
 
@@ -77,7 +80,8 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
 ):
     """Factored second moments (Shazeer & Stern 2018)."""
-    # A rate of -1 leaves the sign of the gradient: the chain below multiplies by minus the true rate.
+    # A rate of -1 leaves the sign of the gradient: the chain below multiplies by minus the true
+    # rate.
     return optax.adafactor(
         -1.0,
         min_dim_size_to_factor=min_dim_size_to_factor,
@@ -89,11 +93,14 @@ def adafactor(
 
 
 def _muon_dimensions(params):
-    """Matrices and convolutions (HWIO) are orthogonalised as [inputs, outputs]; the rest goes to Adam."""
+    """Matrices and convolutions (HWIO) are orthogonalised as [inputs, outputs]; the rest goes to
+    Adam."""
     return jax.tree.map(
-        lambda p: contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
-        if p.ndim >= 2
-        else None,
+        lambda p: (
+            contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+            if p.ndim >= 2
+            else None
+        ),
         params,
     )
 
@@ -106,7 +113,8 @@ def muon(
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
 ):
-    """Orthogonalised momentum for matrices and convolutions, Adam for the rest (Jordan et al. 2024)."""
+    """Orthogonalised momentum for matrices and convolutions, Adam for the rest (Jordan et al.
+    2024)."""
     return contrib.muon(
         -1.0,
         beta=beta,
@@ -121,7 +129,8 @@ def muon(
 def schedule_free(
     *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_lr_power: float = 2.0
 ):
-    """Schedule-free AdamW (Defazio et al. 2024): `make` wraps this base, whose own momentum is off."""
+    """Schedule-free AdamW (Defazio et al. 2024): `make` wraps this base, whose own momentum is
+    off."""
     del b1, weight_lr_power  # of the wrapper
     return optax.scale_by_adam(0.0, b2, eps)
 
@@ -151,10 +160,11 @@ def unit_shape(
 ):
     """The schedule's factor of the rate at `step`, between 0 and 1: f32[].
 
-    The warmup rises linearly and ends at 1 with step `warmup_steps - 1`, so that no step is wasted on a
-    rate of zero. `linear` and `cosine` fall from there to `final` at `total_steps`; `wsd`
-    (warmup-stable-decay, Hu et al. 2024) falls linearly over the last `decay_steps`; `rsqrt` goes as
-    1 / sqrt(step) behind the warmup (Vaswani et al. 2017), with such a tail if `decay_steps` is given.
+    The warmup rises linearly and ends at 1 with step `warmup_steps - 1`, so that no step is wasted
+    on a rate of zero. `linear` and `cosine` fall from there to `final` at `total_steps`; `wsd`
+    (warmup-stable-decay, Hu et al. 2024) falls linearly over the last `decay_steps`; `rsqrt` goes
+    as 1 / sqrt(step) behind the warmup (Vaswani et al. 2017), with such a tail if `decay_steps` is
+    given.
     """
     step = jnp.asarray(step, jnp.float32)
     rest = max(total_steps - warmup_steps, 1)
@@ -215,13 +225,16 @@ def make(
       freeze: regexes of parameters that stay as they are, without optimizer state.
 
     Raises:
-      BadInput: for an unknown name or schedule, a value out of range, or keys that do not go together.
+      BadInput: for an unknown name or schedule, a value out of range, or keys that do not go
+      together.
     """
     positive = (("lr", lr), ("clip", clip))
     at_least_zero = (("weight_decay", weight_decay), ("l2", l2), ("final", final))
     for key, value in positive + at_least_zero:
         if isinstance(value, (int, float)):
-            ok = math.isfinite(value) and (value > 0 or (value == 0 and (key, value) in at_least_zero))
+            ok = math.isfinite(value) and (
+                value > 0 or (value == 0 and (key, value) in at_least_zero)
+            )
             require(ok, f"config.optim.{key}: {value} is out of range")
     warmup_steps = to_steps(warmup, "config.optim.warmup")
     require(
@@ -239,9 +252,13 @@ def make(
             warmup_steps + decay_steps <= total_steps,
             f"config.optim.decay: {decay!r} and the warmup are longer than the {total_steps} steps",
         )
-    require(schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'")
+    require(
+        schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'"
+    )
     if isinstance(final, float) and schedule in ("constant", "rsqrt") and decay is None:
-        require(final == 0.0, f"config.optim.final: schedule {schedule!r} does not fall to a final rate")
+        require(
+            final == 0.0, f"config.optim.final: schedule {schedule!r} does not fall to a final rate"
+        )
     _check_arguments(name, direction_arguments)
 
     def learning_rate(step):
@@ -268,7 +285,9 @@ def make(
     transform = optax.chain(*chain)
 
     if name == "schedule_free":
-        require(not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter")
+        require(
+            not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter"
+        )
         require(
             schedule == "constant",
             f"config.optim.schedule: schedule_free needs 'constant', got {schedule!r}",
@@ -302,7 +321,8 @@ def make(
 
 
 def _add_decay(strength, decayed) -> optax.GradientTransformation:
-    """Adds strength * factor * parameter, where `decayed` has a row; leaves the others untouched."""
+    """Adds strength * factor * parameter, where `decayed` has a row; leaves the others
+    untouched."""
 
     def add(updates, params):
         def one(path, update, param):
@@ -319,7 +339,9 @@ def _check_arguments(name: str, arguments: dict) -> None:
     for key, value in arguments.items():
         if key not in known:
             raise BadInput(f"config.optim.direction.{key}: unknown key; {nearest(key, known)}")
-        if key in ("b1", "b2", "beta", "momentum", "adam_b1", "adam_b2") and isinstance(value, float):
+        if key in ("b1", "b2", "beta", "momentum", "adam_b1", "adam_b2") and isinstance(
+            value, float
+        ):
             ok = 0 <= value < 1 and not (name == "schedule_free" and key == "b1" and value == 0)
             require(ok, f"config.optim.direction.{key}: {value} is not in [0, 1)")
 

@@ -1,4 +1,5 @@
-"""From a config to a `Program`: the task, the optimizer, where everything lives, and the compiled step.
+"""From a config to a `Program`: the task, the optimizer, where everything lives, and the compiled
+step.
 
 Training, evaluation, the laws, benchmarks and dry runs all begin here.
 """
@@ -70,7 +71,10 @@ def task_module(name: str):
         require(error.name is not None and name.startswith(error.name), f"config.task: {error}")
         raise BadInput(f"config.task: there is no module {name!r}") from error
     for function in ("sections", "sources", "make"):
-        require(hasattr(module, function), f"config.task: {name!r} has no {function}; see common/task.py")
+        require(
+            hasattr(module, function),
+            f"config.task: {name!r} has no {function}; see common/task.py",
+        )
     return module
 
 
@@ -114,7 +118,10 @@ def plan(
     Raises:
       BadInput: for a value out of range.
     """
-    require(batch_size > 0, f"config.train.batch_size: {batch_size} is not a positive number of examples")
+    require(
+        batch_size > 0,
+        f"config.train.batch_size: {batch_size} is not a positive number of examples",
+    )
     require(accumulate > 0, f"config.train.accumulate: {accumulate} is not positive")
     require(
         batch_size % accumulate == 0,
@@ -124,7 +131,12 @@ def plan(
     require(in_range, f"config.train.average: {average} is not between 0 and 1")
     total = steps(duration, where="config.train.duration", batch_size=batch_size, size=size, low=1)
     every = steps(
-        log_every, where="config.train.log_every", batch_size=batch_size, size=size, total=total, low=1
+        log_every,
+        where="config.train.log_every",
+        batch_size=batch_size,
+        size=size,
+        total=total,
+        low=1,
     )
     return Plan(batch_size, total, accumulate, average, every)
 
@@ -136,7 +148,8 @@ def should_stop(
 
     Args:
       history: the lines of the log.
-      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never stops.
+      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never
+        stops.
       patience: how many of its values in a row may fail to beat the best one before them.
       min_delta: by how much they must beat it.
     """
@@ -156,8 +169,12 @@ def should_stop(
 # ----------------------------------------------------------------------------------------- prepare
 
 
-def prepare(config) -> Program:
+def prepare(config, devices=None) -> Program:
     """Makes a completed config ready: reads its data, checks the rest, lays it out. Writes nothing.
+
+    Args:
+      config: what `common.config.load` gives, or the same as nested dicts.
+      devices: which ones to use; None is all.
 
     Raises:
       BadInput: for anything that the user can mend.
@@ -165,7 +182,7 @@ def prepare(config) -> Program:
     config = config if isinstance(config, dict) else plain(config)
     require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
     module = task_module(config["task"])
-    layout = call(mesh.make, config["mesh"])
+    layout = call(mesh.make, config["mesh"], devices)
     sources = module.sources(config)
     size = sources["train"].size
     schedule = call(plan, config["train"], size)
@@ -175,7 +192,12 @@ def prepare(config) -> Program:
 
     def to_steps(text, where, low=0):
         return steps(
-            text, where=where, batch_size=schedule.batch_size, size=size, total=schedule.total, low=low
+            text,
+            where=where,
+            batch_size=schedule.batch_size,
+            size=size,
+            total=schedule.total,
+            low=low,
         )
 
     saving = call(checkpoint.policy, config["checkpoint"], to_steps)
@@ -190,10 +212,12 @@ def prepare(config) -> Program:
 
     task, optimizer = build({})
     unknown = set(task.objective) - set(_terms_of(task))
-    require(not unknown, f"{config['task']}: the objective names {sorted(unknown)}, not among its terms")
+    require(
+        not unknown, f"{config['task']}: the objective names {sorted(unknown)}, not among its terms"
+    )
     require(
         schedule.accumulate == 1 or task.rows_independent,
-        "config.train.accumulate: the loss of this task mixes rows (batch norm), so it cannot be split",
+        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
     )
     require(
         schedule.accumulate == 1 or task.gradients is None,
@@ -221,7 +245,9 @@ def prepare(config) -> Program:
     )
     whole = mesh.replicated(layout)
     step = jax.jit(
-        make_step(build, layout, schedule, size), donate_argnums=1, out_shardings=(places, whole, whole)
+        make_step(build, layout, schedule, size),
+        donate_argnums=1,
+        out_shardings=(places, whole, whole),
     )
     resident = sources["train"].resident or {}
     return Program(
@@ -262,20 +288,24 @@ def _terms_of(task: Task) -> Terms:
 
 
 def _check_metrics(config: dict, task: Task) -> None:
-    """The keys by which runs stop and checkpoints are best must be of an evaluator that there is."""
+    """The keys by which runs stop and checkpoints are best must be of an evaluator that there
+    is."""
     for where, text, kinds in (
         ("config.checkpoint.best", config["checkpoint"]["best"], ("eval",)),
         ("config.train.stop.metric", config["train"]["stop"]["metric"], ("eval", "train")),
     ):
         if text:
             kind, *rest = text.split()[-1].split("/")
-            require(kind in kinds, f"{where}: {text!r}: a key here begins with {' or '.join(kinds)}")
+            require(
+                kind in kinds, f"{where}: {text!r}: a key here begins with {' or '.join(kinds)}"
+            )
             if kind == "eval":
                 choice(where, rest[0] if rest else "", task.evaluators)
 
 
 def initial_state(program: Program) -> TrainState:
-    """The state of step 0: fresh, or with the parameters that the section `init` or the task bring."""
+    """The state of step 0: fresh, or with the parameters that the section `init` or the task
+    bring."""
     state = program.create(program.hypers)
     section = program.config["init"]
     if program.task.pretrained is None and not any(section.values()):

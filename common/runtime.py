@@ -1,4 +1,5 @@
-"""The machine around a run: processes, preemption, the compilation cache, profiles, device facts."""
+"""The machine around a run: processes, preemption, the compilation cache, profiles, device
+facts."""
 
 import contextlib
 import os
@@ -33,7 +34,9 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
     """
     profiled(profile)
     if deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
     if cache != "none" and (cache or not jax.config.jax_compilation_cache_dir):
         folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
@@ -88,7 +91,8 @@ class Preemption:
         signal.signal(number, self._old[number])
 
     def noticed(self, step: int) -> bool:
-        """Whether to save and leave now; with several processes all get the same answer at `step`."""
+        """Whether to save and leave now; with several processes all get the same answer at
+        `step`."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signal is not None
@@ -104,7 +108,9 @@ def environment() -> dict:
 
     commit = ""
     with contextlib.suppress(OSError):
-        commit = git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        commit = git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "-uno") else ""
+        )
     device = jax.devices()[0]
     return {
         "commit": commit,

@@ -1,8 +1,8 @@
 """One update: the pure function (hypers, state, batch, resident) -> (state, Terms, finite).
 
-The floats of a config enter as traced numbers, `hypers`, and task and optimizer are built from them while
-the step is traced: another learning rate compiles nothing anew, and `jax.vmap` over hypers, states and
-seeds trains a population. Everything random is keyed by (seed, purpose, step).
+The floats of a config enter as traced numbers, `hypers`, and task and optimizer are built from
+them while the step is traced: another learning rate compiles nothing anew, and `jax.vmap` over
+hypers, states and seeds trains a population. Everything random is keyed by (seed, purpose, step).
 """
 
 from collections.abc import Callable
@@ -35,7 +35,6 @@ class Plan(NamedTuple):
     log_every: int
 
 
-
 def _gradients(task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable):
     """(gradients, loss, Terms, extra) of the objective sum_i c_i S_i / W_i over the whole batch."""
 
@@ -53,11 +52,13 @@ def _gradients(task: Task, params, extra, batch: dict, key, accumulate: int, spl
         value = sum(c * terms[n][0] / terms[n][1] for n, c in task.objective.items())
         return grads, value, terms, extra
     if accumulate == 1:
-        (value, (terms, extra)), grads = jax.value_and_grad(loss, has_aux=True)(params, extra, batch, key)
+        (value, (terms, extra)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, extra, batch, key
+        )
         return grads, value, terms, extra
 
-    # The weights of the whole batch first: only then is a sum over parts the whole objective. They do
-    # not depend on the parameters, so the compiler drops the rest of this pass.
+    # The weights of the whole batch first: only then is a sum over parts the whole objective. They
+    # do not depend on the parameters, so the compiler drops the rest of this pass.
     weights = {n: w for n, (_, w) in task.loss(params, extra, batch, key)[0].items()}
 
     def part(carry, inputs):
@@ -85,14 +86,15 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
       plan: batch size, accumulation, average.
       size: examples in the training set.
 
-    The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`. The
-    Terms are the task's, and `loss` (the objective), `learning_rate`, `gradient_norm`, `update_norm`.
-    `finite` is whether loss, gradients and update are.
+    The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
+    The Terms are the task's, and `loss` (the objective), `learning_rate`, `gradient_norm`,
+    `update_norm`. `finite` is whether loss, gradients and update are.
     """
     by_rows = mesh.batch_sharding(layout)
 
     def split(batch):
-        """[B, ...] -> [accumulate, B / accumulate, ...], strided, so that rows stay on their devices."""
+        """[B, ...] -> [accumulate, B / accumulate, ...], strided, so that rows stay on their
+        devices."""
 
         def one(x):
             parts = x.reshape(-1, plan.accumulate, *x.shape[1:])

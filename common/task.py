@@ -1,7 +1,8 @@
 """The contract between a task and the training program: what a run has to know, and nothing else.
 
-Letters: B global batch, N examples in a set. Reserved keys of a batch: `index u32[B]` (the position in
-the stream when training, the row of the set when evaluating) and `valid f32[B]` (0 on padding rows).
+Letters: B global batch, N examples in a set. Reserved keys of a batch: `index u32[B]` (the
+position in the stream when training, the row of the set when evaluating) and `valid f32[B]` (0 on
+padding rows).
 
 A task is a module; a config names it by its import path (`config.task = "vision.classify"`). It has
 
@@ -10,8 +11,8 @@ A task is a module; a config names it by its import path (`config.task = "vision
     make(config, sources, constrain) -> Task                                       cheap, traceable
 
 `make` is called again inside the compiled step with traced numbers in place of the floats of
-`common.config.TRACED` sections, so it must not branch on their values (ask `is None`). `constrain` is
-what a model's activations pass at block boundaries (`common.mesh.constrainer`).
+`common.config.TRACED` sections, so it must not branch on their values (ask `is None`). `constrain`
+is what a model's activations pass at block boundaries (`common.mesh.constrainer`).
 """
 
 import zlib
@@ -30,7 +31,8 @@ class Source(NamedTuple):
     Attributes:
       size: N.
       read: rows u32[b] -> {name: np[b, ...]}; pure, on the host, safe to call from threads.
-      resident: {name: np[N, ...]} for small sets that live on the device during training, else None.
+      resident: {name: np[N, ...]} for small sets that live on the device during training, else
+        None.
       spec: {name: jax.ShapeDtypeStruct} of one example.
       fingerprint: a string that changes when the data does.
       facts: what else is known of the set, for its task: class names, means.
@@ -41,7 +43,7 @@ class Source(NamedTuple):
     resident: dict | None
     spec: dict
     fingerprint: str
-    facts: dict = {}
+    facts: dict | None = None
 
 
 class EvalContext(NamedTuple):
@@ -51,7 +53,8 @@ class EvalContext(NamedTuple):
       params, extra: what is evaluated: the average if the run keeps one.
       step: completed updates.
       key: the run's evaluation key; fold in a row's `index`, so that results know no batch size.
-      batches: (source, batch_size) -> iterator of global batches, each row once, padding `valid` = 0.
+      batches: (source, batch_size) -> iterator of global batches, each row once, padding `valid` =
+        0.
       workdir: an epath, or None when there is none.
     """
 
@@ -80,9 +83,11 @@ class Task(NamedTuple):
 
     Attributes:
       init: key -> (params, extra): nested dicts of plain arrays.
-      prepare: (key, batch, train) -> batch: augmentation, masking; on the whole batch, on the device.
+      prepare: (key, batch, train) -> batch: augmentation, masking; on the whole batch, on the
+        device.
       loss: (params, extra, batch, key) -> (Terms, extra). A weight never depends on the parameters.
-      objective: {term: coefficient}; training minimises sum_i c_i S_i / W_i, other terms are metrics.
+      objective: {term: coefficient}; training minimises sum_i c_i S_i / W_i, other terms are
+        metrics.
       sources: "train" and the evaluation sets.
       evaluators: name -> Evaluator.
       partition: where parameters live: path regex -> logical names.
@@ -105,7 +110,8 @@ class Task(NamedTuple):
 
 
 def purpose_key(seed, purpose: str, step=0) -> jax.Array:
-    """The random key of (seed, purpose, step): the only way that keys are made, so order cannot matter."""
+    """The random key of (seed, purpose, step): the only way that keys are made, so order cannot
+    matter."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)
 

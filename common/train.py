@@ -1,7 +1,8 @@
-"""The training program: `run` takes a config and a workdir to a finished run; it reads top to bottom.
+"""The training program: `run` takes a config and a workdir to a finished run; it reads top to
+bottom.
 
-Everything that a step computes is a function of (config, seed, step), so nothing but the state is saved,
-and a run that was killed ends bit for bit like one that was not.
+Everything that a step computes is a function of (config, seed, step), so nothing but the state is
+saved, and a run that was killed ends bit for bit like one that was not.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from common import checkpoint, data, log, runtime, tree, workdir
-from common.config import BadInput, call, plain, require
+from common.config import call, plain, require
 from common.program import Program, initial_state, prepare, should_stop
 from common.step import TrainState
 from common.task import EvalContext, purpose_key
@@ -25,7 +26,8 @@ class Preempted(Exception):
     """The state is saved; run the same command again to go on."""
 
 
-# ------------------------------------------------------------------------------- evaluation and loop
+# ------------------------------------------------------------------------------- evaluation and
+# loop
 
 
 def eval_context(program: Program, state: TrainState, step: int, folder=None) -> EvalContext:
@@ -55,9 +57,9 @@ def loop(
 ) -> TrainState:
     """Takes `state` to the end of the run, or to where it stops early.
 
-    What is due after a step (evaluation, a save) is found from its number and the log, so a run that
-    was cut anywhere does what is missing and no more. A step's numbers are read while the next one
-    runs, and no more than two are in flight.
+    What is due after a step (evaluation, a save) is found from its number and the log, so a run
+    that was cut anywhere does what is missing and no more. A step's numbers are read while the
+    next one runs, and no more than two are in flight.
 
     Raises:
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
@@ -85,12 +87,16 @@ def loop(
         number, terms, finite = pending
         pending = None
         if not jax.device_get(finite):
-            values = {n: float(s / w) for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
+            values = {
+                n: float(s / w) for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0
+            }
             raise NotFinite(f"step {number}: loss or update is not finite: {log.spelled(values)}")
         progress.done(number)
         if number % plan.log_every == 0 or number == plan.total:
             with np.errstate(divide="ignore", invalid="ignore"):
-                values = {f"train/{n}": np.float32(s) / w for n, (s, w) in jax.device_get(terms).items()}
+                values = {
+                    f"train/{n}": np.float32(s) / w for n, (s, w) in jax.device_get(terms).items()
+                }
             clock = {
                 "time/seconds": round(progress.seconds(), 3),
                 "time/examples_per_second": round(progress.examples_per_second(), 1),
@@ -114,14 +120,14 @@ def loop(
         last = stop or step == plan.total
         is_best = best_key is not None and metrics.has(step, best_key)
         told = preemption is not None and not last and preemption.noticed(step)
-        if checkpoints and step and step not in saved:
-            if last or told or is_best or step % program.saving.every == 0:
-                observe()
-                progress.pause()
-                metrics.sync()
-                checkpoints.save(step, state)
-                saved.add(step)
-                progress.start()
+        due = last or told or is_best or (step and step % program.saving.every == 0)
+        if checkpoints and due and step not in saved:
+            observe()
+            progress.pause()
+            metrics.sync()
+            checkpoints.save(step, state)
+            saved.add(step)
+            progress.start()
         if last or told:
             observe()
         if last:
@@ -143,7 +149,9 @@ def loop(
             jax.profiler.stop_trace()
 
 
-def _evaluate(program: Program, state, step: int, names, metrics: log.Log, progress, folder) -> None:
+def _evaluate(
+    program: Program, state, step: int, names, metrics: log.Log, progress, folder
+) -> None:
     """Runs the evaluators that the log does not hold yet for this step."""
     names = [name for name in names if not metrics.has(step, f"eval/{name}/")]
     if not names:
@@ -199,14 +207,12 @@ def run(config, folder, *, show: bool = True) -> dict:
             )
             progress.say(_headline(program, folder, step))
             try:
-                state = loop(
-                    program, state, metrics, progress, checkpoints, preemption, folder
-                )
+                state = loop(program, state, metrics, progress, checkpoints, preemption, folder)
             except NotFinite as error:
                 checkpoints.wait()
                 kept = checkpoints.steps()
                 raise NotFinite(
-                    f"{error}; the newest checkpoint is step {kept[-1] if kept else 'none'}, in {folder}. "
+                    f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
                     "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
                 ) from None
             finally:
@@ -218,7 +224,7 @@ def run(config, folder, *, show: bool = True) -> dict:
         "steps": int(state.step),
         "eval": _last_values(metrics.history, int(state.step)),
         "wall_seconds": round(progress.seconds(), 2),
-        "examples_per_second": round(progress.examples_per_second(), 1),
+        "examples_per_second": _last_speed(metrics.history),
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params),
     }
@@ -235,6 +241,13 @@ def _headline(program: Program, folder, step: int) -> str:
         f"{program.config['task']}: {tree.count(program.like.params):,} parameters, "
         f"{task.sources['train'].size:,} examples, {plan.total} steps of {plan.batch_size} on "
         f"{len(devices)} {devices[0].device_kind}; {begun}, in {folder}"
+    )
+
+
+def _last_speed(history: list[dict]) -> float | None:
+    """Examples a second in the last line that says it."""
+    return next(
+        (v for v in (line.get("time/examples_per_second") for line in reversed(history)) if v), None
     )
 
 
@@ -256,8 +269,8 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
     Args:
       folder: the workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
-      sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", which the
-        run's first evaluator then reads; None is all of its evaluators.
+      sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", which
+        the run's first evaluator then reads; None is all of its evaluators.
 
     Returns:
       {"step": …, "eval": {NAME or SPLIT: {metric: value}}}.

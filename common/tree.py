@@ -1,7 +1,8 @@
 """Parameter trees by path: 'encoder/block_0/mlp/up/kernel', regex tables, overviews, digests.
 
-Sharding, weight decay, multipliers, freezing and partial loading all say which parameters they mean in
-the same way: a table of (regex, value) rows, of which the first that matches the whole path counts.
+Sharding, weight decay, multipliers, freezing and partial loading all say which parameters they
+mean in the same way: a table of (regex, value) rows, of which the first that matches the whole
+path counts.
 """
 
 import math
@@ -59,7 +60,8 @@ def lookup(table: Rows, path: str, default: Any = None) -> Any:
 
 
 def check_table(where: str, table: Rows, paths: Iterable[str], cover: Iterable[str] = ()) -> None:
-    """Raises `BadInput` if a row of `table` is the first match of no path, or a path of `cover` has none."""
+    """Raises `BadInput` if a row of `table` is the first match of no path, or a path of `cover`
+    has none."""
     paths = tuple(paths)
     for regex, _ in table:
         try:
@@ -68,7 +70,10 @@ def check_table(where: str, table: Rows, paths: Iterable[str], cover: Iterable[s
             require(False, f"{where}: {regex!r} is no regular expression: {error}")
     used = {row_of(table, path) for path in paths}
     for i, (regex, _) in enumerate(table):
-        require(i in used, f"{where}: the row {regex!r} matches no parameter that is not matched above it")
+        require(
+            i in used,
+            f"{where}: the row {regex!r} matches no parameter that is not matched above it",
+        )
     for path in cover:
         require(row_of(table, path) is not None, f"{where}: no row matches {path}")
 
@@ -90,7 +95,8 @@ def table_text(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
 
 
 def mix(x):
-    """A bijection of u32 that changes half of the bits for any change (the finaliser of MurmurHash3)."""
+    """A bijection of u32 that changes half of the bits for any change (the finaliser of
+    MurmurHash3)."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -111,8 +117,9 @@ def _words(x: jax.Array) -> list[jax.Array]:
 def digest(x: jax.Array) -> jax.Array:
     """u32[]: sum over elements of mix(bits ^ mix(position)), modulo 2^32.
 
-    A sum in modular arithmetic has no order, so the result is the same for every sharding; the position
-    makes it see exchanged elements. A single flipped bit always changes it: `mix` is a bijection.
+    A sum in modular arithmetic has no order, so the result is the same for every sharding; the
+    position makes it see exchanged elements. A single flipped bit always changes it: `mix` is a
+    bijection.
     """
     position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):

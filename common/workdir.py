@@ -1,7 +1,8 @@
 """The files of a run beside its log and checkpoints: config.json, environment.json, result.json.
 
-A workdir belongs to one run. The same command may be given to it again, to go on; what may differ then is
-how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is another run.
+A workdir belongs to one run. The same command may be given to it again, to go on; what may differ
+then is how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is
+another run.
 """
 
 import json
@@ -45,7 +46,9 @@ def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> ep
                 "take another --workdir",
             )
         elif folder.exists() and any((folder / "checkpoints").glob("*")):
-            raise BadInput(f"{folder} holds checkpoints and no config.json: not a run of this program")
+            raise BadInput(
+                f"{folder} holds checkpoints and no config.json: not a run of this program"
+            )
         if write:
             folder.mkdir(parents=True, exist_ok=True)
             replace_text(folder / "environment.json", _environment(starts, fingerprints))
@@ -69,7 +72,8 @@ def check_same(folder, old: dict, new: dict) -> None:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
     ]
-    told = ", ".join(f"config.{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in differ[:4])
+    said = lambda values, key: repr(values[key]) if key in values else "not there"
+    told = ", ".join(f"config.{k} was {said(old, k)} and is {said(new, k)}" for k in differ[:4])
     more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
     require(not differ, f"{folder} belongs to another run: {told}{more}; take another --workdir")
 

@@ -1,7 +1,8 @@
 """Evaluate a run: python scripts/evaluate.py --workdir runs/digits [--step best] [--set test ...]
 
-`--step` is latest (default), best, or a number. `--set` names evaluators of the run's config, or splits of
-its data set such as 'test[:1000]'. Prints one JSON object; the numbers are those that training logged.
+`--step` is latest (default), best, or a number. `--set` names evaluators of the run's config, or
+splits of its data set such as 'test[:1000]'. Prints one JSON object; the numbers are those that
+training logged.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Prepare a data set, once: python scripts/prepare.py fashion_mnist [--folder DIR] [--files DIR]
 
-`--folder` is where TFDS keeps prepared sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets). `--files` is
-where the original archives lie, if they are not to be downloaded. Other sets are prepared by TFDS itself:
-`tfds build NAME --file_format=array_record`, and then named `tfds:NAME` in a config.
+`--folder` is where TFDS keeps prepared sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
+`--files` is where the original archives lie, if they are not to be downloaded. Other sets are
+prepared by TFDS
+itself: `tfds build NAME --file_format=array_record`, and then named `tfds:NAME` in a config.
 """
 
 from common import cli

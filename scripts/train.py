@@ -1,7 +1,8 @@
 """Train a config: python scripts/train.py --config configs/vision/digits.py --workdir runs/digits
 
-Any key is overridden as --config.optim.lr=1e-3. The same command goes on where a killed run stopped.
-Exit codes: 0 done, 1 failed (a NaN, say), 2 bad input, 75 told to end and saved: run it again.
+Any key is overridden as --config.optim.lr=1e-3. The same command goes on where a killed run
+stopped. Exit codes: 0 done, 1 failed (a NaN, say), 2 bad input, 75 told to end and saved: run it
+again.
 """
 
 import json
@@ -15,7 +16,9 @@ def main(argv=None) -> int:
     cli.add_config(parser)
     parser.add_argument("--workdir", help="where the run lives; needed unless --dry-run")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show parameters, memory, schedule, rows; write nothing"
+        "--dry-run",
+        action="store_true",
+        help="show parameters, memory, schedule, rows; write nothing",
     )
     args, config = cli.parse(parser, argv)
     if args.dry_run:

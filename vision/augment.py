@@ -17,7 +17,8 @@ def random_crop(key, images, padding: int):
     Args:
       key: a jax key.
       images: [B, H, W, C].
-      padding: pixels a side; the shift is uniform over (2 * padding + 1)^2 places (Krizhevsky 2009).
+      padding: pixels a side; the shift is uniform over (2 * padding + 1)^2 places (Krizhevsky
+        2009).
     """
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

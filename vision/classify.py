@@ -1,8 +1,8 @@
 """The image classification task: any linen module from images to logits, any set of (image, label).
 
-The model is named by its import path, `config.model.module = "vision.cnn:CNN"`, and the other keys of the
-section are that module's fields; it needs a field `num_classes` and a `PARTITION` table, and is called
-as `model(images, train)`. Yours can stand in any file that Python can import.
+The model is named by its import path, `config.model.module = "vision.cnn:CNN"`, and the other keys
+of the section are that module's fields; it needs a field `num_classes` and a `PARTITION` table,
+and is called as `model(images, train)`. Yours can stand in any file that Python can import.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -111,7 +111,9 @@ def sources(config: dict) -> dict[str, Source]:
     section = config["data"]
     splits = {"train": section["train"]}
     splits |= {name: section["split"] for name, section in config.get("evals", {}).items()}
-    require("train" not in config.get("evals", {}), "config.evals.train: the name is the training set's")
+    require(
+        "train" not in config.get("evals", {}), "config.evals.train: the name is the training set's"
+    )
     return configs.call(datasets.load, section, splits)
 
 

@@ -20,8 +20,9 @@ from common.mesh import Table
 class CNN(nn.Module):
     """Convolution, ReLU and max-pool 2 a width; flatten; dense layers with ReLU; a dense head.
 
-    The defaults are 32C3-MP2-64C3-MP2-64-K with valid padding: 3x3 convolutions as in LeCun et al. 1998,
-    ReLU after Nair & Hinton 2010. On 28x28x1 images it has 121,930 parameters for ten classes.
+    The defaults are 32C3-MP2-64C3-MP2-64-K with valid padding: 3x3 convolutions as in LeCun et al.
+    1998, ReLU after Nair & Hinton 2010. On 28x28x1 images it has 121,930 parameters for ten
+    classes.
 
     Attributes:
       num_classes: K.
@@ -54,7 +55,8 @@ class CNN(nn.Module):
         for i, width in enumerate(self.widths):
             window = (self.kernel, self.kernel)
             x = nn.Conv(width, window, padding=self.padding, name=f"conv_{i}")(x)
-            # The maximum of a window commutes with ReLU, and the pooled array is a quarter as large.
+            # The maximum of a window commutes with ReLU, and the pooled array is a quarter as
+            # large.
             x = nn.relu(max_pool(x))
             x = self.constrain(x, "batch", None, None, None)
         x = x.reshape(len(x), -1)

@@ -1,9 +1,10 @@
 """Sets of labelled images as Sources: `digits`, `fashion_mnist`, and any prepared TFDS directory.
 
-`tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build --file_format=array_record`
-or scripts/prepare.py wrote, without TensorFlow. Small sets are decoded once, kept beside the prepared
-files as .npy, and live in memory and on the device as uint8; large ones are read as they are needed.
-Splits are written as TFDS writes them: `train`, `train[:90%]`, `train[90%:]+test`.
+`tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build
+--file_format=array_record` or scripts/prepare.py wrote, without TensorFlow. Small sets are decoded
+once, kept beside the prepared files as .npy, and live in memory and on the device as uint8; large
+ones are read as they are needed. Splits are written as TFDS writes them: `train`, `train[:90%]`,
+`train[90%:]+test`.
 """
 
 import gzip
@@ -50,7 +51,8 @@ def load(
       workers: processes that read a set that is not resident; 0 reads by threads.
 
     Raises:
-      BadInput: if the set is not prepared, there is no such split, or it holds no images of one size.
+      BadInput: if the set is not prepared, there is no such split, or it holds no images of one
+      size.
     """
     require(workers >= 0, f"config.data.workers: {workers} is negative")
     require(splits.get("train", train) == train, "config.data.train: given twice")
@@ -92,7 +94,10 @@ def _ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sl
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as error:
         raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
-    found = [(p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to)) for p in parts]
+    found = [
+        (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
+        for p in parts
+    ]
     require(sum(at.stop - at.start for _, at in found) > 0, f"{where}: split {split!r} is empty")
     return found
 
@@ -106,9 +111,11 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
     found = {}
     for name, split in splits.items():
         parts = [take(part, at) for part, at in _ranges(split, sizes, _where(name))]
-        arrays = parts[0] if len(parts) == 1 else {
-            key: np.concatenate([part[key] for part in parts]) for key in parts[0]
-        }
+        arrays = (
+            parts[0]
+            if len(parts) == 1
+            else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        )
         found[name] = data.from_arrays(arrays, resident, facts)
     return found
 
@@ -116,11 +123,15 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
 # -------------------------------------------------------------------------------------------- TFDS
 
 
-def _from_tfds(splits: dict[str, str], name: str, folder: str, resident: bool | None) -> dict[str, Source]:
+def _from_tfds(
+    splits: dict[str, str], name: str, folder: str, resident: bool | None
+) -> dict[str, Source]:
     builder = open_prepared(name, folder)
     features = builder.info.features
     for key in ("image", "label"):
-        require(key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}")
+        require(
+            key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}"
+        )
     shape = features["image"].shape
     require(None not in shape, f"config.data.name: {name!r} has images of varying size, {shape}")
     facts = _facts(builder.name, tuple(features["label"].names))
@@ -162,7 +173,9 @@ class _Reader:
         found: list = [None] * len(rows)
         for part, source in self.sources.items():
             at = np.flatnonzero(self.parts[rows] == part)
-            for i, example in zip(at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True):
+            for i, example in zip(
+                at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True
+            ):
                 found[i] = example
         return _stack(found)
 
@@ -188,7 +201,9 @@ def open_prepared(name: str, folder: str):
             if name == "fashion_mnist"
             else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)}"
         )
-        raise BadInput(f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}") from error
+        raise BadInput(
+            f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
+        ) from error
 
 
 def data_dir(folder: str) -> str:
@@ -197,7 +212,8 @@ def data_dir(folder: str) -> str:
 
 
 def _fingerprint(builder) -> str:
-    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of it."""
+    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of
+    it."""
     sha = hashlib.sha256()
     for path in sorted(epath.Path(builder.data_dir).iterdir()):
         if path.is_file():

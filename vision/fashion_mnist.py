@@ -1,7 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, MIT licence) as a TFDS set, prepared without TensorFlow.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, MIT licence) as a TFDS set, prepared without
+TensorFlow.
 
-The four files come from a folder (Debian's package `dataset-fashion-mnist` installs them) or from the
-official address; what is in them is checked either way. scripts/prepare.py runs this.
+The four files come from a folder (Debian's package `dataset-fashion-mnist` installs them) or from
+the official address; what is in them is checked either way. scripts/prepare.py runs this.
 """
 
 import gzip
@@ -29,7 +30,8 @@ CLASSES = (
 
 
 def read_idx(path: epath.PathLike, sha256: str) -> np.ndarray:
-    """The array u8[...] in a gzipped IDX file. Raises `BadInput` if it is damaged or another file."""
+    """The array u8[...] in a gzipped IDX file. Raises `BadInput` if it is damaged or another
+    file."""
     path = epath.Path(path)
     try:
         raw = gzip.decompress(path.read_bytes())
@@ -68,7 +70,10 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if all((folder / f"{name}.gz").exists() for name in FILES):
             paths = {name: folder / f"{name}.gz" for name in FILES}
         else:
-            require(not self.files, f"{folder}: not all of {', '.join(f'{n}.gz' for n in FILES)} are there")
+            require(
+                not self.files,
+                f"{folder}: not all of {', '.join(f'{n}.gz' for n in FILES)} are there",
+            )
             paths = dl_manager.download({name: f"{ADDRESS}/{name}.gz" for name in FILES})
         arrays = {name: read_idx(paths[name], sha256) for name, sha256 in FILES.items()}
         return {

@@ -1,0 +1,98 @@
+"""Measure speed, as ratios of interleaved runs: python scripts/bench.py overhead [--json]
+
+overhead   the training program against the same jitted step called by hand (the small CNN on
+digits, at a
+           batch size whose step takes 20 ms or more): what logging, checks and the loop cost
+"""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+
+from common import cli, config, log, program, runtime, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def interleaved(first, second, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of A B B A A B … runs; the order within a pair alternates, so that drift cancels."""
+    times: tuple[list, list] = ([], [])
+    for i in range(rounds):
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            begun = time.perf_counter()
+            (first, second)[which]()
+            times[which].append(time.perf_counter() - begun)
+    return times
+
+
+def overhead(rounds: int, steps: int) -> dict:
+    """The whole loop, with its log on disk, against the bare step; both on the same compiled
+    program."""
+    settings = [f"--config.train.batch_size={1024}", "--config.model.widths=(32, 64)"]
+    path = str(ROOT / "configs/vision/digits.py:cnn")
+    made = program.prepare(config.load(path, settings, program.sections))
+    made = made._replace(plan=made.plan._replace(log_every=10), every={})
+    state = program.initial_state(made)
+
+    def by_hand():
+        nonlocal state
+        for _ in range(steps):
+            state, _, _ = made.step(made.hypers, state, {}, made.resident)
+        jax.block_until_ready(state)
+
+    with tempfile.TemporaryDirectory() as folder, runtime.Preemption() as preemption:
+
+        def by_program():
+            nonlocal state
+            start = int(state.step)
+            ours = made._replace(plan=made.plan._replace(total=start + steps))
+            metrics = log.Log(
+                folder, start, writing=True, name="bench", config={}, tensorboard=False, wandb=""
+            )
+            progress = log.Progress(start + steps, made.plan.batch_size, start, 0.0, show=False)
+            state = train.loop(ours, state, metrics, progress, preemption=preemption)
+            jax.block_until_ready(state)
+            metrics.close()
+
+        by_hand(), by_program()  # compile, warm up
+        hand, ours = interleaved(by_hand, by_program, rounds)
+    ratios = [b / a for a, b in zip(hand, ours, strict=True)]
+    return {
+        "case": "overhead",
+        "by_hand_ms": 1e3 * statistics.median(hand) / steps,
+        "program_ms": 1e3 * statistics.median(ours) / steps,
+        "ratio": statistics.median(ratios),
+        "spread": (min(ratios), max(ratios)),
+    }
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("case", help="overhead")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of runs")
+    parser.add_argument("--steps", type=int, default=60, help="steps a run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    cases = {"overhead": overhead}
+    config.choice("CASE", args.case, cases)
+    runtime.start()
+    result = cases[args.case](args.rounds, args.steps) | {"environment": runtime.environment()}
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    facts = result["environment"]
+    low, high = result["spread"]
+    print(f"{facts['device']}, {facts['host']['cores']} cores, jax {facts['versions']['jax']}")
+    print(f"step by hand   {result['by_hand_ms']:8.2f} ms (median of {args.rounds})")
+    print(f"step by train  {result['program_ms']:8.2f} ms")
+    print(f"ratio          {result['ratio']:8.4f} (median; {low:.4f} to {high:.4f})")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit(main)
