@@ -16,13 +16,14 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from common import mesh
 from common.config import require
 from common.task import Source
 from common.tree import mix
 
-ROUNDS = 32
+ROUNDS = 24
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
 
 
@@ -64,13 +65,22 @@ def order(seed, step, batch_size: int, size: int, xp=np):
         position = start + xp.arange(batch_size, dtype=xp.uint32)
         key = mix(mix(seed + xp.uint32(GOLDEN)) ^ (epoch + position // n))
         row = position % n
-        for r in range(1, ROUNDS + 1):
-            round_key = mix(key + xp.uint32(r * GOLDEN % 2**32))
-            pivot = round_key % n
-            partner = xp.where(pivot >= row, pivot - row, pivot + (n - row))
-            coin = mix(xp.maximum(row, partner) ^ mix(round_key)) & xp.uint32(1)
-            row = xp.where(coin == 1, partner, row)
-        return row
+
+        def half(i, row):
+            for r in range(1, ROUNDS // 2 + 1):
+                number = xp.uint32(i) * xp.uint32(ROUNDS // 2) + xp.uint32(r)
+                round_key = mix(key + number * xp.uint32(GOLDEN))
+                pivot = round_key % n
+                partner = xp.where(pivot >= row, pivot - row, pivot + (n - row))
+                coin = mix(xp.maximum(row, partner) ^ mix(round_key)) & xp.uint32(1)
+                row = xp.where(coin == 1, partner, row)
+            return row
+
+        if xp is np:
+            return half(1, half(0, row))
+        # A loop, so that the rows are worked out once: the compiler would otherwise fuse all rounds
+        # into each gather that uses them, and repeat them for every pixel.
+        return jax.lax.fori_loop(0, 2, half, row)
 
 
 def stream_index(step, batch_size: int, xp=np):
@@ -148,6 +158,8 @@ def train_batches(
     )
     batches = steps.to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags; ours are elsewhere
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )

@@ -127,17 +127,17 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     return f"{len(steps)} steps, workers {workers}: the same rows and batches on host and device"
 
 
-def resume_is_exact(config, steps: int = 4) -> str:
+def resume_is_exact(config, steps: int = 4, devices=None) -> str:
     """2: 2n steps equal n steps, a checkpoint, a fresh program, and n steps; states bit for bit."""
-    straight, state = train_losses(prepare(config), 2 * steps)
+    made = prepare(config, devices)
+    straight, state = train_losses(made, 2 * steps)
     wanted = tree.hexdigest(state)
-    made = prepare(config)
     first, state = train_losses(made, steps)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = checkpoint.Checkpoints(folder, made.saving)
         checkpoints.save(steps, state)
         checkpoints.close()
-        made = prepare(config)
+        made = prepare(config, devices)
         checkpoints = checkpoint.Checkpoints(folder, made.saving)
         state, at = checkpoints.restore(made.like)
         checkpoints.close()

@@ -83,7 +83,7 @@ def sections(config) -> dict[str, Callable]:
     require(isinstance(config.get("task"), str), "config.task: required, e.g. 'vision.classify'")
     name = (config.get("optim") or {}).get("name", parameters(optim.make)["name"].default)
     return {
-        **task_module(config.task).sections(config),
+        **task_module(config["task"]).sections(config),
         "optim": optim.make,
         "optim.direction": optim.direction(name),
         "mesh": mesh.make,

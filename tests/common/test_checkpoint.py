@@ -1,0 +1,227 @@
+"""Checkpoints: every kind of damage in every file is found, and what is kept is what should be."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import checkpoint, tree
+from common.config import BadInput
+from common.laws import flip
+
+RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
+
+
+def state(seed: int) -> dict:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "step": jnp.uint32(seed),
+        "params": {
+            "a": {"kernel": jax.random.normal(keys[0], (16, 8)), "bias": jnp.zeros(8)},
+            "b": {"kernel": jax.random.normal(keys[1], (8, 4)).astype(jnp.bfloat16)},
+        },
+        "opt_state": ({"mu": jax.random.normal(keys[2], (5,))}, ()),
+    }
+
+
+def like(of=None):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), of or state(0)
+    )
+
+
+def saved(folder, steps=(1, 2), rule=RULE, history=list):
+    checkpoints = checkpoint.Checkpoints(folder, rule, history)
+    for step in steps:
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+
+
+def restore(folder, step=None, of=None):
+    checkpoints = checkpoint.Checkpoints(folder, RULE)
+    try:
+        return checkpoints.restore(like(of), step)
+    finally:
+        checkpoints.close()
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    saved(tmp_path)
+    for wanted, step in ((None, 2), (1, 1)):
+        found, at = restore(tmp_path, wanted)
+        assert at == step
+        assert tree.hexdigest(found) == tree.hexdigest(state(step))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert restore(tmp_path) is None
+    assert checkpoint.Checkpoints(tmp_path / "nowhere").steps() == []
+    assert not (tmp_path / "nowhere").exists()
+
+
+DAMAGES = {
+    "flip the first byte": lambda f: flip(f, 0),
+    "flip a middle byte": lambda f: flip(f, f.stat().st_size // 2),
+    "flip the last byte": lambda f: flip(f, f.stat().st_size - 1),
+    "cut in half": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "empty": lambda f: f.write_bytes(b""),
+    "gone": lambda f: f.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage, caplog):
+    saved(tmp_path / "good")
+    newest = tmp_path / "good/checkpoints/2"
+    files = [f.relative_to(newest) for f in sorted(newest.rglob("*")) if f.is_file()]
+    assert len(files) >= 8
+    fallbacks = 0
+    for file in files:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "run")
+        victim = tmp_path / "run/checkpoints/2" / file
+        if victim.stat().st_size == 0:
+            continue
+        DAMAGES[damage](victim)
+        found, step = restore(tmp_path / "run")
+        # Whole, bit for bit: the damaged step where the file does not matter, else the one before.
+        assert tree.hexdigest(found) == tree.hexdigest(state(step)), (file, step)
+        fallbacks += step == 1
+    assert fallbacks >= 2
+
+
+def test_after_a_fallback_the_damaged_step_can_be_saved_again(tmp_path, caplog):
+    saved(tmp_path)
+    for file in (tmp_path / "checkpoints/2/state/d").iterdir():
+        flip(file, file.stat().st_size // 2)
+    checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
+    _, step = checkpoints.restore(like())
+    assert step == 1
+    assert "checkpoint 2 is damaged" in caplog.text
+    checkpoints.save(2, state(2))
+    checkpoints.close()
+    assert restore(tmp_path)[1] == 2
+    assert (tmp_path / "damaged_checkpoint_2").is_dir()
+
+
+def test_a_damaged_step_that_was_asked_for_is_an_error(tmp_path):
+    saved(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/2/state/d")
+    with pytest.raises(BadInput, match="step 2 is damaged"):
+        restore(tmp_path, 2)
+    with pytest.raises(BadInput, match=r"no checkpoint of step 7 .* \[1, 2\]"):
+        restore(tmp_path, 7)
+
+
+def test_reading_only_moves_nothing(tmp_path):
+    saved(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/2/state/d")
+    before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    reader = checkpoint.Checkpoints(tmp_path)
+    assert reader.restore(like())[1] == 1
+    reader.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    saved(tmp_path)
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / f"checkpoints/{step}/digests")
+    with pytest.raises(BadInput, match="all checkpoints"):
+        restore(tmp_path)
+
+
+def test_another_model_is_an_error_that_lists_the_differences(tmp_path):
+    saved(tmp_path)
+    other = state(0)
+    other["params"]["a"]["kernel"] = jnp.zeros((16, 9))
+    other["params"]["c"] = jnp.zeros(2)
+    other["params"]["b"]["kernel"] = other["params"]["b"]["kernel"].astype(jnp.float32)
+    with pytest.raises(BadInput) as error:
+        restore(tmp_path, of=other)
+    for part in (
+        "params/c is not in the checkpoint",
+        "params/a/kernel is float32[16, 8] there and float32[16, 9] here",
+        "params/b/kernel is bfloat16[8, 4] there and float32[8, 4] here",
+    ):
+        assert part in str(error.value)
+    assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.2, 6: None}
+    history = [{"step": s, "eval/v/accuracy": v} for s, v in scores.items()]
+    best = checkpoint.parse_best("x", "max eval/v/accuracy")
+    rule = checkpoint.Policy(1, keep_latest=2, keep_best=2, best=best)
+    saved(tmp_path, scores, rule, lambda: history)
+    assert checkpoint.Checkpoints(tmp_path).steps() == [2, 3, 5, 6]
+    assert checkpoint.best_steps(best, history) == [2, 3, 1, 5, 4]
+    low = checkpoint.parse_best("x", "min eval/v/accuracy")
+    assert checkpoint.best_steps(low, history)[0] == 4
+    with pytest.raises(BadInput, match="write 'max"):
+        checkpoint.parse_best("here", "eval/v/accuracy")
+
+
+def test_a_checkpoint_restores_on_another_mesh(tmp_path):
+    from common import mesh
+
+    table = ((r"a/kernel", ("embed", "mlp")), (r"b/kernel", (None, "mlp")))
+    params = state(1)["params"]
+
+    def placed(**sizes):
+        return mesh.shardings(mesh.make(**sizes), table, params)
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
+    checkpoints.save(1, {"params": jax.device_put(params, placed(data=2, fsdp=2, tensor=2))})
+    for sizes in ({"data": 8}, {"fsdp": 8, "data": 1}, {"tensor": 4, "data": 2}):
+        shapes = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed(**sizes)
+        )
+        found, _ = checkpoints.restore({"params": shapes})
+        assert tree.hexdigest(found["params"]) == tree.hexdigest(params)
+        kernel = found["params"]["a"]["kernel"]
+        assert kernel.sharding == placed(**sizes)["a"]["kernel"]
+    checkpoints.close()
+
+
+# ---------------------------------------------------------------------------- beginning from a run
+
+
+def test_parameters_of_another_run(tmp_path):
+    saved(tmp_path)
+    theirs = jax.device_get(state(2)["params"])
+    fresh = jax.tree.map(np.zeros_like, theirs)
+    found = checkpoint.initialise(fresh, path=str(tmp_path))
+    assert tree.hexdigest(found) == tree.hexdigest(theirs)
+    found = checkpoint.initialise(fresh, path=str(tmp_path), step=1, skip=("b/.*",))
+    assert tree.hexdigest(found["a"]) == tree.hexdigest(state(1)["params"]["a"])
+    assert not found["b"]["kernel"].any()
+    renamed = {"new": fresh["a"], "b": fresh["b"]}
+    found = checkpoint.initialise(renamed, path=str(tmp_path), rename=((r"new/(.*)", r"a/\1"),))
+    assert tree.hexdigest(found["new"]) == tree.hexdigest(theirs["a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"skip": ("a/.*",)}, "the path is not set"),
+        ({"path": "HERE", "skip": ("nothing",)}, "matches no parameter"),
+        ({"path": "HERE", "rename": (("b/kernel", "x"),)}, "x is not in the checkpoint"),
+        ({"path": "HERE", "step": 9}, "no checkpoint of step 9"),
+        ({"path": "HERE/nowhere"}, "no checkpoint in"),
+    ],
+)
+def test_what_cannot_be_taken_is_said(tmp_path, arguments, message):
+    saved(tmp_path)
+    arguments = arguments | {"path": arguments.get("path", "").replace("HERE", str(tmp_path))}
+    with pytest.raises(BadInput, match=message):
+        checkpoint.initialise(jax.device_get(state(0)["params"]), **arguments)
+
+
+def test_the_saved_step_is_a_folder_that_orbax_reads(tmp_path):
+    saved(tmp_path)
+    assert pathlib.Path(tmp_path, "checkpoints/2/_CHECKPOINT_METADATA").exists()

@@ -1,0 +1,143 @@
+"""Configs: every knob is known, checked, overridable and on record."""
+
+import json
+import subprocess
+import sys
+from typing import Literal
+
+import ml_collections
+import pytest
+from helpers import DIGITS, ROOT, load
+
+from common import config as configs
+from common import program
+from common.config import BadInput
+
+
+def toy_section(
+    runtime,
+    *,
+    rate: float,
+    name: Literal["a", "bee"] = "a",
+    sizes: tuple[int, ...] = (1, 2),
+    limit: float | None = None,
+    on: bool = False,
+):
+    return rate, name, sizes, limit, on
+
+
+def completed(**section) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict({"seed": 0, "toy": section})
+    configs.complete(config, {"toy": toy_section})
+    return config
+
+
+def test_defaults_are_filled_in_and_integers_become_floats():
+    config = completed(rate=1)
+    assert configs.plain(config)["toy"] == {
+        "rate": 1.0, "name": "a", "sizes": (1, 2), "limit": None, "on": False,
+    }  # fmt: skip
+    assert isinstance(config.toy.rate, float)
+    config.lock()
+    configs._override(config, {"toy.limit": "0.5", "toy.sizes": "(3,)", "toy.on": "true"})
+    assert (config.toy.limit, config.toy.sizes, config.toy.on) == (0.5, (3,), True)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({}, "toy.rate: required"),
+        ({"rate": 1.0, "nmae": "a"}, "toy.nmae: unknown key; did you mean 'name'"),
+        ({"rate": "fast"}, "toy.rate: 'fast' is not float"),
+        ({"rate": True}, "toy.rate: True is not float"),
+        ({"rate": 1.0, "name": "be"}, "toy.name: unknown 'be'; did you mean 'bee'"),
+        ({"rate": 1.0, "sizes": (1, "b")}, r"toy.sizes: \(1, 'b'\) is not a tuple \(int, …\)"),
+        ({"rate": 1.0, "limit": "x"}, "toy.limit: 'x' is not float or None"),
+    ],
+)
+def test_bad_sections_are_one_clear_line(section, message):
+    with pytest.raises(BadInput, match=message) as error:
+        completed(**section)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"optim.lrr": 1}, "optim.lrr: unknown key; did you mean 'optim.lr'"),
+        ({"optim.direction.b3": 1}, "did you mean 'optim.direction.b2'"),
+        ({"optm.lr": 1}, "did you mean 'optim.lr'"),
+        ({"nonsense": 1}, "nonsense: unknown key"),
+        ({"optim.lr": "x"}, "optim.lr: 'x' does not fit: the value there is 0.003"),
+        ({"model.padding": "SMAE"}, "did you mean 'SAME'"),
+        ({"task": "vision.classfy"}, "there is no module 'vision.classfy'"),
+        ({"task": "json"}, "'json' has no sections"),
+        ({"model.module": "vision.cnn:CNM"}, "vision.cnn:CNM"),
+        ({"optim.name": "adam"}, "did you mean 'adamw'"),
+    ],
+)
+def test_bad_overrides_name_the_nearest_key(override, message):
+    with pytest.raises(BadInput, match=message) as error:
+        load(DIGITS, **override)
+    assert "\n" not in str(error.value)
+
+
+def test_every_section_refuses_a_key_that_it_lacks():
+    config = load(DIGITS)
+    for where in program.sections(config):
+        with pytest.raises(BadInput, match="unknown key"):
+            load(DIGITS, **{f"{where}.xyzzy": 1})
+
+
+def test_choosing_another_function_brings_its_own_defaults():
+    config = load(DIGITS, **{"optim.name": "lion", "optim.direction.b2": 0.95})
+    assert config["optim"]["direction"] == {"b1": 0.9, "b2": 0.95}
+    config = load(DIGITS, **{"model.module": "vision.cnn:MLP"})
+    assert config["model"]["hidden"] == (128,)
+    assert "kernel" not in config["model"]
+
+
+def test_json_keeps_a_config():
+    config = load(DIGITS, **{"optim.multipliers": "(('head/.*', 2.0),)"})
+    assert configs.from_json(configs.to_json(config)) == config
+    json.loads(configs.to_json(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("300 steps", 300), ("1 step", 1), ("2 epochs", 20), ("1e3 examples", 10), ("5%", 10),
+     ("0.001 epochs", 1), ("0 steps", 0)],
+)  # fmt: skip
+def test_durations(text, expected):
+    assert configs.steps(text, where="x", batch_size=100, size=1000, total=200) == expected
+
+
+@pytest.mark.parametrize("text", ["", "3", "epochs", "-1 steps", "3 weeks", "1.2.3 steps", "0 steps"])
+def test_bad_durations(text):
+    with pytest.raises(BadInput, match="where"):
+        configs.steps(text, where="where", batch_size=100, size=1000, total=200, low=1)
+
+
+def test_traced_numbers_are_the_floats_that_a_step_reads():
+    numbers = configs.traced(load(DIGITS, **{"loss.label_smoothing": 0.1}))
+    assert {"seed", "optim.lr", "optim.direction.b1", "loss.label_smoothing"} <= set(numbers)
+    assert "train.average" not in numbers
+    changed = configs.substitute(load(DIGITS), {"optim.lr": "traced"})
+    assert changed["optim"]["lr"] == "traced"
+
+
+def test_an_error_in_a_config_file_is_not_hidden(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def get_config(arg):\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        load(str(path))
+
+
+def test_importing_common_imports_neither_images_nor_text():
+    code = (
+        "import sys, common.train, common.laws, common.describe;"
+        "bad = [m for m in sys.modules if m.split('.')[0] in"
+        " ('vision', 'lm', 'configs', 'tensorflow', 'torch', 'tensorflow_datasets')];"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,177 @@
+"""The log: whole after a crash, in parts where files cannot be appended to, and in TensorBoard and W&B."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from etils import epath
+
+from common import log
+
+
+@epath.register_path_cls("bucket://")
+class Bucket(type(epath.Path("/"))):
+    """A file system like an object store: whole objects only. bucket:///tmp/x is /tmp/x."""
+
+    opened_to_append = 0
+
+    def __new__(cls, *parts):
+        return super().__new__(cls, *(str(p).removeprefix("bucket://") for p in parts))
+
+    def __fspath__(self):
+        return "bucket://" + super().__fspath__()
+
+    def __str__(self):
+        return "bucket://" + super().__str__()
+
+    def _real(self):
+        return pathlib.Path(str(self).removeprefix("bucket://"))
+
+    def open(self, mode="r", **kwargs):
+        if "a" in mode or "+" in mode:
+            raise OSError("objects cannot be appended to")
+        return self._real().open(mode)
+
+    def write_text(self, text):
+        return self._real().write_text(text)
+
+    def read_text(self):
+        return self._real().read_text()
+
+    def exists(self):
+        return self._real().exists()
+
+    def mkdir(self, parents=False, exist_ok=False):
+        self._real().mkdir(parents=parents, exist_ok=exist_ok)
+
+    def unlink(self):
+        self._real().unlink()
+
+    def glob(self, pattern):
+        return [Bucket(p) for p in self._real().glob(pattern)]
+
+
+def make(folder, step=0, **options):
+    options = {"tensorboard": False, "wandb": ""} | options
+    return log.Log(folder, step, writing=True, name="test", config={"a": 1}, **options)
+
+
+@pytest.fixture(params=["files", "objects"])
+def folder(request, tmp_path):
+    return epath.Path(f"bucket://{tmp_path}" if request.param == "objects" else tmp_path)
+
+
+def test_a_log_goes_on_where_the_state_does(folder):
+    first = make(folder)
+    for step in range(1, 7):
+        first.write(step, {"train/loss": 1 / step})
+        if step in (2, 4):
+            first.sync()
+    first.close()
+    second = make(folder, step=3)
+    assert [line["step"] for line in second.history] == [1, 2, 3]
+    for step in (4, 5):
+        second.write(step, {"train/loss": 1 / step})
+    second.close()
+    assert [line["step"] for line in log.read(folder)] == [1, 2, 3, 4, 5]
+    assert log.read(folder)[2] == {"step": 3, "train/loss": 1 / 3}
+    assert second.has(5, "train/")
+    assert not second.has(5, "eval/")
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    (tmp_path / log.NAME).write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
+    resumed = make(tmp_path, step=3)
+    resumed.write(3, {"x": 1})
+    resumed.close()
+    assert log.read(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "x": 1}]
+
+
+def test_what_is_synced_is_there_without_closing(folder):
+    metrics = make(folder)
+    metrics.write(1, {"x": 1})
+    metrics.sync()
+    assert log.read(folder) == [{"step": 1, "x": 1}]
+
+
+def test_arrays_text_and_what_is_not_finite(folder):
+    metrics = make(folder)
+    metrics.write(1, {"a": np.arange(3), "b": "text", "c": np.float32("nan"), "d": float("inf")})
+    metrics.close()
+    assert log.read(folder) == [{"step": 1, "a": [0, 1, 2], "b": "text", "c": None, "d": None}]
+
+
+def test_nothing_is_written_by_another_process(tmp_path):
+    metrics = log.Log(
+        tmp_path, 0, writing=False, name="", config={}, tensorboard=False, wandb=""
+    )
+    metrics.write(1, {"x": 1})
+    metrics.close()
+    assert metrics.history == [{"step": 1, "x": 1}]
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_files_hold_the_numbers(tmp_path):
+    reader = pytest.importorskip("tensorboardX.proto.event_pb2")
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+
+    metrics = make(tmp_path, tensorboard=True)
+    metrics.write(7, {"train/loss": 0.25, "eval/test/text": "words"})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    raw, at, values = file.read_bytes(), 0, {}
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 8], "little")
+        event = reader.Event.FromString(raw[at + 12 : at + 12 + length])
+        values |= {v.tag: (event.step, v) for v in event.summary.value}
+        at += 16 + length
+    assert values["train/loss"][0] == 7
+    assert values["train/loss"][1].simple_value == 0.25
+    assert any("eval/test/text" in tag for tag in values)
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    metrics = make(tmp_path, wandb="touchstone-test")
+    metrics.write(1, {"train/loss": 0.25})
+    metrics.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    import sys
+
+    from common.config import BadInput
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):
+        log.options(tensorboard=True)
+
+
+def test_replaced_files_are_whole_or_old(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "x.json")
+    log.replace_text(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        log.replace_text(path, "new" * 1000)
+    assert path.read_text() == "old"
+
+
+def test_durations_and_progress_lines(capsys):
+    assert log.duration(187) == "3:07"
+    assert log.duration(7387) == "2:03:07"
+    progress = log.Progress(total_steps=10, batch_size=4, step=0, seconds=0.0, show=True)
+    progress.done(1)
+    progress.done(2)
+    progress.show(2, {"train/loss": 0.5, "train/learning_rate": 1.0})
+    line = capsys.readouterr().err
+    assert line.startswith("step 2/10 (20%)  loss 0.5  ")
+    assert "ETA" in line
+    json.dumps(progress.examples_per_second())

@@ -1,0 +1,71 @@
+"""What several tests use: loading configs, running scripts in this process and in others."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from common import cli, config, program
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = str(ROOT / "configs/vision/digits.py")
+TOY = str(ROOT / "tests/support/toy_config.py")
+
+
+def load(path: str, **overrides) -> dict:
+    """A completed config as nested dicts: load(DIGITS, **{"optim.lr": 0.1})."""
+    words = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return config.plain(config.load(path, words, program.sections))
+
+
+def script(name: str):
+    """The module of scripts/NAME.py."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def exit_code(name: str, *argv: str) -> int:
+    """Runs a script in this process as from a shell; its exit code."""
+    try:
+        cli.exit(lambda: script(name).main(list(argv)))
+    except SystemExit as error:
+        return error.code
+    raise AssertionError("cli.exit returned")
+
+
+def start(name: str, *argv: str, devices: int = 1, **env: str) -> subprocess.Popen:
+    """Starts scripts/NAME.py as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / f"scripts/{name}.py"), *argv],
+        cwd=ROOT,
+        env=os.environ
+        | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"}
+        | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Waits for a process, checks its exit code, and returns what it printed on standard output."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out if code == 0 else err
+
+
+def timeless(workdir) -> list[dict]:
+    """The log of a run without its clock."""
+    lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
+
+
+def result(workdir) -> dict:
+    """The result.json of a run."""
+    return json.loads(pathlib.Path(workdir, "result.json").read_text())
