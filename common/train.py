@@ -186,40 +186,39 @@ def run(config, folder, *, show: bool = True) -> dict:
     call(runtime.start, config["runtime"])
     options = call(log.options, config["log"])
     program = prepare(config)
-    prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-    folder = workdir.claim(folder, config, prints, write=runtime.is_main())
-    show = show and runtime.is_main()
-    name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
+    with jax.set_mesh(program.layout.mesh):
+        # What the user asked to begin with is found, or found missing, before anything is written.
+        fresh = None if workdir.begun(folder) else initial_state(program)
+        prints = {name: source.fingerprint for name, source in program.task.sources.items()}
+        folder = workdir.claim(folder, config, prints, write=runtime.is_main())
 
-    history: list[dict] = []
-    checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
-    try:
-        with jax.set_mesh(program.layout.mesh), runtime.Preemption() as preemption:
+        history: list[dict] = []
+        checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
+        try:
             restored = checkpoints.restore(program.like)
-            state, step = restored or (initial_state(program), 0)
+            state, step = restored or (fresh or initial_state(program), 0)
+            name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
             metrics = log.Log(
                 folder, step, writing=runtime.is_main(), name=name, config=config, **options
             )
             history = metrics.history
-            clocks = [line["time/seconds"] for line in history if "time/seconds" in line]
-            progress = log.Progress(
-                program.plan.total, program.plan.batch_size, step, max(clocks, default=0.0), show
-            )
+            progress = _progress(program, history, step, show and runtime.is_main())
             progress.say(_headline(program, folder, step))
             try:
-                state = loop(program, state, metrics, progress, checkpoints, preemption, folder)
-            except NotFinite as error:
-                checkpoints.wait()
-                kept = checkpoints.steps()
-                raise NotFinite(
-                    f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
-                    "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
-                ) from None
+                with runtime.Preemption() as preemption:
+                    state = loop(program, state, metrics, progress, checkpoints, preemption, folder)
             finally:
                 metrics.close()
             checkpoints.wait()
-    finally:
-        checkpoints.close()
+        except NotFinite as error:
+            checkpoints.wait()
+            kept = checkpoints.steps()
+            raise NotFinite(
+                f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
+                "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
+            ) from None
+        finally:
+            checkpoints.close()
     result = {
         "steps": int(state.step),
         "eval": _last_values(metrics.history, int(state.step)),
@@ -231,6 +230,13 @@ def run(config, folder, *, show: bool = True) -> dict:
     if runtime.is_main():
         workdir.finish(folder, result)
     return result
+
+
+def _progress(program: Program, history: list[dict], step: int, show: bool) -> log.Progress:
+    """The clock of a run, going on from the last line of its log."""
+    clocks = [line["time/seconds"] for line in history if "time/seconds" in line]
+    plan = program.plan
+    return log.Progress(plan.total, plan.batch_size, step, max(clocks, default=0.0), show)
 
 
 def _headline(program: Program, folder, step: int) -> str:

@@ -18,6 +18,20 @@ from common.log import replace_text
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
 
 
+def absolute(folder) -> epath.Path:
+    """A workdir as the libraries want it: absolute, or with its scheme."""
+    folder = epath.Path(folder)
+    return folder if "://" in str(folder) else folder.expanduser().absolute()
+
+
+def begun(folder) -> bool:
+    """Whether a run has made `folder` its own."""
+    try:
+        return (absolute(folder) / "config.json").exists()
+    except OSError:
+        return False  # `claim` says why
+
+
 def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
 
@@ -30,9 +44,7 @@ def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> ep
     Raises:
       BadInput: if it belongs to another run, its data has changed, or it cannot be written.
     """
-    folder = epath.Path(folder)
-    if not isinstance(folder, epath.Path) or "://" not in str(folder):
-        folder = epath.Path(folder).expanduser().absolute()
+    folder = absolute(folder)
     starts = []
     try:
         if (folder / "config.json").exists():

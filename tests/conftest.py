@@ -1,4 +1,5 @@
-"""Eight simulated devices, a compilation cache for the session, and skips that CI does not accept."""
+"""Eight simulated devices, a compilation cache for the session, and skips that CI does not
+accept."""
 
 import os
 

@@ -1,4 +1,5 @@
-"""XOR, the smallest problem that a linear model cannot solve, learned by a two-layer sigmoid network."""
+"""XOR, the smallest problem that a linear model cannot solve, learned by a two-layer sigmoid
+network."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,9 @@ def test_xor_is_learned_in_seconds():
         params = model.init(key, x)["params"]
 
         def loss(params):
-            total, weight = losses.sigmoid_cross_entropy(model.apply({"params": params}, x), y, jnp.ones(4))
+            total, weight = losses.sigmoid_cross_entropy(
+                model.apply({"params": params}, x), y, jnp.ones(4)
+            )
             return total / weight
 
         def step(carry, number):

@@ -253,7 +253,7 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
             temporary = folder / f".{path.name}.{os.getpid()}"
             with temporary.open("wb") as file:
                 np.save(file, arrays[key])
-            temporary.rename(path)
+            temporary.replace(path)
     except OSError:
         pass  # a read-only place: it is decoded again next time
     return arrays

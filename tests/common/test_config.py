@@ -112,7 +112,9 @@ def test_durations(text, expected):
     assert configs.steps(text, where="x", batch_size=100, size=1000, total=200) == expected
 
 
-@pytest.mark.parametrize("text", ["", "3", "epochs", "-1 steps", "3 weeks", "1.2.3 steps", "0 steps"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "epochs", "-1 steps", "3 weeks", "1.2.3 steps", "0 steps"]
+)
 def test_bad_durations(text):
     with pytest.raises(BadInput, match="where"):
         configs.steps(text, where="where", batch_size=100, size=1000, total=200, low=1)

@@ -1,4 +1,5 @@
-"""The log: whole after a crash, in parts where files cannot be appended to, and in TensorBoard and W&B."""
+"""The log: whole after a crash, in parts where files cannot be appended to, and in TensorBoard and
+W&B."""
 
 import json
 import pathlib
@@ -103,9 +104,7 @@ def test_arrays_text_and_what_is_not_finite(folder):
 
 
 def test_nothing_is_written_by_another_process(tmp_path):
-    metrics = log.Log(
-        tmp_path, 0, writing=False, name="", config={}, tensorboard=False, wandb=""
-    )
+    metrics = log.Log(tmp_path, 0, writing=False, name="", config={}, tensorboard=False, wandb="")
     metrics.write(1, {"x": 1})
     metrics.close()
     assert metrics.history == [{"step": 1, "x": 1}]

@@ -43,8 +43,12 @@ def test_sigmoid_cross_entropy_agrees_with_optax_and_is_finite_far_out():
     ],
 )
 def test_padding_changes_nothing_even_when_it_is_nan(loss):
-    broken = np.where(VALID[:, None] > 0, LOGITS, np.nan if loss is not losses.confusion_matrix else 0)
-    for a, b in zip(loss(broken, LABELS, VALID), loss(LOGITS[:9], LABELS[:9], VALID[:9]), strict=True):
+    broken = np.where(
+        VALID[:, None] > 0, LOGITS, np.nan if loss is not losses.confusion_matrix else 0
+    )
+    for a, b in zip(
+        loss(broken, LABELS, VALID), loss(LOGITS[:9], LABELS[:9], VALID[:9]), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

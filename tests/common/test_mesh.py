@@ -9,8 +9,11 @@ from common import mesh
 from common.config import BadInput
 
 PARAMS = {
-    "up": {"kernel": jax.ShapeDtypeStruct((8, 6), "float32"), "bias": jax.ShapeDtypeStruct((6,), "float32")},
-}  # fmt: skip
+    "up": {
+        "kernel": jax.ShapeDtypeStruct((8, 6), "float32"),
+        "bias": jax.ShapeDtypeStruct((6,), "float32"),
+    },
+}
 TABLE = ((r"up/kernel", ("embed", "mlp")),)
 
 
@@ -46,8 +49,8 @@ def test_a_row_of_another_rank_is_an_error():
 def test_optimizer_state_follows_its_parameter():
     layout = mesh.make(data=2, fsdp=2, tensor=2)
     placed = mesh.shardings(layout, TABLE, PARAMS)
-    state = ({"mu": PARAMS, "count": jax.ShapeDtypeStruct((), "int32")}, {"factored": {"up": {"kernel":
-             jax.ShapeDtypeStruct((8,), "float32")}}})  # fmt: skip
+    count, factor = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((8,), "float32")
+    state = ({"mu": PARAMS, "count": count}, {"factored": {"up": {"kernel": factor}}})
     found = mesh.follow(layout, state, PARAMS, placed)
     assert found[0]["mu"]["up"]["kernel"].spec == P(("fsdp",), ("tensor",))
     assert found[0]["count"].spec == found[1]["factored"]["up"]["kernel"].spec == P()

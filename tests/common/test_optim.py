@@ -13,6 +13,7 @@ PARAMS = {
     "a": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.ones(2)},
     "b": {"kernel": jnp.full((2, 2), -1.0)},
 }
+KERNELS = {"a": {"kernel": True, "bias": False}, "b": {"kernel": True}}
 GRADS = jax.tree.map(lambda p: 0.1 * p + 0.3, PARAMS)
 
 
@@ -44,7 +45,7 @@ def test_plain_sgd_is_minus_rate_times_gradient():
         (
             {"name": "adamw", "weight_decay": 0.2},
             {"b1": 0.8},
-            optax.adamw(0.1, b1=0.8, weight_decay=0.2, mask={"a": {"kernel": True, "bias": False}, "b": {"kernel": True}}),
+            optax.adamw(0.1, b1=0.8, weight_decay=0.2, mask=KERNELS),
         ),
         ({"name": "sgd"}, {"momentum": 0.9, "nesterov": True}, optax.sgd(0.1, 0.9, True)),
         ({"name": "lion"}, {}, optax.lion(0.1, weight_decay=0.0)),
@@ -52,9 +53,13 @@ def test_plain_sgd_is_minus_rate_times_gradient():
         ({"name": "rmsprop"}, {}, optax.rmsprop(0.1)),
         ({"name": "adafactor"}, {}, optax.adafactor(0.1)),
         ({"name": "schedule_free"}, {}, optax.contrib.schedule_free_adamw(0.1)),
-        ({"name": "adamw", "clip": 0.1}, {}, optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.1))),
+        (
+            {"name": "adamw", "clip": 0.1},
+            {},
+            optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.1)),
+        ),
     ],
-)  # fmt: skip
+)
 def test_agreement_with_optax_over_five_steps(ours, direction, theirs):
     optimizer = make(direction=direction, **ours)
     params, other = PARAMS, PARAMS
@@ -87,7 +92,9 @@ def test_l2_passes_through_the_direction_and_decay_does_not():
 
 
 def test_multipliers_and_freezing():
-    optimizer = make(name="adamw", multipliers=((r"a/.*", 3.0),), freeze=(r"b/.*",), weight_decay=0.1)
+    optimizer = make(
+        name="adamw", multipliers=((r"a/.*", 3.0),), freeze=(r"b/.*",), weight_decay=0.1
+    )
     plain = one_update(make(name="adamw", weight_decay=0.1))
     updates = one_update(optimizer)
     close(updates["a"], jax.tree.map(lambda u: 3 * u, plain["a"]))
@@ -107,7 +114,9 @@ def test_every_direction_learns_with_traced_numbers(name):
 
     @jax.jit
     def run(lr, decay, direction):
-        optimizer = optim.make(200, steps, direction, name=name, lr=lr, schedule="constant", weight_decay=decay)
+        optimizer = optim.make(
+            200, steps, direction, name=name, lr=lr, schedule="constant", weight_decay=decay
+        )
 
         def body(carry, step):
             params, state = carry
@@ -130,7 +139,8 @@ def test_muon_orthogonalises_convolutions_and_sends_vectors_to_adam():
     updates, _ = optimizer.update(params, optimizer.init(params), params, jnp.uint32(0))
     values = jnp.linalg.svd(updates["conv"].reshape(36, 8), compute_uv=False)
     assert float(values.min()) > 0.5 * float(values.max())
-    # Adam's first step, with the Nesterov look-ahead that optax gives both: (1 + b1 / (1 + b1)) / 1.
+    # Adam's first step, with the Nesterov look-ahead that optax gives both: (1 + b1 / (1 + b1)) /
+    # 1.
     close(updates["bias"], jnp.full(8, -(1 + 0.9 / 1.9)))
 
 

@@ -27,9 +27,9 @@ def test_the_first_row_that_matches_the_whole_path_counts():
 
 def test_tables_that_miss_are_errors():
     paths = tree.flatten(TREE)
-    with pytest.raises(BadInput, match="'c/.*' matches no parameter"):
+    with pytest.raises(BadInput, match=r"'c/\.\*' matches no parameter"):
         tree.check_table("here", ((r"c/.*", 1),), paths)
-    with pytest.raises(BadInput, match="matches no parameter that is not matched above it"):
+    with pytest.raises(BadInput, match="that is not matched above it"):
         tree.check_table("here", ((r".*", 1), (r"a/.*", 2)), paths)
     with pytest.raises(BadInput, match="no row matches b/kernel"):
         tree.check_table("here", ((r"a/.*", 1),), paths, cover=["b/kernel"])

@@ -1,4 +1,5 @@
-"""The laws, on the vision task and on the toy, by the program's own checks; and that they can fail."""
+"""The laws, on the vision task and on the toy, by the program's own checks; and that they can
+fail."""
 
 import jax
 import pytest
@@ -110,9 +111,9 @@ def test_a_loss_that_keeps_state_is_seen(monkeypatch):
     count = iter(range(1000))
 
     def change(prepare):
-        return lambda key, batch, train: prepare(key, batch, train) | {
-            "x": batch["x"] + 0.01 * next(count)
-        }
+        return lambda key, batch, train: (
+            prepare(key, batch, train) | {"x": batch["x"] + 0.01 * next(count)}
+        )
 
     with pytest.raises(laws.Broken):
         laws.resume_is_exact(broken_toy(monkeypatch, prepare=change), 1, jax.devices()[:1])

@@ -1,9 +1,9 @@
 """A nasty little task that keeps the contract honest.
 
-Two loss terms whose weights differ (half of the rows have no second target), batch norm, a coefficient of
-the objective that is traced, dropout with a traced rate, random preparation in training and, keyed by row,
-in evaluation, an auxiliary set that only an evaluator reads, an evaluator that returns text and an array,
-and pretrained parameters on request.
+Two loss terms whose weights differ (half of the rows have no second target), batch norm, a
+coefficient of the objective that is traced, dropout with a traced rate, random preparation in
+training and, keyed by row, in evaluation, an auxiliary set that only an evaluator reads, an
+evaluator that returns text and an array, and pretrained parameters on request.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,9 @@ def test_a_crop_is_a_shift_with_zeros_uniform_over_the_places():
     places = np.zeros(9, int)
     for image, crop in zip(padded, crops, strict=True):
         matches = [
-            i for i in range(9) if np.array_equal(image[i // 3 : i // 3 + 6, i % 3 : i % 3 + 6], crop)
+            i
+            for i in range(9)
+            if np.array_equal(image[i // 3 : i // 3 + 6, i % 3 : i % 3 + 6], crop)
         ]
         assert len(matches) == 1
         places[matches[0]] += 1

@@ -10,7 +10,9 @@ from vision import cnn
 
 
 def test_the_classic_network_has_its_parameters():
-    shapes = jax.eval_shape(cnn.CNN(10).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    shapes = jax.eval_shape(cnn.CNN(10).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))[
+        "params"
+    ]
     assert {p: leaf.shape for p, leaf in tree.flatten(shapes).items() if "kernel" in p} == {
         "conv_0/kernel": (3, 3, 1, 32),
         "conv_1/kernel": (3, 3, 32, 64),
@@ -48,7 +50,9 @@ def test_rows_do_not_interact_and_their_order_does_not_matter(model):
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     params = model.init(jax.random.key(1), images)
     logits = model.apply(params, images)
-    np.testing.assert_allclose(model.apply(params, images[::-1]), logits[::-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        model.apply(params, images[::-1]), logits[::-1], rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(model.apply(params, images[2:3]), logits[2:3], rtol=1e-5, atol=1e-5)
 
 
@@ -56,7 +60,9 @@ def test_dropout_acts_in_training_alone():
     model = cnn.MLP(3, dropout=0.5)
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     params = model.init(jax.random.key(1), images)
-    run = lambda train, key: model.apply(params, images, train=train, rngs={"dropout": jax.random.key(key)})
+    run = lambda train, key: model.apply(
+        params, images, train=train, rngs={"dropout": jax.random.key(key)}
+    )
     np.testing.assert_array_equal(run(False, 0), run(False, 1))
     assert not np.array_equal(run(True, 0), run(True, 1))
 

@@ -110,7 +110,9 @@ def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
     if not pathlib.Path(fashion_mnist.DEBIAN).exists():
         pytest.skip(f"no {fashion_mnist.DEBIAN}: install Debian's dataset-fashion-mnist")
     assert exit_code("prepare", "fashion_mnist", "--folder", str(tmp_path)) == 0
-    sets = datasets.load({"train": "train", "test": "test"}, name="fashion_mnist", folder=str(tmp_path))
+    sets = datasets.load(
+        {"train": "train", "test": "test"}, name="fashion_mnist", folder=str(tmp_path)
+    )
     train = sets["train"].resident
     assert train["image"].shape == (60000, 28, 28, 1)
     assert np.bincount(train["label"]).tolist() == [6000] * 10

@@ -1,0 +1,97 @@
+"""Every config in the tree trains two steps on fabricated data, is built with traced numbers, and
+has a golden.
+
+A golden is a page that a reviewer can read: parameter shapes, decay, multipliers, partition rows,
+and the whole completed config. `pytest tests/test_configs.py --update-goldens` writes them anew.
+"""
+
+import importlib
+import json
+
+import fabricated
+import jax
+import pytest
+from helpers import ROOT, load
+
+from common import config as configs
+from common import describe, laws, optim, program
+
+VARIANTS = {
+    "vision/digits": ("cnn", "mlp"),
+    "vision/fashion_mnist": ("cnn", "smoke"),
+    "vision/cifar10": ("",),
+}
+NAMES = [f"{file}:{arg}".rstrip(":") for file, args in VARIANTS.items() for arg in args]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Fabricated sets of the real ones' names and shapes."""
+    path = tmp_path_factory.mktemp("tfds")
+    fabricated.prepare(path, "cifar10", (32, 32, 3), {"train": 600, "test": 100})
+    fabricated.prepare(path, "fashion_mnist", (28, 28, 1), {"train": 300, "test": 1000})
+    return str(path)
+
+
+def built(name: str, folder: str) -> dict:
+    return load(f"{ROOT}/configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}",
+                **{"data.folder": folder})  # fmt: skip
+
+
+def test_no_config_is_forgotten():
+    files = {str(p.relative_to(ROOT / "configs"))[:-3] for p in (ROOT / "configs").rglob("*.py")}
+    assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_trains_two_steps(name, folder):
+    made = program.prepare(built(name, folder), jax.devices()[:1])
+    losses, state = laws.train_losses(made, 2)
+    assert all(0 < loss < 20 for loss in losses)
+    assert int(state.step) == 2
+    assert made.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_built_with_traced_numbers(name, folder):
+    config = built(name, folder)
+    module = program.task_module(config["task"])
+    sources = module.sources(config)
+
+    def build(values):
+        changed = configs.substitute(config, values)
+        task = module.make(changed, sources, lambda x, *names: x)
+        arguments = 100, lambda text, where: 1, changed["optim"]["direction"]
+        rate = configs.call(optim.make, changed["optim"], *arguments).learning_rate(0)
+        return rate, task.init(jax.random.key(0))[0]
+
+    jax.eval_shape(build, {k: float(v) for k, v in configs.traced(config).items() if k != "seed"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_its_golden(name, folder, request):
+    config = built(name, folder)
+    made = program.prepare(config, jax.devices()[:1])
+    config["data"]["folder"] = ""
+    lines = [f"{k} = {json.dumps(v)}" for k, v in sorted(configs.flatten(config).items())]
+    text = f"{describe.parameter_table(made)}\n" + "\n".join(lines) + "\n"
+    path = ROOT / f"tests/goldens/{name.replace('/', '_').replace(':', '_')}.txt"
+    if request.config.getoption("--update-goldens"):
+        path.write_text(text)
+    assert path.exists(), "no golden: pytest tests/test_configs.py --update-goldens"
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("file", VARIANTS)
+def test_a_sweep_yields_overrides_that_fit(file, folder):
+    module = importlib.import_module(f"configs.{file.replace('/', '.')}")
+    if not hasattr(module, "sweep"):
+        return
+    for overrides in module.sweep():
+        load(f"{ROOT}/configs/{file}.py", **overrides)
+
+
+@pytest.mark.parametrize("file", VARIANTS)
+def test_an_unknown_variant_is_refused(file):
+    with pytest.raises(configs.BadInput, match="nonsense"):
+        load(f"{ROOT}/configs/{file}.py:nonsense")
