@@ -228,62 +228,18 @@ def make(
       BadInput: for an unknown name or schedule, a value out of range, or keys that do not go
       together.
     """
-    positive = (("lr", lr), ("clip", clip))
-    at_least_zero = (("weight_decay", weight_decay), ("l2", l2), ("final", final))
-    for key, value in positive + at_least_zero:
-        if isinstance(value, (int, float)):
-            ok = math.isfinite(value) and (
-                value > 0 or (value == 0 and (key, value) in at_least_zero)
-            )
-            require(ok, f"config.optim.{key}: {value} is out of range")
-    warmup_steps = to_steps(warmup, "config.optim.warmup")
-    require(
-        warmup_steps <= total_steps,
-        f"config.optim.warmup: {warmup!r} is longer than the run of {total_steps} steps",
+    tail = (schedule, warmup, decay, final)
+    warmup_steps, decay_steps = _schedule_steps(total_steps, to_steps, *tail)
+    _check_ranges(
+        positive={"lr": lr, "clip": clip},
+        at_least_zero={"weight_decay": weight_decay, "l2": l2, "final": final},
     )
-    decay_steps = None
-    if decay is not None:
-        require(
-            schedule in ("wsd", "rsqrt"),
-            f"config.optim.decay: schedule {schedule!r} has no tail; it is for 'wsd' and 'rsqrt'",
-        )
-        decay_steps = to_steps(decay, "config.optim.decay")
-        require(
-            warmup_steps + decay_steps <= total_steps,
-            f"config.optim.decay: {decay!r} and the warmup are longer than the {total_steps} steps",
-        )
-    require(
-        schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'"
-    )
-    if isinstance(final, float) and schedule in ("constant", "rsqrt") and decay is None:
-        require(
-            final == 0.0, f"config.optim.final: schedule {schedule!r} does not fall to a final rate"
-        )
     _check_arguments(name, direction_arguments)
 
     def learning_rate(step):
         return lr * unit_shape(schedule, step, total_steps, warmup_steps, decay_steps, final)
 
-    chain = []
-    if clip is not None:
-        chain.append(optax.clip_by_global_norm(clip))
-    if l2 is not None:
-        chain.append(_add_decay(l2, decayed))
-    chain.append(direction(name)(**direction_arguments))
-    if weight_decay is not None:
-        chain.append(_add_decay(weight_decay, decayed))
-    if name == "lamb":
-        chain.append(optax.scale_by_trust_ratio())
-    if multipliers:
-        chain.append(
-            optax.stateless(
-                lambda updates, _: tree.map_paths(
-                    lambda path, u: u * tree.lookup(multipliers, path, 1.0), updates
-                )
-            )
-        )
-    transform = optax.chain(*chain)
-
+    transform = _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers)
     if name == "schedule_free":
         require(
             not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter"
@@ -320,6 +276,29 @@ def make(
     return Optimizer(transform.init, update, lambda state, params: params, learning_rate)
 
 
+def _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers):
+    """The chain in front of the learning rate."""
+    chain = []
+    if clip is not None:
+        chain.append(optax.clip_by_global_norm(clip))
+    if l2 is not None:
+        chain.append(_add_decay(l2, decayed))
+    chain.append(direction(name)(**direction_arguments))
+    if weight_decay is not None:
+        chain.append(_add_decay(weight_decay, decayed))
+    if name == "lamb":
+        chain.append(optax.scale_by_trust_ratio())
+    if multipliers:
+        chain.append(
+            optax.stateless(
+                lambda updates, _: tree.map_paths(
+                    lambda path, u: u * tree.lookup(multipliers, path, 1.0), updates
+                )
+            )
+        )
+    return optax.chain(*chain)
+
+
 def _add_decay(strength, decayed) -> optax.GradientTransformation:
     """Adds strength * factor * parameter, where `decayed` has a row; leaves the others
     untouched."""
@@ -332,6 +311,43 @@ def _add_decay(strength, decayed) -> optax.GradientTransformation:
         return tree.map_paths(one, updates, params)
 
     return optax.stateless(add)
+
+
+def _check_ranges(positive: dict, at_least_zero: dict) -> None:
+    """Raises `BadInput` for a number out of range; None and traced numbers pass."""
+    for key, value in (positive | at_least_zero).items():
+        if isinstance(value, int | float):
+            ok = math.isfinite(value) and (value > 0 or (value == 0 and key in at_least_zero))
+            require(ok, f"config.optim.{key}: {value} is out of range")
+
+
+def _schedule_steps(
+    total_steps: int, to_steps: Callable, schedule: str, warmup: str, decay: str | None, final
+) -> tuple[int, int | None]:
+    """(warmup steps, steps of the tail or None). Raises `BadInput` for what does not go
+    together."""
+    warmup_steps = to_steps(warmup, "config.optim.warmup")
+    require(
+        warmup_steps <= total_steps,
+        f"config.optim.warmup: {warmup!r} is longer than the run of {total_steps} steps",
+    )
+    require(
+        schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'"
+    )
+    if decay is None:
+        if isinstance(final, float) and schedule in ("constant", "rsqrt"):
+            require(final == 0, f"config.optim.final: {schedule!r} does not fall to a final rate")
+        return warmup_steps, None
+    require(
+        schedule in ("wsd", "rsqrt"),
+        f"config.optim.decay: schedule {schedule!r} has no tail; it is for 'wsd' and 'rsqrt'",
+    )
+    decay_steps = to_steps(decay, "config.optim.decay")
+    require(
+        warmup_steps + decay_steps <= total_steps,
+        f"config.optim.decay: {decay!r} and the warmup are longer than the {total_steps} steps",
+    )
+    return warmup_steps, decay_steps
 
 
 def _check_arguments(name: str, arguments: dict) -> None:

@@ -7,6 +7,7 @@ saved, and a run that was killed ends bit for bit like one that was not.
 
 import itertools
 import zlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from common import checkpoint, data, log, runtime, tree, workdir
 from common.config import call, plain, require
 from common.program import Program, initial_state, prepare, should_stop
-from common.step import TrainState
+from common.step import Plan, TrainState
 from common.task import EvalContext, purpose_key
 
 
@@ -65,44 +66,18 @@ def loop(
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
       Preempted: when the process was told to end; the state is saved.
     """
-    plan, resident = program.plan, program.resident
-    step = int(state.step)
-    batches = itertools.repeat({})
-    if not resident:
-        source, seed = program.task.sources["train"], program.config["seed"]
-        workers = program.config.get("data", {}).get("workers", 0)
-        batches = data.train_batches(
-            source, seed, step, plan.total, plan.batch_size, program.layout, workers
-        )
-    tracing = runtime.profiled(program.config["runtime"]["profile"])
-    pending = None
+    step, plan = int(state.step), program.plan
+    batches = _batches(program, step)
+    tracing = runtime.profiled(program.config["runtime"]["profile"] if folder else "")
     best_key = program.saving.best and program.saving.best[1]
     saved = set(checkpoints.steps()) if checkpoints else set()
+    pending, profiling = None, False
 
     def observe():
-        """Reads the step in flight: stops at what is not finite, logs what is due."""
         nonlocal pending
-        if pending is None:
-            return
-        number, terms, finite = pending
+        if pending is not None:
+            _read(*pending, plan, metrics, progress)
         pending = None
-        if not jax.device_get(finite):
-            values = {
-                n: float(s / w) for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0
-            }
-            raise NotFinite(f"step {number}: loss or update is not finite: {log.spelled(values)}")
-        progress.done(number)
-        if number % plan.log_every == 0 or number == plan.total:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values = {
-                    f"train/{n}": np.float32(s) / w for n, (s, w) in jax.device_get(terms).items()
-                }
-            clock = {
-                "time/seconds": round(progress.seconds(), 3),
-                "time/examples_per_second": round(progress.examples_per_second(), 1),
-            }
-            metrics.write(number, values | clock)
-            progress.show(number, {n: float(v) for n, v in values.items() if np.ndim(v) == 0})
 
     while True:
         evaluated = {
@@ -130,6 +105,10 @@ def loop(
             progress.start()
         if last or told:
             observe()
+        if profiling and (last or told or step == tracing.stop):
+            observe()
+            jax.profiler.stop_trace()
+            profiling = False
         if last:
             return state
         if told:
@@ -137,16 +116,46 @@ def loop(
                 checkpoints.wait()
             raise Preempted(f"told to end: saved step {step}")
 
-        if step in tracing and step == tracing.start and folder is not None:
+        if len(tracing) and step == tracing.start:
             jax.profiler.start_trace(str(folder / "profile"))
+            profiling = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            state, terms, finite = program.step(program.hypers, state, next(batches), resident)
+            state, terms, finite = program.step(
+                program.hypers, state, next(batches), program.resident
+            )
         step += 1
         observe()
         pending = (step, terms, finite)
-        if step == tracing.stop and len(tracing) and folder is not None:
-            observe()
-            jax.profiler.stop_trace()
+
+
+def _batches(program: Program, step: int) -> Iterator[dict]:
+    """The batches from `step` on; empty ones where the step gathers its own from resident data."""
+    if program.resident:
+        return itertools.repeat({})
+    plan, config = program.plan, program.config
+    source, workers = program.task.sources["train"], config.get("data", {}).get("workers", 0)
+    return data.train_batches(
+        source, config["seed"], step, plan.total, plan.batch_size, program.layout, workers
+    )
+
+
+def _read(step: int, terms, finite, plan: Plan, metrics: log.Log, progress: log.Progress) -> None:
+    """Reads what a step computed: stops at what is not finite, logs what is due."""
+    if not jax.device_get(finite):
+        values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
+        values = {n: float(v) for n, v in values.items()}
+        raise NotFinite(f"step {step}: loss or update is not finite: {log.spelled(values)}")
+    progress.done(step)
+    if step % plan.log_every and step != plan.total:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {f"train/{n}": s / w for n, (s, w) in jax.device_get(terms).items()}
+    clock = {
+        "time/seconds": round(progress.seconds(), 3),
+        "time/examples_per_second": round(progress.examples_per_second(), 1),
+    }
+    metrics.write(step, values | clock)
+    progress.show(step, {n: float(v) for n, v in values.items() if np.ndim(v) == 0})
 
 
 def _evaluate(
