@@ -23,6 +23,15 @@ from common.config import BadInput, require
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 
 
+NOT_DAMAGE = (PermissionError, ConnectionError, TimeoutError, MemoryError)
+
+
+def absolute(folder: epath.PathLike) -> epath.Path:
+    """A workdir as Orbax wants it: absolute, or with its scheme."""
+    folder = epath.Path(folder)
+    return folder if "://" in str(folder) else folder.expanduser().absolute()
+
+
 class Policy(NamedTuple):
     """The section `checkpoint`, checked.
 
@@ -82,12 +91,13 @@ def best_steps(best: tuple[int, str] | None, history: Iterable[dict]) -> list[in
         return []
     sign, key = best
     found = [
-        (-sign * line[key], line["step"]) for line in history if np.isfinite(_number(line.get(key)))
+        (-sign * line[key], line["step"]) for line in history if np.isfinite(number(line.get(key)))
     ]
     return [step for _, step in sorted(found)]
 
 
-def _number(value) -> float:
+def number(value) -> float:
+    """A value of the log as a number; NaN if it is none."""
     return value if isinstance(value, (int, float)) else float("nan")
 
 
@@ -115,7 +125,7 @@ class Checkpoints:
         self, workdir: epath.PathLike, rule: Policy | None = None, history: Callable = list
     ):
         """Opens `workdir/checkpoints`; without a `rule` for reading only, creating nothing."""
-        self._folder = epath.Path(workdir) / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self._manager, self._writing = None, rule is not None
         if rule is not None or self._folder.exists():
             options = ocp.CheckpointManagerOptions(
@@ -155,7 +165,8 @@ class Checkpoints:
         Args:
           like: a tree of ShapeDtypeStructs with shardings.
           step: which one; None is the newest that is whole. Damaged ones are passed over with a
-            warning, and moved to `workdir/damaged_checkpoint_STEP` unless opened for reading only.
+            warning, and then moved to `workdir/damaged_checkpoint_STEP` unless opened for reading
+            only.
 
         Returns:
           (state, step), or None where there is no checkpoint at all.
@@ -173,13 +184,19 @@ class Checkpoints:
                 return self._read(like, step), step
             except _Damaged as damage:
                 raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
+        damaged = []
         for candidate in reversed(steps):
             try:
-                return self._read(like, candidate), candidate
+                state = self._read(like, candidate)
             except _Damaged as damage:
                 logging.warning("checkpoint %d is damaged (%s)", candidate, damage)
-                if self._writing:
-                    self._set_aside(candidate)
+                damaged.append(candidate)
+                continue
+            # Only now: if none were whole, all stay where they are, for a person to look at.
+            if self._writing:
+                for bad in damaged:
+                    self._set_aside(bad)
+            return state, candidate
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
 
@@ -194,6 +211,8 @@ class Checkpoints:
                 p: [list(m.shape), str(np.dtype(m.dtype))]
                 for p, m in tree.flatten(stored.tree).items()
             }
+        except NOT_DAMAGE:
+            raise
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
         if saved != {p: [s, str(np.dtype(d))] for p, (s, d) in stored.items()}:
@@ -212,6 +231,8 @@ class Checkpoints:
                 jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)]
             )
             found = jax.device_get(tree.digests(state))
+        except NOT_DAMAGE:
+            raise
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
         wrong = [path for path, entry in record.items() if int(found[path]) != entry[2]]

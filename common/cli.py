@@ -35,11 +35,6 @@ def parse(by: argparse.ArgumentParser, argv=None):
     return args, config.load(args.config, rest, program.sections)
 
 
-def need(value, message: str) -> None:
-    """Raises `BadInput(message)` for a missing argument."""
-    config.require(bool(value), message)
-
-
 def exit(main: Callable[[], int]) -> None:
     """Runs `main` and ends the process with its exit code; what is not a bug is one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

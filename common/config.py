@@ -79,15 +79,15 @@ def parameters(function: Callable | dict[str, Parameter]) -> dict[str, Parameter
     """
     if isinstance(function, dict):
         return function
+    hints = typing.get_type_hints(function)
     if inspect.isclass(function) and issubclass(function, nn.Module):
         return {
-            field.name: Parameter(field.type, field.default)
+            field.name: Parameter(hints.get(field.name, Any), field.default)
             for field in dataclasses.fields(function)
             if field.name not in ("parent", "name")
             and field.default is not dataclasses.MISSING
             and not callable(field.default)
         }
-    hints = typing.get_type_hints(function)
     return {
         name: Parameter(hints.get(name, Any), p.default)
         for name, p in inspect.signature(function).parameters.items()
@@ -112,6 +112,10 @@ def _fits(value: Any, annotation: Any) -> bool:
         return len(value) == len(args) and all(map(_fits, value, args))
     if annotation is None or annotation is type(None):
         return value is None
+    if origin is not None and inspect.isclass(origin):  # Sequence[int] and the like
+        return isinstance(value, origin)
+    if not inspect.isclass(annotation):
+        return True
     if annotation in (float, int) and isinstance(value, bool):
         return False
     if annotation is float:
@@ -147,8 +151,10 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
     Raises:
       BadInput: for an unknown section or key, a missing required key, or a value of a wrong type.
     """
-    parents = {name.rsplit(".", 1)[0] for name in sections if "." in name}
-    top = {name.split(".")[0] for name in sections}
+    parents = {name.rsplit(".", 1)[0] for name in sections if "." in name} | {"evals"}
+    top = {name.split(".")[0] for name in sections} | {"evals"}
+    if config.get("evals") is None:
+        config.evals = ml_collections.ConfigDict()
     for key in config:
         require(
             key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}"
@@ -176,7 +182,8 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
                 continue
             value = section[key]
             _check_value(f"config.{where}.{key}", value, parameter)
-            if parameter.annotation is float and not isinstance(value, float):
+            kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+            if type(value) is int and float in kinds and int not in kinds:
                 del section[key]
                 section[key] = float(value)
     for parent in parents - set(sections):
@@ -216,7 +223,8 @@ def load(
       The locked config, with every key of every section in it.
 
     Raises:
-      BadInput: for a missing or broken file, an unknown key or a wrong type.
+      BadInput: for a missing file, an unknown key or a wrong type. What the file itself raises is
+        left as it is: it is code.
     """
     file, _, arg = path.partition(":")
     require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
@@ -242,7 +250,7 @@ def load(
     require(isinstance(config.seed, int), f"config.seed: {config.seed!r} is not int")
     complete(config, sections(config))
     config.lock()
-    _override(config, pairs)
+    _override(config, pairs, sections(config))
     complete(config, sections(config))
     return config
 
@@ -281,10 +289,17 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
-def _override(config: ml_collections.ConfigDict, pairs: dict[str, str]) -> None:
+def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections: dict) -> None:
     known = flatten(config)
     for key in pairs:
         require(key in known, f"--config.{key}: unknown key; {nearest(key, known)}")
+    for key in [key for key, text in pairs.items() if text == "None"]:
+        where, _, last = key.rpartition(".")
+        optional = where in sections and _fits(None, parameters(sections[where])[last].annotation)
+        require(optional, f"--config.{key}: cannot be None")
+        with config.ignore_type():
+            _get(config, where)[last] = None
+    pairs = {key: text for key, text in pairs.items() if text != "None"}
     argv = ["config", *(f"--config.{key}={value}" for key, value in pairs.items())]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

@@ -9,6 +9,7 @@ Letters: B global batch, N examples in a set, b rows asked for.
 """
 
 import hashlib
+import signal
 from collections import deque
 from collections.abc import Iterator
 
@@ -137,6 +138,11 @@ class _ReadStep(grain.transforms.Map):
         return self.source.read(rows) | {"index": index, "valid": np.ones(len(rows), np.float32)}
 
 
+def _leave_interrupts_to_the_parent(*_) -> None:
+    """A terminal's Ctrl-C reaches workers too; the parent saves first, and then ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def train_batches(
     source: Source,
     seed: int,
@@ -161,7 +167,8 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags; ours are elsewhere
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_leave_interrupts_to_the_parent,
         )
     return prefetch(mesh.to_global(layout, batch_size, batch) for batch in batches)
 

@@ -59,7 +59,8 @@ def changed(config, **overrides) -> dict:
 def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], object]:
     """The objective at each of `steps` steps from `state` (or the start), and the state behind
     them."""
-    with jax.set_mesh(made.layout.mesh):
+    precise = jax.default_matmul_precision("highest")
+    with jax.set_mesh(made.layout.mesh), precise:
         state = initial_state(made) if state is None else state
         source, seed, first = made.task.sources["train"], made.config["seed"], int(state.step)
         batches = itertools.repeat({})
@@ -170,8 +171,12 @@ def accumulation_changes_nothing(
     """3: a batch computed in parts gives the same losses; refused where rows are not
     independent."""
     devices = jax.devices()[:1]
+    if "dropout" in config["model"]:  # another part, another mask: equality is promised without
+        config = changed(config, **{"model.dropout": None})
     made = prepare(config, devices)
     split = changed(config, **{"train.accumulate": parts})
+    if made.task.gradients is not None:
+        return "the task computes its own gradients: there is nothing to accumulate"
     if not made.task.rows_independent:
         try:
             prepare(split, devices)
@@ -353,7 +358,7 @@ def main(argv=None) -> int:
     for name, law in LAWS.items():
         try:
             verdict, found = "holds ", law(config)
-        except Broken as error:
+        except (Broken, BadInput) as error:
             verdict, found, broken = "BROKEN", str(error), broken + 1
         print(f"{verdict}  {name:20}  {found}", flush=True)
     print(f"{len(LAWS) - broken} of {len(LAWS)} laws hold")

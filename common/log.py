@@ -14,8 +14,10 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from common.config import BadInput
 
@@ -81,6 +83,10 @@ def _parts(workdir: epath.Path) -> list[epath.Path]:
     return sorted(folder.glob("part_*.jsonl")) if folder.exists() else []
 
 
+def _text(lines: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def _lines(text: str) -> list[dict]:
     """The whole lines of a log; one that a crash tore is left out."""
     found = []
@@ -116,13 +122,15 @@ class Log:
         self.history: list[dict] = []
         if workdir is not None:
             self.history = [line for line in read(workdir) if line["step"] <= step]
+            if jax.process_count() > 1:  # all have read before one rewrites
+                multihost_utils.sync_global_devices("log")
         if not self._writing:
             return
         self._rewind()
         if tensorboard:
             writer = _need("tensorboardX", "tensorboard", "config.log.tensorboard").SummaryWriter
             folder = os.fspath(self._workdir / "tensorboard")
-            self._tensorboard = writer(folder, purge_step=step + 1 if step else None)
+            self._tensorboard = writer(folder, purge_step=step + 1)
         if wandb:
             self._wandb = _need("wandb", "wandb", "config.log.wandb").init(
                 project=wandb,
@@ -134,17 +142,24 @@ class Log:
             )
 
     def _rewind(self) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in self.history)
+        """Takes back the lines beyond the history; a crash in between leaves nothing double."""
         if can_append(self._workdir):
-            replace_text(self._workdir / NAME, text)
+            replace_text(self._workdir / NAME, _text(self.history))
             self._file = open(self._workdir / NAME, "a", encoding="utf-8")  # noqa: SIM115
             return
         (self._workdir / "metrics").mkdir(parents=True, exist_ok=True)
-        first, *later = _parts(self._workdir) or [self._part(0)]
-        first.write_text(text)
-        for part in reversed(later):
-            part.unlink()
-        self._next = int(first.name[5:10]) + 1
+        left, self._next = len(self.history), 0
+        whole = {part: _lines(part.read_text()) for part in _parts(self._workdir)}
+        kept = {}
+        for part, lines in whole.items():
+            kept[part] = lines[: max(left, 0)]
+            left -= len(lines)
+        for part, lines in reversed(kept.items()):  # the last ones first
+            if not lines:
+                part.unlink()
+            elif lines != whole[part]:
+                part.write_text(_text(lines))
+            self._next = max(self._next, int(part.name[5:10]) + 1)
 
     def _part(self, number: int) -> epath.Path:
         return self._workdir / "metrics" / f"part_{number:05d}.jsonl"
@@ -177,8 +192,7 @@ class Log:
             self._file.flush()
             os.fsync(self._file.fileno())
         if self._buffer:
-            text = "".join(json.dumps(line) + "\n" for line in self._buffer)
-            self._part(self._next).write_text(text)
+            self._part(self._next).write_text(_text(self._buffer))
             self._buffer, self._next = [], self._next + 1
         if self._tensorboard:
             self._tensorboard.flush()

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from common import tree
 from common.config import require
+from common.task import Table
 
 AXES = ("data", "fsdp", "tensor")
-Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> one logical name a dimension
 Axes = str | tuple[str, ...]
 
 RULES: tuple[tuple[str, Axes], ...] = (
@@ -84,7 +84,8 @@ def spec(
 ) -> P:
     """The PartitionSpec of an array whose dimensions have these logical names.
 
-    A dimension that its axes do not divide is replicated, and said so in the log under `where`.
+    A dimension that its axes do not divide is replicated, with a warning if `where` names the
+    array.
     """
     parts: list[Any] = []
     for name, size in zip(names, shape, strict=True):
@@ -92,7 +93,10 @@ def spec(
         axes = tuple(a for a in axes if layout.mesh.shape[a] > 1)
         ways = math.prod(layout.mesh.shape[a] for a in axes)
         if size % ways:
-            logging.info("%s: %s=%d is not divisible by %d: replicated", where, name, size, ways)
+            if where:
+                logging.warning(
+                    "%s: %s=%d is not divisible by %d: replicated", where, name, size, ways
+                )
             axes = ()
         parts.append(axes or None)
     return P(*parts)
@@ -151,7 +155,7 @@ def constrainer(layout: Layout) -> Callable:
     `constrain` field."""
 
     def constrain(x, *names):
-        sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape, "activation"))
+        sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape))
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return constrain

@@ -24,7 +24,7 @@ from common.config import (
     substitute,
     traced,
 )
-from common.step import Plan, TrainState, make_step
+from common.step import STEP_TERMS, Plan, TrainState, make_step
 from common.task import Task, Terms, purpose_key
 
 
@@ -161,7 +161,8 @@ def should_stop(
     sign, key = parsed
     best, waited = -np.inf, 0
     for value in (line[key] for line in history if key in line):
-        score = -np.inf if value is None else sign * value
+        score = sign * checkpoint.number(value)
+        score = -np.inf if np.isnan(score) else score
         best, waited = (score, 0) if score > best + min_delta else (best, waited + 1)
     return waited >= patience
 
@@ -188,7 +189,8 @@ def prepare(config, devices=None) -> Program:
     schedule = call(plan, config["train"], size)
     mesh.check_batch(layout, schedule.batch_size // schedule.accumulate, "config.train.batch_size")
     for name, section in config.get("evals", {}).items():
-        mesh.check_batch(layout, section["batch_size"], f"config.evals.{name}.batch_size")
+        if "batch_size" in section:
+            mesh.check_batch(layout, section["batch_size"], f"config.evals.{name}.batch_size")
 
     def to_steps(text, where, low=0):
         return steps(
@@ -211,7 +213,8 @@ def prepare(config, devices=None) -> Program:
         return task, call(optim.make, section, schedule.total, to_steps, section["direction"])
 
     task, optimizer = build({})
-    unknown = set(task.objective) - set(_terms_of(task))
+    terms = set(_terms_of(task))
+    unknown = set(task.objective) - terms
     require(
         not unknown, f"{config['task']}: the objective names {sorted(unknown)}, not among its terms"
     )
@@ -223,7 +226,7 @@ def prepare(config, devices=None) -> Program:
         schedule.accumulate == 1 or task.gradients is None,
         "config.train.accumulate: this task computes its own gradients, which cannot be split",
     )
-    _check_metrics(config, task)
+    _check_metrics(config, task, terms | STEP_TERMS)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -287,9 +290,9 @@ def _terms_of(task: Task) -> Terms:
     return jax.eval_shape(terms, key, row)
 
 
-def _check_metrics(config: dict, task: Task) -> None:
-    """The keys by which runs stop and checkpoints are best must be of an evaluator that there
-    is."""
+def _check_metrics(config: dict, task: Task, terms: set[str]) -> None:
+    """The keys by which runs stop and checkpoints are best must be of terms or evaluators that
+    there are. Which metrics an evaluator has is known when it has run: see `common.train`."""
     for where, text, kinds in (
         ("config.checkpoint.best", config["checkpoint"]["best"], ("eval",)),
         ("config.train.stop.metric", config["train"]["stop"]["metric"], ("eval", "train")),
@@ -299,8 +302,7 @@ def _check_metrics(config: dict, task: Task) -> None:
             require(
                 kind in kinds, f"{where}: {text!r}: a key here begins with {' or '.join(kinds)}"
             )
-            if kind == "eval":
-                choice(where, rest[0] if rest else "", task.evaluators)
+            choice(where, rest[0] if rest else "", task.evaluators if kind == "eval" else terms)
 
 
 def initial_state(program: Program) -> TrainState:
@@ -310,7 +312,8 @@ def initial_state(program: Program) -> TrainState:
     section = program.config["init"]
     if program.task.pretrained is None and not any(section.values()):
         return state
-    params = jax.device_get(state.params)
+    whole = jax.tree.map(lambda _: mesh.replicated(program.layout), state.params)
+    params = jax.device_get(jax.jit(lambda p: p, out_shardings=whole)(state.params))
     if program.task.pretrained is not None:
         params = program.task.pretrained(params)
     params = call(checkpoint.initialise, section, params)

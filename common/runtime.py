@@ -37,17 +37,20 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
-    if cache != "none" and (cache or not jax.config.jax_compilation_cache_dir):
+    if cache == "none":
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif cache or not jax.config.jax_compilation_cache_dir:
         folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
         if os.environ.get("JAX_PLATFORMS") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        number = lambda name: int(os.environ[name]) if name in os.environ else None
         jax.distributed.initialize(
             coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
+            num_processes=number("JAX_NUM_PROCESSES"),
+            process_id=number("JAX_PROCESS_ID"),
         )
 
 
@@ -62,7 +65,9 @@ def profiled(text: str) -> range:
         return range(0)
     matched = re.fullmatch(r"(\d+):(\d+)", text)
     require(matched is not None, f"config.runtime.profile: {text!r}; write the steps as '10:20'")
-    return range(int(matched[1]), int(matched[2]))
+    steps = range(int(matched[1]), int(matched[2]))
+    require(len(steps) > 0, f"config.runtime.profile: {text!r} holds no step")
+    return steps
 
 
 class Preemption:
@@ -88,7 +93,7 @@ class Preemption:
 
     def _notice(self, number, _frame):
         self.signal = number
-        signal.signal(number, self._old[number])
+        self.__exit__()
 
     def noticed(self, step: int) -> bool:
         """Whether to save and leave now; with several processes all get the same answer at

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from common import data, mesh
 from common.task import Task, purpose_key
 
+# What the step adds to a task's terms.
+STEP_TERMS = {"loss", "learning_rate", "gradient_norm", "update_norm"}
+
 
 class TrainState(NamedTuple):
     """Arrays only. `step` counts completed updates; `average` is {} or {"params", "extra"}."""
@@ -38,19 +41,20 @@ class Plan(NamedTuple):
 def _gradients(task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable):
     """(gradients, loss, Terms, extra) of the objective sum_i c_i S_i / W_i over the whole batch."""
 
+    def objective(terms, weights):
+        return sum(
+            c * terms[n][0] / jnp.maximum(jax.lax.stop_gradient(weights[n]), 1e-30)
+            for n, c in task.objective.items()
+        )
+
     def loss(params, extra, batch, key, weights=None):
         terms, extra = task.loss(params, extra, batch, key)
         weights = {n: w for n, (_, w) in terms.items()} if weights is None else weights
-        parts = [
-            c * terms[n][0] / jnp.maximum(jax.lax.stop_gradient(weights[n]), 1e-30)
-            for n, c in task.objective.items()
-        ]
-        return sum(parts), (terms, extra)
+        return objective(terms, weights), (terms, extra)
 
     if task.gradients is not None:
         grads, terms, extra = task.gradients(loss, params, extra, batch, key)
-        value = sum(c * terms[n][0] / terms[n][1] for n, c in task.objective.items())
-        return grads, value, terms, extra
+        return grads, objective(terms, {n: w for n, (_, w) in terms.items()}), terms, extra
     if accumulate == 1:
         (value, (terms, extra)), grads = jax.value_and_grad(loss, has_aux=True)(
             params, extra, batch, key

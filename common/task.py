@@ -10,6 +10,10 @@ A task is a module; a config names it by its import path (`config.task = "vision
     sources(config) -> {"train": Source, an evaluation set's name: Source}         reads data
     make(config, sources, constrain) -> Task                                       cheap, traceable
 
+A section `evals.NAME` may have a `batch_size`, which must divide over the devices, and a `split`,
+which scripts/evaluate.py can replace; a section `data` may have `workers`, the processes that read
+ahead.
+
 `make` is called again inside the compiled step with traced numbers in place of the floats of
 `common.config.TRACED` sections, so it must not branch on their values (ask `is None`). `constrain`
 is what a model's activations pass at block boundaries (`common.mesh.constrainer`).

@@ -5,6 +5,7 @@ Everything that a step computes is a function of (config, seed, step), so nothin
 saved, and a run that was killed ends bit for bit like one that was not.
 """
 
+import contextlib
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from common import checkpoint, data, log, runtime, tree, workdir
-from common.config import call, plain, require
+from common.config import call, choice, plain, require
 from common.program import Program, initial_state, prepare, should_stop
 from common.step import Plan, TrainState
 from common.task import EvalContext, purpose_key
@@ -68,10 +69,12 @@ def loop(
     """
     step, plan = int(state.step), program.plan
     batches = _batches(program, step)
-    tracing = runtime.profiled(program.config["runtime"]["profile"] if folder else "")
+    profiled = runtime.profiled(program.config["runtime"]["profile"] if folder else "")
     best_key = program.saving.best and program.saving.best[1]
+    stopping = program.config["train"]["stop"]
+    stops_by_train = stopping["metric"].partition(" ")[2].strip().startswith("train/")
     saved = set(checkpoints.steps()) if checkpoints else set()
-    pending, profiling = None, False
+    pending = None
 
     def observe():
         nonlocal pending
@@ -79,53 +82,52 @@ def loop(
             _read(*pending, plan, metrics, progress)
         pending = None
 
-    while True:
-        evaluated = {
-            name
-            for name, every in program.every.items()
-            if step and (step % every == 0 or step == plan.total)
-        }
-        stop = False
-        if evaluated:
-            observe()
-            _evaluate(program, state, step, sorted(evaluated), metrics, progress, folder)
-            stop = call(should_stop, program.config["train"]["stop"], metrics.history)
-            if stop:
-                _evaluate(program, state, step, sorted(program.every), metrics, progress, folder)
-        last = stop or step == plan.total
-        is_best = best_key is not None and metrics.has(step, best_key)
-        told = preemption is not None and not last and preemption.noticed(step)
-        due = last or told or is_best or (step and step % program.saving.every == 0)
-        if checkpoints and due and step not in saved:
-            observe()
-            progress.pause()
-            metrics.sync()
-            checkpoints.save(step, state)
-            saved.add(step)
-            progress.start()
-        if last or told:
-            observe()
-        if profiling and (last or told or step == tracing.stop):
-            observe()
-            jax.profiler.stop_trace()
-            profiling = False
-        if last:
-            return state
-        if told:
-            if checkpoints:
-                checkpoints.wait()
-            raise Preempted(f"told to end: saved step {step}")
-
-        if len(tracing) and step == tracing.start:
-            jax.profiler.start_trace(str(folder / "profile"))
-            profiling = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            state, terms, finite = program.step(
-                program.hypers, state, next(batches), program.resident
-            )
-        step += 1
+    def evaluate(names):
         observe()
-        pending = (step, terms, finite)
+        _evaluate(program, state, step, sorted(names), metrics, progress, folder)
+
+    with contextlib.ExitStack() as profile:
+        while True:
+            end = step == plan.total
+            due = {name for name, n in program.every.items() if step and (step % n == 0 or end)}
+            if due:
+                evaluate(due)
+            stop = False
+            if due or (stops_by_train and step and step % plan.log_every == 0):
+                observe()
+                stop = call(should_stop, stopping, metrics.history)
+            if stop:
+                evaluate(program.every)
+            last = stop or end
+            told = preemption is not None and not last and preemption.noticed(step)
+            is_best = bool(due) and best_key is not None and metrics.has(step, best_key)
+            save = last or told or is_best or (step and step % program.saving.every == 0)
+            if checkpoints and save and step not in saved:
+                observe()
+                progress.pause()
+                metrics.sync()
+                checkpoints.save(step, state)
+                saved.add(step)
+                progress.start()
+            if last or told or step == profiled.stop:
+                observe()
+                profile.close()
+            if last:
+                return state
+            if told:
+                if checkpoints:
+                    checkpoints.wait()
+                raise Preempted(f"told to end: saved step {step}")
+
+            if len(profiled) and step == profiled.start:
+                profile.enter_context(jax.profiler.trace(str(folder / "profile")))
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, terms, finite = program.step(
+                    program.hypers, state, next(batches), program.resident
+                )
+            step += 1
+            observe()
+            pending = (step, terms, finite)
 
 
 def _batches(program: Program, step: int) -> Iterator[dict]:
@@ -167,11 +169,24 @@ def _evaluate(
         return
     progress.pause()
     context = eval_context(program, state, step, folder)
+    wanted = {where: key.split(maxsplit=1)[-1] for where, key in _metric_keys(program.config)}
     for name in names:
         values = program.task.evaluators[name].run(context)
+        for where, key in wanted.items():
+            if key.startswith(f"eval/{name}/"):
+                choice(where, key, [f"eval/{name}/{metric}" for metric in values])
         metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
         progress.say(f"step {step}  {name}: {log.spelled(values)}")
     progress.start()
+
+
+def _metric_keys(config: dict) -> list[tuple[str, str]]:
+    """The keys of the config that name a metric of an evaluator, where they are set."""
+    found = (
+        ("config.checkpoint.best", config["checkpoint"]["best"]),
+        ("config.train.stop.metric", config["train"]["stop"]["metric"]),
+    )
+    return [(where, text) for where, text in found if text]
 
 
 # --------------------------------------------------------------------------------------------- run
@@ -198,6 +213,11 @@ def run(config, folder, *, show: bool = True) -> dict:
     with jax.set_mesh(program.layout.mesh):
         # What the user asked to begin with is found, or found missing, before anything is written.
         fresh = None if workdir.begun(folder) else initial_state(program)
+        done = checkpoint.Checkpoints(folder).steps()
+        require(
+            not done or done[-1] <= program.plan.total,
+            f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
+        )
         prints = {name: source.fingerprint for name, source in program.task.sources.items()}
         folder = workdir.claim(folder, config, prints, write=runtime.is_main())
 
@@ -294,16 +314,16 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
       BadInput: if there is no such run, step or set.
     """
     config = workdir.read_config(folder)
-    evals = config.get("evals", {})
+    evals = config["evals"]
     require(bool(evals), f"{folder}: the run has no evaluators")
-    named = {}
-    for name in sets or evals:
-        named[name] = evals.get(name) or next(iter(evals.values())) | {"split": name}
+    # What is no evaluator's name is a split, which the run's first evaluator then reads.
+    named = {name: name if name in evals else f"split {name}" for name in sets or evals}
+    first = next(iter(evals.values()))
+    for name in set(named) - set(evals):
+        require("split" in first, f"--set: {name!r}: the run has {', '.join(evals)}, and no splits")
+        evals = evals | {named[name]: first | {"split": name}}
     call(runtime.start, config["runtime"])
-    # What a run stops by or keeps may be a metric of a set that is not asked for here.
-    saving = config["checkpoint"] | {"best": ""}
-    stop = config["train"] | {"stop": config["train"]["stop"] | {"metric": ""}}
-    program = prepare(config | {"evals": named, "checkpoint": saving, "train": stop})
+    program = prepare(config | {"evals": evals})
     checkpoints = checkpoint.Checkpoints(folder)
     number = None
     if step == "best":
@@ -321,6 +341,6 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
         require(restored is not None, f"{folder}: no checkpoint there")
         state, number = restored
         context = eval_context(program, state, number, folder)
-        values = {name: program.task.evaluators[name].run(context) for name in named}
+        values = {name: program.task.evaluators[key].run(context) for name, key in named.items()}
     checkpoints.close()
     return {"step": number, "eval": values}

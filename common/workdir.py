@@ -12,16 +12,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from common import runtime
+from common.checkpoint import absolute
 from common.config import BadInput, flatten, from_json, require, to_json
 from common.log import replace_text
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
-
-
-def absolute(folder) -> epath.Path:
-    """A workdir as the libraries want it: absolute, or with its scheme."""
-    folder = epath.Path(folder)
-    return folder if "://" in str(folder) else folder.expanduser().absolute()
 
 
 def begun(folder) -> bool:

@@ -8,6 +8,7 @@ again.
 import json
 
 from common import cli, describe, train
+from common.config import require
 
 
 def main(argv=None) -> int:
@@ -24,7 +25,7 @@ def main(argv=None) -> int:
     if args.dry_run:
         print(describe.dry_run(config))
         return 0
-    cli.need(args.workdir, "--workdir: required, e.g. --workdir runs/first")
+    require(args.workdir is not None, "--workdir: required, e.g. --workdir runs/first")
     result = train.run(config, args.workdir)
     print(json.dumps(result))
     return 0

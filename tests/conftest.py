@@ -17,7 +17,9 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Programs that are the same are compiled once a session, in subprocesses as well."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = str(shared / "compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -7,6 +7,7 @@ and is called as `model(images, train)`. Yours can stand in any file that Python
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 
@@ -97,8 +98,9 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     module = configs.Parameter(str, "vision.cnn:CNN")
     name = (config.get("model") or {}).get("module", module.default)
+    fields = configs.parameters(model_class(name))
     return {
-        "model": {"module": module} | configs.parameters(model_class(name)),
+        "model": {"module": module} | {k: v for k, v in fields.items() if k != "num_classes"},
         "data": datasets.load,
         "augment": augment.make,
         "loss": smoothing,
@@ -120,9 +122,15 @@ def sources(config: dict) -> dict[str, Source]:
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts, shape = sources["train"].facts, sources["train"].spec["image"].shape
-    runtime = {"num_classes": len(facts["classes"]), "constrain": constrain}
+    cls = model_class(config["model"]["module"])
     fields = {k: v for k, v in config["model"].items() if k != "module"}
-    model = model_class(config["model"]["module"])(**fields, **runtime)
+    fields["num_classes"] = len(facts["classes"])
+    if "constrain" in {field.name for field in dataclasses.fields(cls)}:
+        fields["constrain"] = constrain
+    dropout = fields.get("dropout")
+    if isinstance(dropout, float):
+        require(0 <= dropout < 1, f"config.model.dropout: {dropout} is not in [0, 1)")
+    model = cls(**fields)
     augmented = configs.call(augment.make, config["augment"])
     label_smoothing = configs.call(smoothing, config["loss"])
     mean, std = np.float32(facts["mean"]), np.float32(facts["std"])

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 
 from common.layers import Dropout, identity, max_pool
-from common.mesh import Table
+from common.task import Table
 
 
 class CNN(nn.Module):

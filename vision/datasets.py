@@ -192,18 +192,25 @@ def open_prepared(name: str, folder: str):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
+    at = f" --folder {folder}" if folder else ""
+    how = (
+        f"python scripts/prepare.py {name}{at}"
+        if name == "fashion_mnist"
+        else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
+        "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
+    )
     try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
+        builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
-        at = f" --folder {folder}" if folder else ""
-        how = (
-            f"python scripts/prepare.py {name}{at}"
-            if name == "fashion_mnist"
-            else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)}"
-        )
         raise BadInput(
             f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
         ) from error
+    formats = [format.value for format in builder.info.available_file_formats()]
+    require(
+        "array_record" in formats,
+        f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
+    )
+    return builder
 
 
 def data_dir(folder: str) -> str:
@@ -223,6 +230,11 @@ def _fingerprint(builder) -> str:
     return sha.hexdigest()[:16]
 
 
+def _load(path: epath.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return np.load(file)
+
+
 def decoded(builder, split: str) -> dict[str, np.ndarray]:
     """A whole split in memory, decoded once: kept as .npy beside the prepared files if they can be.
 
@@ -233,7 +245,7 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
     size = builder.info.splits[split].num_examples
     paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
     try:
-        arrays = {key: np.load(path) for key, path in paths.items()}
+        arrays = {key: _load(path) for key, path in paths.items()}
         if {len(a) for a in arrays.values()} == {size}:
             return arrays
     except (OSError, ValueError, EOFError):  # not there, or torn: decode

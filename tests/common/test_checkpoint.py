@@ -131,8 +131,32 @@ def test_all_damaged_is_an_error(tmp_path):
     saved(tmp_path)
     for step in (1, 2):
         shutil.rmtree(tmp_path / f"checkpoints/{step}/digests")
-    with pytest.raises(BadInput, match="all checkpoints"):
-        restore(tmp_path)
+    for _ in range(2):  # and stays one: nothing is moved, so nothing begins from scratch
+        with pytest.raises(BadInput, match="all checkpoints"):
+            restore(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_file_that_may_not_be_read_is_not_damage(tmp_path, monkeypatch):
+    saved(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("not yours")
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
+    monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+    with pytest.raises(PermissionError):
+        checkpoints.restore(like())
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("run")
+    assert restore("run")[1] == 2
+    params = jax.device_get(state(0)["params"])
+    found = checkpoint.initialise(params, path="run")
+    assert tree.hexdigest(found) == tree.hexdigest(state(2)["params"])
 
 
 def test_another_model_is_an_error_that_lists_the_differences(tmp_path):

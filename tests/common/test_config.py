@@ -39,7 +39,8 @@ def test_defaults_are_filled_in_and_integers_become_floats():
     }  # fmt: skip
     assert isinstance(config.toy.rate, float)
     config.lock()
-    configs._override(config, {"toy.limit": "0.5", "toy.sizes": "(3,)", "toy.on": "true"})
+    changes = {"toy.limit": "0.5", "toy.sizes": "(3,)", "toy.on": "true"}
+    configs._override(config, changes, {"toy": toy_section})
     assert (config.toy.limit, config.toy.sizes, config.toy.on) == (0.5, (3,), True)
 
 
@@ -95,6 +96,36 @@ def test_choosing_another_function_brings_its_own_defaults():
     config = load(DIGITS, **{"model.module": "vision.cnn:MLP"})
     assert config["model"]["hidden"] == (128,)
     assert "kernel" not in config["model"]
+
+
+def test_an_optional_key_can_be_set_and_unset():
+    assert load(DIGITS, **{"optim.clip": 1})["optim"]["clip"] == 1.0
+    cifar = f"{ROOT}/configs/vision/cifar10.py"
+    assert load(cifar)["optim"]["clip"] == 1.0
+    assert load(cifar, **{"optim.clip": None})["optim"]["clip"] is None
+    with pytest.raises(BadInput, match="optim.lr: cannot be None"):
+        load(cifar, **{"optim.lr": None})
+
+
+def test_annotations_of_other_peoples_modules_are_not_in_the_way(tmp_path, monkeypatch):
+    (tmp_path / "their_model.py").write_text(
+        "from __future__ import annotations\n"
+        "from collections.abc import Sequence\n"
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    num_classes: int = 1000\n"
+        "    widths: Sequence[int] = (8,)\n"
+        "    PARTITION = ((r'Dense_0/kernel', (None, None)), (r'out/kernel', (None, None)))\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x, train=False):\n"
+        "        x = nn.relu(nn.Dense(self.widths[0])(x.reshape(len(x), -1)))\n"
+        "        return nn.Dense(self.num_classes, name='out')(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(DIGITS, **{"model.module": "their_model:Net", "model.widths": "(4,)"})
+    assert "num_classes" not in config["model"]
+    made = program.prepare(config)
+    assert made.like.params["out"]["kernel"].shape == (4, 10)
 
 
 def test_json_keeps_a_config():

@@ -55,6 +55,14 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
 
 
+def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
+    train.run(short(), tmp_path, show=False)
+    before = timeless(tmp_path)
+    with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, and .* has done \[12\]"):
+        train.run(short(**{"train.duration": "8 steps"}), tmp_path, show=False)
+    assert timeless(tmp_path) == before
+
+
 def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
     train.run(short(), tmp_path, show=False)
     train.run(
@@ -137,10 +145,24 @@ def test_a_run_that_stops_early_says_so_and_stays_stopped(tmp_path):
     assert (again["steps"], again["digest"]) == (first["steps"], first["digest"])
 
 
+def test_a_run_stops_by_a_metric_of_training_without_evaluations(tmp_path):
+    stop = {"train.stop.metric": "min train/learning_rate", "train.stop.patience": 3}
+    config = short(**stop, **{"optim.schedule": "constant", "optim.warmup": "0 steps"})
+    config["evals"] = {}
+    assert train.run(config, tmp_path, show=False)["steps"] == 4
+
+
+def test_a_metric_that_its_evaluator_lacks_is_named_at_the_first_evaluation(tmp_path):
+    with pytest.raises(BadInput, match="did you mean 'eval/test/accuracy'"):
+        train.run(short(**{"checkpoint.best": "max eval/test/acc"}), tmp_path, show=False)
+
+
 def test_metrics_that_no_evaluator_has_are_refused():
     for key in ("train.stop.metric", "checkpoint.best"):
         with pytest.raises(BadInput, match="did you mean 'test'"):
             prepare(short(**{key: "max eval/tset/accuracy"}))
+    with pytest.raises(BadInput, match="did you mean 'loss'"):
+        prepare(short(**{"train.stop.metric": "min train/lss"}))
 
 
 # --------------------------------------------------------------------------------------------- NaN

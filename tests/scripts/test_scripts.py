@@ -30,6 +30,8 @@ SHORT = ("--config.train.duration=8 steps", "--config.evals.test.every=4 steps")
         (["--config.data.name=fashion_mnist", NOWHERE], "run: python scripts/prepare.py fashion"),
         (["--config.data.name=tfds:cifar10", NOWHERE], "run: tfds build cifar10"),
         (["--config.init.path=/nowhere"], "no checkpoint in /nowhere"),
+        (["--config.model.dropout=1.5"], "config.model.dropout: 1.5 is not in [0, 1)"),
+        (["--config.runtime.profile=20:10"], "holds no step"),
         (["--config.runtime.profile=ten"], "write the steps as '10:20'"),
         (["--nonsense"], "unknown argument '--nonsense'"),
         (["nonsense"], "unknown argument 'nonsense'"),
@@ -60,7 +62,7 @@ def test_other_bad_command_lines(tmp_path, capsys):
         assert "\n" not in error
 
 
-def test_a_run_and_its_evaluation_agree_exactly(tmp_path, capsys):
+def test_a_run_and_its_evaluation_agree_exactly(tmp_path, capsys, monkeypatch):
     workdir = str(tmp_path / "run")
     words = (*SHORT, "--config.evals.test.per_class=true", "--config.checkpoint.every=4 steps",
              "--config.checkpoint.best=max eval/test/accuracy")  # fmt: skip
@@ -79,8 +81,11 @@ def test_a_run_and_its_evaluation_agree_exactly(tmp_path, capsys):
     assert exit_code("evaluate", "--workdir", workdir, "--step", "best") == 0
     best = json.loads(capsys.readouterr().out)
     assert best["eval"]["test"]["accuracy"] == max(v["accuracy"] for v in logged.values())
-    assert exit_code("evaluate", "--workdir", workdir, "--set", "train[:100]", "test") == 0
+    monkeypatch.chdir(tmp_path)
+    sets = ("--set", "train[:100]", "test", "train")
+    assert exit_code("evaluate", "--workdir", "run", *sets) == 0
     found = json.loads(capsys.readouterr().out)["eval"]
+    assert sum(map(sum, found["train"]["confusion"])) == 1437
     assert sum(map(sum, found["train[:100]"]["confusion"])) == 100
     assert found["test"] == logged[8]
     for words, message in (

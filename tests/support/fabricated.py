@@ -1,11 +1,14 @@
-"""Prepared TFDS sets of random images, written as array_record by TFDS itself."""
+"""Prepared TFDS sets of random images, as PNG, written as array_record by TFDS itself."""
+
+import io
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 
-def prepare(folder, name: str, shape, sizes: dict[str, int], classes: int = 10) -> None:
-    """Writes a set `name` with splits of these sizes into TFDS's data folder `folder`."""
+def prepare(folder, name: str, shape, sizes, classes=10, file_format="array_record") -> None:
+    """Writes a set `name` with splits of these sizes ({split: N}) into TFDS's `folder`."""
 
     class Fabricated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Random images."""
@@ -18,7 +21,7 @@ def prepare(folder, name: str, shape, sizes: dict[str, int], classes: int = 10) 
                 description="random images",
                 features=tfds.features.FeaturesDict(
                     {
-                        "image": tfds.features.Tensor(shape=shape, dtype=np.uint8),
+                        "image": tfds.features.Image(shape=shape, encoding_format="png"),
                         "label": tfds.features.ClassLabel(num_classes=classes),
                     }
                 ),
@@ -32,7 +35,10 @@ def prepare(folder, name: str, shape, sizes: dict[str, int], classes: int = 10) 
             real = tuple(4 if s is None else s for s in shape)
             for i in range(n):
                 label = int(rng.integers(classes))
-                yield i, {"image": rng.integers(0, 256, real, np.uint8), "label": label}
+                pixels = rng.integers(0, 256, real, np.uint8)
+                png = io.BytesIO()
+                Image.fromarray(pixels.squeeze(-1) if real[-1] == 1 else pixels).save(png, "png")
+                yield i, {"image": io.BytesIO(png.getvalue()), "label": label}
 
     Fabricated.name = name
-    Fabricated(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    Fabricated(data_dir=str(folder), file_format=file_format).download_and_prepare()
