@@ -43,9 +43,15 @@ def test_no_config_is_forgotten():
     assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+LARGE = ("vision/cifar10",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES]
+)
 def test_a_config_trains_two_steps(name, folder):
-    made = program.prepare(built(name, folder), jax.devices()[:1])
+    config = laws.changed(built(name, folder), **{"train.batch_size": 16})  # quick
+    made = program.prepare(config, jax.devices()[:1])
     losses, state = laws.train_losses(made, 2)
     assert all(0 < loss < 20 for loss in losses)
     assert int(state.step) == 2

@@ -14,6 +14,10 @@ CONFIGS = {
 }
 
 
+# The CNN takes the longest to compile: what the others show as well, it shows in the slow tests.
+MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n == "cnn" else ()) for n in CONFIGS]
+
+
 def config(name: str, **more) -> dict:
     path, overrides = CONFIGS[name]
     return load(path, **(overrides | more))
@@ -29,17 +33,17 @@ def test_position_is_step_with_worker_processes(name):
     laws.position_is_step(config(name, **{"data.resident": False}), workers=(0, 2))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MOSTLY)
 def test_resume_is_exact(name):
     laws.resume_is_exact(config(name), devices=None if name == "toy" else jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MOSTLY)
 def test_loop_ends_where_steps_do(name):
     laws.loop_ends_where_steps_do(config(name))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MOSTLY)
 def test_data_parallel_changes_nothing(name):
     laws.mesh_changes_nothing(config(name), [(8, 1, 1)])
 
@@ -50,12 +54,12 @@ def test_no_mesh_changes_anything(name):
     laws.mesh_changes_nothing(config(name), laws.meshes(8))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MOSTLY)
 def test_accumulation_changes_nothing(name):
     laws.accumulation_changes_nothing(config(name))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MOSTLY)
 def test_means_are_exact(name):
     laws.means_are_exact(config(name))
 
@@ -104,6 +108,7 @@ def test_weights_that_read_parameters_are_seen(monkeypatch):
         laws.means_are_exact(broken_toy(monkeypatch, loss=change))
 
 
+@pytest.mark.slow
 def test_a_loss_that_keeps_state_is_seen(monkeypatch):
     count = iter(range(1000))
 

@@ -123,6 +123,7 @@ def test_a_script_is_a_process(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_bench_prints_a_ratio(capsys):
     assert exit_code("bench", "overhead", "--rounds", "1", "--steps", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -25,7 +25,7 @@ def test_the_classic_network_has_its_parameters():
 def test_agreement_with_a_network_written_in_numpy():
     model = cnn.CNN(num_classes=5, widths=(3, 4), hidden=(6,))
     images = jax.random.normal(jax.random.key(0), (2, 14, 13, 2))
-    params = model.init(jax.random.key(1), images)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), images)["params"]
     params = jax.tree.map(lambda p: p + 0.1, params)
     x = np.asarray(images, np.float64)
     for i in range(2):
@@ -42,18 +42,18 @@ def test_agreement_with_a_network_written_in_numpy():
     x = x.reshape(2, -1)
     x = np.maximum(x @ np.asarray(params["dense_0"]["kernel"]) + params["dense_0"]["bias"], 0)
     x = x @ np.asarray(params["head"]["kernel"]) + params["head"]["bias"]
-    np.testing.assert_allclose(model.apply({"params": params}, images), x, rtol=1e-4, atol=1e-4)
+    logits = jax.jit(model.apply)({"params": params}, images)
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [cnn.CNN(3, padding="SAME"), cnn.MLP(3, hidden=(8, 8))])
 def test_rows_do_not_interact_and_their_order_does_not_matter(model):
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
-    params = model.init(jax.random.key(1), images)
-    logits = model.apply(params, images)
-    np.testing.assert_allclose(
-        model.apply(params, images[::-1]), logits[::-1], rtol=1e-5, atol=1e-5
-    )
-    np.testing.assert_allclose(model.apply(params, images[2:3]), logits[2:3], rtol=1e-5, atol=1e-5)
+    params = jax.jit(model.init)(jax.random.key(1), images)
+    apply = jax.jit(model.apply)
+    logits = apply(params, images)
+    np.testing.assert_allclose(apply(params, images[::-1]), logits[::-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(apply(params, images[2:3]), logits[2:3], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():
