@@ -213,20 +213,7 @@ def prepare(config, devices=None) -> Program:
         return task, call(optim.make, section, schedule.total, to_steps, section["direction"])
 
     task, optimizer = build({})
-    terms = set(_terms_of(task))
-    unknown = set(task.objective) - terms
-    require(
-        not unknown, f"{config['task']}: the objective names {sorted(unknown)}, not among its terms"
-    )
-    require(
-        schedule.accumulate == 1 or task.rows_independent,
-        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
-    )
-    require(
-        schedule.accumulate == 1 or task.gradients is None,
-        "config.train.accumulate: this task computes its own gradients, which cannot be split",
-    )
-    _check_metrics(config, task, terms | STEP_TERMS)
+    _check_task(config, task, schedule)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -290,19 +277,38 @@ def _terms_of(task: Task) -> Terms:
     return jax.eval_shape(terms, key, row)
 
 
-def _check_metrics(config: dict, task: Task, terms: set[str]) -> None:
-    """The keys by which runs stop and checkpoints are best must be of terms or evaluators that
-    there are. Which metrics an evaluator has is known when it has run: see `common.train`."""
-    for where, text, kinds in (
-        ("config.checkpoint.best", config["checkpoint"]["best"], ("eval",)),
-        ("config.train.stop.metric", config["train"]["stop"]["metric"], ("eval", "train")),
-    ):
-        if text:
-            kind, *rest = text.split()[-1].split("/")
-            require(
-                kind in kinds, f"{where}: {text!r}: a key here begins with {' or '.join(kinds)}"
-            )
-            choice(where, rest[0] if rest else "", task.evaluators if kind == "eval" else terms)
+def _check_task(config: dict, task: Task, schedule: Plan) -> None:
+    """Raises `BadInput` where the task and the config do not go together.
+
+    The keys by which runs stop and checkpoints are best must be of terms or evaluators that there
+    are. Which metrics an evaluator has is known when it has run: see `common.train`.
+    """
+    terms = set(_terms_of(task))
+    unknown = sorted(set(task.objective) - terms)
+    require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
+    require(
+        schedule.accumulate == 1 or task.rows_independent,
+        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
+    )
+    require(
+        schedule.accumulate == 1 or task.gradients is None,
+        "config.train.accumulate: this task computes its own gradients, which cannot be split",
+    )
+    valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
+    for where, key in metric_keys(config).items():
+        kind, *rest = key.split("/")
+        kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
+        require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
+        choice(where, rest[0] if rest else "", valid[kind])
+
+
+def metric_keys(config: dict) -> dict[str, str]:
+    """{where in the config: the key of the log that stands there}, of those that are set."""
+    found = {
+        "config.checkpoint.best": config["checkpoint"]["best"],
+        "config.train.stop.metric": config["train"]["stop"]["metric"],
+    }
+    return {where: text.split()[-1] for where, text in found.items() if text}
 
 
 def initial_state(program: Program) -> TrainState:

@@ -15,7 +15,7 @@ import numpy as np
 
 from common import checkpoint, data, log, runtime, tree, workdir
 from common.config import call, choice, plain, require
-from common.program import Program, initial_state, prepare, should_stop
+from common.program import Program, initial_state, metric_keys, prepare, should_stop
 from common.step import Plan, TrainState
 from common.task import EvalContext, purpose_key
 
@@ -72,7 +72,7 @@ def loop(
     profiled = runtime.profiled(program.config["runtime"]["profile"] if folder else "")
     best_key = program.saving.best and program.saving.best[1]
     stopping = program.config["train"]["stop"]
-    stops_by_train = stopping["metric"].partition(" ")[2].strip().startswith("train/")
+    stop_key = metric_keys(program.config).get("config.train.stop.metric", "")
     saved = set(checkpoints.steps()) if checkpoints else set()
     pending = None
 
@@ -93,7 +93,7 @@ def loop(
             if due:
                 evaluate(due)
             stop = False
-            if due or (stops_by_train and step and step % plan.log_every == 0):
+            if due or (stop_key.startswith("train/") and step and step % plan.log_every == 0):
                 observe()
                 stop = call(should_stop, stopping, metrics.history)
             if stop:
@@ -169,24 +169,14 @@ def _evaluate(
         return
     progress.pause()
     context = eval_context(program, state, step, folder)
-    wanted = {where: key.split(maxsplit=1)[-1] for where, key in _metric_keys(program.config)}
     for name in names:
         values = program.task.evaluators[name].run(context)
-        for where, key in wanted.items():
+        for where, key in metric_keys(program.config).items():
             if key.startswith(f"eval/{name}/"):
                 choice(where, key, [f"eval/{name}/{metric}" for metric in values])
         metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
         progress.say(f"step {step}  {name}: {log.spelled(values)}")
     progress.start()
-
-
-def _metric_keys(config: dict) -> list[tuple[str, str]]:
-    """The keys of the config that name a metric of an evaluator, where they are set."""
-    found = (
-        ("config.checkpoint.best", config["checkpoint"]["best"]),
-        ("config.train.stop.metric", config["train"]["stop"]["metric"]),
-    )
-    return [(where, text) for where, text in found if text]
 
 
 # --------------------------------------------------------------------------------------------- run
@@ -213,7 +203,8 @@ def run(config, folder, *, show: bool = True) -> dict:
     with jax.set_mesh(program.layout.mesh):
         # What the user asked to begin with is found, or found missing, before anything is written.
         fresh = None if workdir.begun(folder) else initial_state(program)
-        done = checkpoint.Checkpoints(folder).steps()
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as there:
+            done = there.steps()
         require(
             not done or done[-1] <= program.plan.total,
             f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
@@ -256,6 +247,9 @@ def run(config, folder, *, show: bool = True) -> dict:
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params),
     }
+    before = workdir.read_result(folder)
+    if before is not None and before["digest"] == result["digest"]:
+        return before  # finished before: what it took is what it took then
     if runtime.is_main():
         workdir.finish(folder, result)
     return result

@@ -95,6 +95,12 @@ def read_config(folder) -> dict:
         raise BadInput(f"{path} is damaged: {error}") from error
 
 
+def read_result(folder: epath.Path) -> dict | None:
+    """result.json, or None if the run is not finished."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def finish(folder: epath.Path, result: dict) -> None:
     """Writes result.json: the run is finished."""
     replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")

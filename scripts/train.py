@@ -7,7 +7,7 @@ again.
 
 import json
 
-from common import cli, describe, train
+from common import cli, describe, runtime, train
 from common.config import require
 
 
@@ -19,7 +19,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="show parameters, memory, schedule, rows; write nothing",
+        help="show parameters, memory, schedule, rows; start nothing",
     )
     args, config = cli.parse(parser, argv)
     if args.dry_run:
@@ -27,7 +27,8 @@ def main(argv=None) -> int:
         return 0
     require(args.workdir is not None, "--workdir: required, e.g. --workdir runs/first")
     result = train.run(config, args.workdir)
-    print(json.dumps(result))
+    if runtime.is_main():
+        print(json.dumps(result))
     return 0
 
 

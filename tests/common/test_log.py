@@ -12,45 +12,34 @@ from common import log
 
 
 @epath.register_path_cls("bucket://")
-class Bucket(type(epath.Path("/"))):
-    """A file system like an object store: whole objects only. bucket:///tmp/x is /tmp/x."""
+class Bucket:
+    """A path of a file system like an object store, which takes whole objects: bucket:///tmp/x is
+    /tmp/x. It has what the log uses, and nothing that appends."""
 
-    opened_to_append = 0
-
-    def __new__(cls, *parts):
-        return super().__new__(cls, *(str(p).removeprefix("bucket://") for p in parts))
+    def __init__(self, path):
+        self.real = pathlib.Path(str(path).removeprefix("bucket://"))
+        self.name = self.real.name
 
     def __fspath__(self):
-        return "bucket://" + super().__fspath__()
+        return f"bucket://{self.real}"
 
-    def __str__(self):
-        return "bucket://" + super().__str__()
+    __str__ = __fspath__
 
-    def _real(self):
-        return pathlib.Path(str(self).removeprefix("bucket://"))
+    def joinpath(self, *parts):
+        return Bucket(self.real.joinpath(*parts))
 
-    def open(self, mode="r", **kwargs):
-        if "a" in mode or "+" in mode:
-            raise OSError("objects cannot be appended to")
-        return self._real().open(mode)
+    __truediv__ = joinpath
 
-    def write_text(self, text):
-        return self._real().write_text(text)
-
-    def read_text(self):
-        return self._real().read_text()
-
-    def exists(self):
-        return self._real().exists()
-
-    def mkdir(self, parents=False, exist_ok=False):
-        self._real().mkdir(parents=parents, exist_ok=exist_ok)
-
-    def unlink(self):
-        self._real().unlink()
+    def __lt__(self, other):
+        return self.real < other.real
 
     def glob(self, pattern):
-        return [Bucket(p) for p in self._real().glob(pattern)]
+        return [Bucket(path) for path in self.real.glob(pattern)]
+
+    def __getattr__(self, name):
+        if name in ("exists", "mkdir", "unlink", "read_text", "write_text"):
+            return getattr(self.real, name)
+        raise AttributeError(f"an object store has no {name}")
 
 
 def make(folder, step=0, **options):

@@ -48,7 +48,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
     config["optim"]["warmup"] = longer["optim"]["warmup"]
     first = train.run(config, tmp_path / "a", show=False)
     again = train.run(config, tmp_path / "a", show=False)
-    assert (again["digest"], again["eval"]) == (first["digest"], first["eval"])
+    assert again == first
     extended = train.run(longer, tmp_path / "a", show=False)
     straight = train.run(longer, tmp_path / "b", show=False)
     assert extended["digest"] == straight["digest"]
