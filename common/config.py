@@ -200,10 +200,10 @@ def _default(parameter: Parameter) -> Any:
     return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
 
 
-def call(function: Callable, section: dict, *runtime, **extra) -> Any:
+def call(function: Callable, section: dict, *runtime) -> Any:
     """`function(*runtime, **section)`, leaving out the section's nested sections."""
     known = parameters(function)
-    return function(*runtime, **{k: v for k, v in section.items() if k in known}, **extra)
+    return function(*runtime, **{k: v for k, v in section.items() if k in known})
 
 
 # ----------------------------------------------------------------------------------------- loading
