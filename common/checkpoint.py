@@ -6,6 +6,7 @@ recomputed when they are read: bytes that changed on the way are found, and the 
 used instead, with a warning. A checkpoint of another model is an error that lists the differences.
 """
 
+import contextlib
 import itertools
 import logging
 import re
@@ -293,20 +294,24 @@ def differences(saved: dict, wanted: dict, most: int = 8) -> str:
 
 def initialise(
     params,
+    pretrained: Callable | None = None,
     *,
     path: str = "",
     step: int | None = None,
     rename: tuple[tuple[str, str], ...] = (),
     skip: tuple[str, ...] = (),
 ):
-    """Parameters to begin with: those of another run's workdir, or `params` as they are.
+    """Parameters to begin with: those of another run's workdir or of weights that a task can read,
+    or `params` as they are.
 
     Args:
       params: nested dicts of arrays.
-      path: the workdir of the run to take parameters from; "" is none.
-      step: which checkpoint of it; None is the newest.
+      pretrained: how the task reads another library's weights: path -> nested dicts of arrays, in
+        this model's names.
+      path: a workdir, or what `pretrained` reads; "" is none.
+      step: which checkpoint of a workdir; None is the newest.
       rename: rows (regex, replacement) over this model's paths, first match counts: the name a
-        parameter has in that run.
+        parameter has there.
       skip: regexes of this model's parameters that keep their fresh values (a new head, say).
 
     Returns:
@@ -329,25 +334,32 @@ def initialise(
         for p in flat
         if not any(re.fullmatch(regex, p) for regex in skip)
     }
-    there = Checkpoints(path)
-    steps = there.steps()
-    require(bool(steps), f"config.init.path: no checkpoint in {path}")
-    step = steps[-1] if step is None else step
-    require(
-        step in steps,
-        f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
-    )
-    metadata = tree.flatten(there._manager.item_metadata(step).state.tree)
-    saved = {k.removeprefix("params/"): m for k, m in metadata.items() if k.startswith("params/")}
-    found = {
-        n: [list(saved[n].shape), str(np.dtype(saved[n].dtype))]
-        for n in names.values()
-        if n in saved
-    }
+    if pretrained is None or (absolute(path) / "checkpoints").exists():
+        where, values = _parameters(path, step)
+    else:
+        require(step is None, f"config.init.step: {path} is no workdir, and has no steps")
+        where, values = path, tree.flatten(pretrained(path))
+    saved, taken = _structure(values), set(names.values())
     wanted = {n: _structure({"x": flat[p]})["x"] for p, n in names.items()}
-    require(found == wanted, f"config.init.path: {path}, step {step}: {differences(found, wanted)}")
-    whole = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in metadata.items()}
-    values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
-    there.close()
-    taken = {p: np.asarray(values[f"params/{n}"]) for p, n in names.items()}
-    return tree.unflatten({p: taken.get(p, leaf) for p, leaf in flat.items()})
+    found = {n: entry for n, entry in saved.items() if n in taken}
+    require(found == wanted, f"config.init.path: {where}: {differences(found, wanted)}")
+    return tree.unflatten(
+        {p: np.asarray(values[names[p]]) if p in names else leaf for p, leaf in flat.items()}
+    )
+
+
+def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]]:
+    """(what was read, {path: array}): the parameters of a checkpoint in a workdir."""
+    with contextlib.closing(Checkpoints(path)) as there:
+        steps = there.steps()
+        require(bool(steps), f"config.init.path: no checkpoint in {path}")
+        step = steps[-1] if step is None else step
+        require(
+            step in steps,
+            f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
+        )
+        metadata = tree.flatten(there._manager.item_metadata(step).state.tree)
+        whole = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in metadata.items()}
+        values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
+    params = {p[7:]: v for p, v in values.items() if p.startswith("params/")}
+    return f"{path}, step {step}", params

@@ -1,6 +1,6 @@
 """Layers that linen lacks or does in a slower way; shared by image and language models.
 
-Letters: B batch, H height, W width, C channels.
+Letters: B batch, H height, W width, C channels; D width of an embedding, V vocabulary.
 """
 
 import flax.linen as nn
@@ -47,3 +47,47 @@ def max_pool(x, window: int = 2):
     height, width = height // window, width // window
     x = x[:, : height * window, : width * window]
     return x.reshape(batch, height, window, width, window, channels).max(axis=(2, 4))
+
+
+class TiedEmbedding(nn.Module):
+    """Token embeddings that are also the projection onto the vocabulary (Press & Wolf 2017).
+
+    The matrix is padded to a multiple of 128 rows, which accelerators multiply faster and more
+    devices can divide; the rows behind V are neither read nor predicted.
+
+    Attributes:
+      vocab_size: V.
+      width: D.
+      dtype: of the computation; None is that of the parameters.
+      init_std: standard deviation at first. May be traced.
+    """
+
+    vocab_size: int
+    width: int
+    dtype: str | None = None
+    init_std: float = 0.02
+
+    def setup(self):
+        """Makes `embedding` [V rounded up, D]."""
+        shape = padded(self.vocab_size), self.width
+        init = nn.initializers.normal(self.init_std)
+        self.embedding = self.param("embedding", init, shape, jnp.float32)
+
+    def __call__(self, tokens):
+        """i32[...] -> [..., D]; NaN for a token that is not in the vocabulary."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype or self.embedding.dtype)
+
+    def logits(self, x):
+        """[..., D] -> [..., V], f32 or wider."""
+        return project(x, self.embedding)[..., : self.vocab_size]
+
+
+def padded(vocab_size: int) -> int:
+    """The vocabulary rounded up to a multiple of 128."""
+    return -(-vocab_size // 128) * 128
+
+
+def project(x, table):
+    """[..., D] times the transpose of [V, D]: [..., V], f32 or wider, multiplied in x's type."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=dtype)

@@ -93,16 +93,15 @@ def adafactor(
 
 
 def _muon_dimensions(params):
-    """Matrices and convolutions (HWIO) are orthogonalised as [inputs, outputs]; the rest goes to
-    Adam."""
-    return jax.tree.map(
-        lambda p: (
-            contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
-            if p.ndim >= 2
-            else None
-        ),
-        params,
-    )
+    """Matrices and convolutions (HWIO) are orthogonalised as [inputs, outputs]; embeddings, whose
+    rows are looked up one by one, and the rest go to Adam."""
+
+    def numbers(path, p):
+        if p.ndim < 2 or path.split("/")[-1] == "embedding":
+            return None
+        return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+
+    return tree.map_paths(numbers, params)
 
 
 def muon(
@@ -113,8 +112,8 @@ def muon(
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
 ):
-    """Orthogonalised momentum for matrices and convolutions, Adam for the rest (Jordan et al.
-    2024)."""
+    """Orthogonalised momentum for matrices and convolutions, Adam for embeddings and the rest
+    (Jordan et al. 2024)."""
     return contrib.muon(
         -1.0,
         beta=beta,

@@ -312,17 +312,14 @@ def metric_keys(config: dict) -> dict[str, str]:
 
 
 def initial_state(program: Program) -> TrainState:
-    """The state of step 0: fresh, or with the parameters that the section `init` or the task
-    bring."""
+    """The state of step 0: fresh, or with the parameters that the section `init` brings."""
     state = program.create(program.hypers)
     section = program.config["init"]
-    if program.task.pretrained is None and not any(section.values()):
+    if not any(section.values()):
         return state
     whole = jax.tree.map(lambda _: mesh.replicated(program.layout), state.params)
     params = jax.device_get(jax.jit(lambda p: p, out_shardings=whole)(state.params))
-    if program.task.pretrained is not None:
-        params = program.task.pretrained(params)
-    params = call(checkpoint.initialise, section, params)
+    params = call(checkpoint.initialise, section, params, program.task.pretrained)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
     params = jax.tree.map(put, params, program.like.params)
     return program.adopt(program.hypers, params, state.extra)

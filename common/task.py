@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from common.config import require
+
 Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum f32[...], weight f32[])
 Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> one logical name a dimension
 
@@ -98,7 +100,8 @@ class Task(NamedTuple):
       rows_independent: False when the loss mixes rows (batch norm): accumulation is then refused.
       gradients: None, or (loss, params, extra, batch, key) -> (gradients, Terms, extra) in place of
         differentiating the objective (per-example clipping, say).
-      pretrained: None, or params -> params on the host, before they are placed.
+      pretrained: None, or path -> nested dicts of host arrays in this model's names: what a file or
+        folder that another library wrote holds (`config.init.path`).
     """
 
     init: Callable
@@ -111,6 +114,17 @@ class Task(NamedTuple):
     rows_independent: bool
     gradients: Callable | None = None
     pretrained: Callable | None = None
+
+
+def splits(config: dict) -> dict[str, str]:
+    """{"train": `config.data.train`, an evaluator's name: the split that it evaluates}.
+
+    Raises:
+      BadInput: if an evaluator is called "train".
+    """
+    evals = config.get("evals", {})
+    require("train" not in evals, "config.evals.train: the name is the training set's")
+    return {"train": config["data"]["train"]} | {name: e["split"] for name, e in evals.items()}
 
 
 def purpose_key(seed, purpose: str, step=0) -> jax.Array:

@@ -176,6 +176,8 @@ def _evaluate(
                 choice(where, key, [f"eval/{name}/{metric}" for metric in values])
         metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
         progress.say(f"step {step}  {name}: {log.spelled(values)}")
+        for text in (value for value in values.values() if isinstance(value, str)):
+            progress.say(text)
     progress.start()
 
 
@@ -316,25 +318,42 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
     for name in set(named) - set(evals):
         require("split" in first, f"--set: {name!r}: the run has {', '.join(evals)}, and no splits")
         evals = evals | {named[name]: first | {"split": name}}
-    call(runtime.start, config["runtime"])
-    program = prepare(config | {"evals": evals})
-    checkpoints = checkpoint.Checkpoints(folder)
-    number = None
-    if step == "best":
-        best = checkpoint.parse_best("config.checkpoint.best", config["checkpoint"]["best"])
-        require(best is not None, "--step best: the run's config.checkpoint.best is not set")
-        there = checkpoints.steps()
-        kept = [s for s in checkpoint.best_steps(best, log.read(folder)) if s in there]
-        require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
-        number = kept[0]
-    elif step != "latest":
-        require(step.isdigit(), f"--step: {step!r} is not 'latest', 'best' or a number")
-        number = int(step)
-    with jax.set_mesh(program.layout.mesh):
-        restored = checkpoints.restore(program.like, number)
-        require(restored is not None, f"{folder}: no checkpoint there")
-        state, number = restored
+    with opened(config | {"evals": evals}, folder, step) as (program, state, number):
         context = eval_context(program, state, number, folder)
         values = {name: program.task.evaluators[key].run(context) for name, key in named.items()}
-    checkpoints.close()
     return {"step": number, "eval": values}
+
+
+@contextlib.contextmanager
+def opened(config: dict, folder, step: str = "latest"):
+    """A run's program and the state of one of its checkpoints, with its mesh set.
+
+    Args:
+      config: the run's, perhaps with other evaluators.
+      folder: the workdir.
+      step: "latest", "best" (by config.checkpoint.best), or a step's number.
+
+    Yields:
+      (Program, TrainState, step).
+
+    Raises:
+      BadInput: if there is no such checkpoint.
+    """
+    call(runtime.start, config["runtime"])
+    program = prepare(config)
+    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        number = None
+        if step == "best":
+            best = checkpoint.parse_best("config.checkpoint.best", config["checkpoint"]["best"])
+            require(best is not None, "--step best: the run's config.checkpoint.best is not set")
+            there = checkpoints.steps()
+            kept = [s for s in checkpoint.best_steps(best, log.read(folder)) if s in there]
+            require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
+            number = kept[0]
+        elif step != "latest":
+            require(step.isdigit(), f"--step: {step!r} is not 'latest', 'best' or a number")
+            number = int(step)
+        with jax.set_mesh(program.layout.mesh):
+            restored = checkpoints.restore(program.like, number)
+            require(restored is not None, f"{folder}: no checkpoint there")
+            yield program, *restored

@@ -7,8 +7,6 @@ and is called as `model(images, train)`. Yours can stand in any file that Python
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
-import dataclasses
-import importlib
 from collections.abc import Callable
 
 import jax
@@ -17,23 +15,11 @@ import numpy as np
 
 from common import config as configs
 from common import losses
+from common import model as models
 from common.config import require
 from common.evaluate import mean_evaluator
-from common.task import Evaluator, Source, Task
+from common.task import Evaluator, Source, Task, splits
 from vision import augment, datasets
-
-
-def model_class(name: str) -> type:
-    """The linen module class at 'package.module:Class'. Raises `BadInput` if there is none."""
-    path, _, cls = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(path), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise configs.BadInput(
-            f"config.model.module: {name!r}: {error}; write 'vision.cnn:CNN'"
-        ) from error
-    require(hasattr(found, "PARTITION"), f"config.model.module: {name!r} has no PARTITION table")
-    return found
 
 
 def smoothing(*, label_smoothing: float | None = None) -> float | None:
@@ -96,11 +82,8 @@ def evaluator(
 
 def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
-    module = configs.Parameter(str, "vision.cnn:CNN")
-    name = (config.get("model") or {}).get("module", module.default)
-    fields = configs.parameters(model_class(name))
     return {
-        "model": {"module": module} | {k: v for k, v in fields.items() if k != "num_classes"},
+        "model": models.section(config, "vision.cnn:CNN", given=("num_classes",)),
         "data": datasets.load,
         "augment": augment.make,
         "loss": smoothing,
@@ -110,27 +93,13 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    section = config["data"]
-    splits = {"train": section["train"]}
-    splits |= {name: section["split"] for name, section in config.get("evals", {}).items()}
-    require(
-        "train" not in config.get("evals", {}), "config.evals.train: the name is the training set's"
-    )
-    return configs.call(datasets.load, section, splits)
+    return configs.call(datasets.load, config["data"], splits(config))
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts, shape = sources["train"].facts, sources["train"].spec["image"].shape
-    cls = model_class(config["model"]["module"])
-    fields = {k: v for k, v in config["model"].items() if k != "module"}
-    fields["num_classes"] = len(facts["classes"])
-    if "constrain" in {field.name for field in dataclasses.fields(cls)}:
-        fields["constrain"] = constrain
-    dropout = fields.get("dropout")
-    if isinstance(dropout, float):
-        require(0 <= dropout < 1, f"config.model.dropout: {dropout} is not in [0, 1)")
-    model = cls(**fields)
+    model = models.build(config["model"], constrain, num_classes=len(facts["classes"]))
     augmented = configs.call(augment.make, config["augment"])
     label_smoothing = configs.call(smoothing, config["loss"])
     mean, std = np.float32(facts["mean"]), np.float32(facts["std"])

@@ -3,7 +3,7 @@
 Two loss terms whose weights differ (half of the rows have no second target), batch norm, a
 coefficient of the objective that is traced, dropout with a traced rate, random preparation in
 training and, keyed by row, in evaluation, an auxiliary set that only an evaluator reads, an
-evaluator that returns text and an array, and pretrained parameters on request.
+evaluator that returns text and an array, and parameters of a file of its own.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import data, losses
+from common import data, losses, tree
 from common.evaluate import mean_evaluator
 from common.layers import Dropout, identity
 from common.task import Evaluator, Task, row_keys
@@ -100,9 +100,9 @@ def words(source, outputs, *, every: str = "10 steps", batch_size: int = 16) -> 
     return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
-def pretrained(*, ones: bool = False) -> bool:
-    """The section `start`: whether the hidden layer's bias starts as ones."""
-    return ones
+def pretrained(path: str) -> dict:
+    """Parameters of an .npz whose names are their paths."""
+    return tree.unflatten(dict(np.load(path)))
 
 
 def sections(config) -> dict[str, Callable]:
@@ -110,7 +110,6 @@ def sections(config) -> dict[str, Callable]:
         "model": Net,
         "data": load,
         "loss": weights,
-        "start": pretrained,
         "evals.scores": scores,
         "evals.words": words,
     }
@@ -155,10 +154,6 @@ def make(config, sources, constrain) -> Task:
     def outputs(params, extra, batch, key):
         return model.apply({"params": params, **extra}, prepare(key, batch, False)["x"])
 
-    def bring(params):
-        hidden = params["hidden"] | {"bias": np.ones_like(params["hidden"]["bias"])}
-        return params | {"hidden": hidden}
-
     return Task(
         init=init,
         prepare=prepare,
@@ -171,5 +166,5 @@ def make(config, sources, constrain) -> Task:
         },
         partition=PARTITION,
         rows_independent=False,
-        pretrained=bring if configs.call(pretrained, config["start"]) else None,
+        pretrained=pretrained,
     )

@@ -1,0 +1,65 @@
+"""Models by their import path: `config.model.module = "vision.cnn:CNN"`, the other keys its fields.
+
+Any linen module in any file that Python can import will do, if it has what its task asks for and a
+`PARTITION`: a table, or a property that makes one from the fields.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from common import config as configs
+from common.config import BadInput, Parameter, require
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The linen module class at 'package.module:Class'. Raises `BadInput` if there is none."""
+    path, _, cls = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(path), cls)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"config.model.module: {name!r}: {error}; write 'vision.cnn:CNN'") from error
+    require(hasattr(found, "PARTITION"), f"config.model.module: {name!r} has no PARTITION table")
+    return found
+
+
+def fields_of(cls: type) -> set[str]:
+    """The names of a linen module's fields."""
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def section(config, default: str, given: tuple[str, ...]) -> dict:
+    """What the section `model` may hold: `module`, and the fields of the class that it names.
+
+    Args:
+      config: the config, as far as it is there.
+      default: the module where the config names none.
+      given: fields that the task sets: the number of classes, say.
+    """
+    module = Parameter(str, default)
+    cls = model_class((config.get("model") or {}).get("module", default))
+    fields = configs.parameters(cls)
+    return {"module": module} | {k: v for k, v in fields.items() if k not in given}
+
+
+def build(values: dict, constrain: Callable, **given) -> nn.Module:
+    """The model of a section `model`.
+
+    Args:
+      values: the section; its floats may be traced.
+      constrain: what pins activations to a mesh, for modules that have such a field.
+      given: fields that the task sets.
+
+    Raises:
+      BadInput: for a dropout rate that is not in [0, 1).
+    """
+    cls = model_class(values["module"])
+    fields = {k: v for k, v in values.items() if k != "module"} | given
+    if "constrain" in fields_of(cls):
+        fields["constrain"] = constrain
+    for name, value in fields.items():
+        if name.endswith("dropout") and isinstance(value, float):
+            require(0 <= value < 1, f"config.model.{name}: {value} is not in [0, 1)")
+    return cls(**fields)
