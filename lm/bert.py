@@ -1,0 +1,223 @@
+"""BERT (Devlin et al. 2019): a bidirectional encoder, its pretraining heads, and a classifier.
+
+    from lm import bert
+    model = bert.Bert(**bert.SIZES["base"])
+    params = model.init(jax.random.key(0), tokens)["params"]
+    logits = model.apply({"params": params}, tokens)
+    hidden = model.apply({"params": params}, tokens, method="encode")
+
+The three modules share the names of the encoder's parameters, so a `Classifier` can begin with
+those of a `Bert`. By its fields it is also what came after: norms in front, no biases, a gated MLP
+and scaled sinusoids make the crammed BERT of Geiping & Goldstein 2022.
+
+Letters: B batch, L positions, P positions predicted, D width, V vocabulary.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from common import attention, transformer
+from common.layers import Dropout, TiedEmbedding
+from common.task import Table
+from common.transformer import ACTIVATIONS, Transformer
+
+
+def _size(layers: int, width: int) -> dict:
+    shape = {"width": width, "layers": layers, "heads": width // 64, "hidden": 4 * width}
+    return {"vocab_size": 30522, **shape}
+
+
+# Devlin et al. 2019 and, below base, Turc et al. 2019.
+SIZES = {
+    "tiny": _size(2, 128),
+    "mini": _size(4, 256),
+    "small": _size(4, 512),
+    "medium": _size(8, 512),
+    "base": _size(12, 768),
+    "large": _size(24, 1024),
+}
+
+
+class Encoder(Transformer, kw_only=True):
+    """Tokens to hidden states; the base of what follows.
+
+    Attributes:
+      vocab_size: V.
+      max_length: rows of the learned positions.
+      types: how many token types (sentence A and B) are told apart; 0 is none.
+      Others: see `common.transformer.Transformer`; the defaults are BERT base's.
+    """
+
+    vocab_size: int
+    max_length: int = 512
+    types: int = 2
+    pre_norm: bool = False
+    norm_eps: float = 1e-12
+
+    @property
+    def PARTITION(self) -> Table:
+        """Where the parameters live; see `common.mesh`."""
+        learned = ["position"] * (self.positions == "learned") + ["type"] * (self.types > 0)
+        rows = [(f"({'|'.join(learned)})/embedding", (None, "embed"))] if learned else []
+        return ((r"token/embedding", ("vocab", "embed")), *rows, *transformer.PARTITION)
+
+    def setup(self):
+        """Makes embeddings and blocks."""
+        super().setup()
+        init = nn.initializers.normal(self.init_std)
+        embed = {"dtype": self.dtype, "embedding_init": init}
+        self.token = TiedEmbedding(self.vocab_size, self.width, self.dtype, self.init_std)
+        if self.positions == "learned":
+            self.position = nn.Embed(self.max_length, self.width, **embed)
+        if self.types:
+            self.type = nn.Embed(self.types, self.width, **embed)
+        self.embedding_norm = self.make_norm()
+        self.embedding_dropout = Dropout(self.dropout)
+
+    def encode(self, tokens, segments=None, types=None, train: bool = False):
+        """The hidden state of every position: [B, L, D].
+
+        Args:
+          tokens: i32[B, L].
+          segments: i32[B, L] or None: positions see only their own segment, and are counted from
+            its beginning. Padding is segment 0.
+          types: i32[B, L] or None, which is type 0 throughout.
+          train: whether dropout is active; it needs an rng "dropout".
+        """
+        tokens = tokens.astype(jnp.int32)
+        if segments is None:
+            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        else:
+            segments = segments.astype(jnp.int32)
+            places = attention.places(segments)
+        x = self.token(tokens)
+        if self.types:
+            x = x + self.type(jnp.zeros_like(tokens) if types is None else types.astype(jnp.int32))
+        x = self.with_positions(x, places, lambda at: self.position(at))
+        x = self.embedding_dropout(self.embedding_norm(x), train)
+        x = self.constrain(x, "batch", None, None)
+        return self.stack(x, places, segments, train)
+
+    def __call__(self, tokens, segments=None, types=None, train: bool = False):
+        """`encode`."""
+        return self.encode(tokens, segments, types, train)
+
+
+class Bert(Encoder, kw_only=True):
+    """The encoder with the masked-LM head and, if asked, the next-sentence head.
+
+    Attributes:
+      next_sentence: whether there is a next-sentence head.
+      head: a dense layer, activation and norm in front of the projection onto the vocabulary.
+      Others: see `Encoder`.
+    """
+
+    head: bool = True
+    next_sentence: bool = False
+
+    @property
+    def PARTITION(self) -> Table:
+        """Where the parameters live; see `common.mesh`."""
+        rows = [(r"head_dense/kernel", ("embed", "mlp"))] if self.head else []
+        if self.next_sentence:
+            rows += [(r"pooler/kernel", ("embed", "mlp")), (r"next/kernel", ("mlp", None))]
+        return (*super().PARTITION, *rows)
+
+    def setup(self):
+        """Makes the encoder and the heads."""
+        super().setup()
+        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
+        if self.head:
+            self.head_dense = nn.Dense(self.width, use_bias=self.bias, **dense)
+            self.head_norm = self.make_norm()
+        if self.bias:
+            zeros = nn.initializers.zeros
+            self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
+        if self.next_sentence:
+            self.pooler = nn.Dense(self.width, **dense)
+            self.next = nn.Dense(2, **dense)
+
+    def predict(self, hidden):
+        """Hidden states [..., D] -> token logits f32[..., V]."""
+        if self.head:
+            hidden = self.head_norm(ACTIVATIONS[self.activation](self.head_dense(hidden)))
+        logits = self.token.logits(hidden)
+        return logits + self.head_bias if self.bias else logits
+
+    def predict_next(self, hidden):
+        """Hidden states [B, L, D] -> logits f32[B, 2]: class 0 is that B follows A."""
+        logits = self.next(jnp.tanh(self.pooler(hidden[:, 0])))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def __call__(self, tokens, segments=None, types=None, picked=None, train: bool = False):
+        """Token logits f32[B, L, V], or f32[B, P, V] at the positions `picked`; with a
+        next-sentence head (token logits, next-sentence logits f32[B, 2]).
+
+        Args:
+          tokens, segments, types, train: as in `encode`.
+          picked: i32[B, P] or None, which is all positions.
+        """
+        hidden = self.encode(tokens, segments, types, train)
+        at = hidden
+        if picked is not None:
+            at = jnp.take_along_axis(hidden, picked[:, :, None], axis=1)
+        logits = self.predict(at)
+        return (logits, self.predict_next(hidden)) if self.next_sentence else logits
+
+
+class Classifier(Encoder, kw_only=True):
+    """The encoder with a head for whole texts: classes, or one number to regress.
+
+    Attributes:
+      num_classes: K; 1 for a regression.
+      pooling: how a text becomes one vector: "first", a dense layer with tanh on the first
+        position (BERT), or "mean" of the hidden states (sentence transformers).
+      head_dropout: rate in front of the head; None is none. May be traced.
+      Others: see `Encoder`.
+    """
+
+    num_classes: int
+    pooling: Literal["first", "mean"] = "first"
+    head_dropout: float | None = None
+
+    @property
+    def PARTITION(self) -> Table:
+        """Where the parameters live; see `common.mesh`."""
+        pooler = [(r"pooler/kernel", ("embed", "mlp"))] if self.pooling == "first" else []
+        return (*super().PARTITION, *pooler, (r"classifier/kernel", ("mlp", None)))
+
+    def setup(self):
+        """Makes the encoder and the head."""
+        super().setup()
+        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
+        if self.pooling == "first":
+            self.pooler = nn.Dense(self.width, **dense)
+        self.classifier = nn.Dense(self.num_classes, **dense)
+        self.drop = Dropout(self.head_dropout)
+
+    def pool(self, hidden, segments=None):
+        """Hidden states [B, L, D] -> one vector a text [B, D]; padding (segment 0) weighs nothing.
+
+        Args:
+          hidden: [B, L, D].
+          segments: i32[B, L] or None.
+        """
+        if self.pooling == "first":
+            return jnp.tanh(self.pooler(hidden[:, 0]))
+        return mean_pool(hidden, segments)
+
+    def __call__(self, tokens, segments=None, types=None, train: bool = False):
+        """Logits f32[B, K]; arguments as in `encode`."""
+        pooled = self.pool(self.encode(tokens, segments, types, train), segments)
+        logits = self.classifier(self.drop(pooled, train))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def mean_pool(hidden, segments=None):
+    """The mean over positions of hidden states [B, L, D], without padding (segment 0): [B, D]."""
+    if segments is None:
+        return hidden.mean(axis=1)
+    there = (segments > 0).astype(hidden.dtype)[:, :, None]
+    return (hidden * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)

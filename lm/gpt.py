@@ -1,0 +1,144 @@
+"""GPT-2 (Radford et al. 2019) and its Llama-style descendants (Touvron et al. 2023): decoders.
+
+    from lm import gpt
+    model = gpt.GPT(**gpt.SIZES["gpt2"])
+    params = model.init(jax.random.key(0), tokens)["params"]
+    logits = model.apply({"params": params}, tokens)
+
+RMSNorm, no biases, rotary positions, a gated silu MLP and fewer key heads make a Llama: `LLAMA`.
+
+Letters: B batch, L positions, T positions of a cache, D width, V vocabulary.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from common import attention, transformer
+from common.attention import Cache
+from common.layers import Dropout, TiedEmbedding
+from common.task import Table
+from common.transformer import Activation, Transformer
+
+
+def _gpt2(layers: int, width: int) -> dict:
+    shape = {"width": width, "layers": layers, "heads": width // 64, "hidden": 4 * width}
+    return {"vocab_size": 50257, **shape}
+
+
+LLAMA = {
+    "norm": "rms",
+    "bias": False,
+    "positions": "rotary",
+    "activation": "silu",
+    "gated": True,
+}
+
+# Radford et al. 2019 (heads of 64); SmolLM2 and TinyLlama as their checkpoints say.
+SIZES = {
+    "gpt2": _gpt2(12, 768),
+    "gpt2_medium": _gpt2(24, 1024),
+    "gpt2_large": _gpt2(36, 1280),
+    "gpt2_xl": _gpt2(48, 1600),
+    "smollm2_135m": LLAMA
+    | {
+        "vocab_size": 49152,
+        "width": 576,
+        "layers": 30,
+        "heads": 9,
+        "kv_heads": 3,
+        "hidden": 1536,
+        "max_length": 8192,
+        "theta": 100000.0,
+    },
+    "tinyllama_1b": LLAMA
+    | {
+        "vocab_size": 32000,
+        "width": 2048,
+        "layers": 22,
+        "heads": 32,
+        "kv_heads": 4,
+        "hidden": 5632,
+        "max_length": 2048,
+        "tied": False,
+    },
+}
+
+
+class GPT(Transformer, kw_only=True):
+    """Tokens to the logits of the next tokens.
+
+    Attributes:
+      vocab_size: V.
+      max_length: rows of the learned positions, and the most that is generated.
+      tied: whether the embeddings are the output projection as well.
+      Others: see `common.transformer.Transformer`; the defaults are GPT-2's.
+    """
+
+    vocab_size: int
+    max_length: int = 1024
+    tied: bool = True
+    activation: Activation = "gelu_tanh"
+
+    CAUSAL: ClassVar[bool] = True
+
+    @property
+    def PARTITION(self) -> Table:
+        """Where the parameters live; see `common.mesh`."""
+        rows = [(r"token/embedding", ("vocab", "embed"))]
+        if self.positions == "learned":
+            rows += [(r"position/embedding", (None, "embed"))]
+        if not self.tied:
+            rows += [(r"output/embedding", ("vocab", "embed"))]
+        return (*rows, *transformer.PARTITION)
+
+    def setup(self):
+        """Makes embeddings and blocks."""
+        super().setup()
+        shape = self.vocab_size, self.width, self.dtype, self.init_std
+        self.token = TiedEmbedding(*shape)
+        if self.positions == "learned":
+            init = nn.initializers.normal(self.init_std)
+            self.position = nn.Embed(
+                self.max_length, self.width, dtype=self.dtype, embedding_init=init
+            )
+        self.output = self.token if self.tied else TiedEmbedding(*shape)
+        self.embedding_dropout = Dropout(self.dropout)
+
+    def _embed(self, tokens, places, train):
+        x = self.with_positions(self.token(tokens), places, lambda at: self.position(at))
+        return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
+
+    def __call__(self, tokens, segments=None, train: bool = False):
+        """Logits f32[B, L, V]: position i predicts token i + 1.
+
+        Args:
+          tokens: i32[B, L].
+          segments: i32[B, L] or None: positions see only their own segment, and are counted from
+            its beginning. Padding is segment 0.
+          train: whether dropout is active; it needs an rng "dropout".
+        """
+        tokens = tokens.astype(jnp.int32)
+        if segments is None:
+            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        else:
+            segments = segments.astype(jnp.int32)
+            places = attention.places(segments)
+        x = self.stack(self._embed(tokens, places, train), places, segments, train)
+        return self.output.logits(x)
+
+    def decode(self, tokens, cache: Cache, at=None):
+        """Goes on behind a cache: (logits f32[B, V] of the token behind position `at`, Cache).
+
+        Args:
+          tokens: i32[B, L], the new ones.
+          cache: `empty_cache`, or what an earlier call gave. Where rows end before L, set its
+            `length` to what each row really holds before the next call.
+          at: i32[B], a place among the new tokens; None is the last.
+        """
+        places = cache.length[:, None] + jnp.arange(tokens.shape[1])
+        x, cache = self.stack(self._embed(tokens, places, False), places, cache=cache)
+        at = jnp.full(len(tokens), tokens.shape[1] - 1) if at is None else at
+        x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
+        return self.output.logits(x), cache
