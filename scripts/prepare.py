@@ -1,32 +1,62 @@
-"""Prepare a data set, once: python scripts/prepare.py fashion_mnist [--folder DIR] [--files DIR]
+"""Prepare data or weights, once: python scripts/prepare.py NAME [--folder DIR] [--files DIR]
 
-`--folder` is where TFDS keeps prepared sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
-`--files` is where the original archives lie, if they are not to be downloaded. Other sets are
-prepared by TFDS
-itself: `tfds build NAME --file_format=array_record`, and then named `tfds:NAME` in a config.
+    fashion_mnist  images of clothing, as a TFDS set
+    prose          68 MB of English from six sources, to pretrain on
+    reviews        film reviews, negative or positive
+    topics         first paragraphs of Wikipedia, by topic
+    minilm, rxnfp  pretrained BERT weights
+
+`--folder` is where they go. Images: TFDS's folder (default: TFDS_DATA_DIR or
+~/tensorflow_datasets); all else: TOUCHSTONE_DATA or ~/.cache/touchstone/data. `--files` is where
+the original archives of fashion_mnist lie, if they are not to be downloaded. Other sets are
+prepared by TFDS itself: `tfds build NAME --file_format=array_record`, and then named `tfds:NAME` in
+a config.
 """
 
-from common import cli
+import json
+import os
+
+from common import cli, splits
 from common.config import choice
-from vision import datasets
+from lm import fetch, labelled, prose
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
+    names = ("fashion_mnist", "prose", *labelled.PREPARED, *fetch.WEIGHTS)
     parser = cli.parser(__doc__)
-    parser.add_argument("name", help="fashion_mnist")
-    parser.add_argument("--folder", default="", help="TFDS's data folder")
+    parser.add_argument("name", help=", ".join(names))
+    parser.add_argument("--folder", default="", help="where it goes")
     parser.add_argument("--files", default="", help="folder of the original archives")
     args = parser.parse_args(argv)
-    choice("NAME", args.name, ("fashion_mnist",))
-    from vision import fashion_mnist
-
-    fashion_mnist.prepare(datasets.data_dir(args.folder), args.files)
-    builder = datasets.open_prepared(args.name, args.folder)
-    for split in builder.info.splits:
-        print(f"{args.name} {split}: {len(datasets.decoded(builder, split)['label']):,} examples")
-    print(f"in {builder.data_dir}")
+    name = choice("NAME", args.name, names)
+    if name == "fashion_mnist":
+        _fashion_mnist(args.folder, args.files)
+    elif name == "prose":
+        folder = prose.prepare(args.folder)
+        for path in sorted(folder.glob("*.jsonl")):
+            texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
+            size = sum(len(text.encode()) for text in texts)
+            print(f"{path.stem}: {len(texts):,} documents, {size / 1e6:.1f} MB")
+        print(f"in {folder}")
+    elif name in labelled.PREPARED:
+        path = labelled.prepare(name, args.folder)
+        print(f"{name}: {sum(1 for _ in path.open(encoding='utf-8')):,} examples\nin {path}")
+    else:
+        folder = fetch.weights(name, args.folder)
+        print(f"{fetch.WEIGHTS[name].about}: {', '.join(sorted(os.listdir(folder)))}\nin {folder}")
     return 0
+
+
+def _fashion_mnist(folder: str, files: str) -> None:
+    from vision import datasets, fashion_mnist
+
+    fashion_mnist.prepare(splits.data_dir(folder), files)
+    builder = splits.open_prepared("fashion_mnist", folder)
+    for split in builder.info.splits:
+        count = len(datasets.decoded(builder, split)["label"])
+        print(f"fashion_mnist {split}: {count:,} examples")
+    print(f"in {builder.data_dir}")
 
 
 if __name__ == "__main__":

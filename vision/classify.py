@@ -16,22 +16,9 @@ import numpy as np
 from common import config as configs
 from common import losses
 from common import model as models
-from common.config import require
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Source, Task, splits
 from vision import augment, datasets
-
-
-def smoothing(*, label_smoothing: float | None = None) -> float | None:
-    """The section `loss`.
-
-    Args:
-      label_smoothing: the share of each training target spread over all classes; None is none.
-    """
-    if isinstance(label_smoothing, float):
-        ok = 0 <= label_smoothing < 1
-        require(ok, f"config.loss.label_smoothing: {label_smoothing} is not in [0, 1)")
-    return label_smoothing
 
 
 def evaluator(
@@ -69,10 +56,9 @@ def evaluator(
 
     def finish(totals):
         confusion = totals.pop("confusion")[0]
-        by_class = losses.precision_recall_f1(confusion)
-        there = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
-        values = losses.ratio(totals) | {"f1": float(by_class["f1"][there].mean())}
+        values = losses.ratio(totals) | {"f1": losses.macro_f1(confusion)}
         if per_class:
+            by_class = losses.precision_recall_f1(confusion)
             values |= {f"class_{name}": value for name, value in by_class.items()}
             values["confusion"] = confusion.astype(np.int64)
         return values
@@ -86,7 +72,7 @@ def sections(config) -> dict[str, Callable]:
         "model": models.section(config, "vision.cnn:CNN", given=("num_classes",)),
         "data": datasets.load,
         "augment": augment.make,
-        "loss": smoothing,
+        "loss": losses.smoothing,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
 
@@ -101,7 +87,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     facts, shape = sources["train"].facts, sources["train"].spec["image"].shape
     model = models.build(config["model"], constrain, num_classes=len(facts["classes"]))
     augmented = configs.call(augment.make, config["augment"])
-    label_smoothing = configs.call(smoothing, config["loss"])
+    label_smoothing = configs.call(losses.smoothing, config["loss"])
     mean, std = np.float32(facts["mean"]), np.float32(facts["std"])
 
     def init(key):

@@ -8,18 +8,17 @@ ones are read as they are needed. Splits are written as TFDS writes them: `train
 """
 
 import gzip
-import hashlib
 import importlib.resources
 import os
 import sys
-import types
 
 import jax
 import numpy as np
 from etils import epath
 
 from common import data
-from common.config import BadInput, require
+from common.config import require
+from common.splits import fingerprint, open_prepared, ranges, where
 from common.task import Source
 
 # Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
@@ -85,32 +84,11 @@ def _digits() -> dict[str, dict[str, np.ndarray]]:
     return {split: {"image": images[at], "label": labels[at]} for split, at in parts.items()}
 
 
-def _ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, slice]]:
-    """'train[:90%]+test' as [('train', slice(0, …)), …]. Raises `BadInput`."""
-    import tensorflow_datasets as tfds
-
-    infos = {name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, AssertionError) as error:
-        raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
-    found = [
-        (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
-        for p in parts
-    ]
-    require(sum(at.stop - at.start for _, at in found) > 0, f"{where}: split {split!r} is empty")
-    return found
-
-
-def _where(name: str) -> str:
-    return "config.data.train" if name == "train" else f"config.evals.{name}.split"
-
-
 def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
     """Sources in memory: `take(split, slice)` gives the arrays of a part of a split."""
     found = {}
     for name, split in splits.items():
-        parts = [take(part, at) for part, at in _ranges(split, sizes, _where(name))]
+        parts = [take(part, at) for part, at in ranges(split, sizes, where(name))]
         arrays = (
             parts[0]
             if len(parts) == 1
@@ -146,10 +124,10 @@ def _from_tfds(
             return {key: array[at] for key, array in whole[split].items()}
 
         return _sources(splits, sizes, take, facts, True)
-    fingerprint = _fingerprint(builder)
+    digest = fingerprint(builder)
     found = {}
     for key, split in splits.items():
-        parts = _ranges(split, sizes, _where(key))
+        parts = ranges(split, sizes, where(key))
         reader = _Reader(
             {part: builder.as_data_source(split=part) for part, _ in parts},
             np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
@@ -159,7 +137,7 @@ def _from_tfds(
             "image": jax.ShapeDtypeStruct(shape, np.uint8),
             "label": jax.ShapeDtypeStruct((), np.int32),
         }
-        found[key] = Source(len(reader.rows), reader, None, spec, f"{fingerprint}:{split}", facts)
+        found[key] = Source(len(reader.rows), reader, None, spec, f"{digest}:{split}", facts)
     return found
 
 
@@ -185,49 +163,6 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
         "image": np.stack([e["image"] for e in examples]),
         "label": np.array([e["label"] for e in examples], np.int32),
     }
-
-
-def open_prepared(name: str, folder: str):
-    """The TFDS builder of a prepared set. Raises `BadInput` with the command that prepares it."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
-
-    at = f" --folder {folder}" if folder else ""
-    how = (
-        f"python scripts/prepare.py {name}{at}"
-        if name == "fashion_mnist"
-        else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
-        "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
-    )
-    try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
-    except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
-        raise BadInput(
-            f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
-        ) from error
-    formats = [format.value for format in builder.info.available_file_formats()]
-    require(
-        "array_record" in formats,
-        f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
-    )
-    return builder
-
-
-def data_dir(folder: str) -> str:
-    """Where TFDS keeps prepared sets."""
-    return os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-
-
-def _fingerprint(builder) -> str:
-    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of
-    it."""
-    sha = hashlib.sha256()
-    for path in sorted(epath.Path(builder.data_dir).iterdir()):
-        if path.is_file():
-            sha.update(f"{path.name} {path.stat().length}".encode())
-        if path.name in ("dataset_info.json", "features.json"):
-            sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
 
 
 def _load(path: epath.Path) -> np.ndarray:

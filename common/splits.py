@@ -1,0 +1,98 @@
+"""Splits of data sets, written as TFDS writes them, and sets that TFDS prepared.
+
+`train`, `train[:90%]`, `train[90%:]+test`: the same grammar for every set, whether or not it comes
+from TFDS. Prepared sets are opened as array_record files, without TensorFlow.
+"""
+
+import hashlib
+import os
+import types
+
+from etils import epath
+
+from common.config import BadInput, nearest, require
+
+
+def where(name: str) -> str:
+    """The config key that the split of the Source `name` comes from."""
+    return "config.data.train" if name == "train" else f"config.evals.{name}.split"
+
+
+def names(split: str) -> list[str]:
+    """The splits that an expression names: 'train[:90%]+test' gives ['train', 'test']."""
+    return [part.split("[")[0].strip() for part in split.split("+")]
+
+
+def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, slice]]:
+    """'train[:90%]+test' as [('train', slice(0, …)), …].
+
+    Args:
+      split: the expression.
+      sizes: {split that there is: its examples}.
+      where: the key that it comes from, for the error message.
+
+    Raises:
+      BadInput: for a split that is unknown, malformed or empty.
+    """
+    import tensorflow_datasets as tfds
+
+    infos = {name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}
+    for name in names(split):
+        known = not name or name in sizes or name == "all"
+        require(known, f"{where}: unknown split {name!r}; {nearest(name, sizes)}")
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
+    found = [
+        (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
+        for p in parts
+    ]
+    require(sum(at.stop - at.start for _, at in found) > 0, f"{where}: split {split!r} is empty")
+    return found
+
+
+# -------------------------------------------------------------------------------------------- TFDS
+
+
+def open_prepared(name: str, folder: str):
+    """The TFDS builder of a prepared set. Raises `BadInput` with the command that prepares it."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    at = f" --folder {folder}" if folder else ""
+    how = (
+        f"python scripts/prepare.py {name}{at}"
+        if name == "fashion_mnist"
+        else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
+        "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
+    )
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
+    except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
+        raise BadInput(
+            f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
+        ) from error
+    formats = [format.value for format in builder.info.available_file_formats()]
+    require(
+        "array_record" in formats,
+        f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
+    )
+    return builder
+
+
+def data_dir(folder: str) -> str:
+    """Where TFDS keeps prepared sets."""
+    return os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def fingerprint(builder) -> str:
+    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of
+    it."""
+    sha = hashlib.sha256()
+    for path in sorted(epath.Path(builder.data_dir).iterdir()):
+        if path.is_file():
+            sha.update(f"{path.name} {path.stat().length}".encode())
+        if path.name in ("dataset_info.json", "features.json"):
+            sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
