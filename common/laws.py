@@ -171,8 +171,9 @@ def accumulation_changes_nothing(
     """3: a batch computed in parts gives the same losses; refused where rows are not
     independent."""
     devices = jax.devices()[:1]
-    if "dropout" in config["model"]:  # another part, another mask: equality is promised without
-        config = changed(config, **{"model.dropout": None})
+    # Another part, another mask: equality is promised without dropout.
+    rates = [f"model.{name}" for name in config["model"] if name.endswith("dropout")]
+    config = changed(config, **dict.fromkeys(rates))
     made = prepare(config, devices)
     split = changed(config, **{"train.accumulate": parts})
     if made.task.gradients is not None:

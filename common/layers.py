@@ -49,6 +49,16 @@ def max_pool(x, window: int = 2):
     return x.reshape(batch, height, window, width, window, channels).max(axis=(2, 4))
 
 
+class Dense(nn.Dense):
+    """`nn.Dense` that multiplies two matrices whatever the shape of x: on CPU the gradient of the
+    kernel is otherwise a product over two dimensions at once, 2.5 times slower."""
+
+    def __call__(self, x):
+        """[..., inputs] -> [..., features]."""
+        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], self.features)
+
+
 class TiedEmbedding(nn.Module):
     """Token embeddings that are also the projection onto the vocabulary (Press & Wolf 2017).
 

@@ -30,7 +30,7 @@ from common.attention import (
     wanted,
 )
 from common.config import require
-from common.layers import Dropout, identity
+from common.layers import Dense, Dropout, identity
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
@@ -74,7 +74,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, L, D] -> [B, L, D]."""
-        dense = partial(nn.Dense, use_bias=self.bias, dtype=self.dtype)
+        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
         y = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
         activation = ACTIVATIONS[self.activation]
         if self.gated:
@@ -140,12 +140,13 @@ class Transformer(nn.Module):
       activation, gated: of the MLP; gated silu is SwiGLU, gated gelu GEGLU.
       positions: learned; sinusoidal, or the same times one learned number (Hua et al. 2022);
         rotary.
+      max_length: rows of the learned positions.
       theta: base of the rotary wavelengths.
       window: a position sees only those at a distance below this; None is all.
       dropout: rate behind embeddings, attention and MLP; None is none. May be traced.
       attention_dropout: rate on the attention maps.
       init_std: standard deviation of matrices and embeddings at first.
-      implementation: of `jax.nn.dot_product_attention`.
+      implementation: of `jax.nn.dot_product_attention`; None is our own plain one.
       dtype: of the computation; None is that of the parameters.
       remat: keep only the blocks' inputs for the backward pass and compute the rest again.
       scan: one compiled block in a loop over stacked parameters: compiles faster, runs slower on
@@ -165,6 +166,7 @@ class Transformer(nn.Module):
     activation: Activation = "gelu"
     gated: bool = False
     positions: Literal["learned", "sinusoidal", "scaled_sinusoidal", "rotary"] = "learned"
+    max_length: int = 512
     theta: float = 10000.0
     window: int | None = None
     dropout: float | None = None
@@ -248,10 +250,18 @@ class Transformer(nn.Module):
           x: [B, L, D].
           positions: i32[B, L].
           table: i32[B, L] -> [B, L, D]: the learned ones.
+
+        Raises:
+          BadInput: if there are fewer learned positions than L.
         """
         if self.positions == "rotary":
             return x
         if self.positions == "learned":
+            rows = self.max_length
+            require(
+                x.shape[1] <= rows,
+                f"config.model.max_length: {rows} positions, and the rows have {x.shape[1]}",
+            )
             return x + table(positions)
         waves = sinusoids(positions, self.width, jnp.promote_types(x.dtype, jnp.float32))
         scale = 1.0 if self.positions == "sinusoidal" else self.position_scale

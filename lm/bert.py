@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common import attention, transformer
-from common.layers import Dropout, TiedEmbedding
+from common.layers import Dense, Dropout, TiedEmbedding
 from common.task import Table
 from common.transformer import ACTIVATIONS, Transformer
 
@@ -45,13 +45,11 @@ class Encoder(Transformer, kw_only=True):
 
     Attributes:
       vocab_size: V.
-      max_length: rows of the learned positions.
       types: how many token types (sentence A and B) are told apart; 0 is none.
       Others: see `common.transformer.Transformer`; the defaults are BERT base's.
     """
 
     vocab_size: int
-    max_length: int = 512
     types: int = 2
     pre_norm: bool = False
     norm_eps: float = 1e-12
@@ -130,14 +128,14 @@ class Bert(Encoder, kw_only=True):
         super().setup()
         dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
         if self.head:
-            self.head_dense = nn.Dense(self.width, use_bias=self.bias, **dense)
+            self.head_dense = Dense(self.width, use_bias=self.bias, **dense)
             self.head_norm = self.make_norm()
         if self.bias:
             zeros = nn.initializers.zeros
             self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
         if self.next_sentence:
-            self.pooler = nn.Dense(self.width, **dense)
-            self.next = nn.Dense(2, **dense)
+            self.pooler = Dense(self.width, **dense)
+            self.next = Dense(2, **dense)
 
     def predict(self, hidden):
         """Hidden states [..., D] -> token logits f32[..., V]."""
@@ -193,8 +191,8 @@ class Classifier(Encoder, kw_only=True):
         super().setup()
         dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
         if self.pooling == "first":
-            self.pooler = nn.Dense(self.width, **dense)
-        self.classifier = nn.Dense(self.num_classes, **dense)
+            self.pooler = Dense(self.width, **dense)
+        self.classifier = Dense(self.num_classes, **dense)
         self.drop = Dropout(self.head_dropout)
 
     def pool(self, hidden, segments=None):

@@ -71,7 +71,6 @@ class GPT(Transformer, kw_only=True):
 
     Attributes:
       vocab_size: V.
-      max_length: rows of the learned positions, and the most that is generated.
       tied: whether the embeddings are the output projection as well.
       Others: see `common.transformer.Transformer`; the defaults are GPT-2's.
     """
