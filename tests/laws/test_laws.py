@@ -1,9 +1,10 @@
 """The laws, on the vision task and on the toy, by the program's own checks; and that they can
 fail."""
 
+import corpus
 import jax
 import pytest
-from helpers import DIGITS, TOY, load
+from helpers import DIGITS, ROOT, TOY, load
 
 from common import laws
 
@@ -11,15 +12,53 @@ CONFIGS = {
     "mlp": (f"{DIGITS}:mlp", {"model.dropout": 0.1, "augment.crop_padding": 1}),
     "cnn": (f"{DIGITS}:cnn", {"augment.flip": True, "model.widths": "(4, 8)"}),
     "toy": (TOY, {}),
+    "mlm": (
+        f"{ROOT}/configs/lm/bert_sotu.py",
+        {
+            "model.layers": 1,
+            "model.width": 32,
+            "model.hidden": 64,
+            "model.dropout": 0.1,
+            "masking.policy": "word",
+            "loss.nsp": True,
+            "evals.test.show": 2,
+        },
+    ),
+    "clm": (
+        f"{ROOT}/configs/lm/gpt_sotu.py",
+        {"model.layers": 2, "model.width": 32, "model.hidden": 48, "model.kv_heads": 1},
+    ),
 }
+TEXT = ("mlm", "clm")
 
 
-# The CNN takes the longest to compile: what the others show as well, it shows in the slow tests.
-MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n == "cnn" else ()) for n in CONFIGS]
+# These take the longest to compile: what the others show as well, they show in the slow tests.
+LARGE = ("cnn", *TEXT)
+
+
+def mostly(*quick: str) -> list:
+    """All configs, the large ones marked slow but for `quick`."""
+    slow = lambda name: pytest.mark.slow if name in LARGE and name not in quick else ()
+    return [pytest.param(name, marks=slow(name)) for name in CONFIGS]
+
+
+
+
+SETS = {}  # the folder of a small corpus, once there is one
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_corpus(tmp_path_factory):
+    """A corpus of made-up sentences for the tasks of text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    SETS.update({"data.name": corpus.write(folder / "texts"), "data.folder": str(folder / "data")})
 
 
 def config(name: str, **more) -> dict:
     path, overrides = CONFIGS[name]
+    if name in TEXT:
+        small = {"data.vocab_size": 300, "data.length": 24, "train.batch_size": 16}
+        overrides = overrides | SETS | small
     return load(path, **(overrides | more))
 
 
@@ -33,17 +72,17 @@ def test_position_is_step_with_worker_processes(name):
     laws.position_is_step(config(name, **{"data.resident": False}), workers=(0, 2))
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", mostly("clm"))
 def test_resume_is_exact(name):
     laws.resume_is_exact(config(name), devices=None if name == "toy" else jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", mostly())
 def test_loop_ends_where_steps_do(name):
     laws.loop_ends_where_steps_do(config(name))
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", mostly())
 def test_data_parallel_changes_nothing(name):
     laws.mesh_changes_nothing(config(name), [(8, 1, 1)])
 
@@ -54,12 +93,12 @@ def test_no_mesh_changes_anything(name):
     laws.mesh_changes_nothing(config(name), laws.meshes(8))
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", mostly())
 def test_accumulation_changes_nothing(name):
     laws.accumulation_changes_nothing(config(name))
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", mostly("mlm"))
 def test_means_are_exact(name):
     laws.means_are_exact(config(name))
 

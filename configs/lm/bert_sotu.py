@@ -1,0 +1,52 @@
+"""A small BERT on the State of the Union addresses, which come with the project.
+
+Two pre-norm blocks of 128 with rotary positions, Muon for the matrices, 64 tokens a row.
+"""
+
+import ml_collections
+
+from common.config import choice
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """There is one variant."""
+    choice("--config bert_sotu.py", arg, ("",))
+    return ml_collections.ConfigDict(
+        {
+            "task": "lm.mlm",
+            "seed": 0,
+            "model": {
+                "module": "lm.bert:Bert",
+                "width": 128,
+                "layers": 2,
+                "heads": 2,
+                "hidden": 512,
+                "types": 0,
+                "pre_norm": True,
+                "positions": "rotary",
+                "activation": "gelu_tanh",
+            },
+            "data": {"name": "sotu", "tokenizer": "wordpiece", "vocab_size": 8192, "length": 64},
+            "evals": {
+                "valid": {"split": "valid", "every": "25%"},
+                "test": {"split": "test", "every": "100%", "show": 6},
+            },
+            "optim": {
+                "name": "muon",
+                "lr": 0.02,
+                "schedule": "linear",
+                "warmup": "10%",
+                "clip": 1.0,
+                "multipliers": ((r".*(embedding|bias|scale)", 0.2),),
+            },
+            "train": {"batch_size": 64, "duration": "1000 steps", "log_every": "50 steps"},
+            "checkpoint": {"every": "25%"},
+        }
+    )
+
+
+def sweep():
+    """Learning rate by seed."""
+    for lr in (0.01, 0.02, 0.04):
+        for seed in (0, 1):
+            yield {"optim.lr": lr, "seed": seed}

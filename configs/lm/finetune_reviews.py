@@ -1,0 +1,46 @@
+"""Film-review sentences, negative or positive, from MiniLM's weights."""
+
+import ml_collections
+
+from common.config import choice
+
+# nreimers/MiniLM-L6-H384-uncased, the encoder of all-MiniLM-L6-v2 (Wang et al. 2020).
+MINILM = {
+    "module": "lm.bert:Classifier",
+    "width": 384,
+    "layers": 6,
+    "heads": 12,
+    "hidden": 1536,
+    "max_length": 512,
+    "types": 2,
+    "norm_eps": 1e-12,
+    "pooling": "mean",
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg` is the variant."""
+    choice("--config finetune_reviews.py", arg or "minilm", ("minilm",))
+    return ml_collections.ConfigDict(
+        {
+            "task": "lm.classify",
+            "seed": 0,
+            "model": MINILM | {"dropout": 0.1, "attention_dropout": 0.1, "head_dropout": 0.1},
+            "data": {"name": "reviews", "tokenizer": "minilm", "length": 48},
+            "evals": {
+                "valid": {"split": "valid", "every": "1 epoch"},
+                "test": {"split": "test", "every": "100%"},
+            },
+            "init": {"path": "minilm", "skip": ("classifier/.*",)},
+            "optim": {
+                "name": "adamw",
+                "lr": 1e-4,
+                "schedule": "linear",
+                "warmup": "10%",
+                "weight_decay": 0.01,
+                "clip": 1.0,
+            },
+            "train": {"batch_size": 32, "duration": "3 epochs", "log_every": "25 steps"},
+            "checkpoint": {"every": "1 epoch"},
+        }
+    )

@@ -1,0 +1,39 @@
+"""What a model of words without context reaches: the least that a language model must beat.
+
+Letters: V vocabulary.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from common.task import Terms
+
+
+def unigram(facts: dict, special: bool) -> np.ndarray:
+    """f32[V]: log of each token's share of the training text, one added to every count.
+
+    Args:
+      facts: of the set: `counts` i64[V] and `special` {name: id or None}.
+      special: whether special tokens are among what is predicted.
+    """
+    counts = np.asarray(facts["counts"], np.float64) + 1
+    if not special:
+        counts[[i for i in facts["special"].values() if i is not None]] = 1e-9
+    return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def terms(log_shares, targets, valid) -> Terms:
+    """{"unigram_loss", "unigram_accuracy"} as (sum, weight), on the very targets of a model.
+
+    Args:
+      log_shares: f32[V], from `unigram`.
+      targets: i32[N].
+      valid: f32[N].
+    """
+    table = jnp.asarray(log_shares)
+    weight = valid.sum()
+    right = (targets == jnp.argmax(table)).astype(jnp.float32)
+    return {
+        "unigram_loss": (-(table[targets] * valid).sum(), weight),
+        "unigram_accuracy": ((right * valid).sum(), weight),
+    }

@@ -1,0 +1,135 @@
+"""The text classification task: fine-tuning for one or two sentences, to a class or to a number.
+
+The model is named by its import path, `config.model.module = "lm.bert:Classifier"`, and called as
+`model(tokens, segments, types, train)`; it needs fields `vocab_size` and `num_classes` (1 for a
+regression). `config.init.path` names what to begin with: the workdir of a pretraining run, or
+weights of the Hugging Face layout, by path or by the name they were prepared under.
+
+Letters: B batch, L positions, K classes.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from common import config as configs
+from common import losses
+from common import model as models
+from common.evaluate import mean_evaluator
+from common.task import Evaluator, Source, Task, splits
+from lm import fetch, labelled, weights
+
+MODEL = "lm.bert:Classifier"
+GIVEN = ("vocab_size", "num_classes")
+
+
+def sections(config) -> dict[str, Callable]:
+    """{section: the function that it feeds}; see `common.task`."""
+    return {
+        "model": models.section(config, MODEL, GIVEN),
+        "data": labelled.load,
+        "loss": losses.smoothing,
+        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+    }
+
+
+def sources(config: dict) -> dict[str, Source]:
+    """The training set, and the set of every evaluator under its name."""
+    return configs.call(labelled.load, config["data"], splits(config))
+
+
+def evaluator(
+    source: Source,
+    apply: Callable,
+    *,
+    split: str = "valid",
+    every: str = "1 epoch",
+    batch_size: int = 128,
+) -> Evaluator:
+    """A section `evals.NAME`: of classes loss (without smoothing), accuracy, macro F1 and Matthews'
+    correlation; of numbers the mean squared error as loss, and Pearson's correlation.
+
+    Args:
+      source: the set.
+      apply: (params, batch) -> f32[B, K].
+      split: of the data set, e.g. "valid" or "test[:500]".
+      every: a duration; the end is always evaluated.
+      batch_size: rows at a time.
+    """
+    del split  # `sources` has read it
+    regression = not source.facts["classes"]
+
+    def terms(params, extra, batch, key):
+        logits = apply(params, batch)
+        rows = logits, batch["label"], batch["valid"]
+        if regression:
+            found = {"moments": losses.moments(logits[:, 0], batch["label"], batch["valid"])}
+        else:
+            found = {
+                "accuracy": losses.accuracy(*rows),
+                "confusion": losses.confusion_matrix(*rows),
+            }
+        return found | {"loss": _loss(*rows)}
+
+    def finish(totals):
+        if regression:
+            values = {"pearson": losses.pearson(*totals.pop("moments"))}
+        else:
+            confusion = totals.pop("confusion")[0]
+            values = {"f1": losses.macro_f1(confusion), "matthews": losses.matthews(confusion)}
+        return losses.ratio(totals) | values
+
+    return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
+
+
+def _loss(logits, label, valid, label_smoothing=None):
+    """Cross-entropy of classes, squared error of numbers."""
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        return losses.softmax_cross_entropy(logits, label, valid, label_smoothing)
+    return losses.squared_error(logits, label[:, None], valid)
+
+
+def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
+    """The task; see `common.task`."""
+    facts = sources["train"].facts
+    given = {"vocab_size": facts["vocab_size"], "num_classes": len(facts["classes"]) or 1}
+    model = models.build(config["model"], constrain, **given)
+    label_smoothing = configs.call(losses.smoothing, config["loss"])
+    configs.require(
+        label_smoothing is None or bool(facts["classes"]),
+        "config.loss.label_smoothing: the labels are numbers; it is for classes",
+    )
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+
+    def apply(params, batch, train=False, rngs=None):
+        inputs = batch["tokens"], batch["segments"], batch["types"], train
+        return model.apply({"params": params}, *inputs, rngs=rngs)
+
+    def pretrained(path):
+        return weights.pretrained(
+            fetch.find(path, config["data"]["folder"], where="config.init.path")
+        )
+
+    def loss(params, extra, batch, key):
+        logits = apply(params, batch, True, {"dropout": key})
+        terms = {"loss": _loss(logits, batch["label"], batch["valid"], label_smoothing)}
+        if facts["classes"]:
+            terms["accuracy"] = losses.accuracy(logits, batch["label"], batch["valid"])
+        return terms, extra
+
+    return Task(
+        init=init,
+        prepare=lambda key, batch, train: batch,
+        loss=loss,
+        objective={"loss": 1.0},
+        sources=sources,
+        evaluators={
+            name: configs.call(evaluator, section, sources[name], apply)
+            for name, section in config.get("evals", {}).items()
+        },
+        partition=model.PARTITION,
+        rows_independent=True,
+        pretrained=pretrained,
+    )

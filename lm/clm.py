@@ -1,0 +1,140 @@
+"""The causal-LM task: predict every token from those in front of it, in its own document.
+
+The model is named by its import path, `config.model.module = "lm.gpt:GPT"`, and called as
+`model(tokens, segments, train)`; it needs a field `vocab_size`.
+
+Letters: B batch, L positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from common import config as configs
+from common import losses
+from common import model as models
+from common.evaluate import mean_evaluator
+from common.layers import identity
+from common.task import Evaluator, Source, Task, splits
+from lm import baseline, text
+
+MODEL = "lm.gpt:GPT"
+GIVEN = ("vocab_size",)
+
+
+def sections(config) -> dict[str, Callable]:
+    """{section: the function that it feeds}; see `common.task`."""
+    return {
+        "model": models.section(config, MODEL, GIVEN),
+        "data": text.load,
+        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+    }
+
+
+def sources(config: dict) -> dict[str, Source]:
+    """The training set, and the set of every evaluator under its name."""
+    return configs.call(text.load, config["data"], splits(config), "clm")
+
+
+def _rows(batch: dict):
+    """(targets i32[B * L], weights f32[B * L]): the first token of a document is not predicted."""
+    segments = batch["segments"]
+    inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    weights = inside * batch["valid"][:, None]
+    return batch["tokens"][:, 1:].astype(jnp.int32).reshape(-1), weights.reshape(-1)
+
+
+def evaluator(
+    source: Source,
+    apply: Callable,
+    *,
+    split: str = "test",
+    every: str = "1 epoch",
+    batch_size: int = 64,
+) -> Evaluator:
+    """A section `evals.NAME`: loss in nats a token, accuracy, perplexity, the unigram baseline and,
+    for byte-level tokenizers, bits per byte of the text that was predicted.
+
+    Args:
+      source: the set.
+      apply: (params, batch) -> logits f32[B, L, V].
+      split: of the data set, e.g. "test" or "valid[:500]".
+      every: a duration; the end is always evaluated.
+      batch_size: rows at a time.
+    """
+    del split  # `sources` has read it
+    log_shares = baseline.unigram(source.facts, special=True)
+    token_bytes = source.facts["token_bytes"]
+
+    def terms(params, extra, batch, key):
+        targets, weights = _rows(batch)
+        rows = apply(params, batch).reshape(len(targets), -1), targets, weights
+        found = {
+            "loss": losses.softmax_cross_entropy(*rows),
+            "accuracy": losses.accuracy(*rows),
+            **baseline.terms(log_shares, targets, weights),
+        }
+        if token_bytes is not None:
+            size = jnp.asarray(token_bytes, jnp.float32)[targets]
+            found["bytes"] = ((size * weights).sum(), weights.sum())
+        return found
+
+    def finish(totals):
+        nats = totals["loss"][0]
+        size = totals.pop("bytes", (0.0, 0.0))[0]
+        values = losses.ratio(totals)
+        values["perplexity"] = losses.perplexity(values["loss"])
+        if size:
+            values["bits_per_byte"] = float(nats / math.log(2) / size)
+        return values
+
+    return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
+
+
+def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Module:
+    """The model of a config.
+
+    Args:
+      config: nested dict; its floats may be traced.
+      facts: of the training set.
+      constrain: what pins activations to a mesh.
+    """
+    return models.build(config["model"], constrain, vocab_size=facts["vocab_size"])
+
+
+def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
+    """The task; see `common.task`."""
+    model = model_of(config, sources["train"].facts, constrain)
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+
+    def apply(params, batch, train=False, rngs=None):
+        inputs = batch["tokens"][:, :-1], batch["segments"][:, :-1], train
+        return model.apply({"params": params}, *inputs, rngs=rngs)
+
+    def loss(params, extra, batch, key):
+        targets, weights = _rows(batch)
+        logits = apply(params, batch, True, {"dropout": key})
+        rows = logits.reshape(len(targets), -1), targets, weights
+        terms = {
+            "loss": losses.softmax_cross_entropy(*rows),
+            "accuracy": losses.accuracy(*rows),
+        }
+        return terms, extra
+
+    return Task(
+        init=init,
+        prepare=lambda key, batch, train: batch,
+        loss=loss,
+        objective={"loss": 1.0},
+        sources=sources,
+        evaluators={
+            name: configs.call(evaluator, section, sources[name], apply)
+            for name, section in config.get("evals", {}).items()
+        },
+        partition=model.PARTITION,
+        rows_independent=True,
+    )

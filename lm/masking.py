@@ -1,0 +1,127 @@
+"""Masked-LM corruption, on the device, inside the step: tokens, whole words or spans.
+
+A fixed number of positions is picked in every row, so that a model computes the logits of those
+alone. What is random in a row comes from the row's own key: it knows no batch.
+
+Letters: B batch, L positions, P positions picked, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from common.config import require
+
+SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word
+SPAN_MOST = 10  # and the most words in one
+
+
+class Masked(NamedTuple):
+    """Rows with some tokens hidden.
+
+    Attributes:
+      tokens: i32[B, L], corrupted.
+      picked: i32[B, P], the positions to predict.
+      targets: i32[B, P], what stood there.
+      weights: f32[B, P]: 0 where a row had fewer positions to pick.
+    """
+
+    tokens: jax.Array
+    picked: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+
+
+def make(
+    facts: dict,
+    length: int,
+    *,
+    policy: Literal["token", "word", "span"] = "token",
+    rate: float = 0.15,
+    mask: float = 0.8,
+    random: float = 0.1,
+) -> Callable:
+    """The section `masking`: a function (keys [B], tokens i32[B, L], segments i32[B, L]) -> Masked.
+
+    Special tokens and padding (segment 0) are never picked.
+
+    Args:
+      facts: of the tokenizer: `special` {name: id or None}, `continues` bool[V], `vocab_size`.
+      length: L.
+      policy: what is picked as one: a token (Devlin et al. 2019); a word, with all of its pieces
+        (their whole-word masking); or a span of whole words, of geometric length, hidden together
+        (Joshi et al. 2020). A unit that does not fit in what is left of the row's number is left
+        out.
+      rate: the share of a row's tokens that are picked.
+      mask: the share of what is picked that becomes the mask token,
+      random: and the share that becomes any token; the rest stays as it is.
+
+    Raises:
+      BadInput: for a share out of range, or a tokenizer without a mask token.
+    """
+    require(0 < rate < 1, f"config.masking.rate: {rate} is not between 0 and 1")
+    shares = 0 <= mask <= 1 and 0 <= random <= 1 and mask + random <= 1
+    require(shares, f"config.masking: mask {mask} and random {random} are no shares of one whole")
+    special = facts["special"]
+    require(
+        special["mask"] is not None,
+        "config.data.tokenizer: it has no mask token; take 'wordpiece'",
+    )
+    most = max(1, round(rate * length))
+    special_ids = tuple(i for i in special.values() if i is not None)
+    continues = jnp.asarray(facts["continues"])
+
+    def one(key, tokens, segments):
+        keys = jax.random.split(key, 4)
+        candidate = segments > 0
+        for i in special_ids:
+            candidate &= tokens != i
+        unit = jnp.arange(length)
+        if policy != "token":
+            # A word begins at a token that continues none, behind what is no candidate, and where
+            # a document does.
+            before = lambda x, first: jnp.concatenate([jnp.full(1, first, x.dtype), x[:-1]])
+            begins = ~continues[tokens] | ~before(candidate, False)
+            begins |= segments != before(segments, -1)
+            unit = jnp.cumsum(begins) - 1
+        if policy == "span":
+            unit = _spans(keys[3], length)[unit]
+        number = jnp.clip(jnp.round(rate * candidate.sum()).astype(jnp.int32), 1, most)
+        priority = jax.random.uniform(keys[0], (length,))[unit]
+        # Tokens of one unit have one priority, so they stay together; equal ones keep their order.
+        _, order = jax.lax.top_k(jnp.where(candidate, -priority, -2.0), min(most + 1, length))
+        units = jnp.where(candidate[order], unit[order], -1)
+        rank = jnp.arange(len(order))
+        cut = units[jnp.minimum(number, len(order) - 1)]  # the unit that does not fit
+        cut = jnp.where(number < len(order), cut, -2)
+        fits = (rank < number) & (units >= 0) & (units != cut)
+        # A first unit that is too long by itself is cut: else the row would have nothing to learn.
+        fits |= (rank < number) & (units >= 0) & (units == units[0]) & (units[0] == cut)
+        picked, weights = order[:most], fits[:most].astype(jnp.float32)
+        targets = tokens[picked]
+        coin = jax.random.uniform(keys[1], (length,))
+        coin = coin[unit[picked] if policy == "span" else picked]
+        anything = jax.random.randint(keys[2], (most,), 0, facts["vocab_size"])
+        shown = jnp.where(coin < mask + random, anything, targets)
+        shown = jnp.where(coin < mask, special["mask"], shown)
+        shown = jnp.where(weights > 0, shown, targets)
+        return tokens.at[picked].set(shown), picked, targets, weights
+
+    def masked(keys, tokens, segments) -> Masked:
+        tokens, segments = tokens.astype(jnp.int32), segments.astype(jnp.int32)
+        return Masked(*jax.vmap(one)(keys, tokens, segments))
+
+    return masked
+
+
+def _spans(key, length: int):
+    """i32[L]: for word number w of a row, the number of its span, of a random partition."""
+    uniform = jax.random.uniform(key, (length,), minval=1e-6)
+    lengths = jnp.ceil(jnp.log(uniform) / math.log(1 - SPAN_STOP))
+    ends = jnp.cumsum(jnp.clip(lengths, 1, SPAN_MOST).astype(jnp.int32))
+    find = partial(jnp.searchsorted, side="right", method="compare_all")
+    return find(ends, jnp.arange(length)).astype(jnp.int32)

@@ -1,0 +1,202 @@
+"""The masked-LM task (Devlin et al. 2019): fill in hidden tokens and, if asked, tell whether the
+second sentence follows the first.
+
+The model is named by its import path, `config.model.module = "lm.bert:Bert"`, and called as
+`model(tokens, segments, types, picked, train)`; it needs a field `vocab_size`, and `next_sentence`
+for the second part. Logits are computed at the picked positions alone.
+
+Letters: B batch, L positions, P positions picked, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from common import config as configs
+from common import losses
+from common import model as models
+from common.config import require
+from common.evaluate import mean_evaluator
+from common.layers import identity
+from common.task import Evaluator, Source, Task, row_keys, splits
+from lm import baseline, fill, masking, text
+
+MODEL = "lm.bert:Bert"
+GIVEN = ("vocab_size", "next_sentence")
+
+
+def options(*, nsp: bool = False) -> bool:
+    """The section `loss`.
+
+    Args:
+      nsp: whether rows are pairs of texts, and next-sentence prediction is a second objective.
+    """
+    return nsp
+
+
+def sections(config) -> dict[str, Callable]:
+    """{section: the function that it feeds}; see `common.task`."""
+    return {
+        "model": models.section(config, MODEL, GIVEN),
+        "data": text.load,
+        "masking": masking.make,
+        "loss": options,
+        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+    }
+
+
+def sources(config: dict) -> dict[str, Source]:
+    """The training set, and the set of every evaluator under its name."""
+    form = "pairs" if configs.call(options, config["loss"]) else "mlm"
+    return configs.call(text.load, config["data"], splits(config), form)
+
+
+def _rows(batch: dict):
+    """(targets i32[B * P], weights f32[B * P]) of a masked batch."""
+    return batch["target"].reshape(-1), (batch["weight"] * batch["valid"][:, None]).reshape(-1)
+
+
+def evaluator(
+    source: Source,
+    masked: Callable,
+    apply: Callable,
+    *,
+    split: str = "test",
+    every: str = "1 epoch",
+    batch_size: int = 256,
+    show: int = 0,
+) -> Evaluator:
+    """A section `evals.NAME`: loss in nats a token, accuracy, perplexity, and the unigram baseline
+    on the very same positions. With next-sentence prediction, its loss and accuracy too.
+
+    Args:
+      source: the set.
+      masked: (key, batch) -> the batch with tokens hidden, always the same ones in a row.
+      apply: (params, batch) -> token logits, next-sentence logits or None.
+      split: of the data set, e.g. "test" or "valid[:500]".
+      every: a duration; the end is always evaluated.
+      batch_size: rows at a time.
+      show: how many rows to show with one of their tokens hidden and guessed.
+    """
+    del split  # `sources` has read it
+    log_shares = baseline.unigram(source.facts, special=False)
+
+    def terms(params, extra, batch, key):
+        batch = masked(key, batch)
+        targets, weights = _rows(batch)
+        logits, following = apply(params, batch)
+        rows = logits.reshape(len(targets), -1), targets, weights
+        found = {
+            "loss": losses.softmax_cross_entropy(*rows),
+            "accuracy": losses.accuracy(*rows),
+            **baseline.terms(log_shares, targets, weights),
+        }
+        return found | _next_terms(following, batch)
+
+    def finish(totals):
+        values = losses.ratio(totals)
+        return values | {"perplexity": losses.perplexity(values["loss"])}
+
+    @jax.jit
+    def guess(params, batch, key):
+        """The first rows, each with one of its masked positions alone hidden."""
+        rows = {name: value[:show] for name, value in batch.items()}
+        rows["picked"] = masked(key, rows)["picked"][:, :1]
+        places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
+        hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts["special"]["mask"])
+        logits = lambda *_: apply(params, rows | {"tokens": hidden})[0]
+        ids, probabilities = fill.guesses(logits, hidden, rows["segments"], rows["picked"], 1)
+        found = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
+        return jax.lax.with_sharding_constraint(found, PartitionSpec())
+
+    means = mean_evaluator(source, terms, finish, batch_size=batch_size)
+
+    def run(context):
+        values = means(context)
+        if show:
+            batch = next(iter(context.batches(source, batch_size)))
+            rows = zip(*jax.device_get(guess(context.params, batch, context.key)), strict=True)
+            lines = [fill.sentence(source.facts["tokenizer"], *row) for row in rows]
+            values["filled"] = "\n".join(lines[: source.size])
+        return values
+
+    return Evaluator(every, run)
+
+
+def _next_terms(following, batch: dict) -> dict:
+    """Terms of next-sentence prediction; {} without it."""
+    if following is None:
+        return {}
+    rows = following, 1 - batch["next"], batch["valid"]  # class 0: B follows A
+    return {
+        "nsp": losses.softmax_cross_entropy(*rows),
+        "nsp_accuracy": losses.accuracy(*rows),
+    }
+
+
+def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Module:
+    """The model of a config.
+
+    Args:
+      config: nested dict; its floats may be traced.
+      facts: of the training set.
+      constrain: what pins activations to a mesh.
+
+    Raises:
+      BadInput: if it is to predict next sentences and has no head for them.
+    """
+    given = {"vocab_size": facts["vocab_size"]}
+    if configs.call(options, config["loss"]):
+        cls = models.model_class(config["model"]["module"])
+        there = "next_sentence" in models.fields_of(cls)
+        require(there, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
+        given["next_sentence"] = True
+    return models.build(config["model"], constrain, **given)
+
+
+def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
+    """The task; see `common.task`."""
+    facts = sources["train"].facts
+    nsp = configs.call(options, config["loss"])
+    model = model_of(config, facts, constrain)
+    corrupt = configs.call(masking.make, config["masking"], facts, facts["length"])
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+
+    def masked(key, batch):
+        rows = corrupt(row_keys(key, batch), batch["tokens"], batch["segments"])
+        found = {"picked": rows.picked, "target": rows.targets, "weight": rows.weights}
+        return batch | {"tokens": rows.tokens} | found
+
+    def apply(params, batch, train=False, rngs=None):
+        inputs = batch["tokens"], batch["segments"], batch.get("types"), batch["picked"], train
+        found = model.apply({"params": params}, *inputs, rngs=rngs)
+        return found if nsp else (found, None)
+
+    def loss(params, extra, batch, key):
+        logits, following = apply(params, batch, True, {"dropout": key})
+        targets, weights = _rows(batch)
+        rows = logits.reshape(len(targets), -1), targets, weights
+        terms = {
+            "mlm": losses.softmax_cross_entropy(*rows),
+            "accuracy": losses.accuracy(*rows),
+        }
+        return terms | _next_terms(following, batch), extra
+
+    return Task(
+        init=init,
+        prepare=lambda key, batch, train: masked(key, batch),
+        loss=loss,
+        objective={"mlm": 1.0} | ({"nsp": 1.0} if nsp else {}),
+        sources=sources,
+        evaluators={
+            name: configs.call(evaluator, section, sources[name], masked, apply)
+            for name, section in config.get("evals", {}).items()
+        },
+        partition=model.PARTITION,
+        rows_independent=True,
+    )

@@ -1,0 +1,309 @@
+"""Checkpoints of the Hugging Face layout in and out: BERT, GPT-2 and Llama.
+
+    sizes = weights.sizes(folder)                    # what config.json says, as a model's fields
+    params = weights.pretrained(folder)              # every tensor, under our names
+    hidden = bert.Encoder(**sizes).apply({"params": params}, tokens)
+    weights.save(folder, model, params)              # for `transformers` to load
+
+A folder holds config.json and model.safetensors or pytorch_model.bin, whole or in numbered parts
+with an index. `lm.layouts` says which name there is which name here. Torch is not needed, and
+nothing in a file is executed.
+"""
+
+import json
+import logging
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from common import tree
+from common.config import require
+from common.layers import padded
+from lm import layouts, torch_file
+
+# Where the tensors of a folder are: the first that is there, whole or as an index of parts.
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def read(path: epath.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint under the names in the file and in its dtypes.
+
+    Args:
+      path: a folder, or a .safetensors or .bin file.
+
+    Raises:
+      BadInput: if there are none, a part is missing, or a file is damaged or holds anything but
+        tensors.
+    """
+    path = epath.Path(path)
+    if not path.is_dir():
+        require(path.exists(), f"{path}: no such file or folder")
+        return _read_file(path)
+    for name in FILES:
+        if (path / name).exists():
+            return _read_file(path / name)
+        if (path / f"{name}.index.json").exists():
+            return _read_parts(path, f"{name}.index.json")
+    require(False, f"{path}: no weights: there should be {' or '.join(FILES)}")
+
+
+def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
+    if path.suffix != ".safetensors":
+        return torch_file.read(path.read_bytes(), str(path))
+    try:
+        found = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        require(False, f"{path}: damaged, or no safetensors file ({error})")
+    other = {t["dtype"] for _, t in found} - DTYPES.keys()
+    require(not other, f"{path}: dtypes {sorted(other)} are not supported")
+    return {  # the library gives them in any order
+        name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"])
+        for name, t in sorted(found, key=lambda pair: pair[0])
+    }
+
+
+def _read_parts(folder: epath.Path, index: str) -> dict[str, np.ndarray]:
+    places = _json(folder / index).get("weight_map", {})
+    tensors = {}
+    for part in sorted(set(places.values())):
+        file = folder / part
+        require(file.parent == folder and file.exists(), f"{folder}: {part} is missing")
+        tensors |= _read_file(file)
+    missing = sorted(places.keys() - tensors.keys())
+    require(not missing, f"{folder}: {len(missing)} tensors of {index} are missing: {missing[:3]}")
+    return tensors
+
+
+def _json(path: epath.Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        require(False, f"{path}: no JSON ({error})")
+    require(isinstance(found, dict), f"{path}: no JSON object")
+    return found
+
+
+def sizes(path: epath.PathLike) -> dict[str, Any]:
+    """The fields of the model that a folder's config.json describes: `GPT(**sizes(path))`, or
+    `Encoder`, `Bert` and `Classifier` (with their own fields) for a BERT.
+
+    Raises:
+      BadInput: if there is no config.json, or it asks for what the models here do not have.
+    """
+    file = epath.Path(path) / "config.json"
+    require(file.exists(), f"{file}: not there; it says what model the weights are of")
+    return layouts.sizes(_json(file), str(file))
+
+
+# ------------------------------------------------------------------------------------------ import
+
+
+class Report(NamedTuple):
+    """What did not meet when weights were loaded.
+
+    Attributes:
+      missing: paths of the model that the file does not have; they kept their values.
+      unused: paths that the file has and the model does not.
+      unmatched: tensors of the file that have no name here.
+    """
+
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+def pretrained(path: epath.PathLike) -> dict:
+    """Every tensor of a checkpoint that has a name here, as nested dicts of f32 on the host.
+
+    Tensors without a name here are one warning; buffers and copies of tied weights are no
+    parameters and are left out.
+
+    Args:
+      path: a folder, or a .safetensors or .bin file. The config.json of a folder is checked too.
+
+    Raises:
+      BadInput: as `read` and `sizes`; if nothing has a name here, or weights that are one here are
+        two there.
+    """
+    flat, unmatched = _translated(path)
+    if unmatched:
+        logging.warning("%s: left out, no parameter here: %s", path, ", ".join(unmatched))
+    return tree.unflatten(flat)
+
+
+def load(path: epath.PathLike, params: dict) -> tuple[dict, Report]:
+    """Parameters with the values of a checkpoint, where it has them.
+
+    Args:
+      path: as for `pretrained`.
+      params: a model's parameters.
+
+    Returns:
+      (params in their own shapes and dtypes, on the host; what did not meet).
+
+    Raises:
+      BadInput: as `pretrained`, or if a shape differs.
+    """
+    there, unmatched = _translated(path)
+    here = tree.flatten(params)
+    taken = [p for p in here if p in there]
+    wrong = [
+        f"{p} is {list(there[p].shape)} there and {list(here[p].shape)} here"
+        for p in taken
+        if there[p].shape != here[p].shape
+    ]
+    require(not wrong, f"{path}: {'; '.join(wrong[:8])}")
+    values = {p: there[p].astype(x.dtype) if p in there else np.asarray(x) for p, x in here.items()}
+    missing = tuple(p for p in here if p not in there)
+    unused = tuple(p for p in there if p not in here)
+    return tree.unflatten(values), Report(missing, unused, unmatched)
+
+
+def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """({path here: f32}, names there that have none)."""
+    settings, tied = epath.Path(path) / "config.json", None
+    tensors = read(path)
+    if settings.exists():
+        name = layouts.architecture(_json(settings), str(settings))
+        tied = sizes(path).get("tied")
+    else:
+        name = max(layouts.LAYOUTS, key=lambda n: len(_named(tensors, layouts.LAYOUTS[n], path)[0]))
+    layout = layouts.LAYOUTS[name]
+    named, unmatched = _named(tensors, layout, path)
+    require(bool(named), f"{path}: of its {len(tensors)} tensors none is one of {name}")
+    _drop_copies(named, layout, tied, path)
+    rows, flat = layouts.leaves(layout), {}
+    for name, x in named.items():
+        pattern, number = _numbered(name)
+        leaf = rows[pattern]
+        require(
+            jnp.issubdtype(x.dtype, jnp.floating),
+            f"{path}: {name} is {x.dtype}; quantised weights are not supported",
+        )
+        x = x.astype(np.float32)
+        x = x.T if leaf.transposed else x
+        if leaf.padded:
+            x = np.pad(x, ((0, padded(len(x)) - len(x)), (0, 0)))
+        for part, value in zip(leaf.here, np.split(x, len(leaf.here), axis=-1), strict=True):
+            flat[part.replace("#", number)] = np.ascontiguousarray(value)
+    return flat, unmatched
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """'h.3.ln_1.bias' -> ('h.#.ln_1.bias', '3')."""
+    found = re.search(r"\.(\d+)\.", name)
+    return (name.replace(found[0], ".#.", 1), found[1]) if found else (name, "")
+
+
+def _named(tensors: dict, layout: layouts.Layout, path) -> tuple[dict, tuple[str, ...]]:
+    """Tensors under the layout's names, without prefix, old spellings and buffers; and the names of
+    those that are not in it."""
+    rows, named, unmatched = layouts.leaves(layout), {}, []
+    for name, x in tensors.items():
+        plain = name.removeprefix(layout.prefix)
+        plain = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", plain))
+        if plain in layout.copies or _numbered(plain)[0] in rows:
+            require(plain not in named, f"{path}: {name} is there under two names")
+            named[plain] = x
+        elif not re.fullmatch(layout.buffers, plain):
+            unmatched.append(name)
+    return named, tuple(unmatched)
+
+
+def _drop_copies(named: dict, layout: layouts.Layout, tied: bool | None, path) -> None:
+    """Takes tensors that are one parameter here out of `named`, if they are equal."""
+    rows = layouts.leaves(layout)
+    for copy, original in layout.copies.items():
+        if copy not in named or (tied is False and copy in rows):
+            continue
+        x = named[copy]
+        same = np.array_equal(x, named.setdefault(original, x), equal_nan=True)
+        if same or copy not in rows or tied:
+            require(same, f"{path}: {copy} is not {original}, and here they are one")
+            del named[copy]
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
+    """Writes model.safetensors and config.json for `transformers`.
+
+    Args:
+      folder: where to; made if it is not there.
+      model: a `bert.Encoder` or what inherits it, or a `gpt.GPT`.
+      params: its parameters, in the dtypes to write. They may be more than the model's own (a
+        pooler, say), and every one is written.
+
+    Raises:
+      BadInput: if `transformers` has no such model or no such parameter.
+    """
+    settings = layouts.config(model)
+    layout = layouts.LAYOUTS[settings["model_type"]]
+    flat = tree.flatten(params)
+    settings |= _head(settings["model_type"], flat)
+    prefix = "" if settings["architectures"] == ["BertModel"] else layout.prefix
+    here = {
+        path: (name, leaf) for name, leaf in layouts.leaves(layout).items() for path in leaf.here
+    }
+    tensors = {}
+    for path in flat:
+        pattern = re.sub(r"^block_\d+/", "block_#/", path)
+        require(pattern in here, f"{path}: {settings['model_type']} of transformers has none")
+        name, leaf = here[pattern]
+        number = path.split("/")[0].removeprefix("block_")
+        name = name.replace("#", number)
+        name = name if name.startswith(layout.heads) else prefix + name
+        if name in tensors:
+            continue
+        parts = [part.replace("#", number) for part in leaf.here]
+        missing = [part for part in parts if part not in flat]
+        require(not missing, f"{path}: written together with {missing}, which are not there")
+        x = np.concatenate([np.asarray(flat[part]) for part in parts], axis=-1)
+        x = x[: model.vocab_size] if leaf.padded else x
+        # The library writes memory as it lies, whatever the strides say.
+        tensors[name] = np.ascontiguousarray(x.T if leaf.transposed else x)
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(contents)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _head(name: str, flat: dict) -> dict[str, Any]:
+    """The class of `transformers` that has these parameters, and what else it must be told."""
+    if name != "bert":
+        return {"architectures": [{"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[name]]}
+    if "classifier/kernel" in flat:
+        labels = {str(i): f"LABEL_{i}" for i in range(flat["classifier/kernel"].shape[1])}
+        return {
+            "architectures": ["BertForSequenceClassification"],
+            "id2label": labels,
+            "label2id": {label: int(i) for i, label in labels.items()},
+        }
+    heads = [("next/kernel", "BertForPreTraining"), ("head_bias", "BertForMaskedLM")]
+    found = next((there for path, there in heads if path in flat), "BertModel")
+    return {"architectures": [found]}
