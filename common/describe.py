@@ -3,6 +3,8 @@
 The same tables are the goldens of the configs in the tests.
 """
 
+import re
+
 import jax
 import numpy as np
 
@@ -13,7 +15,10 @@ from common.runtime import start
 
 
 def parameter_table(program: Program) -> str:
-    """One row a parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row."""
+    """One row a parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row.
+
+    Blocks that are alike are one row a parameter: block_0-11/mlp/up/kernel.
+    """
     section, partition = program.config["optim"], program.task.partition
 
     def row(path, leaf):
@@ -33,10 +38,21 @@ def parameter_table(program: Program) -> str:
         )
 
     flat = tree.flatten(program.like.params)
+    alike: dict[tuple, list[int]] = {}
+    for path, leaf in flat.items():
+        number = re.search(r"block_(\d+)", path)
+        first, *rest = row(path, leaf)
+        key = re.sub(r"block_\d+", "block_{}", first), *rest
+        alike.setdefault(key, []).append(int(number[1]) if number else -1)
+    rows = ((path.format(_spelled_range(sorted(n))), *rest) for (path, *rest), n in alike.items())
     header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
-    return tree.table_text(header, (row(path, leaf) for path, leaf in flat.items())) + (
-        f"{tree.count(flat):,} parameters\n"
-    )
+    return tree.table_text(header, rows) + f"{tree.count(flat):,} parameters\n"
+
+
+def _spelled_range(numbers: list[int]) -> str:
+    """[0, 1, 2] as '0-2', [0, 2] as '0,2'."""
+    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
 
 
 def _bytes(tree_of_arrays) -> int:

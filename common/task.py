@@ -102,6 +102,7 @@ class Task(NamedTuple):
         differentiating the objective (per-example clipping, say).
       pretrained: None, or path -> nested dicts of host arrays in this model's names: what a file or
         folder that another library wrote holds (`config.init.path`).
+      files: None, or {name: contents} of small files that a run's workdir keeps: a tokenizer, say.
     """
 
     init: Callable
@@ -114,6 +115,7 @@ class Task(NamedTuple):
     rows_independent: bool
     gradients: Callable | None = None
     pretrained: Callable | None = None
+    files: dict[str, str] | None = None
 
 
 def splits(config: dict) -> dict[str, str]:

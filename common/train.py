@@ -212,7 +212,7 @@ def run(config, folder, *, show: bool = True) -> dict:
             f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
         )
         prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-        folder = workdir.claim(folder, config, prints, write=runtime.is_main())
+        folder = workdir.claim(folder, config, prints, runtime.is_main(), program.task.files)
 
         history: list[dict] = []
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)

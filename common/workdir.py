@@ -1,4 +1,5 @@
-"""The files of a run beside its log and checkpoints: config.json, environment.json, result.json.
+"""The files of a run beside its log and checkpoints: config.json, environment.json, result.json,
+and what its task keeps there, such as tokenizer.json.
 
 A workdir belongs to one run. The same command may be given to it again, to go on; what may differ
 then is how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is
@@ -27,7 +28,13 @@ def begun(folder) -> bool:
         return False  # `claim` says why
 
 
-def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> epath.Path:
+def claim(
+    folder,
+    config: dict,
+    fingerprints: dict[str, str],
+    write: bool,
+    files: dict[str, str] | None = None,
+) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
 
     Args:
@@ -35,6 +42,7 @@ def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> ep
       config: nested dict.
       fingerprints: of the data sets.
       write: whether this process writes.
+      files: {name: contents} of small files that the task keeps there, such as its tokenizer.
 
     Raises:
       BadInput: if it belongs to another run, its data has changed, or it cannot be written.
@@ -59,6 +67,8 @@ def claim(folder, config: dict, fingerprints: dict[str, str], write: bool) -> ep
         if write:
             folder.mkdir(parents=True, exist_ok=True)
             replace_text(folder / "environment.json", _environment(starts, fingerprints))
+            for name, contents in (files or {}).items():
+                replace_text(folder / name, contents)
             replace_text(folder / "config.json", to_json(config))
     except OSError as error:
         raise BadInput(f"--workdir: {folder}: {error.strerror or error}") from error

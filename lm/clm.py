@@ -106,7 +106,8 @@ def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Mo
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
-    model = model_of(config, sources["train"].facts, constrain)
+    facts = sources["train"].facts
+    model = model_of(config, facts, constrain)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
@@ -137,4 +138,5 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent=True,
+        files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
     )

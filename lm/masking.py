@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from common.config import require
 
-SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word
-SPAN_MOST = 10  # and the most words in one
+SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word,
+SPAN_MOST = 10  # among those of so many words at most: 3.8 words in the mean
 
 
 class Masked(NamedTuple):
@@ -54,8 +54,8 @@ def make(
       length: L.
       policy: what is picked as one: a token (Devlin et al. 2019); a word, with all of its pieces
         (their whole-word masking); or a span of whole words, of geometric length, hidden together
-        (Joshi et al. 2020). A unit that does not fit in what is left of the row's number is left
-        out.
+        (Joshi et al. 2020). A word that does not fit in what is left of the row's number is left
+        out, and a span ends in front of it.
       rate: the share of a row's tokens that are picked.
       mask: the share of what is picked that becomes the mask token,
       random: and the share that becomes any token; the rest stays as it is.
@@ -88,19 +88,20 @@ def make(
             begins = ~continues[tokens] | ~before(candidate, False)
             begins |= segments != before(segments, -1)
             unit = jnp.cumsum(begins) - 1
+        word = unit
         if policy == "span":
-            unit = _spans(keys[3], length)[unit]
+            unit = _spans(keys[3], length)[word]
         number = jnp.clip(jnp.round(rate * candidate.sum()).astype(jnp.int32), 1, most)
         priority = jax.random.uniform(keys[0], (length,))[unit]
         # Tokens of one unit have one priority, so they stay together; equal ones keep their order.
         _, order = jax.lax.top_k(jnp.where(candidate, -priority, -2.0), min(most + 1, length))
-        units = jnp.where(candidate[order], unit[order], -1)
+        words = jnp.where(candidate[order], word[order], -1)
         rank = jnp.arange(len(order))
-        cut = units[jnp.minimum(number, len(order) - 1)]  # the unit that does not fit
+        cut = words[jnp.minimum(number, len(order) - 1)]  # the word that does not fit
         cut = jnp.where(number < len(order), cut, -2)
-        fits = (rank < number) & (units >= 0) & (units != cut)
-        # A first unit that is too long by itself is cut: else the row would have nothing to learn.
-        fits |= (rank < number) & (units >= 0) & (units == units[0]) & (units[0] == cut)
+        fits = (rank < number) & (words >= 0) & (words != cut)
+        # A first word that is too long by itself is cut: else the row would have nothing to learn.
+        fits |= (rank < number) & (words >= 0) & (words == words[0]) & (words[0] == cut)
         picked, weights = order[:most], fits[:most].astype(jnp.float32)
         targets = tokens[picked]
         coin = jax.random.uniform(keys[1], (length,))
@@ -120,7 +121,8 @@ def make(
 
 def _spans(key, length: int):
     """i32[L]: for word number w of a row, the number of its span, of a random partition."""
-    uniform = jax.random.uniform(key, (length,), minval=1e-6)
+    longest = (1 - SPAN_STOP) ** SPAN_MOST
+    uniform = jax.random.uniform(key, (length,), minval=longest)
     lengths = jnp.ceil(jnp.log(uniform) / math.log(1 - SPAN_STOP))
     ends = jnp.cumsum(jnp.clip(lengths, 1, SPAN_MOST).astype(jnp.int32))
     find = partial(jnp.searchsorted, side="right", method="compare_all")

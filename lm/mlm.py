@@ -199,4 +199,5 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent=True,
+        files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
     )

@@ -8,6 +8,7 @@ and the whole completed config. `pytest tests/test_configs.py --update-goldens` 
 import importlib
 import json
 
+import corpus
 import fabricated
 import jax
 import pytest
@@ -20,6 +21,13 @@ VARIANTS = {
     "vision/digits": ("cnn", "mlp"),
     "vision/fashion_mnist": ("cnn", "smoke"),
     "vision/cifar10": ("",),
+    "lm/bert_sotu": ("",),
+    "lm/bert_base": ("phase1", "phase2"),
+    "lm/crammed_bert": ("",),
+    "lm/gpt_sotu": ("llama", "gpt2"),
+    "lm/gpt2_small": ("gpt2", "llama"),
+    "lm/finetune_reviews": ("",),
+    "lm/finetune_topics": ("",),
 }
 NAMES = [f"{file}:{arg}".rstrip(":") for file, args in VARIANTS.items() for arg in args]
 
@@ -27,15 +35,35 @@ NAMES = [f"{file}:{arg}".rstrip(":") for file, args in VARIANTS.items() for arg 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Fabricated sets of the real ones' names and shapes."""
-    path = tmp_path_factory.mktemp("tfds")
+    path = tmp_path_factory.mktemp("data")
     fabricated.prepare(path, "cifar10", (32, 32, 3), {"train": 600, "test": 100})
     fabricated.prepare(path, "fashion_mnist", (28, 28, 1), {"train": 300, "test": 1000})
-    return str(path)
+    corpus.write(path / "texts")
+    return path
 
 
-def built(name: str, folder: str) -> dict:
-    return load(f"{ROOT}/configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}",
-                **{"data.folder": folder})  # fmt: skip
+def written(name: str) -> dict:
+    """The config as its file says it, completed."""
+    file, _, arg = name.partition(":")
+    return load(f"{ROOT}/configs/{file}.py{':' if arg else ''}{arg}")
+
+
+def built(name: str, folder) -> dict:
+    """The config on fabricated data of the same shapes."""
+    config = written(name)
+    data, others = config["data"], {"data.folder": str(folder)}
+    if name.startswith("lm/"):
+        classes = {"reviews": 2, "topics": 11}.get(data["name"])
+        kind, size = data["tokenizer"], data.get("vocab_size", 30522)
+        kind = "wordpiece" if classes else kind
+        kept = folder / f"{kind}_{size}"
+        tokenizer = str(kept) if kept.exists() else corpus.tokenizer(folder, kind, size)
+        texts = corpus.labelled(folder, classes) if classes else f"folder:{folder / 'texts'}"
+        others |= {"data.name": texts, "data.tokenizer": tokenizer}
+        others |= {"init.path": "", "init.skip": ()}
+        for key, section in config["evals"].items():  # the slices are of sets that are large
+            others[f"evals.{key}.split"] = section["split"].split("[")[0]
+    return laws.changed(config, **others)
 
 
 def test_no_config_is_forgotten():
@@ -43,24 +71,34 @@ def test_no_config_is_forgotten():
     assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
 
 
-LARGE = ("vision/cifar10",)
+# Too large for every day: what takes long, and how to make it trainable here.
+LARGE = {
+    "vision/cifar10": {},
+    "lm/bert_base:phase1": {"model.layers": 1, "data.length": 32},
+    "lm/bert_base:phase2": {"model.layers": 1, "data.length": 32},
+    "lm/crammed_bert": {"model.layers": 1, "data.length": 32},
+    "lm/gpt2_small:gpt2": {"model.layers": 1, "data.length": 32},
+    "lm/gpt2_small:llama": {"model.layers": 1, "data.length": 32},
+    "lm/gpt_sotu:gpt2": {},
+    "lm/finetune_reviews": {"model.layers": 1},
+    "lm/finetune_topics": {"model.layers": 1},
+}
+SOME_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES]
-)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_a_config_trains_two_steps(name, folder):
-    config = laws.changed(built(name, folder), **{"train.batch_size": 16})  # quick
-    made = program.prepare(config, jax.devices()[:1])
+    quick = {"train.batch_size": 16, "train.accumulate": 1, **LARGE.get(name, {})}
+    made = program.prepare(laws.changed(built(name, folder), **quick), jax.devices()[:1])
     losses, state = laws.train_losses(made, 2)
     assert all(0 < loss < 20 for loss in losses)
     assert int(state.step) == 2
     assert made.step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_a_config_is_built_with_traced_numbers(name, folder):
-    config = built(name, folder)
+    config = laws.changed(built(name, folder), **LARGE.get(name, {}))
     module = program.task_module(config["task"])
     sources = module.sources(config)
 
@@ -76,10 +114,8 @@ def test_a_config_is_built_with_traced_numbers(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_its_golden(name, folder, request):
-    config = built(name, folder)
-    made = program.prepare(config, jax.devices()[:1])
-    config["data"]["folder"] = ""
-    lines = [f"{k} = {json.dumps(v)}" for k, v in sorted(configs.flatten(config).items())]
+    made = program.prepare(built(name, folder), jax.devices()[:1])
+    lines = [f"{k} = {json.dumps(v)}" for k, v in sorted(configs.flatten(written(name)).items())]
     text = f"{describe.parameter_table(made)}\n" + "\n".join(lines) + "\n"
     path = ROOT / f"tests/goldens/{name.replace('/', '_').replace(':', '_')}.txt"
     if request.config.getoption("--update-goldens"):

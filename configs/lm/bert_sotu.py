@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "positions": "rotary",
                 "activation": "gelu_tanh",
             },
-            "data": {"name": "sotu", "tokenizer": "wordpiece", "vocab_size": 8192, "length": 64},
+            "data": {"name": "sotu", "tokenizer": "wordpiece", "vocab_size": 4096, "length": 64},
             "evals": {
                 "valid": {"split": "valid", "every": "25%"},
                 "test": {"split": "test", "every": "100%", "show": 6},

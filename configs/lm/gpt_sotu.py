@@ -39,5 +39,3 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "checkpoint": {"every": "25%"},
         }
     )
-
-

@@ -42,8 +42,6 @@ def mostly(*quick: str) -> list:
     return [pytest.param(name, marks=slow(name)) for name in CONFIGS]
 
 
-
-
 SETS = {}  # the folder of a small corpus, once there is one
 
 

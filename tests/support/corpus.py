@@ -5,6 +5,7 @@ import pathlib
 import random
 
 import numpy as np
+from tokenizers import pre_tokenizers
 
 WORDS = [
     *("the", "of", "and", "to", "in", "union", "states", "congress", "people", "government"),
@@ -62,3 +63,32 @@ def prepare(folder, name: str, features: dict[str, str], rows: dict[str, list[di
 
     Made.name = name
     Made(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+def tokenizer(folder, kind: str, vocab_size: int) -> str:
+    """A folder with the files of a tokenizer of exactly this size, most of it never used."""
+    folder = pathlib.Path(folder, f"{kind}_{vocab_size}")
+    folder.mkdir(parents=True)
+    filler = (f"filler{i}" for i in range(vocab_size))
+    if kind == "bpe":
+        known = ["<|endoftext|>", *pre_tokenizers.ByteLevel.alphabet()]
+    else:
+        letters = "abcdefghijklmnopqrstuvwxyz."
+        known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+        known += [f"##{letter}" for letter in letters] + sorted(set(WORDS[:26]))
+    known += [next(filler) for _ in range(vocab_size - len(known))]
+    if kind == "bpe":
+        (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(known)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    else:
+        (folder / "vocab.txt").write_text("\n".join(known) + "\n")
+    return str(folder)
+
+
+def labelled(folder, classes: int, examples: int = 300) -> str:
+    """A .jsonl of texts with this many classes; returns the set's name."""
+    rng, path = random.Random(classes), pathlib.Path(folder, f"labelled_{classes}.jsonl")
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(examples):
+            file.write(json.dumps({"text": text(rng, 2), "label": f"class {i % classes}"}) + "\n")
+    return f"file:{path}"
