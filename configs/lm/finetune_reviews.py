@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         {
             "task": "lm.classify",
             "seed": 0,
-            "model": MINILM | {"dropout": 0.1, "attention_dropout": 0.1, "head_dropout": 0.1},
+            "model": MINILM | {"dropout": 0.1, "head_dropout": 0.1},
             "data": {"name": "reviews", "tokenizer": "minilm", "length": 48},
             "evals": {
                 "valid": {"split": "valid", "every": "1 epoch"},
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "weight_decay": 0.01,
                 "clip": 1.0,
             },
-            "train": {"batch_size": 32, "duration": "3 epochs", "log_every": "25 steps"},
+            "train": {"batch_size": 32, "duration": "2 epochs", "log_every": "25 steps"},
             "checkpoint": {"every": "1 epoch"},
         }
     )
