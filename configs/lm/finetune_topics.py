@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "init": {"path": "minilm", "skip": ("classifier/.*",)},
             "optim": {
                 "name": "adamw",
-                "lr": 2e-4,
+                "lr": 1e-4,
                 "schedule": "linear",
                 "warmup": "10%",
                 "weight_decay": 0.01,
