@@ -20,10 +20,10 @@ from common.config import (
     parameters,
     plain,
     require,
-    steps,
     substitute,
     traced,
 )
+from common.duration import steps
 from common.step import STEP_TERMS, Plan, TrainState, make_step
 from common.task import Task, Terms, purpose_key
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import ml_collections
 import pytest
-from helpers import DIGITS, ROOT, load
+from helpers import DIGITS, ROOT, TOY, load
 
 from common import config as configs
-from common import program
+from common import duration, program
 from common.config import BadInput
 
 
@@ -96,6 +96,8 @@ def test_choosing_another_function_brings_its_own_defaults():
     config = load(DIGITS, **{"model.module": "vision.cnn:MLP"})
     assert config["model"]["hidden"] == (128,)
     assert "kernel" not in config["model"]
+    # Also where the file leaves the choice to the default, as the toy's does.
+    assert set(load(TOY, **{"optim.name": "sgd"})["optim"]["direction"]) == {"momentum", "nesterov"}
 
 
 def test_an_optional_key_can_be_set_and_unset():
@@ -140,7 +142,7 @@ def test_json_keeps_a_config():
      ("0.001 epochs", 1), ("0 steps", 0)],
 )  # fmt: skip
 def test_durations(text, expected):
-    assert configs.steps(text, where="x", batch_size=100, size=1000, total=200) == expected
+    assert duration.steps(text, where="x", batch_size=100, size=1000, total=200) == expected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_durations(text, expected):
 )
 def test_bad_durations(text):
     with pytest.raises(BadInput, match="where"):
-        configs.steps(text, where="where", batch_size=100, size=1000, total=200, low=1)
+        duration.steps(text, where="where", batch_size=100, size=1000, total=200, low=1)
 
 
 def test_traced_numbers_are_the_floats_that_a_step_reads():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import config, optim
+from common import duration, optim
 from lm import bert, gpt, weights
 
 LENGTHS = np.array([12, 7, 9])  # of three rows; padding behind
@@ -265,7 +265,9 @@ def their_losses(reference, lr: float, weight_decay: float) -> list[float]:
 
 
 def our_losses(model, params, lr: float, weight_decay: float) -> list[float]:
-    to_steps = lambda text, key: config.steps(text, where=key, batch_size=ROWS, size=1, total=STEPS)
+    to_steps = lambda text, key: duration.steps(
+        text, where=key, batch_size=ROWS, size=1, total=STEPS
+    )
     optimizer = optim.make(
         STEPS, to_steps, {}, name="adamw", lr=lr, schedule="constant", weight_decay=weight_decay
     )

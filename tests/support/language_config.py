@@ -4,25 +4,27 @@ The corpus is to be given: --config.data.name=folder:DIR, see `write`.
 """
 
 import pathlib
+import random
 
 import ml_collections
 
-NUMBERS = "one two three four five six seven eight nine ten".split()
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-def write(folder, documents: int = 60) -> str:
-    """Documents that count in a circle, each from another number; returns the corpus's name."""
-    folder = pathlib.Path(folder)
+def write(folder, documents: int = 150) -> str:
+    """Documents that count in a circle, from any number to any; returns the corpus's name."""
+    folder, rng = pathlib.Path(folder), random.Random(0)
     folder.mkdir(parents=True)
     for i in range(documents):
-        words = [NUMBERS[(i + j) % len(NUMBERS)] for j in range(20 + i)]
-        (folder / f"{i:02}.txt").write_text(" ".join(words), encoding="utf-8")
+        first = rng.randrange(10)
+        words = [NUMBERS[(first + j) % 10] for j in range(rng.randint(10, 40))]
+        (folder / f"{i:03}.txt").write_text(" ".join(words), encoding="utf-8")
     return f"folder:{folder}"
 
 
 def get_config(arg="clm"):
     masked = arg == "mlm"
-    data = {"tokenizer": "wordpiece", "vocab_size": 80} if masked else {"tokenizer": "bpe", "vocab_size": 290}
+    kind, size = ("wordpiece", 80) if masked else ("bpe", 290)
     return ml_collections.ConfigDict(
         {
             "task": f"lm.{arg}",
@@ -36,8 +38,8 @@ def get_config(arg="clm"):
                 "max_length": 16,
                 "pre_norm": True,
             },
-            "data": data | {"length": 16},
-            "optim": {"lr": 1e-2, "schedule": "linear", "warmup": "10%"},
+            "data": {"tokenizer": kind, "vocab_size": size, "length": 16},
+            "optim": {"name": "adamw", "lr": 1e-2, "schedule": "linear", "warmup": "10%"},
             "train": {"batch_size": 32, "duration": "150 steps", "log_every": "50 steps"},
         }
     )

@@ -1,0 +1,210 @@
+"""Generation: what a causal language model writes behind a prompt.
+
+    tokens, lengths = generate.encode(facts, ["The people of", "Congress"])
+    written = generate.generate(model, params, tokens, lengths, key, steps=64, temperature=0.8)
+    texts = generate.decode(facts, tokens, lengths, written)
+
+A model is a linen module with the methods `decode` and `empty_cache` of `lm.gpt.GPT`.
+
+Letters: B batch, P positions of the longest prompt, V vocabulary, k tokens drawn from.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.config import require
+
+
+class Written(NamedTuple):
+    """What stands behind the prompts.
+
+    Attributes:
+      tokens: i32[B, steps]; behind the end of a row there are more `end` tokens.
+      lengths: i32[B], the tokens of each row in front of its end.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+
+
+def generate(
+    model: nn.Module,
+    params,
+    prompts,
+    lengths,
+    key: jax.Array,
+    *,
+    steps: int,
+    temperature=None,
+    top_k: int | None = None,
+    top_p=None,
+    end: int | None = None,
+) -> Written:
+    """Goes on behind prompts, in one compiled program with a cache.
+
+    A row's text depends on its prompt, its number in the batch and the key: not on the other rows,
+    and its first tokens not on `steps`. Compiled once for the shapes, `model`, `steps` and `top_k`.
+
+    Args:
+      model: see the module.
+      params: the parameters.
+      prompts: i32[B, P], padded on the right with any tokens.
+      lengths: i32[B], the tokens of each prompt, 1 at least.
+      key: of the random numbers.
+      steps: how many tokens to write; fewer if every row ends before.
+      temperature: the logits are divided by it. None and 0 take the likeliest token, and need
+        nothing of the rest. May be traced.
+      top_k: draw from the k likeliest tokens (Fan et al. 2018); None is all.
+      top_p: of those, draw from the fewest that together are at least this likely (Holtzman et al.
+        2020); None is all. May be traced.
+      end: the token that ends a text; None is none. May be traced.
+
+    Raises:
+      BadInput: if a setting is out of range, a prompt is empty, or the model has too few positions.
+    """
+    require(
+        hasattr(model, "decode") and hasattr(model, "empty_cache"),
+        f"config.model.module: {type(model).__name__} cannot generate: it has no decode and "
+        "empty_cache, as lm.gpt:GPT has",
+    )
+    require(steps > 0, f"tokens: {steps} is not a positive number of tokens to write")
+    left = room(model, prompts.shape[1])
+    require(
+        left is None or steps <= left,
+        f"tokens: {steps} behind {prompts.shape[1]} of a prompt, and the model has "
+        f"{getattr(model, 'max_length', 0)} positions; write "
+        + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
+    )
+    require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
+    _check("temperature", temperature, lambda t: t >= 0, "is negative")
+    _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
+    _check("prompt", lengths, lambda n: n > 0, "tokens are nothing to go on from")
+    return _generate(*(model, params, prompts, lengths, key), steps, temperature, top_k, top_p, end)
+
+
+def room(model: nn.Module, length: int) -> int | None:
+    """How many tokens a model can write behind a prompt of `length`; None is any number."""
+    bounded = getattr(model, "positions", None) == "learned"
+    return model.max_length - length if bounded else None
+
+
+def _check(name: str, value, holds, wrong: str) -> None:
+    """Raises `BadInput` for a number that is known and out of range; a traced one is not known."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    for number in np.ravel(value).tolist():
+        require(holds(number), f"{name}: {number} {wrong}")
+
+
+@partial(jax.jit, static_argnames=("model", "steps", "top_k"))
+def _generate(model, params, prompts, lengths, key, steps, temperature, top_k, top_p, end):
+    rows, width = prompts.shape
+    prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    decode = partial(model.apply, {"params": params}, method="decode")
+
+    def go_on(carry):
+        step, last, written, cache = carry
+        logits, cache = decode(last[:, None], cache)
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        token = draw(now, logits, temperature, top_k, top_p)
+        going = written.lengths == step
+        if end is not None:
+            token = jnp.where(going, token, end)
+            going &= token != end
+        written = Written(written.tokens.at[:, step].set(token), written.lengths + going)
+        return step + 1, token, written, cache
+
+    def unfinished(carry):
+        step, _, written, _ = carry
+        return (step < steps) & (written.lengths == step).any()
+
+    dtype = getattr(model, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
+    _, cache = decode(prompts, model.empty_cache(rows, width + steps, dtype))
+    # The last token of a prompt is seen again: so the loop begins like it goes on.
+    cache = cache._replace(length=lengths - 1)
+    last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
+    blank = jnp.full((rows, steps), 0 if end is None else end, jnp.int32)
+    written = Written(blank, jnp.zeros(rows, jnp.int32))
+    return jax.lax.while_loop(unfinished, go_on, (0, last, written, cache))[2]
+
+
+def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
+    """One token a row: i32[B]. Temperature, then the k likeliest, then the likeliest of those.
+
+    Args:
+      keys: [B], one a row.
+      logits: f32[B, V].
+      temperature, top_k, top_p: as in `generate`.
+    """
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if temperature is None:
+        return best
+    cold = jnp.asarray(temperature) <= 0
+    logits, ids = logits / jnp.where(cold, 1, temperature), None
+    if top_k is not None or top_p is not None:
+        # In order of likelihood, a token is in if those in front of it are not enough.
+        logits, ids = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))
+    if top_p is not None:
+        shares = jax.nn.softmax(logits, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        logits = jnp.where(before < top_p, logits, -jnp.inf)
+    drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    if ids is not None:
+        drawn = jnp.take_along_axis(ids, drawn[:, None], axis=1)[:, 0]
+    return jnp.where(cold, best, drawn)
+
+
+# -------------------------------------------------------------------------------------------- text
+
+
+def end_of(facts: dict) -> int | None:
+    """The token that ends a document, as `lm.store` writes it; facts: of `lm.tokenizer`."""
+    special = facts["special"]
+    return special["end" if special["mask"] is None else "sep"]
+
+
+def encode(facts: dict, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts i32[B, P], lengths i32[B]): texts as the beginnings of documents.
+
+    Where documents begin with <|endoftext|>, so do prompts, and one may be empty.
+
+    Args:
+      facts: of `lm.tokenizer`.
+      texts: B of them.
+
+    Raises:
+      BadInput: if a prompt holds no token.
+    """
+    before = [end_of(facts)] if facts["special"]["mask"] is None else []
+    encode = partial(facts["tokenizer"].encode, add_special_tokens=False)
+    rows = [before + encode(text).ids for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        require(bool(row), f"prompt: {text!r} holds no token; write a word or more")
+    lengths = np.array([len(row) for row in rows], np.int32)
+    prompts = np.zeros((len(rows), lengths.max()), np.int32)
+    for prompt, row in zip(prompts, rows, strict=True):
+        prompt[: len(row)] = row
+    return prompts, lengths
+
+
+def decode(facts: dict, prompts, lengths, written: Written) -> list[str]:
+    """Each prompt with what was written behind it, up to its end; a character of which only the
+    first bytes are there is left out.
+
+    Args:
+      facts: of `lm.tokenizer`.
+      prompts, lengths: as `encode` gives them.
+      written: as `generate` gives it.
+    """
+    tokens, sizes = np.asarray(written.tokens), np.asarray(written.lengths)
+    rows = zip(prompts, lengths, tokens, sizes, strict=True)
+    ids = [[*prompt[:length], *row[:size]] for prompt, length, row, size in rows]
+    texts = [facts["tokenizer"].decode([int(i) for i in row]) for row in ids]
+    return [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]

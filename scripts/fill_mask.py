@@ -1,0 +1,39 @@
+"""Guess hidden words: python scripts/fill_mask.py --workdir runs/bert "the [MASK] of peace" [...]
+
+For runs of lm.mlm. For every text it prints the text with the likeliest token in each [MASK], and
+below it the guesses for each, with their probabilities. Several masks of a text are guessed at
+once, none knowing what was put in the others. `--step` is latest (default), best, or a number.
+"""
+
+from common import cli, train, workdir
+from common.config import require
+from lm import fill, mlm
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"texts with {fill.MASK} in them")
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--step", default="latest", help="latest, best or a number")
+    parser.add_argument("--top", type=int, default=5, help="guesses to show for each mask; 5")
+    args = parser.parse_args(argv)
+    config = workdir.read_config(args.workdir)
+    require(
+        config["task"] == "lm.mlm",
+        f"{args.workdir}: a run of {config['task']}; only a masked LM, lm.mlm, fills masks",
+    )
+    config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
+    with train.opened(config, args.workdir, args.step) as (program, state, step):
+        params = train.eval_context(program, state, step).params
+        facts = program.task.sources["train"].facts
+        model = mlm.model_of(config, facts)
+        for filled in fill.fill(model, params, facts, args.texts, args.top):
+            print(filled.text)
+            for guesses in filled.guesses:
+                print("   ", ", ".join(f"{token} {share:.1%}" for token, share in guesses))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit(main)

@@ -1,0 +1,60 @@
+"""Write on behind prompts: python scripts/generate.py --workdir runs/gpt "The people of" [...]
+
+For runs of lm.clm. Every prompt is the beginning of a document, and is printed with what the model
+writes behind it. `--step` is latest (default), best, or a number. The same seed gives the same
+text.
+"""
+
+from common import cli, train, workdir
+from common.config import require
+from common.task import purpose_key
+from lm import clm, generate
+
+TOKENS = 64  # written unless the command line says otherwise
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts to go on from")
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--step", default="latest", help="latest, best or a number")
+    parser.add_argument(
+        "--tokens", type=int, help=f"to write; {TOKENS}, or as many as the model has room for"
+    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0.8; less is more likely")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens; all")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest that make up p; all")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0")
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    args = parser.parse_args(argv)
+    require(0 <= args.seed < 2**32, f"--seed: {args.seed} is not in [0, 2^32)")
+    config = workdir.read_config(args.workdir)
+    require(
+        config["task"] == "lm.clm",
+        f"{args.workdir}: a run of {config['task']}; only a causal LM, lm.clm, writes text",
+    )
+    config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
+    with train.opened(config, args.workdir, args.step) as (program, state, step):
+        params = train.eval_context(program, state, step).params
+        facts = program.task.sources["train"].facts
+        model = clm.model_of(config, facts)
+        tokens, lengths = generate.encode(facts, args.prompts)
+        room = generate.room(model, tokens.shape[1])
+        steps = args.tokens
+        if steps is None:
+            steps = TOKENS if room is None else max(1, min(TOKENS, room))
+        written = generate.generate(
+            *(model, params, tokens, lengths, purpose_key(args.seed, "generate")),
+            steps=steps,
+            temperature=None if args.greedy else args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            end=generate.end_of(facts),
+        )
+        print("\n\n".join(generate.decode(facts, tokens, lengths, written)))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit(main)

@@ -1,0 +1,158 @@
+"""scripts/generate.py and scripts/fill_mask.py: they say what the model of a run says."""
+
+import contextlib
+import pathlib
+
+import jax
+import language_config
+import numpy as np
+import pytest
+from helpers import ROOT, exit_code, finish, load, start
+
+from common import checkpoint, program, workdir
+from lm import clm, mlm
+
+CONFIG = str(ROOT / "tests/support/language_config.py")
+TASKS = {"clm": clm, "mlm": mlm}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Overrides that name a small corpus."""
+    folder = tmp_path_factory.mktemp("language")
+    name = language_config.write(folder / "texts")
+    return {"data.name": name, "data.folder": str(folder / "data")}
+
+
+def begun(task: str, data: dict, folder: pathlib.Path):
+    """(workdir, tokenizer, model, params) of a run that has taken no step; it keeps an average of
+    the parameters, which is what scripts are to use."""
+    changes = {"train.average": 0.9, "optim.name": "sgd"}
+    config = load(f"{CONFIG}:{task}", **data, **changes)
+    prepared = program.prepare(config)
+    with jax.set_mesh(prepared.layout.mesh):
+        state = prepared.create(prepared.hypers)
+        wide = lambda tree: jax.tree.map(lambda p: p * 20 if p.ndim == 2 else p, tree)
+        state = state._replace(average=jax.jit(wide)(state.average))
+        workdir.claim(folder, config, {}, write=True)
+        with contextlib.closing(checkpoint.Checkpoints(folder, prepared.saving)) as checkpoints:
+            checkpoints.save(0, state)
+    facts = prepared.task.sources["train"].facts
+    model = TASKS[task].model_of(config, facts)
+    return str(folder), facts["tokenizer"], model, jax.device_get(state.average["params"])
+
+
+@pytest.fixture(scope="module")
+def writer(data, tmp_path_factory):
+    return begun("clm", data, tmp_path_factory.mktemp("clm") / "run")
+
+
+@pytest.fixture(scope="module")
+def filler(data, tmp_path_factory):
+    return begun("mlm", data, tmp_path_factory.mktemp("mlm") / "run")
+
+
+def test_texts_are_what_the_model_finds_likeliest(writer, capsys):
+    folder, tokenizer, model, params = writer
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    prompts = ["one two", "seven", ""]
+    expected = []
+    for prompt in prompts:
+        ids = [0, *tokenizer.encode(prompt).ids]
+        for _ in range(8):
+            padded = np.zeros((1, 16), np.int32)
+            padded[0, : len(ids)] = ids
+            ids.append(int(np.argmax(np.asarray(forward(padded))[0, len(ids) - 1])))
+            if ids[-1] == 0:
+                break
+        expected.append(tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}"))
+    words = ("--workdir", folder, "--tokens", "8")
+    assert exit_code("generate", *words, "--greedy", *prompts) == 0
+    assert capsys.readouterr().out == "\n\n".join(expected) + "\n"
+    drawn = []
+    for seed in "12":
+        assert exit_code("generate", *words, "--temperature", "2", "--seed", seed, *prompts) == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] != drawn[1]
+    assert drawn[0].startswith("one two")
+    assert exit_code("generate", *words, "--temperature", "0", *prompts) == 0
+    assert capsys.readouterr().out == "\n\n".join(expected) + "\n"
+
+
+def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
+    folder, tokenizer, model, params = filler
+    texts = ["one [MASK] three [MASK]", "[MASK] eight nine ten one two"]
+    expected = []
+    forward = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))
+    for text in texts:
+        ids = np.zeros((1, 12), int)
+        found = tokenizer.encode(text).ids  # with [CLS] and [SEP]
+        ids[0, : len(found)] = found
+        shares = np.asarray(jax.nn.softmax(forward(ids, (ids > 0).astype(int))))[0]
+        lines = []
+        for at in np.flatnonzero(ids[0] == 4):
+            best = np.argsort(-shares[at])[:3]
+            named = [f"{tokenizer.id_to_token(int(i))} {shares[at, i]:.1%}" for i in best]
+            lines.append("    " + ", ".join(named))
+            ids[0, at] = best[0]
+        whole = tokenizer.decode(ids[0, 1 : len(found) - 1].tolist(), skip_special_tokens=False)
+        expected += [whole, *lines]
+    assert exit_code("fill_mask", "--workdir", folder, "--top", "3", *texts) == 0
+    assert capsys.readouterr().out == "\n".join(expected) + "\n"
+
+
+def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    config = workdir.read_config(writer[0])
+    workdir.claim(empty, config, {}, write=True)
+    run = {"generate": writer[0], "fill_mask": filler[0]}
+    for name, where, words, message in (
+        ("generate", filler[0], ["one"], "a run of lm.mlm; only a causal LM"),
+        ("generate", empty, ["one"], "no checkpoint there"),
+        ("generate", tmp_path, ["one"], "no run there"),
+        ("generate", None, ["one", "--step", "7"], "no checkpoint of step 7"),
+        ("generate", None, ["one", "--tokens", "99"], "the model has 16 positions; write 14 or"),
+        ("generate", None, ["one", "--top-p", "2"], "top-p: 2.0 is not in (0, 1]"),
+        ("generate", None, ["one", "--seed", "-1"], "--seed: -1 is not in"),
+        ("generate", None, [], "required: PROMPT"),
+        ("fill_mask", writer[0], ["[MASK]"], "a run of lm.clm; only a masked LM"),
+        ("fill_mask", tmp_path, ["[MASK]"], "no run there"),
+        ("fill_mask", None, ["[MASK]", "two three"], "'two three' has no [MASK]"),
+        ("fill_mask", None, ["[MASK]", "--top", "0"], "top: 0 is not in [1, "),
+        ("fill_mask", None, [f"[MASK] {'one ' * 20}"], "23 tokens, and the model has 16"),
+    ):
+        assert exit_code(name, "--workdir", str(where or run[name]), *words) == 2, message
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert error.startswith("error: ")
+        assert "\n" not in error
+
+
+@pytest.mark.slow
+def test_models_that_have_learned_to_count(data, tmp_path):
+    """From the training script to the text, each a process of its own."""
+    words = [f"--config.{key}={value}" for key, value in data.items()]
+    folders = {task: str(tmp_path / task) for task in TASKS}
+    longer = ("--config.train.duration=600 steps", "--config.model.positions=rotary")
+    for task, more in (("clm", ()), ("mlm", longer)):
+        given = ("--config", f"{CONFIG}:{task}", "--workdir", folders[task], *words, *more)
+        finish(start("train", *given))
+    prompts = ("three four", "nine ten one", "six")
+    write = ("generate", "--workdir", folders["clm"], *prompts)
+    out = finish(start(*write, "--greedy"))
+    for surely in (("--top-k", "1"), ("--top-p", "0.01")):
+        assert finish(start(*write, *surely)) == out
+    assert finish(start(*write)) == finish(start(*write))
+    numbers = language_config.NUMBERS
+    for prompt, text in zip(prompts, out.strip().split("\n\n"), strict=True):
+        found = text.split()
+        first = numbers.index(found[0])
+        assert text.startswith(prompt)
+        assert len(found) > 8
+        assert found[:9] == [numbers[(first + i) % 10] for i in range(9)]
+    texts = ("two three [MASK] five six seven eight nine [MASK] one", "six [MASK] eight nine")
+    out = finish(start("fill_mask", "--workdir", folders["mlm"], *texts, "--top", "2"))
+    lines = out.splitlines()
+    assert lines[0] == "two three four five six seven eight nine ten one"
+    assert lines[3] == "six seven eight nine"
+    assert [line.split()[0] for line in (lines[1], lines[2], lines[4])] == ["four", "ten", "seven"]
