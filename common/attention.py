@@ -165,7 +165,7 @@ class Attention(nn.Module):
           cache: None, or (keys, values) [B, T, G, K]: the new ones are written at `positions`, and
             the mask is over T.
         """
-        width, groups = x.shape[-1], self.kv_heads or self.heads
+        width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
         size = width // self.heads
         dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
 

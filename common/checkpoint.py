@@ -295,6 +295,7 @@ def differences(saved: dict, wanted: dict, most: int = 8) -> str:
 def initialise(
     params,
     pretrained: Callable | None = None,
+    files: dict[str, str] | None = None,
     *,
     path: str = "",
     step: int | None = None,
@@ -308,6 +309,8 @@ def initialise(
       params: nested dicts of arrays.
       pretrained: how the task reads another library's weights: path -> nested dicts of arrays, in
         this model's names.
+      files: {name: contents} of what the task keeps in its workdir, such as its tokenizer; those of
+        the other run must be the same.
       path: a workdir, or what `pretrained` reads; "" is none.
       step: which checkpoint of a workdir; None is the newest.
       rename: rows (regex, replacement) over this model's paths, first match counts: the name a
@@ -335,6 +338,13 @@ def initialise(
         if not any(re.fullmatch(regex, p) for regex in skip)
     }
     if pretrained is None or (absolute(path) / "checkpoints").exists():
+        for name, contents in (files or {}).items():
+            kept = absolute(path) / name
+            require(
+                not kept.exists() or kept.read_text() == contents,
+                f"config.init.path: {path} has another {name}, so its parameters mean something "
+                "else; use the same one",
+            )
         where, values = _parameters(path, step)
     else:
         require(step is None, f"config.init.step: {path} is no workdir, and has no steps")
@@ -359,7 +369,13 @@ def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]
             f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
         )
         metadata = tree.flatten(there._manager.item_metadata(step).state.tree)
-        whole = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in metadata.items()}
-        values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
+        # Whole on every device: the run may have had others.
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        struct = lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
+        whole = {path: struct(m) for path, m in metadata.items()}
+        with jax.set_mesh(mesh):
+            values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
     params = {p[7:]: v for p, v in values.items() if p.startswith("params/")}
     return f"{path}, step {step}", params

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 
-from common import data, optim, tree
+from common import checkpoint, data, optim, tree
 from common.config import call
 from common.program import Program, prepare
 from common.runtime import start
@@ -42,9 +42,12 @@ def parameter_table(program: Program) -> str:
     for path, leaf in flat.items():
         number = re.search(r"block_(\d+)", path)
         first, *rest = row(path, leaf)
-        key = re.sub(r"block_\d+", "block_{}", first), *rest
+        key = re.sub(r"block_\d+", "block_*", first, count=1), *rest
         alike.setdefault(key, []).append(int(number[1]) if number else -1)
-    rows = ((path.format(_spelled_range(sorted(n))), *rest) for (path, *rest), n in alike.items())
+    rows = (
+        (path.replace("block_*", f"block_{_spelled_range(sorted(numbers))}", 1), *rest)
+        for (path, *rest), numbers in alike.items()
+    )
     header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
     return tree.table_text(header, rows) + f"{tree.count(flat):,} parameters\n"
 
@@ -75,7 +78,8 @@ def dry_run(config) -> str:
     """Everything that can be known without a step; compiles the step for its memory."""
     call(start, config.runtime.to_dict())
     program = prepare(config)
-    plan, like = program.plan, program.like
+    plan, like, task = program.plan, program.like, program.task
+    call(checkpoint.initialise, program.config["init"], like.params, task.pretrained, task.files)
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):
         batch = {}

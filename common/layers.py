@@ -63,7 +63,7 @@ class TiedEmbedding(nn.Module):
     """Token embeddings that are also the projection onto the vocabulary (Press & Wolf 2017).
 
     The matrix is padded to a multiple of 128 rows, which accelerators multiply faster and more
-    devices can divide; the rows behind V are neither read nor predicted.
+    devices can divide; the rows behind V are never predicted.
 
     Attributes:
       vocab_size: V.
@@ -84,7 +84,7 @@ class TiedEmbedding(nn.Module):
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 
     def __call__(self, tokens):
-        """i32[...] -> [..., D]; NaN for a token that is not in the vocabulary."""
+        """i32[...] -> [..., D]; NaN for a token behind the last row."""
         return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype or self.embedding.dtype)
 
     def logits(self, x):

@@ -21,21 +21,22 @@ def _negative_log_likelihood(logits, labels):
     """f32[B, C], i32[B] -> f32[B]. Its own gradient, softmax - onehot, is one pass over the logits
     where the derivative of `take_along_axis` is a scatter into as many zeros: on CPU three times
     faster."""
-    picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    return _forward(logits, labels)[0]
 
 
 def _forward(logits, labels):
-    losses = _negative_log_likelihood(logits, labels)
     picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return losses, (logits, labels, losses + picked)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return normaliser - picked, (logits, labels, normaliser)
 
 
 def _backward(kept, gradient):
     logits, labels, normaliser = kept
     share = jnp.exp(logits - normaliser[:, None])
     right = labels[:, None] == jnp.arange(logits.shape[-1])
-    return gradient[:, None] * (share - right), None
+    # A row that weighs nothing has no gradient, whatever its logits are.
+    gradient = gradient[:, None]
+    return jnp.where(gradient == 0, 0, gradient * (share - right)), None
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)
@@ -85,11 +86,12 @@ def absolute_error(predictions, targets, valid):
 
 
 def _rank(logits, labels):
-    """i32[B]: how many classes come in front of the label; of equal logits the first comes first.
-    Counting is four times faster on CPU than argmax."""
+    """i32[B]: how many classes come in front of the label; of equal logits the first comes first,
+    and NaN comes first of all. Counting is four times faster on CPU than argmax."""
     picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = jnp.arange(logits.shape[-1]) < labels[:, None]
-    return jnp.sum((logits > picked) | ((logits == picked) & before), axis=-1)
+    behind = jnp.arange(logits.shape[-1]) >= labels[:, None]
+    behind = (logits < picked) | ((logits == picked) & behind)
+    return logits.shape[-1] - jnp.sum(behind, axis=-1)
 
 
 def accuracy(logits, labels, valid):
@@ -114,7 +116,10 @@ def confusion_matrix(logits, labels, valid):
 
 
 def moments(x, y, valid):
-    """(f32[5]: sums of x, y, x^2, y^2 and xy, weight f32[]) of f32[B] each; see `pearson`."""
+    """(f32[5]: sums of x, y, x^2, y^2 and xy, weight f32[]) of f32[B] each; see `pearson`.
+
+    Take a number near their means from both first: squares of large numbers lose what differs.
+    """
     rows = jnp.stack([x, y, x * x, y * y, x * y])
     return jnp.sum(jnp.where(valid > 0, rows, 0) * valid, axis=-1), jnp.sum(valid)
 

@@ -53,9 +53,20 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
       given: fields that the task sets.
 
     Raises:
-      BadInput: for a dropout rate that is not in [0, 1).
+      BadInput: for a module that needs other fields than the task gives, or a dropout rate that is
+        not in [0, 1).
     """
     cls = model_class(values["module"])
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    required -= {
+        f.name for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING
+    }
+    lacking, idle = sorted(required - set(given)), sorted(set(given) - fields_of(cls))
+    require(
+        not lacking and not idle,
+        f"config.model.module: {values['module']!r} is no model for this task: it "
+        + (f"needs {', '.join(lacking)}" if lacking else f"has no field {', '.join(idle)}"),
+    )
     fields = {k: v for k, v in values.items() if k != "module"} | given
     if "constrain" in fields_of(cls):
         fields["constrain"] = constrain

@@ -319,7 +319,8 @@ def initial_state(program: Program) -> TrainState:
         return state
     whole = jax.tree.map(lambda _: mesh.replicated(program.layout), state.params)
     params = jax.device_get(jax.jit(lambda p: p, out_shardings=whole)(state.params))
-    params = call(checkpoint.initialise, section, params, program.task.pretrained)
+    task = program.task
+    params = call(checkpoint.initialise, section, params, task.pretrained, task.files)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
     params = jax.tree.map(put, params, program.like.params)
     return program.adopt(program.hypers, params, state.extra)

@@ -14,7 +14,9 @@ from common.config import BadInput, nearest, require
 
 
 def where(name: str) -> str:
-    """The config key that the split of the Source `name` comes from."""
+    """Where the split of the Source `name` is said: a config key, or scripts/evaluate.py."""
+    if name.startswith("split "):
+        return "--set"
     return "config.data.train" if name == "train" else f"config.evals.{name}.split"
 
 

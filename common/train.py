@@ -341,6 +341,8 @@ def opened(config: dict, folder, step: str = "latest"):
     """
     call(runtime.start, config["runtime"])
     program = prepare(config)
+    prints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    workdir.check_data(checkpoint.absolute(folder), prints)
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
         number = None
         if step == "best":

@@ -192,7 +192,11 @@ class Transformer(nn.Module):
             self.position_scale = self.param("position_scale", one, (), jnp.float32)
 
     def _check(self):
-        groups = self.kv_heads or self.heads
+        groups = self.heads if self.kv_heads is None else self.kv_heads
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        sizes |= {"kv_heads": groups, "hidden": self.hidden, "max_length": self.max_length}
+        for name, size in (sizes | {"window": self.window}).items():
+            require(size is None or size > 0, f"config.model.{name}: {size} is not positive")
         require(
             self.width % self.heads == 0,
             f"config.model.heads: {self.heads} does not divide the width {self.width}",
@@ -334,7 +338,7 @@ class Transformer(nn.Module):
     @nn.nowrap
     def empty_cache(self, batch_size: int, length: int, dtype=jnp.float32) -> Cache:
         """A cache of nothing: B rows with room for T = `length` positions. Needs no parameters."""
-        groups = self.kv_heads or self.heads
+        groups = self.heads if self.kv_heads is None else self.kv_heads
         shape = (batch_size, length, groups, self.width // self.heads)
         one = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.layers))
         return Cache(one(), one(), jnp.zeros(batch_size, jnp.int32))

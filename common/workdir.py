@@ -53,13 +53,7 @@ def claim(
         if (folder / "config.json").exists():
             check_same(folder, read_config(folder), config)
             starts = json.loads((folder / "environment.json").read_text())
-            before = starts[-1]["data"]
-            changed = sorted(n for n in fingerprints if before.get(n) != fingerprints[n])
-            require(
-                not changed,
-                f"{folder}: the data set {', '.join(changed)} has changed since the run began; "
-                "take another --workdir",
-            )
+            check_data(folder, fingerprints)
         elif folder.exists() and any((folder / "checkpoints").glob("*")):
             raise BadInput(
                 f"{folder} holds checkpoints and no config.json: not a run of this program"
@@ -79,6 +73,23 @@ def claim(
 
 def _environment(starts: list[dict], fingerprints: dict[str, str]) -> str:
     return json.dumps([*starts, runtime.environment() | {"data": fingerprints}], indent=1) + "\n"
+
+
+def check_data(folder, fingerprints: dict[str, str]) -> None:
+    """Raises `BadInput` if data sets are not those that the run in `folder` began with.
+
+    Args:
+      folder: the workdir.
+      fingerprints: {name: of the set}.
+    """
+    path = epath.Path(folder) / "environment.json"
+    before = json.loads(path.read_text())[-1]["data"] if path.exists() else {}
+    changed = sorted(n for n, found in fingerprints.items() if before.get(n, found) != found)
+    require(
+        not changed,
+        f"{folder}: the data set {', '.join(changed)} has changed since the run began; put it back "
+        "as it was, or begin another run in another --workdir",
+    )
 
 
 def check_same(folder, old: dict, new: dict) -> None:

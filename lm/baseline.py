@@ -16,9 +16,12 @@ def unigram(facts: dict, special: bool) -> np.ndarray:
       facts: of the set: `counts` i64[V] and `special` {name: id or None}.
       special: whether special tokens are among what is predicted.
     """
-    counts = np.asarray(facts["counts"], np.float64) + 1
+    counts, ids = np.array(facts["counts"], np.float64), facts["special"]
+    if ids["mask"] is None:  # <|endoftext|> stands on either side of a document; one is predicted
+        counts[ids["end"]] /= 2
+    counts += 1
     if not special:
-        counts[[i for i in facts["special"].values() if i is not None]] = 1e-9
+        counts[[i for i in ids.values() if i is not None]] = 1e-9
     return np.log(counts / counts.sum()).astype(np.float32)
 
 

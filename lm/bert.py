@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common import attention, transformer
+from common.config import require
 from common.layers import Dense, Dropout, TiedEmbedding
 from common.task import Table
 from common.transformer import ACTIVATIONS, Transformer
@@ -63,6 +64,7 @@ class Encoder(Transformer, kw_only=True):
 
     def setup(self):
         """Makes embeddings and blocks."""
+        require(self.types >= 0, f"config.model.types: {self.types} is negative")
         super().setup()
         init = nn.initializers.normal(self.init_std)
         embed = {"dtype": self.dtype, "embedding_init": init}
@@ -217,5 +219,7 @@ def mean_pool(hidden, segments=None):
     """The mean over positions of hidden states [B, L, D], without padding (segment 0): [B, D]."""
     if segments is None:
         return hidden.mean(axis=1)
-    there = (segments > 0).astype(hidden.dtype)[:, :, None]
-    return (hidden * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    there = (segments > 0).astype(wide)[:, :, None]
+    mean = (hidden * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
+    return mean.astype(hidden.dtype)

@@ -11,13 +11,14 @@ Letters: B batch, L positions, K classes.
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 
 from common import config as configs
 from common import losses
 from common import model as models
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Source, Task, splits
-from lm import fetch, labelled, weights
+from lm import labelled, weights
 
 MODEL = "lm.bert:Classifier"
 GIVEN = ("vocab_size", "num_classes")
@@ -58,12 +59,17 @@ def evaluator(
     """
     del split  # `sources` has read it
     regression = not source.facts["classes"]
+    centre = 0.0
+    if regression:
+        every_row = np.arange(source.size, dtype=np.uint32)
+        centre = float(np.mean(source.read(every_row)["label"], dtype=np.float64))
 
     def terms(params, extra, batch, key):
         logits = apply(params, batch)
         rows = logits, batch["label"], batch["valid"]
         if regression:
-            found = {"moments": losses.moments(logits[:, 0], batch["label"], batch["valid"])}
+            guess, label = logits[:, 0] - centre, batch["label"] - centre
+            found = {"moments": losses.moments(guess, label, batch["valid"])}
         else:
             found = {
                 "accuracy": losses.accuracy(*rows),
@@ -92,6 +98,10 @@ def _loss(logits, label, valid, label_smoothing=None):
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
+    configs.require(
+        len(facts["classes"]) != 1,
+        f"config.data.name: every label is {facts['classes'][:1]}; two classes are the least",
+    )
     given = {"vocab_size": facts["vocab_size"], "num_classes": len(facts["classes"]) or 1}
     model = models.build(config["model"], constrain, **given)
     label_smoothing = configs.call(losses.smoothing, config["loss"])
@@ -106,11 +116,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def apply(params, batch, train=False, rngs=None):
         inputs = batch["tokens"], batch["segments"], batch["types"], train
         return model.apply({"params": params}, *inputs, rngs=rngs)
-
-    def pretrained(path):
-        return weights.pretrained(
-            fetch.find(path, config["data"]["folder"], where="config.init.path")
-        )
 
     def loss(params, extra, batch, key):
         logits = apply(params, batch, True, {"dropout": key})
@@ -132,5 +137,5 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         partition=model.PARTITION,
         rows_independent=True,
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
-        pretrained=pretrained,
+        pretrained=weights.reader(facts, config["data"]["folder"]),
     )

@@ -18,7 +18,7 @@ from common import model as models
 from common.evaluate import mean_evaluator
 from common.layers import identity
 from common.task import Evaluator, Source, Task, splits
-from lm import baseline, text
+from lm import baseline, text, weights
 
 MODEL = "lm.gpt:GPT"
 GIVEN = ("vocab_size",)
@@ -138,5 +138,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent=True,
+        pretrained=weights.reader(facts, config["data"]["folder"]),
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
     )

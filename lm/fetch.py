@@ -69,9 +69,14 @@ FILES = (
 
 def data_dir(folder: str = "") -> str:
     """Where prepared texts, weights and tokens are kept: `folder`, or $TOUCHSTONE_DATA, or
-    ~/.cache/touchstone/data."""
-    default = os.environ.get("TOUCHSTONE_DATA") or "~/.cache/touchstone/data"
-    return os.path.abspath(os.path.expanduser(folder or default))
+    ~/.cache/touchstone/data. Raises `BadInput` for one that is not on a disk."""
+    path = folder or os.environ.get("TOUCHSTONE_DATA") or "~/.cache/touchstone/data"
+    require(
+        "://" not in path,
+        f"config.data.folder: {path}: tokens are mapped into memory, so they are kept on a local "
+        "disk; leave it out, and name a TFDS set's own place by TFDS_DATA_DIR",
+    )
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def sha256(path) -> str:
@@ -99,8 +104,8 @@ def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -
         if found:
             return found[0]
         with tempfile.TemporaryDirectory(dir=kept, prefix=".fetching-") as temporary:
-            _download(name, version, kind, temporary)
-            files = list(pathlib.Path(temporary).iterdir())
+            _download(name, version, kind, sha256, temporary)
+            files = [p for p in pathlib.Path(temporary).iterdir() if p.suffix != ".txt"]
             require(len(files) == 1, f"{name} {version}: {kind} download gave {len(files)} files")
             digest = _digest(files[0])
             require(
@@ -118,7 +123,7 @@ def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -
 _digest = sha256  # `package` has an argument of that name
 
 
-def _download(name: str, version: str, kind: str, folder: str) -> None:
+def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-deps", "--dest", folder]
     binary = {"wheel": "--only-binary", "sdist": "--no-binary"}
@@ -126,7 +131,10 @@ def _download(name: str, version: str, kind: str, folder: str) -> None:
         tool = "npm"
         command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{name}@{version}"]
     else:
-        tool, command = "pip", [*pip, binary[kind], ":all:", f"{name}=={version}"]
+        # pip checks the hash as well, before it runs what an sdist needs to say its name.
+        wanted = pathlib.Path(folder, "requirements.txt")
+        wanted.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+        tool, command = "pip", [*pip, binary[kind], ":all:", "--requirement", str(wanted)]
     require(
         shutil.which(command[0]) is not None, f"{name}: {tool} is needed to fetch it: install it"
     )

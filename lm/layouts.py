@@ -274,6 +274,7 @@ def config(model: nn.Module) -> dict[str, Any]:
     for field, value in fixed.items():
         found = getattr(model, field, value)
         require(found == value, f"{name} of transformers has no {field} = {found!r}")
+    require(name != "bert" or model.types > 0, "bert of transformers has no types = 0")
     written = {key: getattr(model, field) for field, (key, _) in layout.fields.items()}
     activation = next(there for there, here in ACTIVATIONS.items() if here == model.activation)
     written[layout.fields["activation"][0]] = activation

@@ -22,7 +22,7 @@ from common.config import require
 from common.evaluate import mean_evaluator
 from common.layers import identity
 from common.task import Evaluator, Source, Task, row_keys, splits
-from lm import baseline, fill, masking, text
+from lm import baseline, fill, masking, text, weights
 
 MODEL = "lm.bert:Bert"
 GIVEN = ("vocab_size", "next_sentence")
@@ -82,6 +82,7 @@ def evaluator(
       show: how many rows to show with one of their tokens hidden and guessed.
     """
     del split  # `sources` has read it
+    require(0 <= show <= batch_size, f"config.evals: show = {show} is not in [0, {batch_size}]")
     log_shares = baseline.unigram(source.facts, special=False)
 
     def terms(params, extra, batch, key):
@@ -199,5 +200,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent=True,
+        pretrained=weights.reader(facts, config["data"]["folder"]),
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
     )

@@ -13,6 +13,7 @@ nothing in a file is executed.
 import json
 import logging
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from etils import epath
 from common import tree
 from common.config import require
 from common.layers import padded
-from lm import layouts, torch_file
+from lm import fetch, layouts, torch_file
 
 # Where the tensors of a folder are: the first that is there, whole or as an index of parts.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -152,6 +153,29 @@ def pretrained(path: epath.PathLike) -> dict:
     if unmatched:
         logging.warning("%s: left out, no parameter here: %s", path, ", ".join(unmatched))
     return tree.unflatten(flat)
+
+
+def reader(facts: dict, folder: str) -> Callable:
+    """How a task reads `config.init.path`: path -> `pretrained(path)`.
+
+    Args:
+      facts: of the task's tokenizer; weights for a vocabulary of another size are refused.
+      folder: the data folder, for names such as "minilm".
+    """
+
+    def read_path(name: str) -> dict:
+        path = fetch.find(name, folder, where="config.init.path")
+        require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
+        if (path / "config.json").exists():
+            theirs, ours = sizes(path)["vocab_size"], facts["vocab_size"]
+            require(
+                theirs == ours,
+                f"config.init.path: {name} is for {theirs:,} tokens, and the tokenizer has "
+                f"{ours:,}; set config.data.tokenizer to its own",
+            )
+        return pretrained(path)
+
+    return read_path
 
 
 def load(path: epath.PathLike, params: dict) -> tuple[dict, Report]:

@@ -3,7 +3,8 @@
 Rows of 1,024 tokens, 512 a step (524,288 tokens), 19,000 steps (10e9 tokens), AdamW at 6e-4 with a
 cosine to a tenth. Text: English Wikipedia from TFDS (`tfds build wikipedia/20230601.en
 --file_format=array_record`); the authors' web text was not published. `llama` is the same size as a
-Llama: RMSNorm, rotary positions, gated silu, no biases. No figure here: it has not been run.
+Llama: RMSNorm, rotary positions, gated silu, no biases. 16 rows at a time are meant for one GPU of
+80 GB. No figure here: it has not been run.
 """
 
 import ml_collections
@@ -42,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             },
             "train": {
                 "batch_size": 512,
-                "accumulate": 8,
+                "accumulate": 32,
                 "duration": "19000 steps",
                 "log_every": "20 steps",
             },

@@ -1,6 +1,7 @@
 """Losses and metrics against formulas written another way, and against padding."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -85,3 +86,31 @@ def test_confusion_and_what_comes_of_it():
 
 def test_a_mean_of_nothing_is_nan():
     assert np.isnan(losses.ratio({"x": (np.float64(0), np.float64(0))})["x"])
+
+
+def test_the_gradient_of_cross_entropy_is_that_of_its_formula():
+    valid = jnp.array([1.0] * (len(LABELS) - 1) + [0.5])
+    right = jax.nn.one_hot(LABELS, LOGITS.shape[-1])
+
+    def formula(logits, smoothing):
+        target = (1 - smoothing) * right + smoothing / logits.shape[-1]
+        return -((target * jax.nn.log_softmax(logits)).sum(axis=-1) * valid).sum()
+
+    for smoothing in (0.0, 0.3):
+        ours = lambda x: losses.softmax_cross_entropy(x, LABELS, valid, smoothing)[0]  # noqa: B023
+        expected = jax.grad(formula)(LOGITS, smoothing)
+        np.testing.assert_allclose(jax.grad(ours)(LOGITS), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_weighs_nothing_has_no_gradient():
+    logits, valid = jnp.asarray(LOGITS).at[0].set(jnp.nan), jnp.ones(len(LABELS)).at[0].set(0)
+    ours = lambda x: losses.softmax_cross_entropy(x, LABELS, valid)[0]
+    gradient = jax.grad(ours)(logits)
+    assert not gradient[0].any()
+    assert np.isfinite(gradient).all()
+
+
+def test_what_is_not_a_number_is_never_right():
+    logits = jnp.full((3, 4), jnp.nan)
+    hits, weight = losses.accuracy(logits, jnp.array([0, 1, 3]), jnp.ones(3))
+    assert (float(hits), float(weight)) == (0, 3)

@@ -275,6 +275,9 @@ def test_bfloat16_is_near_and_logits_stay_float32():
     [
         ({"heads": 5}, "heads: 5 does not divide the width 32"),
         ({"kv_heads": 3}, "kv_heads: 3 does not divide the 4 heads"),
+        ({"window": 0}, "window: 0 is not positive"),
+        ({"kv_heads": 0}, "kv_heads: 0 is not positive"),
+        ({"heads": 0}, "heads: 0 is not positive"),
         ({"heads": 32, "positions": "rotary"}, "pairs columns"),
         ({"max_length": 8}, "max_length: 8 positions, and the rows have 12"),
     ],

@@ -17,7 +17,7 @@ DIGEST = hashlib.sha256(b"contents").hexdigest()
 def served(contents: bytes):
     """A stand-in for pip and npm."""
 
-    def download(name, version, kind, folder):
+    def download(name, version, kind, sha256, folder):
         pathlib.Path(folder, f"{name}-{version}.whl").write_bytes(contents)
 
     return download
