@@ -165,11 +165,13 @@ def test_metrics_of_numbers_are_numpys(labelled):
 
     model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=1)
     inputs = batch["tokens"], batch["segments"], batch["types"]
-    guesses = np.asarray(model.apply({"params": state.params}, *inputs))[:, 0]
+    apply = jax.jit(lambda p, *i: model.apply({"params": p}, *i))
+    guesses = np.asarray(apply(state.params, *inputs))[:, 0]
     assert found["loss"] == pytest.approx(((guesses - batch["label"]) ** 2).mean(), rel=1e-4)
     assert found["pearson"] == pytest.approx(np.corrcoef(guesses, batch["label"])[0, 1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_from_one_word(labelled, tmp_path):
     quick = {"train.duration": "6 epochs", "optim.lr": 0.01, "evals.test.every": "6 epochs"}
     quick |= {"checkpoint.every": "6 epochs", "evals.valid.every": "6 epochs"}
@@ -188,6 +190,7 @@ def test_a_classifier_learns_from_one_word(labelled, tmp_path):
     assert found["accuracy"] == test["accuracy"]
 
 
+@pytest.mark.slow
 def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path):
     overrides = dict(texts, **{"train.duration": "1 step", "evals.test.every": "1 step"})
     run = load(f"{ROOT}/configs/lm/bert_sotu.py", **(SMALL | overrides))
