@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from common import config as configs
@@ -79,10 +80,10 @@ def evaluator(
       split: of the data set, e.g. "test" or "valid[:500]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
-      show: how many rows to show with one of their tokens hidden and guessed.
+      show: how many rows, evenly from the set, to show with one of their words hidden and guessed.
     """
     del split  # `sources` has read it
-    require(0 <= show <= batch_size, f"config.evals: show = {show} is not in [0, {batch_size}]")
+    require(show >= 0, f"config.evals: show = {show} is negative")
     log_shares = baseline.unigram(source.facts, special=False)
 
     def terms(params, extra, batch, key):
@@ -102,10 +103,14 @@ def evaluator(
         return values | {"perplexity": losses.perplexity(values["loss"])}
 
     @jax.jit
-    def guess(params, batch, key):
-        """The first rows, each with one of its masked positions alone hidden."""
-        rows = {name: value[:show] for name, value in batch.items()}
-        rows["picked"] = masked(key, rows)["picked"][:, :1]
+    def guess(params, rows, key):
+        """Each row with one of its masked positions alone hidden: a whole word, if there is one."""
+        picked = masked(key, rows)["picked"]
+        pieces = jnp.asarray(source.facts["continues"])[rows["tokens"].astype(jnp.int32)]
+        pieces |= jnp.pad(pieces[:, 1:], ((0, 0), (0, 1)))  # the piece in front of one, too
+        whole = ~jnp.take_along_axis(pieces, picked, axis=1)
+        first = jnp.argmax(whole, axis=1)[:, None]
+        rows = rows | {"picked": jnp.take_along_axis(picked, first, axis=1)}
         places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
         hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts["special"]["mask"])
         logits = lambda *_: apply(params, rows | {"tokens": hidden})[0]
@@ -118,10 +123,12 @@ def evaluator(
     def run(context):
         values = means(context)
         if show:
-            batch = next(iter(context.batches(source, batch_size)))
-            rows = zip(*jax.device_get(guess(context.params, batch, context.key)), strict=True)
+            count = min(show, source.size)  # of the whole set, evenly
+            at = (np.arange(count) * source.size // count).astype(np.uint32)
+            rows = source.read(at) | {"index": at}
+            rows = zip(*jax.device_get(guess(context.params, rows, context.key)), strict=True)
             lines = [fill.sentence(source.facts["tokenizer"], *row) for row in rows]
-            values["filled"] = "\n".join(lines[: source.size])
+            values["filled"] = "\n".join(lines)
         return values
 
     return Evaluator(every, run)
