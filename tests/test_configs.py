@@ -80,6 +80,7 @@ LARGE = {
     "lm/gpt2_small:gpt2": {"model.layers": 1, "data.length": 32},
     "lm/gpt2_small:llama": {"model.layers": 1, "data.length": 32},
     "lm/gpt_sotu:gpt2": {},
+    "lm/gpt_sotu:llama": {},
     "lm/finetune_reviews": {"model.layers": 1},
     "lm/finetune_topics": {"model.layers": 1},
 }

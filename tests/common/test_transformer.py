@@ -106,7 +106,7 @@ def test_an_encoder_sees_both_sides_and_its_rows_do_not_interact(name):
         assert np.array_equal(seen[row, :, row, :] > 0, near)
 
 
-@pytest.mark.parametrize("name", some(GPTS, "llama", "window"))
+@pytest.mark.parametrize("name", some(GPTS, "llama"))
 def test_cached_decoding_is_the_full_forward(name):
     model = gpt.GPT(**GPTS[name])
     params = made(model)
@@ -209,6 +209,7 @@ def test_dropout_is_of_training_and_takes_a_traced_rate():
     np.testing.assert_allclose(apply(0.0, 1, True), apply(0.3, 1, False), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fewer_key_heads_are_repeated_ones():
     fields = SMALL | gpt.LLAMA
     params = made(gpt.GPT(**fields, kv_heads=2))

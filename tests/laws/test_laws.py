@@ -36,10 +36,7 @@ TEXT = ("mlm", "clm")
 LARGE = ("cnn", *TEXT)
 
 
-def mostly(*quick: str) -> list:
-    """All configs, the large ones marked slow but for `quick`."""
-    slow = lambda name: pytest.mark.slow if name in LARGE and name not in quick else ()
-    return [pytest.param(name, marks=slow(name)) for name in CONFIGS]
+MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in CONFIGS]
 
 
 SETS = {}  # the folder of a small corpus, once there is one
@@ -70,17 +67,17 @@ def test_position_is_step_with_worker_processes(name):
     laws.position_is_step(config(name, **{"data.resident": False}), workers=(0, 2))
 
 
-@pytest.mark.parametrize("name", mostly("clm"))
+@pytest.mark.parametrize("name", MOSTLY)
 def test_resume_is_exact(name):
     laws.resume_is_exact(config(name), devices=None if name == "toy" else jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", mostly())
+@pytest.mark.parametrize("name", MOSTLY)
 def test_loop_ends_where_steps_do(name):
     laws.loop_ends_where_steps_do(config(name))
 
 
-@pytest.mark.parametrize("name", mostly())
+@pytest.mark.parametrize("name", MOSTLY)
 def test_data_parallel_changes_nothing(name):
     laws.mesh_changes_nothing(config(name), [(8, 1, 1)])
 
@@ -91,12 +88,12 @@ def test_no_mesh_changes_anything(name):
     laws.mesh_changes_nothing(config(name), laws.meshes(8))
 
 
-@pytest.mark.parametrize("name", mostly())
+@pytest.mark.parametrize("name", MOSTLY)
 def test_accumulation_changes_nothing(name):
     laws.accumulation_changes_nothing(config(name))
 
 
-@pytest.mark.parametrize("name", mostly("mlm"))
+@pytest.mark.parametrize("name", MOSTLY)
 def test_means_are_exact(name):
     laws.means_are_exact(config(name))
 

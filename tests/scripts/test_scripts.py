@@ -91,7 +91,7 @@ def test_a_run_and_its_evaluation_agree_exactly(tmp_path, capsys, monkeypatch):
     for words, message in (
         (["--step", "5"], "no checkpoint of step 5"),
         (["--step", "last"], "is not 'latest', 'best' or a number"),
-        (["--set", "tset"], "Unknown split"),
+        (["--set", "tset"], "--set: unknown split 'tset'"),
     ):
         assert exit_code("evaluate", "--workdir", workdir, *words) == 2
         assert message in capsys.readouterr().err
