@@ -141,14 +141,20 @@ class Bert(Encoder, kw_only=True):
 
     def predict(self, hidden):
         """Hidden states [..., D] -> token logits f32[..., V]."""
+        # Pinned on the way: left to itself, XLA's partitioner lost a part of the gradients of this
+        # head where data, fsdp and tensor were all split.
+        names = ("batch", *(None,) * (hidden.ndim - 2))
+        hidden = self.constrain(hidden, *names, None)
         if self.head:
             hidden = self.head_norm(ACTIVATIONS[self.activation](self.head_dense(hidden)))
-        logits = self.token.logits(hidden)
+            hidden = self.constrain(hidden, *names, None)
+        logits = self.constrain(self.token.logits(hidden), *names, "vocab")
         return logits + self.head_bias if self.bias else logits
 
     def predict_next(self, hidden):
         """Hidden states [B, L, D] -> logits f32[B, 2]: class 0 is that B follows A."""
-        logits = self.next(jnp.tanh(self.pooler(hidden[:, 0])))
+        pooled = jnp.tanh(self.pooler(self.constrain(hidden[:, 0], "batch", None)))
+        logits = self.next(self.constrain(pooled, "batch", None))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def __call__(self, tokens, segments=None, types=None, picked=None, train: bool = False):
@@ -211,7 +217,7 @@ class Classifier(Encoder, kw_only=True):
     def __call__(self, tokens, segments=None, types=None, train: bool = False):
         """Logits f32[B, K]; arguments as in `encode`."""
         pooled = self.pool(self.encode(tokens, segments, types, train), segments)
-        logits = self.classifier(self.drop(pooled, train))
+        logits = self.classifier(self.drop(self.constrain(pooled, "batch", None), train))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

@@ -125,7 +125,7 @@ class GPT(Transformer, kw_only=True):
             segments = segments.astype(jnp.int32)
             places = attention.places(segments)
         x = self.stack(self._embed(tokens, places, train), places, segments, train)
-        return self.output.logits(x)
+        return self.constrain(self.output.logits(x), "batch", None, "vocab")
 
     def decode(self, tokens, cache: Cache, at=None):
         """Goes on behind a cache: (logits f32[B, V] of the token behind position `at`, Cache).
