@@ -136,7 +136,7 @@ class Attention(nn.Module):
       theta: base of rotary positions; None is none.
       dropout: rate on the attention map; None is none. May be traced.
       implementation: of `jax.nn.dot_product_attention`; None computes the map plainly, which is
-        1.5 times faster on CPU. So do dropout, and maps that are asked for.
+        faster on CPU. So do dropout, and maps that are asked for.
       dtype: of the computation; None is that of the parameters.
       kernel_init, out_init: of the projections in, and of the one out.
       constrain: pins activations to a mesh.

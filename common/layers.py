@@ -51,7 +51,7 @@ def max_pool(x, window: int = 2):
 
 class Dense(nn.Dense):
     """`nn.Dense` that multiplies two matrices whatever the shape of x: on CPU the gradient of the
-    kernel is otherwise a product over two dimensions at once, 2.5 times slower."""
+    kernel is otherwise a product over two dimensions at once, which is slower."""
 
     def __call__(self, x):
         """[..., inputs] -> [..., features]."""

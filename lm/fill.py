@@ -3,7 +3,7 @@
 Letters: R rows, L positions, P positions asked about, V vocabulary, k guesses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -29,16 +29,13 @@ class Filled(NamedTuple):
     guesses: list[list[tuple[str, float]]]
 
 
-def guesses(logits_of: Callable, tokens, segments, picked, k: int = 5):
+def guesses(logits, k: int):
     """The k likeliest tokens at some positions: (ids i32[R, P, k], probabilities f32[R, P, k]).
 
     Args:
-      logits_of: (tokens, segments, picked) -> f32[R, P, V].
-      tokens, segments: i32[R, L]; the mask tokens are already there.
-      picked: i32[R, P].
+      logits: f32[R, P, V].
       k: how many.
     """
-    logits = logits_of(tokens, segments, picked)
     top, ids = jax.lax.top_k(logits, k)
     return ids, jnp.exp(top - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
@@ -106,9 +103,5 @@ def fill(model: nn.Module, params, facts: dict, texts: Sequence[str], k: int = 5
 
 @partial(jax.jit, static_argnames=("model", "k"))
 def _guesses(model, params, tokens, segments, picked, k: int):
-    def logits_of(*inputs):
-        tokens, segments, picked = inputs
-        found = model.apply({"params": params}, tokens, segments, None, picked)
-        return found[0] if isinstance(found, tuple) else found  # with a next-sentence head
-
-    return guesses(logits_of, tokens, segments, picked, k)
+    found = model.apply({"params": params}, tokens, segments, None, picked)
+    return guesses(found[0] if isinstance(found, tuple) else found, k)  # with a next-sentence head

@@ -113,8 +113,8 @@ def evaluator(
         rows = rows | {"picked": jnp.take_along_axis(picked, first, axis=1)}
         places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
         hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts["special"]["mask"])
-        logits = lambda *_: apply(params, rows | {"tokens": hidden})[0]
-        ids, probabilities = fill.guesses(logits, hidden, rows["segments"], rows["picked"], 1)
+        logits, _ = apply(params, rows | {"tokens": hidden})
+        ids, probabilities = fill.guesses(logits, 1)
         found = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
 
