@@ -38,8 +38,11 @@ def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> 
 
     def by_hand():
         nonlocal state
+        before = None
         for _ in range(steps):
-            state, _, _ = made.step(made.hypers, state, {}, made.resident)
+            state, _, finite = made.step(made.hypers, state, {}, made.resident)
+            jax.block_until_ready(before)  # two in flight: an unbounded queue hangs several devices
+            before = finite
         jax.block_until_ready(state)
 
     with tempfile.TemporaryDirectory() as folder, runtime.Preemption() as preemption:
