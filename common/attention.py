@@ -167,10 +167,11 @@ class Attention(nn.Module):
         """
         width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
         size = width // self.heads
-        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
+        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
 
         def project(name, heads):
-            y = dense(heads * size, kernel_init=self.kernel_init, name=name)(x)
+            names = "embed", "heads"
+            y = dense(heads * size, kernel_init=self.kernel_init, names=names, name=name)(x)
             y = y.reshape(*x.shape[:2], heads, size)
             return self.constrain(y, "batch", None, "heads", None)
 
@@ -198,7 +199,8 @@ class Attention(nn.Module):
                 query, key, value, mask=mask, is_causal=causal, implementation=self.implementation
             )
         y = y.reshape(*x.shape[:2], width)
-        return dense(width, kernel_init=self.out_init, name="out")(y), cache
+        out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
+        return out(width, name="out")(y), cache
 
 
 def wanted(module: nn.Module) -> bool:

@@ -3,15 +3,39 @@
 Letters: B batch, H height, W width, C channels; D width of an embedding, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+Names = tuple[str | None, ...]
 
 
 def identity(x, *names):
     """The default of a module's `constrain` field: no mesh in sight. `names` are logical axes."""
     del names
     return x
+
+
+def gathered(constrain: Callable, x, names: Names):
+    """A parameter as it is used: whole along `embed`, the dimension that FSDP splits.
+
+    Said outright, because XLA otherwise moves activations between devices instead, or multiplies in
+    a ring. The gradient is reduced straight to where the parameter lives.
+
+    Args:
+      constrain: a module's `constrain` field.
+      x: the parameter, in the type of the computation.
+      names: the logical names of its dimensions, as in the model's `PARTITION`.
+    """
+    if constrain is identity:
+        return x
+    whole = [None if name == "embed" else name for name in names]
+    use = jax.custom_vjp(lambda x: constrain(x, *whole))
+    back = lambda _, g: (constrain(constrain(g, *whole), *names),)  # a sum, of which a part is kept
+    use.defvjp(lambda x: (constrain(x, *whole), None), back)
+    return use(x)
 
 
 class Dropout(nn.Module):
@@ -49,14 +73,65 @@ def max_pool(x, window: int = 2):
     return x.reshape(batch, height, window, width, window, channels).max(axis=(2, 4))
 
 
-class Dense(nn.Dense):
+class Dense(nn.Module):
     """`nn.Dense` that multiplies two matrices whatever the shape of x: on CPU the gradient of the
-    kernel is otherwise a product over two dimensions at once, which is slower."""
+    kernel is otherwise a product over two dimensions at once, which is slower.
 
+    Attributes:
+      features: columns of the kernel.
+      use_bias: whether there is a bias.
+      dtype: of the computation; None is that of x and the parameters.
+      kernel_init: of the kernel.
+      names: logical names of the kernel's dimensions, as in the model's `PARTITION`.
+      constrain: pins activations and gathered parameters to a mesh.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: str | None = None
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    names: Names = (None, None)
+    constrain: Callable = identity
+
+    @nn.compact
     def __call__(self, x):
         """[..., inputs] -> [..., features]."""
-        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        shape = x.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = gathered(self.constrain, kernel, self.names)
+        y = x.reshape(-1, shape[0]) @ kernel
+        y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], self.features)
+
+
+class Embedding(nn.Module):
+    """A vector for each of a few numbers: `nn.Embed`, on a mesh.
+
+    Attributes:
+      rows: N.
+      width: D.
+      dtype: of the result; None is that of the parameters.
+      init_std: standard deviation at first. May be traced.
+      constrain: pins gathered parameters to a mesh.
+    """
+
+    rows: int
+    width: int
+    dtype: str | None = None
+    init_std: float = 0.02
+    constrain: Callable = identity
+
+    @nn.compact
+    def __call__(self, numbers):
+        """i32[...] -> [..., D]."""
+        init = nn.initializers.normal(self.init_std)
+        table = self.param("embedding", init, (self.rows, self.width), jnp.float32)
+        table = gathered(self.constrain, table, (None, "embed"))
+        return jnp.take(table, numbers, axis=0).astype(self.dtype or table.dtype)
 
 
 class TiedEmbedding(nn.Module):
@@ -70,12 +145,14 @@ class TiedEmbedding(nn.Module):
       width: D.
       dtype: of the computation; None is that of the parameters.
       init_std: standard deviation at first. May be traced.
+      constrain: pins gathered parameters to a mesh.
     """
 
     vocab_size: int
     width: int
     dtype: str | None = None
     init_std: float = 0.02
+    constrain: Callable = identity
 
     def setup(self):
         """Makes `embedding` [V rounded up, D]."""
@@ -85,11 +162,13 @@ class TiedEmbedding(nn.Module):
 
     def __call__(self, tokens):
         """i32[...] -> [..., D]; NaN for a token behind the last row."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype or self.embedding.dtype)
+        table = gathered(self.constrain, self.embedding, ("vocab", "embed"))
+        return jnp.take(table, tokens, axis=0).astype(self.dtype or table.dtype)
 
     def logits(self, x):
         """[..., D] -> [..., V], f32 or wider."""
-        return project(x, self.embedding)[..., : self.vocab_size]
+        table = gathered(self.constrain, self.embedding.astype(x.dtype), ("vocab", "embed"))
+        return project(x, table)[..., : self.vocab_size]
 
 
 def padded(vocab_size: int) -> int:

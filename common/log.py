@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from common.chips import Chip
 from common.config import BadInput
 
 NAME = "metrics.jsonl"
@@ -231,13 +232,50 @@ def spelled(values: dict[str, Any]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
+def speeds(
+    examples_per_second: float,
+    flops: float | None = None,
+    tokens: int | None = None,
+    chip: Chip | None = None,
+    devices: int = 1,
+) -> dict[str, float]:
+    """`examples_per_second`; `tokens_per_second` and `mfu` where they apply.
+
+    MFU is the share of the devices' peak that the model's own FLOPs are (Chowdhery et al. 2022,
+    appendix B). The peak is that of bfloat16 whatever a run computes in: float32 is measured by the
+    same ruler.
+
+    Args:
+      examples_per_second: over all devices.
+      flops, tokens: of an example, as `common.task.Task` has them.
+      chip: what each device is; None if that is not known.
+      devices: how many.
+    """
+    found = {"examples_per_second": round(examples_per_second, 1)}
+    if tokens is not None:
+        found["tokens_per_second"] = round(examples_per_second * tokens, 1)
+    if flops is not None and chip is not None:
+        found["mfu"] = round(examples_per_second * flops / (chip.flops * devices), 6)
+    return found
+
+
 class Progress:
     """Speed, time left, and where the run is: one live line on a terminal, else a line now and
     then."""
 
-    def __init__(self, total_steps: int, batch_size: int, step: int, seconds: float, show: bool):
-        """Begins at `step`, `seconds` of earlier starts behind it."""
+    def __init__(
+        self,
+        total_steps: int,
+        batch_size: int,
+        step: int,
+        seconds: float,
+        show: bool,
+        **speeds_of,
+    ):
+        """Begins at `step`, `seconds` of earlier starts behind it; `speeds_of` are what `speeds`
+        needs to know of the run."""
         self._total, self._batch_size, self._show = total_steps, batch_size, show
+        self._speeds_of = speeds_of
         self._begun, self._before = time.perf_counter(), seconds
         self._live = show and sys.stderr.isatty()
         self._last_shown, self._width = -math.inf, 0
@@ -271,17 +309,23 @@ class Progress:
         running = time.perf_counter() - self._mark if self._mark is not None else 0.0
         return self._steps * self._batch_size / (self._busy + running) if self._steps else 0.0
 
+    def speeds(self) -> dict[str, float]:
+        """`speeds` so far."""
+        return speeds(self.examples_per_second(), **self._speeds_of)
+
     def show(self, step: int, values: dict[str, Any]) -> None:
         """Shows where the run is; without a terminal at most every ten seconds."""
         now = time.perf_counter()
         if not self._show or now - self._last_shown < (0.1 if self._live else 10.0):
             return
         self._last_shown = now
-        speed = self.examples_per_second()
+        speed, known = self.examples_per_second(), self.speeds()
+        unit = "tokens" if "tokens_per_second" in known else "examples"
+        mfu = f"  {known['mfu']:.1%} MFU" if "mfu" in known else ""
         eta = f"  ETA {duration((self._total - step) * self._batch_size / speed)}" if speed else ""
         self._print(
             f"step {step}/{self._total} ({100 * step / self._total:.0f}%)  {spelled(values)}"
-            f"  {speed:,.0f} examples/s{eta}",
+            f"  {known[f'{unit}_per_second']:,.0f} {unit}/s{mfu}{eta}",
             stay=not self._live,
         )
 

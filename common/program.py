@@ -25,7 +25,7 @@ from common.config import (
 )
 from common.duration import steps
 from common.step import STEP_TERMS, Plan, TrainState, make_step
-from common.task import Task, Terms, purpose_key
+from common.task import Source, Task, Terms, purpose_key
 
 
 class Program(NamedTuple):
@@ -181,10 +181,23 @@ def prepare(config, devices=None) -> Program:
       BadInput: for anything that the user can mend.
     """
     config = config if isinstance(config, dict) else plain(config)
+    layout = call(mesh.make, config["mesh"], devices)
+    made = lay_out(config, layout, task_module(config["task"]).sources(config))
+    return made._replace(
+        hypers=mesh.put_replicated(layout, made.hypers),
+        resident=mesh.put_replicated(layout, made.resident),
+    )
+
+
+def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Program:
+    """A Program on these devices with nothing on them yet: they may be of a machine that is
+    elsewhere. Its `hypers` and `resident` are still on the host.
+
+    Raises:
+      BadInput: for anything that the user can mend.
+    """
     require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
     module = task_module(config["task"])
-    layout = call(mesh.make, config["mesh"], devices)
-    sources = module.sources(config)
     size = sources["train"].size
     schedule = call(plan, config["train"], size)
     mesh.check_batch(layout, schedule.batch_size // schedule.accumulate, "config.train.batch_size")
@@ -239,7 +252,6 @@ def prepare(config, devices=None) -> Program:
         donate_argnums=1,
         out_shardings=(places, whole, whole),
     )
-    resident = sources["train"].resident or {}
     return Program(
         config=config,
         plan=schedule,
@@ -247,12 +259,12 @@ def prepare(config, devices=None) -> Program:
         task=task,
         optimizer=optimizer,
         layout=layout,
-        hypers=mesh.put_replicated(layout, hypers),
+        hypers=hypers,
         create=jax.jit(create, out_shardings=places),
         adopt=jax.jit(adopt, out_shardings=places),
         step=step,
         like=like,
-        resident=mesh.put_replicated(layout, resident),
+        resident=sources["train"].resident or {},
         every={
             name: to_steps(evaluator.every, f"config.evals.{name}.every", low=1)
             for name, evaluator in task.evaluators.items()

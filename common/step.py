@@ -38,7 +38,9 @@ class Plan(NamedTuple):
     log_every: int
 
 
-def _gradients(task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable):
+def _gradients(
+    task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable, unroll: bool
+):
     """(gradients, loss, Terms, extra) of the objective sum_i c_i S_i / W_i over the whole batch."""
 
     def objective(terms, weights):
@@ -74,9 +76,8 @@ def _gradients(task: Task, params, extra, batch: dict, key, accumulate: int, spl
         return (jax.tree.map(jnp.add, grads, g), value + v, extra), terms
 
     start = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0), extra)
-    # Unrolled on CPU, where XLA's convolutions are ten times slower inside a loop.
     (grads, value, extra), terms = jax.lax.scan(
-        part, start, (jnp.arange(accumulate), split(batch)), unroll=jax.default_backend() == "cpu"
+        part, start, (jnp.arange(accumulate), split(batch)), unroll=unroll
     )
     return grads, value, jax.tree.map(lambda x: x.sum(axis=0), terms), extra
 
@@ -95,6 +96,8 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
     `update_norm`. `finite` is whether loss, gradients and update are.
     """
     by_rows = mesh.batch_sharding(layout)
+    # On CPU parts are unrolled: XLA's convolutions are ten times slower inside a loop there.
+    unroll = layout.mesh.devices.flat[0].platform == "cpu"
 
     def split(batch):
         """[B, ...] -> [accumulate, B / accumulate, ...], strided, so that rows stay on their
@@ -122,6 +125,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
             purpose_key(seed, "loss", state.step),
             plan.accumulate,
             split,
+            unroll,
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         params = jax.tree.map(jnp.add, state.params, updates)

@@ -9,6 +9,8 @@ A task is a module; a config names it by its import path (`config.task = "vision
     sections(config) -> {section name: the function whose keyword-only arguments the section is}
     sources(config) -> {"train": Source, an evaluation set's name: Source}         reads data
     make(config, sources, constrain) -> Task                                       cheap, traceable
+    outline(config) -> what `sources` would give, from the config alone; shapes and facts with
+                       nothing in them. Optional: for scripts/compile.py where the data is not
 
 A section `evals.NAME` may have a `batch_size`, which must divide over the devices, and a `split`,
 which scripts/evaluate.py can replace; a section `data` may have `workers`, the processes that read
@@ -103,6 +105,8 @@ class Task(NamedTuple):
       pretrained: None, or path -> nested dicts of host arrays in this model's names: what a file or
         folder that another library wrote holds (`config.init.path`).
       files: None, or {name: contents} of small files that a run's workdir keeps: a tokenizer, say.
+      flops: model FLOPs to train on one example, `training_flops`; None where it is not known.
+      tokens: positions of an example that the model reads, padding included; None if not of text.
     """
 
     init: Callable
@@ -116,6 +120,22 @@ class Task(NamedTuple):
     gradients: Callable | None = None
     pretrained: Callable | None = None
     files: dict[str, str] | None = None
+    flops: float | None = None
+    tokens: int | None = None
+
+
+def training_flops(model: Any, *sizes) -> float | None:
+    """Model FLOPs to train on one example: three forward passes, as the gradients of a product are
+    two products of its size. What is computed again (remat), the optimizer, and what frozen
+    parameters save do not count.
+
+    Args:
+      model: a linen module. Its `flops`, if it has such a method, counts one example's forward
+        pass; None is returned if not.
+      sizes: of the example, for `flops`.
+    """
+    count = getattr(model, "flops", None)
+    return 3.0 * count(*sizes) if callable(count) else None
 
 
 def splits(config: dict) -> dict[str, str]:

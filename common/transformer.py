@@ -34,6 +34,7 @@ from common.layers import Dense, Dropout, identity
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
+Remat = Literal["none", "dots", "block"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -74,16 +75,14 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, L, D] -> [B, L, D]."""
-        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
-        y = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
+        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
+        wide = partial(dense, self.hidden, kernel_init=self.kernel_init, names=("embed", "mlp"))
+        y = wide(name="up")(x)
         activation = ACTIVATIONS[self.activation]
-        if self.gated:
-            gate = dense(self.hidden, kernel_init=self.kernel_init, name="gate")(x)
-            y = activation(gate) * y
-        else:
-            y = activation(y)
+        y = activation(wide(name="gate")(x)) * y if self.gated else activation(y)
         y = self.constrain(y, "batch", None, "mlp")
-        return dense(x.shape[-1], kernel_init=self.out_init, name="down")(y)
+        down = partial(dense, x.shape[-1], kernel_init=self.out_init, names=("mlp", "embed"))
+        return down(name="down")(y)
 
 
 class Block(nn.Module):
@@ -148,7 +147,8 @@ class Transformer(nn.Module):
       init_std: standard deviation of matrices and embeddings at first.
       implementation: of `jax.nn.dot_product_attention`; None is our own plain one.
       dtype: of the computation; None is that of the parameters.
-      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+      remat: what the backward pass computes again: "none" of it, all but the matrix products
+        ("dots"), or the whole "block" from its input.
       scan: one compiled block in a loop over stacked parameters: compiles faster, runs slower on
         CPU. Needs no other parameters; its dropout draws other numbers.
       constrain: pins activations to a mesh (`common.mesh.constrainer`).
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
     init_std: float = 0.02
     implementation: Implementation | None = None
     dtype: Dtype | None = None
-    remat: bool = False
+    remat: Remat = "none"
     scan: bool = False
     constrain: Callable = identity
 
@@ -242,7 +242,11 @@ class Transformer(nn.Module):
         mlp = partial(
             MLP, hidden=self.hidden, activation=self.activation, gated=self.gated, **shared
         )
-        block = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
+        block = Block
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = policy if self.remat == "dots" else None
+            block = nn.remat(Block, static_argnums=(4, 5), policy=policy)
         return block(
             attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain, **where
         )
@@ -334,6 +338,21 @@ class Transformer(nn.Module):
             self.sow("intermediates", f"hidden_{i}", hidden)
             self.put_variable("intermediates", f"block_{i}", inner["intermediates"])
         return x
+
+    @nn.nowrap
+    def stack_flops(self, length: int) -> int:
+        """FLOPs of the blocks on one row of L = `length` positions, forward.
+
+        Matrix multiplications alone, two a multiply-add. Attention counts whole, whatever its mask
+        hides, as for the MFU of PaLM (Chowdhery et al. 2022, appendix B): causality, windows and
+        packed documents save nothing here. Needs no parameters.
+        """
+        groups = self.heads if self.kv_heads is None else self.kv_heads
+        key_width = self.width // self.heads * groups
+        projections = 2 * self.width * (self.width + key_width)  # query and out, key and value
+        maps = 2 * self.width * length  # queries by keys, and by values
+        mlp = (3 if self.gated else 2) * self.width * self.hidden
+        return 2 * self.layers * length * (projections + maps + mlp)
 
     @nn.nowrap
     def empty_cache(self, batch_size: int, length: int, dtype=jnp.float32) -> Cache:

@@ -13,6 +13,8 @@ and scaled sinusoids make the crammed BERT of Geiping & Goldstein 2022.
 Letters: B batch, L positions, P positions predicted, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 
 from common import attention, transformer
 from common.config import require
-from common.layers import Dense, Dropout, TiedEmbedding
+from common.layers import Dense, Dropout, Embedding, TiedEmbedding
 from common.task import Table
 from common.transformer import ACTIVATIONS, Transformer
 
@@ -66,15 +68,21 @@ class Encoder(Transformer, kw_only=True):
         """Makes embeddings and blocks."""
         require(self.types >= 0, f"config.model.types: {self.types} is negative")
         super().setup()
-        init = nn.initializers.normal(self.init_std)
-        embed = {"dtype": self.dtype, "embedding_init": init}
-        self.token = TiedEmbedding(self.vocab_size, self.width, self.dtype, self.init_std)
+        shared = self.width, self.dtype, self.init_std, self.constrain
+        self.token = TiedEmbedding(self.vocab_size, *shared)
         if self.positions == "learned":
-            self.position = nn.Embed(self.max_length, self.width, **embed)
+            self.position = Embedding(self.max_length, *shared)
         if self.types:
-            self.type = nn.Embed(self.types, self.width, **embed)
+            self.type = Embedding(self.types, *shared)
         self.embedding_norm = self.make_norm()
         self.embedding_dropout = Dropout(self.dropout)
+
+    @nn.nowrap
+    def head_layers(self) -> tuple[Callable, Callable]:
+        """(the small dense layer at the end of a head, the one of width D before it)."""
+        init = nn.initializers.normal(self.init_std)
+        dense = partial(Dense, dtype=self.dtype, kernel_init=init, constrain=self.constrain)
+        return partial(dense, names=("mlp", None)), partial(dense, names=("embed", "mlp"))
 
     def encode(self, tokens, segments=None, types=None, train: bool = False):
         """The hidden state of every position: [B, L, D].
@@ -128,16 +136,16 @@ class Bert(Encoder, kw_only=True):
     def setup(self):
         """Makes the encoder and the heads."""
         super().setup()
-        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
+        dense, wide = self.head_layers()
         if self.head:
-            self.head_dense = Dense(self.width, use_bias=self.bias, **dense)
+            self.head_dense = wide(self.width, use_bias=self.bias)
             self.head_norm = self.make_norm()
         if self.bias:
             zeros = nn.initializers.zeros
             self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
         if self.next_sentence:
-            self.pooler = Dense(self.width, **dense)
-            self.next = Dense(2, **dense)
+            self.pooler = wide(self.width)
+            self.next = dense(2)
 
     def predict(self, hidden):
         """Hidden states [..., D] -> token logits f32[..., V]."""
@@ -156,6 +164,15 @@ class Bert(Encoder, kw_only=True):
         pooled = jnp.tanh(self.pooler(self.constrain(hidden[:, 0], "batch", None)))
         logits = self.next(self.constrain(pooled, "batch", None))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def flops(self, length: int, predictions: int) -> int:
+        """FLOPs of one row forward, counted as in `stack_flops`: with token logits at
+        P = `predictions` of its L = `length` positions, and those of the next-sentence head."""
+        head = self.width**2 if self.head else 0
+        following = self.width * (self.width + 2) if self.next_sentence else 0
+        logits = predictions * (head + self.width * self.vocab_size)
+        return self.stack_flops(length) + 2 * (logits + following)
 
     def __call__(self, tokens, segments=None, types=None, picked=None, train: bool = False):
         """Token logits f32[B, L, V], or f32[B, P, V] at the positions `picked`; with a
@@ -197,10 +214,10 @@ class Classifier(Encoder, kw_only=True):
     def setup(self):
         """Makes the encoder and the head."""
         super().setup()
-        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.normal(self.init_std)}
+        dense, wide = self.head_layers()
         if self.pooling == "first":
-            self.pooler = Dense(self.width, **dense)
-        self.classifier = Dense(self.num_classes, **dense)
+            self.pooler = wide(self.width)
+        self.classifier = dense(self.num_classes)
         self.drop = Dropout(self.head_dropout)
 
     def pool(self, hidden, segments=None):
@@ -213,6 +230,12 @@ class Classifier(Encoder, kw_only=True):
         if self.pooling == "first":
             return jnp.tanh(self.pooler(hidden[:, 0]))
         return mean_pool(hidden, segments)
+
+    @nn.nowrap
+    def flops(self, length: int) -> int:
+        """FLOPs of one row of L = `length` positions forward, counted as in `stack_flops`."""
+        pooler = self.width**2 if self.pooling == "first" else 0
+        return self.stack_flops(length) + 2 * (pooler + self.width * self.num_classes)
 
     def __call__(self, tokens, segments=None, types=None, train: bool = False):
         """Logits f32[B, K]; arguments as in `encode`."""

@@ -2,8 +2,9 @@
 
 The model is named by its import path, `config.model.module = "lm.bert:Classifier"`, and called as
 `model(tokens, segments, types, train)`; it needs fields `vocab_size` and `num_classes` (1 for a
-regression). `config.init.path` names what to begin with: the workdir of a pretraining run, or
-weights of the Hugging Face layout, by path or by the name they were prepared under.
+regression). `flops(L)`, if it has that, counts a row's forward pass, for MFU. `config.init.path`
+names what to begin with: the workdir of a pretraining run, or weights of the Hugging Face layout,
+by path or by the name they were prepared under.
 
 Letters: B batch, L positions, K classes.
 """
@@ -17,7 +18,7 @@ from common import config as configs
 from common import losses
 from common import model as models
 from common.evaluate import mean_evaluator
-from common.task import Evaluator, Source, Task, splits
+from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import labelled, weights
 
 MODEL = "lm.bert:Classifier"
@@ -138,4 +139,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent=True,
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
         pretrained=weights.reader(facts, config["data"]["folder"]),
+        flops=training_flops(model, facts["length"]),
+        tokens=facts["length"],
     )

@@ -1,7 +1,8 @@
 """The causal-LM task: predict every token from those in front of it, in its own document.
 
 The model is named by its import path, `config.model.module = "lm.gpt:GPT"`, and called as
-`model(tokens, segments, train)`; it needs a field `vocab_size`.
+`model(tokens, segments, train)`; it needs a field `vocab_size`. `flops(L)`, if it has that, counts
+a row's forward pass, for MFU.
 
 Letters: B batch, L positions, V vocabulary.
 """
@@ -17,7 +18,7 @@ from common import losses
 from common import model as models
 from common.evaluate import mean_evaluator
 from common.layers import identity
-from common.task import Evaluator, Source, Task, splits
+from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import baseline, text, weights
 
 MODEL = "lm.gpt:GPT"
@@ -36,6 +37,11 @@ def sections(config) -> dict[str, Callable]:
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
     return configs.call(text.load, config["data"], splits(config), "clm")
+
+
+def outline(config: dict) -> dict[str, Source]:
+    """What `sources` would give, with nothing in it; see `common.task`."""
+    return text.outline(splits(config), "clm", config["data"])
 
 
 def _rows(batch: dict):
@@ -140,4 +146,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
+        flops=training_flops(model, facts["length"]),
+        tokens=facts["length"],
     )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from common import attention, transformer
 from common.attention import Cache
-from common.layers import Dropout, TiedEmbedding
+from common.layers import Dropout, Embedding, TiedEmbedding
 from common.task import Table
 from common.transformer import Activation, Transformer
 
@@ -35,7 +35,8 @@ LLAMA = {
     "gated": True,
 }
 
-# Radford et al. 2019 (heads of 64); SmolLM2 and TinyLlama as their checkpoints say.
+# Radford et al. 2019 (heads of 64); SmolLM2, TinyLlama and Llama 2 as their
+# checkpoints say.
 SIZES = {
     "gpt2": _gpt2(12, 768),
     "gpt2_medium": _gpt2(24, 1024),
@@ -61,6 +62,16 @@ SIZES = {
         "kv_heads": 4,
         "hidden": 5632,
         "max_length": 2048,
+        "tied": False,
+    },
+    "llama2_7b": LLAMA
+    | {
+        "vocab_size": 32000,
+        "width": 4096,
+        "layers": 32,
+        "heads": 32,
+        "hidden": 11008,
+        "max_length": 4096,
         "tied": False,
     },
 }
@@ -95,14 +106,11 @@ class GPT(Transformer, kw_only=True):
     def setup(self):
         """Makes embeddings and blocks."""
         super().setup()
-        shape = self.vocab_size, self.width, self.dtype, self.init_std
-        self.token = TiedEmbedding(*shape)
+        shared = self.width, self.dtype, self.init_std, self.constrain
+        self.token = TiedEmbedding(self.vocab_size, *shared)
         if self.positions == "learned":
-            init = nn.initializers.normal(self.init_std)
-            self.position = nn.Embed(
-                self.max_length, self.width, dtype=self.dtype, embedding_init=init
-            )
-        self.output = self.token if self.tied else TiedEmbedding(*shape)
+            self.position = Embedding(self.max_length, *shared)
+        self.output = self.token if self.tied else TiedEmbedding(self.vocab_size, *shared)
         self.embedding_dropout = Dropout(self.dropout)
 
     def _embed(self, tokens, places, train):
@@ -126,6 +134,11 @@ class GPT(Transformer, kw_only=True):
             places = attention.places(segments)
         x = self.stack(self._embed(tokens, places, train), places, segments, train)
         return self.constrain(self.output.logits(x), "batch", None, "vocab")
+
+    @nn.nowrap
+    def flops(self, length: int) -> int:
+        """FLOPs of one row of L = `length` positions forward, counted as in `stack_flops`."""
+        return self.stack_flops(length) + 2 * length * self.width * self.vocab_size
 
     def decode(self, tokens, cache: Cache, at=None):
         """Goes on behind a cache: (logits f32[B, V] of the token behind position `at`, Cache).

@@ -3,7 +3,8 @@ second sentence follows the first.
 
 The model is named by its import path, `config.model.module = "lm.bert:Bert"`, and called as
 `model(tokens, segments, types, picked, train)`; it needs a field `vocab_size`, and `next_sentence`
-for the second part. Logits are computed at the picked positions alone.
+for the second part. Logits are computed at the picked positions alone. `flops(L, P)`, if it has
+that, counts a row's forward pass, for MFU.
 
 Letters: B batch, L positions, P positions picked, V vocabulary.
 """
@@ -22,7 +23,7 @@ from common import model as models
 from common.config import require
 from common.evaluate import mean_evaluator
 from common.layers import identity
-from common.task import Evaluator, Source, Task, row_keys, splits
+from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
 from lm import baseline, fill, masking, text, weights
 
 MODEL = "lm.bert:Bert"
@@ -51,8 +52,16 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    form = "pairs" if configs.call(options, config["loss"]) else "mlm"
-    return configs.call(text.load, config["data"], splits(config), form)
+    return configs.call(text.load, config["data"], splits(config), _form(config))
+
+
+def outline(config: dict) -> dict[str, Source]:
+    """What `sources` would give, with nothing in it; see `common.task`."""
+    return text.outline(splits(config), _form(config), config["data"])
+
+
+def _form(config: dict) -> text.Form:
+    return "pairs" if configs.call(options, config["loss"]) else "mlm"
 
 
 def _rows(batch: dict):
@@ -195,6 +204,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         }
         return terms | _next_terms(following, batch), extra
 
+    spec = sources["train"].spec | {"index": jax.ShapeDtypeStruct((), jnp.uint32)}
+    row = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in spec.items()}
+    predictions = jax.eval_shape(masked, jax.random.key(0), row)["picked"].shape[1]
     return Task(
         init=init,
         prepare=lambda key, batch, train: masked(key, batch),
@@ -209,4 +221,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),
         files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
+        flops=training_flops(model, facts["length"], predictions),
+        tokens=facts["length"],
     )

@@ -184,6 +184,11 @@ class _Part:
         np.array(ids, dtype).tofile(self.file)
 
 
+def dtype_of(vocab_size: int) -> np.dtype:
+    """Of the tokens on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) -> None:
     total = corpora.size(name, folder)
     talk = sys.stderr.isatty() and total > TALK_BYTES
@@ -193,7 +198,7 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
         kind = tokenizer.train(kind, vocab_size, _TrainingTexts(name, folder))
     kind.save(str(into / "tokenizer.json"))
     facts = tokenizer.facts(kind)
-    dtype = np.dtype(np.uint16 if facts["vocab_size"] <= 1 << 16 else np.uint32)
+    dtype = dtype_of(facts["vocab_size"])
     parts = {part: _Part(into / part) for part in corpora.PARTS}
     _tokenise(parts, kind, facts, dtype, name, folder, total if talk else 0)
     for part in parts.values():

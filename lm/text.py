@@ -29,6 +29,7 @@ Form = Literal["mlm", "pairs", "clm"]
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 CHUNK = 4096  # rows that are made at a time for a resident set
 SEED = 19  # of the pairs
+OUTLINE_ROWS = 1 << 20  # of a set that is not there
 
 
 def load(
@@ -109,6 +110,42 @@ def load(
         fingerprint = f"{opened.digest}:{form}:{length}:{split}"
         found[key] = _source(reader, resident, facts, fingerprint)
     return found
+
+
+def outline(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
+    """What `load` would give, from the config alone: Sources of the same shapes that hold nothing.
+
+    A tokenizer that would be trained is taken to reach its `vocab_size`; the number of rows is made
+    up. For `scripts/compile.py`.
+
+    Args:
+      splits, form: as in `load`.
+      section: the section `data`.
+    """
+    kind, length = section["tokenizer"], section["length"]
+    trained = kind in tokenizers.KINDS
+    tokenizer = (
+        tokenizers.stand_in(kind, section["vocab_size"])
+        if trained
+        else find_tokenizer(kind, section["folder"])
+    )
+    facts = tokenizers.facts(tokenizer)
+    counts = np.ones(facts["vocab_size"], np.int64)
+    facts |= {"counts": counts, "length": length, "form": form}
+    empty = store.Store(
+        path="",
+        tokens=np.zeros(length + 2, store.dtype_of(facts["vocab_size"])),
+        documents=np.array([0, length + 2]),
+        sentences=np.array([0]),
+        splits={},
+        tokenizer=tokenizer,
+        counts=counts,
+        digest="outline",
+    )
+    row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
+    reader = _Reader(empty, form, length, facts["special"], row)
+    one = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
+    return dict.fromkeys(("train", *splits), one)
 
 
 def tokenizer_of(section: dict) -> Tokenizer:

@@ -149,6 +149,21 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
+def stand_in(kind: str, vocab_size: int) -> Tokenizer:
+    """A tokenizer of exactly this size that has learned nothing: for programs that are compiled
+    where the corpus is not (`lm.text.outline`).
+
+    Raises:
+      BadInput: for an unknown kind, or a vocabulary too small for its first tokens.
+    """
+    bpe = choice("config.data.tokenizer", kind, KINDS) == "bpe"
+    first = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())] if bpe else list(SPECIAL)
+    _require_room(vocab_size, len(first))
+    names = [*first, *(f"[{i}]" for i in range(len(first), vocab_size))]
+    vocab = {name: i for i, name in enumerate(names)}
+    return _byte_level(models.BPE(vocab, [])) if bpe else _wordpiece(vocab, lowercase=True)
+
+
 # ----------------------------------------------------------------------------------------- loading
 
 

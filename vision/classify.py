@@ -2,7 +2,8 @@
 
 The model is named by its import path, `config.model.module = "vision.cnn:CNN"`, and the other keys
 of the section are that module's fields; it needs a field `num_classes` and a `PARTITION` table,
-and is called as `model(images, train)`. Yours can stand in any file that Python can import.
+and is called as `model(images, train)`. `flops((H, W, C))`, if it has that, counts an image's
+forward pass, for MFU. Yours can stand in any file that Python can import.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -17,7 +18,7 @@ from common import config as configs
 from common import losses
 from common import model as models
 from common.evaluate import mean_evaluator
-from common.task import Evaluator, Source, Task, splits
+from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import augment, datasets
 
 
@@ -130,4 +131,5 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent="batch_stats" not in shapes[1],
+        flops=training_flops(model, shape),
     )

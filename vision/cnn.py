@@ -8,6 +8,8 @@
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -66,6 +68,19 @@ class CNN(nn.Module):
         x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.num_classes, name="head")(x)
 
+    @nn.nowrap
+    def flops(self, shape: tuple[int, int, int]) -> int:
+        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
+        reach into padding as well, and of dense layers; nothing else."""
+        height, width, channels = shape
+        cut = self.kernel - 1 if self.padding == "VALID" else 0
+        total = 0
+        for features in self.widths:
+            height, width = height - cut, width - cut
+            total += 2 * height * width * self.kernel**2 * channels * features
+            height, width, channels = height // 2, width // 2, features
+        return total + _dense_flops(height * width * channels, *self.hidden, self.num_classes)
+
 
 class MLP(nn.Module):
     """Flatten, dense layers with ReLU, a dense head.
@@ -93,3 +108,13 @@ class MLP(nn.Module):
             x = self.constrain(x, "batch", "mlp")
         x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.num_classes, name="head")(x)
+
+    @nn.nowrap
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """FLOPs of one image of this shape forward: two a multiply-add of the dense layers."""
+        return _dense_flops(math.prod(shape), *self.hidden, self.num_classes)
+
+
+def _dense_flops(*widths: int) -> int:
+    """FLOPs of dense layers, each as wide as said, from the first width on."""
+    return sum(2 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))

@@ -4,11 +4,13 @@ W&B."""
 import json
 import pathlib
 
+import corpus
 import numpy as np
 import pytest
 from etils import epath
+from helpers import ROOT, load
 
-from common import log
+from common import chips, log, train
 
 
 @epath.register_path_cls("bucket://")
@@ -162,4 +164,50 @@ def test_durations_and_progress_lines(capsys):
     line = capsys.readouterr().err
     assert line.startswith("step 2/10 (20%)  loss 0.5  ")
     assert "ETA" in line
+    assert "examples/s  ETA" in line
     json.dumps(progress.examples_per_second())
+
+
+def test_speeds_say_what_is_known():
+    chip = chips.of("NVIDIA H100 80GB HBM3")
+    assert log.speeds(10.0) == {"examples_per_second": 10.0}
+    assert log.speeds(10.0, flops=1e12) == {"examples_per_second": 10.0}  # of what share?
+    assert log.speeds(10.0, chip=chip) == {"examples_per_second": 10.0}
+    text = {"examples_per_second": 10.0, "tokens_per_second": 1280.0}
+    assert log.speeds(10.0, tokens=128) == text
+    # A tenth of the peak of eight devices, done in examples of half the peak of one.
+    found = log.speeds(1.6, chip.flops / 2, 128, chip, devices=8)
+    assert found == {"examples_per_second": 1.6, "tokens_per_second": 204.8, "mfu": 0.1}
+
+
+def test_progress_of_text_shows_tokens_and_mfu(capsys):
+    chip = chips.of("TPU v5 lite")
+    progress = log.Progress(10, 4, 0, 0.0, True, flops=chip.flops, tokens=100, chip=chip, devices=2)
+    progress.done(1)
+    progress.done(2)
+    progress.pause()
+    known = progress.speeds()
+    assert known["tokens_per_second"] == pytest.approx(100 * known["examples_per_second"], rel=1e-3)
+    assert known["mfu"] == pytest.approx(known["examples_per_second"] / 2, rel=1e-3)
+    progress.show(2, {"train/loss": 0.5})
+    line = capsys.readouterr().err
+    tokens, mfu = f"{known['tokens_per_second']:,.0f} tokens/s", f"{known['mfu']:.1%} MFU"
+    assert line.startswith(f"step 2/10 (20%)  loss 0.5  {tokens}  {mfu}  ETA ")
+    assert "examples" not in line
+
+
+def test_a_run_of_text_says_tokens_a_second_and_on_cpu_no_mfu(tmp_path):
+    small = {"model.width": 16, "model.hidden": 16, "data.vocab_size": 290, "data.length": 16}
+    data = {"data.name": corpus.write(tmp_path / "texts"), "data.folder": str(tmp_path / "data")}
+    often = {"train.duration": "3 steps", "train.batch_size": 8, "train.log_every": "1 steps"}
+    config = load(f"{ROOT}/tests/support/language_config.py:clm", **small, **data, **often)
+    result = train.run(config, tmp_path / "run", show=False)
+    lines = log.read(tmp_path / "run")
+    assert not any("time/mfu" in line for line in lines)
+    assert "mfu" not in result
+    last = lines[-1]
+    assert last["time/tokens_per_second"] == pytest.approx(
+        16 * last["time/examples_per_second"], 0.01
+    )
+    for name in ("examples_per_second", "tokens_per_second"):
+        assert result[name] == last[f"time/{name}"] > 0

@@ -155,7 +155,7 @@ def test_every_way_of_computing_gives_the_same(name):
         return float(value), tree.flatten(jax.device_get(gradient))
 
     value, gradient = found()
-    for way in ({"scan": True, "remat": True}, {"implementation": "xla"}):
+    for way in ({"scan": True, "remat": "block"}, {"remat": "dots"}, {"implementation": "xla"}):
         other, other_gradient = found(**way)
         assert value == pytest.approx(other, rel=1e-5), way
         for path, leaf in gradient.items():
@@ -167,7 +167,7 @@ def test_init_does_not_know_how_blocks_are_run():
     init = lambda **way: tree.hexdigest(
         jax.jit(gpt.GPT(**SMALL, **way).init)(jax.random.key(0), TOKENS)
     )
-    assert init() == init(scan=True) == init(remat=True)
+    assert init() == init(scan=True) == init(remat="block")
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -17,7 +17,7 @@ from common.config import BadInput
 from lm import generate, gpt, tokenizer
 
 SMALL = {"vocab_size": 200, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "max_length": 32}
-LLAMA = gpt.LLAMA | {"layers": 1, "kv_heads": 2, "tied": False, "window": 4, "remat": True}
+LLAMA = gpt.LLAMA | {"layers": 1, "kv_heads": 2, "tied": False, "window": 4, "remat": "block"}
 PROMPTS = np.random.default_rng(7).integers(5, 200, (3, 5))
 LENGTHS = np.array([5, 3, 1])
 KEY = jax.random.key(1)
