@@ -233,7 +233,15 @@ def load(
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     require(hasattr(module, "get_config"), f"--config: {file} defines no get_config")
-    config = ml_collections.ConfigDict(module.get_config(arg))
+    return overridden(ml_collections.ConfigDict(module.get_config(arg)), overrides, sections)
+
+
+def overridden(
+    config: ml_collections.ConfigDict,
+    overrides: Sequence[str],
+    sections: Callable[[ml_collections.ConfigDict], dict],
+) -> ml_collections.ConfigDict:
+    """Completes and checks `config`, applies the overrides, and locks it; see `load`."""
     pairs = _split(overrides)
     for key, governed in SELECTORS.items():
         if key not in pairs or _get(config, key) == pairs[key]:

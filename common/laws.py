@@ -1,9 +1,16 @@
 """The laws that every task obeys, as functions that check one task: ours and anybody's.
 
+    python -m common.laws my.task
+    python -m common.laws my_task.py --config.data.size=100
     python -m common.laws --config configs/vision/digits.py:mlp
 
+A task alone, by its import path or its file, is run with what its functions default to. Keys are
+overridden as --config.KEY=VALUE. Where there is only a CPU, it simulates eight devices (or
+JAX_NUM_CPU_DEVICES of them). The exit code is 1 if a law is broken.
+
 Each law takes a completed config, runs the real program on it for a few steps, and returns a line
-that says what was checked; a law that does not hold raises `Broken` with what was found.
+that says what was checked; a law that does not hold raises `Broken` with what was found, one that
+has nothing to check `DoesNotApply` with the reason.
 
 1. The position is the step: batches are a pure function of (config, seed, step).
 2. Resume is exact. 3. The mesh, and accumulation, do not change the maths. 4. Means are exact.
@@ -12,22 +19,32 @@ that says what was checked; a law that does not hold raises `Broken` with what w
 """
 
 import ast
+import contextlib
 import copy
 import inspect
 import itertools
+import logging
 import math
+import os
 import pathlib
+import sys
+import sysconfig
 import tempfile
 import textwrap
+import time
+import traceback
+import typing
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from common import checkpoint, cli, data, log, mesh, optim, program, runtime, tree
-from common.config import BadInput, flatten, parameters, plain
+from common.config import BadInput, flatten, overridden, parameters, plain, require
 from common.program import Program, initial_state, prepare
 from common.task import purpose_key
 from common.train import eval_context, loop
@@ -35,6 +52,10 @@ from common.train import eval_context, loop
 
 class Broken(AssertionError):
     """A law that does not hold, and what was found."""
+
+
+class DoesNotApply(Exception):
+    """A law that has nothing to check in this task, and why."""
 
 
 def hold(condition: bool, found: str) -> None:
@@ -54,6 +75,23 @@ def changed(config, **overrides) -> dict:
             section = section[part]
         section[last] = value
     return config
+
+
+def without_dropout(config) -> dict:
+    """The config with every rate of dropout unset, or 0 where it cannot be unset."""
+    sections, off = program.sections(config), {}
+    for key, value in flatten(config).items():
+        where, _, name = key.rpartition(".")
+        if name.endswith("dropout") and isinstance(value, float):
+            kinds = typing.get_args(parameters(sections[where])[name].annotation)
+            off[key] = None if type(None) in kinds else 0.0
+    return changed(config, **off)
+
+
+def on_mesh(config, shape: tuple[int, int, int]) -> Program:
+    """The program on a mesh of (data, fsdp, tensor) devices."""
+    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
+    return prepare(changed(config, **sizes), jax.devices()[: math.prod(shape)])
 
 
 def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], object]:
@@ -150,19 +188,64 @@ def resume_is_exact(config, steps: int = 4, devices=None) -> str:
 
 
 def mesh_changes_nothing(
-    config, shapes: list[tuple[int, int, int]], steps: int = 10, tolerance: float = 1e-5
+    config,
+    shapes: list[tuple[int, int, int]],
+    steps: int = 10,
+    tolerance: float = 1e-5,
+    alone: list[float] | None = None,
 ) -> str:
-    """3: the losses on each mesh (data, fsdp, tensor) are those of one device."""
-    alone, _ = train_losses(prepare(config, jax.devices()[:1]), steps)
+    """3: the losses on each mesh (data, fsdp, tensor) are those of one device, or those given."""
+    if not any(math.prod(shape) > 1 for shape in shapes):
+        raise DoesNotApply("there is one device, and so one mesh")
+    if alone is None:
+        alone, _ = train_losses(on_mesh(config, (1, 1, 1)), steps)
     worst = 0.0
     for shape in shapes:
-        sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
-        made = prepare(changed(config, **sizes), jax.devices()[: math.prod(shape)])
-        found, _ = train_losses(made, steps)
+        found, _ = train_losses(on_mesh(config, shape), steps)
         difference = near(alone, found)
         worst = max(worst, difference)
         hold(difference <= tolerance, f"mesh {shape}: losses differ by {difference:.1e} relative")
     return f"{steps} steps on {len(shapes)} meshes: losses agree to {worst:.1e} relative"
+
+
+def checkpoint_fits_any_mesh(
+    config, shapes: list[tuple[int, int, int]], steps: int = 2, tolerance: float = 1e-5
+) -> str:
+    """3: a checkpoint of each mesh restores on every other, bit for bit, and the run goes on."""
+    if len(shapes) < 2:
+        raise DoesNotApply("there is one device, and so one mesh")
+    made = {shape: on_mesh(config, shape) for shape in shapes}
+    first, last = shapes[0], shapes[-1]
+    straight, _ = train_losses(made[first], 2 * steps)
+    _, state = train_losses(made[first], steps)
+    wanted = tree.hexdigest(state)
+
+    def restored(folder, shape):
+        like = made[shape].like
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            state, _ = checkpoints.restore(like)
+        placed = jax.tree.map(
+            lambda x, s: x.sharding.is_equivalent_to(s.sharding, x.ndim), state, like
+        )
+        hold(all(jax.tree.leaves(placed)), f"on mesh {shape}, it is not where it belongs")
+        hold(tree.hexdigest(state) == wanted, f"restored on mesh {shape}, it is another state")
+        return state
+
+    with tempfile.TemporaryDirectory() as parent:
+        folders = {shape: pathlib.Path(parent, "x".join(map(str, shape))) for shape in shapes}
+        for shape, folder in folders.items():
+            here = state if shape == first else restored(folders[first], shape)
+            with contextlib.closing(checkpoint.Checkpoints(folder, made[shape].saving)) as to:
+                to.save(steps, here)
+        for shape, other in itertools.permutations(shapes, 2):
+            moved = restored(folders[shape], other)
+            if (shape, other) == (first, last):
+                found, _ = train_losses(made[last], steps, moved)
+    difference = near(straight[steps:], found)
+    moved = f"the run that moves from mesh {first} to {last}"
+    hold(difference <= tolerance, f"{moved}: losses differ by {difference:.1e} relative")
+    pairs = len(shapes) * (len(shapes) - 1)
+    return f"{pairs} pairs, bit for bit; {moved}: losses agree to {difference:.1e} relative"
 
 
 def accumulation_changes_nothing(
@@ -172,12 +255,11 @@ def accumulation_changes_nothing(
     independent."""
     devices = jax.devices()[:1]
     # Another part, another mask: equality is promised without dropout.
-    rates = [f"model.{name}" for name in config["model"] if name.endswith("dropout")]
-    config = changed(config, **dict.fromkeys(rates))
+    config = without_dropout(config)
     made = prepare(config, devices)
     split = changed(config, **{"train.accumulate": parts})
     if made.task.gradients is not None:
-        return "the task computes its own gradients: there is nothing to accumulate"
+        raise DoesNotApply("the task computes its own gradients: there is nothing to accumulate")
     if not made.task.rows_independent:
         try:
             prepare(split, devices)
@@ -188,7 +270,53 @@ def accumulation_changes_nothing(
     found, _ = train_losses(prepare(split, devices), steps)
     difference = near(whole, found)
     hold(difference <= tolerance, f"{parts} parts: losses differ by {difference:.1e} relative")
-    return f"{parts} parts a batch: losses agree to {difference:.1e} relative"
+    return f"{parts} parts a batch, {steps} steps: losses agree to {difference:.1e} relative"
+
+
+def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
+    """3: a batch's terms are the sum of its rows' terms, whatever stands beside a row, unless the
+    task says that its loss mixes rows."""
+    made = prepare(without_dropout(config), jax.devices()[:1])
+    task, seed = made.task, made.config["seed"]
+    if not task.rows_independent:
+        raise DoesNotApply("the task says that its loss mixes rows (rows_independent=False)")
+    source = task.sources["train"]
+    batch = source.read(data.order(seed, 0, rows, source.size))
+    batch |= {"index": data.stream_index(0, rows), "valid": np.ones(rows, np.float32)}
+    with jax.set_mesh(made.layout.mesh), jax.default_matmul_precision("highest"):
+        state = initial_state(made)
+        batch = jax.device_get(task.prepare(purpose_key(seed, "prepare"), batch, True))
+        key = purpose_key(seed, "loss")
+        compiled = jax.jit(lambda batch: task.loss(state.params, state.extra, batch, key)[0])
+
+        def terms(*at, **replaced) -> dict:
+            """{"the sum of NAME", "the weight of NAME": float64} of these rows of the batch."""
+            part = {name: value[np.array(at)] for name, value in batch.items()} | replaced
+            found = {}
+            for name, pair in jax.device_get(compiled(part)).items():
+                found[f"the sum of {name!r}"] = np.asarray(pair[0], np.float64)
+                found[f"the weight of {name!r}"] = np.asarray(pair[1], np.float64)
+            return found
+
+        parts = terms(0), terms(1, 2), terms(*range(3, rows))
+        together = {name: sum(part[name] for part in parts) for name in parts[0]}
+        whole = terms(*range(rows))
+        beside = terms(*range(rows), valid=np.eye(rows, dtype=np.float32)[0])
+    parts_are = f"over {rows} rows, and over 1, 2 and {rows - 3} of them together"
+    padding_is = f"of a row alone, and beside {rows - 1} rows whose `valid` is 0"
+    comparisons = [
+        (parts_are, whole, together),
+        (padding_is, parts[0], beside),
+    ]
+    worst = 0.0
+    for what, wanted, found in comparisons:
+        for name, value in wanted.items():
+            size = max(np.max(np.abs(whole[name])), np.max(np.abs(value)), 1e-6)
+            difference = float(np.max(np.abs(value - found[name])) / size)
+            told = f"{np.sum(value):.6g} and {np.sum(found[name]):.6g}"
+            hold(difference <= tolerance, f"{name} {what}: {told}")
+            worst = max(worst, difference)
+    return f"{rows} rows in parts, and one beside padding: terms agree to {worst:.1e} relative"
 
 
 def means_are_exact(config) -> str:
@@ -203,7 +331,9 @@ def means_are_exact(config) -> str:
                 rows = np.concatenate([b["index"][b["valid"] > 0] for b in batches])
                 whole = np.array_equal(rows, np.arange(source.size))
                 hold(whole, f"{name}, {size} rows at a time: not every row once")
-        for name in task.evaluators:
+        sized = [n for n in task.evaluators if "batch_size" in config["evals"].get(n, {})]
+        worst = 0.0
+        for name in sized:
             found = []
             for size in (16, 100):
                 made_so = prepare(
@@ -213,12 +343,10 @@ def means_are_exact(config) -> str:
                 found.append(made_so.task.evaluators[name].run(context))
             for key, value in found[0].items():
                 other = found[1][key]
-                same = (
-                    value == other
-                    if isinstance(value, str)
-                    else np.allclose(value, other, 1e-5, 1e-6)
-                )
+                difference = _difference(value, other)
+                same = difference <= 1e-5
                 hold(same, f"{name}/{key}: {value} 16 rows at a time, {other} 100 at a time")
+                worst = max(worst, difference)
 
         def weights(params):
             batch = next(data.eval_batches(task.sources["train"], 16, made.layout))
@@ -231,8 +359,19 @@ def means_are_exact(config) -> str:
     reads = [name for name in one if one[name] != other[name]]
     hold(not reads, f"the weights of {reads} depend on the parameters")
     return (
-        f"{len(task.sources)} sets whole at any batch size; {len(one)} weights free of parameters"
+        f"{len(task.sources)} sets whole at any batch size, metrics to {worst:.1e}; no weight of "
+        f"{', '.join(one)} reads a parameter"
     )
+
+
+def _difference(value, other) -> float:
+    """How far two metrics are apart, relative and near zero absolute; texts are equal or are
+    not."""
+    if isinstance(value, str):
+        return 0.0 if value == other else math.inf
+    value, other = np.asarray(value, np.float64), np.asarray(other, np.float64)
+    apart = np.where(value == other, 0.0, np.abs(value - other) / (np.abs(other) + 0.1))
+    return float(np.max(apart, initial=0.0))
 
 
 def no_dead_knob(config) -> str:
@@ -316,7 +455,8 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
     """2: the program's loop, with its log and evaluations, computes what the bare step does."""
     made = prepare(changed(config, **{"train.duration": f"{steps} steps"}), jax.devices()[:1])
     _, state = train_losses(made, steps)
-    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(made.layout.mesh):
+    precise = jax.default_matmul_precision("highest")
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(made.layout.mesh), precise:
         metrics = log.Log(
             folder, 0, writing=True, name="laws", config={}, tensorboard=False, wandb=""
         )
@@ -330,16 +470,61 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
     return f"{steps} steps of the loop end where {steps} bare steps do"
 
 
-LAWS: dict[str, Callable] = {
-    "1 position is step": position_is_step,
-    "2 resume is exact": resume_is_exact,
-    "2 loop is the step": loop_ends_where_steps_do,
-    "3 mesh": lambda config: mesh_changes_nothing(config, meshes(jax.device_count())),
-    "3 accumulation": accumulation_changes_nothing,
-    "4 means are exact": means_are_exact,
-    "5 no dead knob": no_dead_knob,
-    "6 plain parameters": parameters_are_plain,
-    "8 damage is found": damage_is_found,
+# ------------------------------------------------------------------------------------- the report
+
+
+class Law(NamedTuple):
+    """A law, and what to look at where it is broken."""
+
+    check: Callable
+    look: str
+
+
+LAWS: dict[str, Law] = {
+    "1 position is step": Law(
+        position_is_step,
+        "`sources` and `prepare`: what they give may depend on the rows, the key and nothing else",
+    ),
+    "2 resume is exact": Law(
+        resume_is_exact, "`init`, `prepare` and `loss`: what is not in the state is lost"
+    ),
+    "2 loop is the step": Law(
+        loop_ends_where_steps_do, "the evaluators: they may change nothing that training uses"
+    ),
+    "3 mesh": Law(
+        lambda config: mesh_changes_nothing(config, meshes(jax.device_count())),
+        "`loss` and the model: sums over all rows, `constrain` at block boundaries, and no number "
+        "of devices",
+    ),
+    "3 checkpoint fits": Law(
+        lambda config: checkpoint_fits_any_mesh(config, corners(jax.device_count())),
+        "`init` and `partition`: the state's shapes may not depend on the devices",
+    ),
+    "3 rows independent": Law(
+        rows_are_independent,
+        "`loss`: a term is (a sum over rows, the weight of that sum), both times `valid`; if rows "
+        "mix (batch norm, a mean over the batch), say rows_independent=False",
+    ),
+    "3 accumulation": Law(
+        accumulation_changes_nothing,
+        "`loss`: a term is (a sum over rows, the weight of that sum); if rows mix, say "
+        "rows_independent=False",
+    ),
+    "4 means are exact": Law(
+        means_are_exact,
+        "the evaluators and `loss`: sums times `valid`, randomness from `row_keys`, and weights "
+        "that count rows, not parameters",
+    ),
+    "5 no dead knob": Law(
+        no_dead_knob, "the function of that section: use the argument, or take it away"
+    ),
+    "6 plain parameters": Law(
+        parameters_are_plain,
+        "`init` and `partition`: nested dicts of arrays, every matrix in a row of the table",
+    ),
+    "8 damage is found": Law(
+        damage_is_found, "`init`: the state is arrays that a checkpoint keeps"
+    ),
 }
 
 
@@ -349,21 +534,123 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
     return [s for s in itertools.product(sizes, repeat=3) if math.prod(s) == devices]
 
 
-def main(argv=None) -> int:
-    """Checks every law on a config and prints a report; exit code 1 if one is broken."""
-    parser = cli.parser(__doc__)
-    cli.add_config(parser)
-    _, config = cli.parse(parser, argv)
-    runtime.start()
-    broken = 0
+def corners(devices: int) -> list[tuple[int, int, int]]:
+    """The meshes that split along one axis, and the one that splits most evenly along all."""
+    every = meshes(devices)
+    return list(dict.fromkeys([s for s in every if max(s) == devices] + [min(every, key=max)]))
+
+
+# What a task alone is run with; its own sections are what its functions default to.
+SMALL = {
+    "seed": 0,
+    "optim": {"lr": 0.01},
+    "train": {"batch_size": 32, "duration": "20 steps", "log_every": "1 steps"},
+    "checkpoint": {"every": "5 steps"},
+}
+
+
+def bare(word: str, overrides: list[str]) -> ml_collections.ConfigDict:
+    """The config of a task alone: 'my.task', or 'FILE.py', whose folder then is importable."""
+    if word.endswith(".py") or os.sep in word:
+        file = pathlib.Path(word)
+        require(file.is_file(), f"no such file: {word}; a config goes behind --config")
+        sys.path.insert(0, str(file.resolve().parent))
+        word = file.stem
+    return overridden(
+        ml_collections.ConfigDict({"task": word, **SMALL}), overrides, program.sections
+    )
+
+
+def fitted(config, devices: int) -> tuple[dict, list[str]]:
+    """A config whose batches divide over any mesh of so many devices, and what was changed for
+    that."""
+    config = config if isinstance(config, dict) else plain(config)
+    flat, new = flatten(config), {"train.accumulate": 1}
+    new |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
+    ways = math.lcm(devices, 4)  # and in parts
+    for key, size in flat.items():
+        if key == "train.batch_size" or (key.startswith("evals.") and key.endswith(".batch_size")):
+            new[key] = -(-size // ways) * ways
+    notes = [f"{k}={v}" for k, v in new.items() if v != flat[k]]
+    return changed(config, **new), notes
+
+
+def check(law: Law, config: dict) -> tuple[str, str, str]:
+    """(verdict, what was tried and found, where to look): of any exception, too, that a task
+    raises."""
+    try:
+        return "holds", law.check(config), ""
+    except DoesNotApply as reason:
+        return "does not apply", str(reason), ""
+    except (Broken, BadInput) as error:
+        return "BROKEN", str(error), law.look
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return "BROKEN", f"{type(error).__name__}: {first}", _place(error)
+
+
+def _place(error: Exception) -> str:
+    """FILE:LINE, FUNCTION where an exception arose: the innermost that is no library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    paths = sysconfig.get_paths()
+    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), "<")
+    here = str(pathlib.Path(__file__).parent)
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    own = [f for f in own if not f.filename.startswith(here)] or own or frames
+    return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
+
+
+def report(config: dict) -> int:
+    """Checks every law, prints what was tried and found, and returns how many are broken."""
+    counts, said = {"holds": 0, "BROKEN": 0, "does not apply": 0}, set()
     for name, law in LAWS.items():
-        try:
-            verdict, found = "holds ", law(config)
-        except (Broken, BadInput) as error:
-            verdict, found, broken = "BROKEN", str(error), broken + 1
-        print(f"{verdict}  {name:20}  {found}", flush=True)
-    print(f"{len(LAWS) - broken} of {len(LAWS)} laws hold")
-    return 1 if broken else 0
+        began = time.perf_counter()
+        verdict, found, look = check(law, config)
+        seconds = time.perf_counter() - began
+        counts[verdict] += 1
+        known = (found, look) in said
+        said.add((found, look))
+        lines = ["as above"] if known else textwrap.wrap(found, 84)
+        lines[-1] += f" ({seconds:.1f} s)"
+        lines += textwrap.wrap(f"look at {look}", 84) if look and not known else []
+        print(f"{verdict:14}  {name:18}  " + f"\n{'':36}".join(lines), flush=True)
+    tried = counts["holds"] + counts["BROKEN"]
+    idle = len(LAWS) - tried
+    print(f"{counts['holds']} of {tried} laws hold" + (f"; does not apply: {idle}" if idle else ""))
+    return counts["BROKEN"]
+
+
+def simulate_devices(count: int = 8) -> None:
+    """Eight devices where there is only a CPU, unless the user has said how many, or jax has
+    begun."""
+    said = "JAX_NUM_CPU_DEVICES" in os.environ
+    if not said and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def main(argv=None) -> int:
+    """Checks every law on a task and prints a report; exit code 1 if one is broken."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    require(bool(words), "name a task, my.task or FILE.py, or --config FILE.py[:ARG]")
+    simulate_devices()
+    if words[0].startswith("-"):
+        parser = cli.parser(__doc__)
+        cli.add_config(parser)
+        _, config = cli.parse(parser, words)
+    else:
+        config = bare(words[0], words[1:])
+    runtime.start()
+    config, notes = fitted(config, jax.device_count())
+    device = jax.devices()[0]
+    print(f"{config['task']}, on {jax.device_count()} devices ({device.device_kind})")
+    if notes:
+        print(f"so that batches divide over them: {', '.join(notes)}")
+    logging.disable(logging.WARNING)  # of checkpoints that are damaged on purpose, and the like
+    try:
+        return 1 if report(config) else 0
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

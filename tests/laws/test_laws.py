@@ -1,12 +1,20 @@
-"""The laws, on the vision task and on the toy, by the program's own checks; and that they can
-fail."""
+"""The laws, on our tasks, on the toy and on a task of a user's own, by the program's own checks;
+and that they can fail."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import corpus
 import jax
+import numpy as np
 import pytest
 from helpers import DIGITS, ROOT, TOY, load
 
-from common import laws
+from common import checkpoint, laws, mesh, tree
+from common.program import initial_state, prepare
 
 CONFIGS = {
     "mlp": (f"{DIGITS}:mlp", {"model.dropout": 0.1, "augment.crop_padding": 1}),
@@ -83,14 +91,149 @@ def test_data_parallel_changes_nothing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_no_mesh_changes_anything(name):
-    laws.mesh_changes_nothing(config(name), laws.meshes(8))
+@pytest.mark.parametrize("name", TEXT)
+def test_three_axes_at_once_change_nothing(name):
+    laws.mesh_changes_nothing(config(name), [(2, 2, 2)])
+
+
+@pytest.fixture
+def compiled_in_haste():
+    """XLA divides the program over the devices as ever, and spares its code generator's pains: to
+    compile is what takes time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def undivided(monkeypatch):
+    """The dimensions that a mesh was to split, and that stayed whole because it does not divide
+    them."""
+    found, spec = set(), mesh.spec
+
+    def watched(layout, names, shape, where=""):
+        parts = spec(layout, names, shape, where)
+        for name, size, part in zip(names, shape, parts, strict=True):
+            ways = [layout.mesh.shape[axis] for axis in layout.rules.get(name, ())]
+            if part is None and size > 1 and max(ways, default=1) > 1:
+                found.add((where or "an activation", name, size))
+        return parts
+
+    monkeypatch.setattr(mesh, "spec", watched)
+    return found
+
+
+# Small, and every dimension that a table names is a multiple of eight. SGD, as Adam would hide a
+# gradient that is wrong by a factor; no dropout, which accumulation draws anew for each part.
+STEEP = {"optim.name": "sgd", "optim.lr": 0.3, "optim.direction.momentum": 0.9}
+STEEP |= {"optim.schedule": "constant", "optim.warmup": "0 steps", "train.batch_size": 32}
+BLOCK = {"model.layers": 1, "model.width": 64, "model.hidden": 64, "data.length": 16}
+BLOCK |= {"optim.multipliers": "()"}
+DIVIDED = {
+    "cnn": STEEP | {"model.widths": "(8, 16)"},
+    "mlm": STEEP | BLOCK | {"model.heads": 8, "model.dropout": None, "data.vocab_size": 144},
+    "clm": STEEP | BLOCK | {"model.heads": 16, "model.kv_heads": 8, "data.vocab_size": 304},
+}
+
+
+@functools.cache
+def losses_alone(name: str) -> list[float]:
+    losses, _ = laws.train_losses(laws.on_mesh(config(name, **DIVIDED[name]), (1, 1, 1)), 10)
+    assert max(losses) - min(losses) > 0.01 * max(losses)  # else equality would say little
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("shape", laws.meshes(8), ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("name", DIVIDED)
+def test_no_mesh_changes_anything(name, shape, accumulate, compiled_in_haste, undivided):
+    divided = config(name, **DIVIDED[name], **{"train.accumulate": accumulate})
+    laws.mesh_changes_nothing(divided, [shape], alone=losses_alone(name))
+    assert not undivided
+
+
+@pytest.mark.slow
+def test_no_mesh_changes_the_toy(compiled_in_haste):
+    laws.mesh_changes_nothing(config("toy"), laws.meshes(8))
+
+
+def test_batch_statistics_are_those_of_the_whole_batch():
+    # After one step: Adam then moves the bias in front of the norm, whose gradient is noise.
+    _, one = laws.train_losses(laws.on_mesh(config("toy"), (1, 1, 1)), 1)
+    _, eight = laws.train_losses(laws.on_mesh(config("toy"), (8, 1, 1)), 1)
+    assert set(one.extra["batch_stats"]["norm"]) == {"mean", "var"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), one.extra, eight.extra)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("mlp", [(1, 8, 1), (2, 2, 2)]),
+        *(pytest.param(n, laws.meshes(8), marks=pytest.mark.slow, id=n) for n in DIVIDED),
+    ],
+)
+def test_checkpoint_fits_any_mesh(name, shapes, compiled_in_haste):
+    laws.checkpoint_fits_any_mesh(config(name, **DIVIDED.get(name, {})), shapes)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_optimizer_and_average_live_where_their_parameters_live(shape):
+    # Muon has momenta for the matrices and Adam's for the rest.
+    muon = {"optim.name": "muon", "train.average": 0.9}
+    like = laws.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), shape).like
+    params = tree.flatten(like.params)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in params.values())
+    for part in (like.opt_state, like.average):
+        found = set()
+        for path, leaf in tree.flatten(part).items():
+            for name, owner in params.items():
+                if path.endswith(f"/{name}") and leaf.shape == owner.shape:
+                    assert leaf.sharding.is_equivalent_to(owner.sharding, leaf.ndim), path
+                    found.add(name)
+        assert found == set(params)
+
+
+def test_fsdp_divides_the_memory_of_the_state():
+    muon = {"optim.name": "muon", "train.average": 0.9}
+    made = laws.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), (1, 8, 1))
+    with jax.set_mesh(made.layout.mesh):
+        leaves = jax.tree.leaves(initial_state(made))
+    total = sum(leaf.nbytes for leaf in leaves)
+    for device in jax.devices():
+        here = sum(
+            s.data.nbytes for x in leaves for s in x.addressable_shards if s.device == device
+        )
+        assert here < 1.35 * total / 8
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_bfloat16_is_for_the_computation_alone(name):
+    made = prepare(config(name, **{"model.dtype": "bfloat16", "train.average": 0.9}))
+    with jax.set_mesh(made.layout.mesh):
+        step = jax.make_jaxpr(made.step, return_shape=True)
+        program, (state, terms, _) = step(made.hypers, made.like, {}, made.resident)
+    assert "bf16[" in str(program)
+    kept = tree.flatten(state) | tree.flatten(terms)
+    assert {str(leaf.dtype) for leaf in kept.values()} <= {"float32", "int32", "uint32"}
+    for like, leaf in zip(jax.tree.leaves(made.like), jax.tree.leaves(state), strict=True):
+        assert like.dtype == leaf.dtype
 
 
 @pytest.mark.parametrize("name", MOSTLY)
 def test_accumulation_changes_nothing(name):
     laws.accumulation_changes_nothing(config(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "toy"])
+def test_rows_are_independent(name):
+    laws.rows_are_independent(config(name))
+
+
+def test_rows_that_are_said_to_mix_are_left_alone():
+    with pytest.raises(laws.DoesNotApply, match="rows_independent=False"):
+        laws.rows_are_independent(config("toy"))
 
 
 @pytest.mark.parametrize("name", MOSTLY)
@@ -193,3 +336,90 @@ def test_an_idle_partition_row_is_seen(monkeypatch):
         laws.parameters_are_plain(
             broken_toy(monkeypatch, partition=lambda t: (*t, ("nowhere/kernel", (None,))))
         )
+
+
+def test_a_state_that_restores_as_another_is_seen(monkeypatch, compiled_in_haste):
+    restore = checkpoint.Checkpoints.restore
+
+    def other(self, like):
+        state, step = restore(self, like)
+        first = lambda path, x: -x if path == "head/bias" else x
+        return state._replace(params=tree.map_paths(first, state.params)), step
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "restore", other)
+    with pytest.raises(laws.Broken, match="another state"):
+        laws.checkpoint_fits_any_mesh(config("mlp"), [(1, 8, 1), (2, 2, 2)], steps=1)
+
+
+# -------------------------------------------------------------------------- a task of a user's own
+
+PRICES = pathlib.Path(ROOT, "tests/support/toy_prices.py")
+ERROR = 'batch["x"]) - batch["y"]'
+TERM = '(jnp.sum(batch["valid"] * error**2), batch["valid"].sum())'
+
+
+def own(folder, name: str, old: str = "", new: str = "") -> str:
+    """The path of a task in a file of its own, with a part of it replaced."""
+    text = PRICES.read_text()
+    assert not old or text.count(old) == 1
+    path = pathlib.Path(folder, f"{name}.py")
+    path.write_text(text.replace(old, new) if old else text)
+    return str(path)
+
+
+@pytest.fixture
+def some_laws(monkeypatch):
+    """Those that take no training; and a path that is as before when the test ends."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    names = ("1 position is step", "3 rows independent", "4 means are exact", "5 no dead knob")
+    monkeypatch.setattr(laws, "LAWS", {name: laws.LAWS[name] for name in names})
+
+
+def test_a_task_of_ones_own_holds_them(tmp_path, capsys, some_laws):
+    assert laws.main([own(tmp_path, "prices"), "--config.data.size=70"]) == 0
+    said = capsys.readouterr().out
+    assert "prices, on 8 devices" in said
+    assert "evals.test.batch_size=16" in said  # it is 10 there
+    assert said.count("holds") == 4
+    assert said.endswith("4 of 4 laws hold\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        (ERROR, f"{ERROR}\n        error = error - error.mean()", "over 1, 2 and 5"),
+        (TERM, "(jnp.mean(error**2), 1.0)", "over 1, 2 and 5"),
+        (TERM, "(jnp.sum(error**2), 1.0 * len(error))", "rows whose `valid` is 0"),
+    ],
+    ids=["centred", "mean", "padding"],
+)
+def test_a_loss_that_mixes_rows_is_seen(tmp_path, request, some_laws, old, new, found):
+    name = f"prices_{request.node.callspec.id}"
+    task = laws.bare(own(tmp_path, name, old, new), [])
+    with pytest.raises(laws.Broken, match=found):
+        laws.rows_are_independent(task)
+
+
+def test_a_task_that_raises_is_broken_and_told_where(tmp_path, capsys, some_laws):
+    old = 'model.apply({"params": params}, batch["x"])'
+    file = own(tmp_path, "prices_raises", old, old.replace('batch["x"]', 'batch["x"], 3'))
+    line = 1 + PRICES.read_text().split(old)[0].count("\n")
+    assert laws.main([file]) == 1
+    said = capsys.readouterr().out
+    assert "TypeError: Net.__call__() takes 2 positional arguments but 3 were given" in said
+    assert f"prices_raises.py:{line}, in loss" in "".join(said.split("\n" + " " * 36))
+    assert "as above" in said
+    assert said.endswith("1 of 4 laws hold\n")
+
+
+@pytest.mark.slow
+def test_the_laws_are_a_command_for_a_task_of_ones_own(tmp_path):
+    (tmp_path / "my").mkdir()
+    own(tmp_path / "my", "prices")
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    command = [sys.executable, "-m", "common.laws", "my.prices", "--config.train.batch_size", "30"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "my.prices, on 8 devices (cpu)" in done.stdout
+    assert "train.batch_size=32" in done.stdout
+    assert f"{len(laws.LAWS)} of {len(laws.LAWS)} laws hold" in done.stdout

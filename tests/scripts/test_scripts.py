@@ -143,3 +143,13 @@ def test_the_laws_are_a_command(capsys, monkeypatch):
         cli.exit(lambda: laws.main(["--config", MLP]))
     assert ended.value.code == 0
     assert "2 of 2 laws hold" in capsys.readouterr().out
+    for words, message in (
+        ([], "name a task, my.task or FILE.py, or --config"),
+        (["nowhere.py"], "no such file: nowhere.py"),
+        (["my.task"], "there is no module 'my.task'"),
+        (["vision.classify", "--config.data.foldr=3"], "did you mean 'data.folder'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.exit(lambda words=words: laws.main(words))
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
