@@ -1,5 +1,4 @@
-"""The machine around a run: processes, preemption, the compilation cache, profiles, device
-facts."""
+"""The machine around a run: preemption, the compilation cache, profiles, device facts."""
 
 import contextlib
 import os
@@ -14,6 +13,7 @@ from importlib import metadata
 import jax
 from jax.experimental import multihost_utils
 
+from common import processes
 from common.config import require
 
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
@@ -29,8 +29,11 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
         `~/.cache/touchstone`; "none" keeps none.
       profile: the steps to profile, as "10:20", into WORKDIR/profile; "" is none (see `profiled`).
 
-    Joins the other processes of the run if JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID) says that there are any.
+    Joins the other processes of the run if there are any; see `processes.join`.
+
+    Raises:
+      BadInput: for a value out of range.
+      Lost: if another process is not there.
     """
     profiled(profile)
     if deterministic:
@@ -43,15 +46,7 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
         folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
-        if os.environ.get("JAX_PLATFORMS") == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        number = lambda name: int(os.environ[name]) if name in os.environ else None
-        jax.distributed.initialize(
-            coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
-            num_processes=number("JAX_NUM_PROCESSES"),
-            process_id=number("JAX_PROCESS_ID"),
-        )
+    processes.join()
 
 
 def is_main() -> bool:
@@ -73,6 +68,9 @@ def profiled(text: str) -> range:
 class Preemption:
     """Turns SIGTERM and SIGINT into a question asked once a step. A second signal ends at once.
 
+    With several processes SIGTERM is jax's, which tells all of them; SIGINT is passed on as one,
+    and only the second one is an interrupt.
+
     Use as a context manager; the old handlers come back behind it.
     """
 
@@ -81,10 +79,10 @@ class Preemption:
         self._old: dict = {}
 
     def __enter__(self):
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-                    self._old[number] = signal.signal(number, self._notice)
+        several = jax.process_count() > 1
+        for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+                self._old[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_):
@@ -94,6 +92,8 @@ class Preemption:
     def _notice(self, number, _frame):
         self.signal = number
         self.__exit__()
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def noticed(self, step: int) -> bool:
         """Whether to save and leave now; with several processes all get the same answer at

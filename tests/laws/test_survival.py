@@ -1,12 +1,18 @@
 """Real processes of scripts/train.py, killed and told to end; the same command goes on, bit for
 bit."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
+import process_kills
 import pytest
-from helpers import DIGITS, finish, result, start, timeless
+from helpers import DIGITS, ROOT, finish, free_port, result, start, start_all, timeless
+
+from common import processes
 
 RUN = (
     "--config",
@@ -76,3 +82,92 @@ def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
     assert kills == 10, f"the run ended after {kills} kills: make it longer"
     finish(start("train", *command))
     same(tmp_path / "whole", tmp_path / "cut")
+
+
+# -------------------------------------------------------------------------------- several processes
+
+
+def begin(workdir, count: int = 2):
+    """A long run of several processes that has logged its first steps."""
+    command = *RUN, "--config.train.duration=50000 steps", "--workdir", str(workdir)
+    started = start_all("train", *command, processes=count)
+    process_kills.wait_until(lambda: process_kills.last_step(workdir) > 0, started)
+    return started
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_all_processes_save_when_one_is_told_to_end(tmp_path, number):
+    started = begin(tmp_path)
+    started[1].send_signal(number)
+    said = [finish(process, 75).splitlines()[-1] for process in started]
+    assert said[0] == said[1]
+    step = int(said[0].split("saved step ")[1].split(";")[0])
+    assert (tmp_path / "checkpoints" / str(step)).exists()
+    assert said[0].endswith("run the same command again to go on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "of"), [(0, 2), (1, 2), (2, 4)])
+def test_a_killed_process_ends_the_others(tmp_path, victim, of):
+    started = begin(tmp_path, of)
+    started[victim].kill()
+    for i, process in enumerate(started):
+        if i != victim:
+            said = finish(process, processes.LOST)
+            # When process 0 is gone, jax may notice first, and says it in its own words.
+            in_a_line = said.splitlines()[-1].startswith("error: another process of this run ended")
+            assert in_a_line or (victim == 0 and "another task died" in said)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_ends_the_others(tmp_path, failing):
+    command = *RUN, "--workdir", str(tmp_path / "run")
+    place = "--coordinator", f"localhost:{free_port()}", "--processes", "2"
+    wrong = [(), ()]
+    wrong[failing] = ("--config.mesh.tensor=3",)
+    started = [
+        start("train", *command, *place, "--process", str(i), *wrong[i], devices=2) for i in (0, 1)
+    ]
+    said = finish(started[failing], 2)
+    assert said.startswith("error: ")
+    other = finish(started[1 - failing], processes.LOST)
+    assert f"process {failing}: {said.splitlines()[0][7:60]}" in other
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_in_vain_says_so(tmp_path):
+    code = (
+        "from common import cli, processes, runtime; processes.JOIN_SECONDS = 11;"
+        "cli.exit(runtime.start)"
+    )
+    started = []
+    for number in ("0", "1"):
+        env = {
+            "PYTHONPATH": str(ROOT),
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": number,
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=os.environ | env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in started:
+        first, second = finish(process, processes.LOST).splitlines()
+        assert first.startswith("waiting for the other processes of the run (localhost:")
+        assert second.startswith("error: no answer from the other processes (localhost:")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_killed_at_random_ends_the_same(tmp_path):
+    """TOUCHSTONE_KILLS=30 kills more often."""
+    process_kills.survive(tmp_path, int(os.environ.get("TOUCHSTONE_KILLS", "5")))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -56,6 +57,24 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out if code == 0 else err
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def start_all(
+    name: str, *argv: str, processes: int, devices: int = 4, **env: str
+) -> list[subprocess.Popen]:
+    """Starts scripts/NAME.py as processes of one run, with `devices` in all."""
+    own = [()]
+    if processes > 1:
+        said = "--coordinator", f"localhost:{free_port()}", "--processes", str(processes)
+        own = [(*said, "--process", str(i)) for i in range(processes)]
+    return [start(name, *argv, *words, devices=devices // processes, **env) for words in own]
 
 
 def timeless(workdir) -> list[dict]:
