@@ -4,12 +4,19 @@ this.
 The digest, shape and dtype of every tensor are saved inside the same Orbax step as the tensors, and
 recomputed when they are read: bytes that changed on the way are found, and the newest good step is
 used instead, with a warning. A checkpoint of another model is an error that lists the differences.
+
+Where several processes share a run, they agree on what each of them found before they go on, so
+that none waits for one that has given up (`together`).
 """
 
 import contextlib
+import errno
 import itertools
+import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -17,20 +24,110 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from common import tree
 from common.config import BadInput, require
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 
-
-NOT_DAMAGE = (PermissionError, ConnectionError, TimeoutError, MemoryError)
+# Errors that say nothing about the bytes of a checkpoint, as Python and as TensorStore spell them.
+NOT_DAMAGE = (PermissionError, ConnectionError, TimeoutError)
+NOT_DAMAGE_NUMBERS = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
+NOT_DAMAGE_STATUS = re.compile(
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED)"
+)
 
 
 def absolute(folder: epath.PathLike) -> epath.Path:
     """A workdir as Orbax wants it: absolute, or with its scheme."""
     folder = epath.Path(folder)
     return folder if "://" in str(folder) else folder.expanduser().absolute()
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be read or is not what was saved."""
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """The errno behind an exception, also where TensorStore spells it in a message; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        spelled = re.search(r"os_error_code='(\d+)'", str(error))
+        if spelled:
+            return int(spelled[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _refusals(folder):
+    """What the file system refuses is raised as one `OSError`, whatever library ran into it."""
+    try:
+        yield
+    except Exception as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(folder)) from error
+
+
+@contextlib.contextmanager
+def together():
+    """A part of the work that every process does for itself: if it fails in one, it fails in all.
+
+    All processes of the run must come by. With one process it does nothing.
+
+    Raises:
+      the process's own error if it has one; elsewhere what another process ran into: `BadInput`
+      or `OSError` in the same words, and `RuntimeError` for anything else.
+    """
+    error = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    if jax.process_count() == 1:
+        if error is not None:
+            raise error
+        return
+    said = gather(None if error is None else _spell(error))
+    if error is not None:
+        raise error
+    for other, words in enumerate(said):
+        if words is not None:
+            raise _unspell(other, *words)
+
+
+def _spell(error: Exception) -> list:
+    if isinstance(error, OSError) and error.errno:
+        return ["OSError", error.errno, error.strerror, str(error.filename)]
+    return [type(error).__name__, str(error)]
+
+
+def _unspell(process: int, kind: str, *words) -> Exception:
+    kinds = {"OSError": OSError, "BadInput": BadInput, "_Damaged": _Damaged}
+    if kind in kinds:
+        return kinds[kind](*words)
+    return RuntimeError(f"process {process}: {kind}: {' '.join(map(str, words))}")
+
+
+def gather(value) -> list:
+    """A small value that JSON can say from each process, in their order. All must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(raw.size))).reshape(-1)
+    padded = np.full(sizes.max(), ord(" "), np.uint8)
+    padded[: raw.size] = raw
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+
+
+# ------------------------------------------------------------------------------------------- saving
 
 
 class Policy(NamedTuple):
@@ -119,6 +216,25 @@ def _structure(state) -> dict[str, list]:
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in tree.flatten(state).items()}
 
 
+def steps_in(workdir: epath.PathLike) -> list[int]:
+    """The steps of the checkpoints that are complete on disk, in increasing order."""
+    folder = absolute(workdir) / "checkpoints"
+    found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
+    return sorted(checkpoint.step for checkpoint in found)
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier between the threads that save, except that a save that failed passes on.
+
+    Orbax comes by on its way out of an error, too, and would wait there for processes whose save
+    waits for this one: for 20 minutes, in which nobody says what is wrong.
+    """
+    error = sys.exc_info()[1]
+    if error is not None:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 class Checkpoints:
     """The checkpoints of a workdir. Close it: saves are asynchronous."""
 
@@ -127,38 +243,44 @@ class Checkpoints:
     ):
         """Opens `workdir/checkpoints`; without a `rule` for reading only, creating nothing."""
         self._folder = absolute(workdir) / "checkpoints"
-        self._manager, self._writing = None, rule is not None
-        if rule is not None or self._folder.exists():
-            options = ocp.CheckpointManagerOptions(
-                create=rule is not None,
-                read_only=rule is None,
-                preservation_policy=None if rule is None else _Preserve(rule, history),
-                enable_async_checkpointing=True,
-            )
-            handlers = {
-                "state": ocp.StandardCheckpointHandler(),
-                "digests": ocp.JsonCheckpointHandler(),
-            }
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_handlers=handlers
-            )
+        self._states, self._records = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+        self._manager = None
+        if rule is None:
+            return
+        with together():
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            preservation_policy=_Preserve(rule, history),
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
+        )
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "digests": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
-        """The steps that there are, in increasing order."""
-        return sorted(self._manager.all_steps()) if self._manager else []
+        """The steps that are complete on disk, in increasing order."""
+        return steps_in(self._folder.parent)
 
     def save(self, step: int, state) -> None:
-        """Starts to save a state; the arrays may be donated as soon as this returns."""
+        """Starts to save a state; the arrays may be donated as soon as this returns.
+
+        Raises:
+          OSError: what the file system refuses (it is full, say), now or while the save before
+            this one was going on. What was refused is no checkpoint.
+        """
         digests = jax.device_get(tree.digests(state))
         record = {p: [*s, int(digests[p])] for p, s in _structure(state).items()}
         # Orbax stores dicts; a NamedTuple goes as its fields.
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
         )
+        with _refusals(self._folder):
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, like, step: int | None = None) -> tuple[Any, int] | None:
         """Reads and verifies a state, onto the shardings of `like`.
@@ -169,14 +291,21 @@ class Checkpoints:
             warning, and then moved to `workdir/damaged_checkpoint_STEP` unless opened for reading
             only.
 
+        With several processes each reads its part of the files, and all agree on each candidate:
+        what one of them finds damaged, all pass over. No barrier of Orbax is crossed, and what one
+        raises, all raise. What is left is a process that is killed or hangs in a read: the others
+        wait until the coordination service ends them.
+
         Returns:
           (state, step), or None where there is no checkpoint at all.
 
         Raises:
-          BadInput: if the checkpoint is of another structure, the step that was asked for does not
-            exist or is damaged, or there are checkpoints but none is whole.
+          BadInput: if the checkpoint is of another structure or cannot be read for a reason that is
+            not damage, the step that was asked for does not exist or is damaged, or there are
+            checkpoints but none is whole.
         """
-        steps = self.steps()
+        self.wait()
+        steps = self._agreed_steps()
         if step is not None:
             require(
                 step in steps, f"no checkpoint of step {step} in {self._folder}; there are {steps}"
@@ -194,80 +323,103 @@ class Checkpoints:
                 damaged.append(candidate)
                 continue
             # Only now: if none were whole, all stay where they are, for a person to look at.
-            if self._writing:
+            if self._manager:
                 for bad in damaged:
                     self._set_aside(bad)
             return state, candidate
+        if not self._manager and self._agreed_steps() != steps:
+            return self.restore(like)  # of a run that is alive, and has saved and deleted meanwhile
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
 
-    def _read(self, like, step: int):
+    def _agreed_steps(self) -> list[int]:
+        """The steps that every process sees."""
+        with together():
+            own = self.steps()
+        return sorted(set.intersection(*map(set, gather(own))))
+
+    def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """{path: shape and dtype} of what a step holds. Raises `BadInput` if that is damaged."""
         try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(digests=ocp.args.JsonRestore())
-            ).digests
-            saved = {path: entry[:2] for path, entry in record.items()}
-            stored = self._manager.item_metadata(step).state
-            stored = {
-                p: [list(m.shape), str(np.dtype(m.dtype))]
-                for p, m in tree.flatten(stored.tree).items()
-            }
-        except NOT_DAMAGE:
+            with together(), self._reading(step):
+                return self._stored(step)
+        except _Damaged as damage:
+            raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
+
+    def _stored(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        stored = tree.flatten(self._states.metadata(self._folder / str(step) / "state").tree)
+        return {p: jax.ShapeDtypeStruct(m.shape, np.dtype(m.dtype)) for p, m in stored.items()}
+
+    @contextlib.contextmanager
+    def _reading(self, step: int):
+        """Tells damage from what is none: errors are raised as `_Damaged`, `BadInput`, or as they
+        are."""
+        try:
+            yield
+        except (BadInput, _Damaged, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            raise _Damaged(_first_line(error)) from error
-        if saved != {p: [s, str(np.dtype(d))] for p, (s, d) in stored.items()}:
-            raise _Damaged("its two records of names, shapes and dtypes differ")
-        if saved != _structure(like):
-            raise BadInput(
-                f"the checkpoint of step {step} in {self._folder} is of another model or "
-                f"optimizer: {differences(saved, _structure(like))}"
+            damage = (
+                not isinstance(error, NOT_DAMAGE)
+                and error_number(error) not in NOT_DAMAGE_NUMBERS
+                and not NOT_DAMAGE_STATUS.match(str(error))
             )
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dicts(like)))
-            ).state
-            leaves = tree.flatten(restored)
+            if damage:
+                raise _Damaged(_first_line(error)) from error
+            where = f"the checkpoint of step {step} in {self._folder}"
+            raise BadInput(f"{where} cannot be read: {_first_line(error)}") from error
+
+    def _read(self, like, step: int):
+        folder, wanted = self._folder / str(step), _structure(like)
+        with together(), self._reading(step):
+            record = self._records.restore(folder / "digests")
+            saved = {path: [shape, dtype] for path, (shape, dtype, _) in record.items()}
+            if saved != _structure(self._stored(step)):
+                raise _Damaged("its two records of names, shapes and dtypes differ")
+            require(
+                saved == wanted,
+                f"the checkpoint of step {step} in {self._folder} is of another model or "
+                f"optimizer: {differences(saved, wanted)}",
+            )
+        with together(), self._reading(step):
+            args = ocp.args.StandardRestore(_as_dicts(like))
+            leaves = tree.flatten(self._states.restore(folder / "state", args=args))
             state = jax.tree.unflatten(
                 jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)]
             )
-            found = jax.device_get(tree.digests(state))
-        except NOT_DAMAGE:
-            raise
-        except Exception as error:
-            raise _Damaged(_first_line(error)) from error
+        # Computed by all processes at once, and so the same in all.
+        found = jax.device_get(tree.digests(state))
         wrong = [path for path, entry in record.items() if int(found[path]) != entry[2]]
         if wrong:
             raise _Damaged(f"{len(wrong)} tensors are not what was saved, {wrong[0]} first")
         return state
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            for number in itertools.count():
-                suffix = f"_{number}" if number else ""
-                aside = self._folder.parent / f"damaged_checkpoint_{step}{suffix}"
-                if not aside.exists():
-                    break
-            (self._folder / str(step)).rename(aside)
-            logging.warning("moved it to %s", aside)
-        if jax.process_count() > 1:
-            jax.experimental.multihost_utils.sync_global_devices(f"set aside {step}")
+        with together():
+            if jax.process_index() == 0:
+                for number in itertools.count():
+                    suffix = f"_{number}" if number else ""
+                    aside = self._folder.parent / f"damaged_checkpoint_{step}{suffix}"
+                    if not aside.exists():
+                        break
+                (self._folder / str(step)).rename(aside)
+                logging.warning("moved it to %s", aside)
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises what a save in the background ran into."""
+        """Returns when every save is on disk; raises what a save in the background ran into, as
+        `save` does."""
         if self._manager:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            with _refusals(self._folder):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits and lets go."""
+        """Waits and lets go; raises as `wait` does."""
+        self._states.close()
         if self._manager:
-            self._manager.close()
-
-
-class _Damaged(Exception):
-    """A checkpoint that cannot be read or is not what was saved."""
+            with _refusals(self._folder):
+                self._manager.close()
 
 
 def _first_line(error: Exception) -> str:
@@ -368,13 +520,12 @@ def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]
             step in steps,
             f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
         )
-        metadata = tree.flatten(there._manager.item_metadata(step).state.tree)
         # Whole on every device: the run may have had others.
         auto = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        struct = lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
-        whole = {path: struct(m) for path, m in metadata.items()}
+        struct = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
+        whole = {path: struct(s) for path, s in there.shapes(step).items()}
         with jax.set_mesh(mesh):
             values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
     params = {p[7:]: v for p, v in values.items() if p.startswith("params/")}

@@ -2,12 +2,22 @@
 
 import argparse
 import logging
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 
 import absl.logging
+import jax
 
-from common import config, program, runtime, train
+from common import config, processes, program, runtime, train
+
+PLACE = {
+    "--coordinator": "JAX_COORDINATOR_ADDRESS",
+    "--processes": "JAX_NUM_PROCESSES",
+    "--process": "JAX_PROCESS_ID",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,35 +33,73 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_config(to: argparse.ArgumentParser) -> None:
-    """Adds --config FILE.py[:ARG]; keys are overridden as --config.KEY=VALUE."""
+    """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE, and where this
+    process stands among others, for where they do not find each other (`processes.join`)."""
     to.add_argument(
         "--config", required=True, help="FILE.py or FILE.py:ARG; keys as --config.KEY=VALUE"
     )
+    several = to.add_argument_group(
+        "several processes", "found on TPUs, by SLURM, Open MPI, Kubernetes; to be said elsewhere"
+    )
+    for (flag, _), text in zip(
+        PLACE.items(),
+        ("HOST:PORT where process 0 is to listen", "how many", "which one this is, from 0"),
+        strict=True,
+    ):
+        several.add_argument(flag, help=text)
 
 
 def parse(by: argparse.ArgumentParser, argv=None):
     """(arguments, completed config): what `by` does not know must be overrides of the config."""
     args, rest = by.parse_known_args(argv)
+    for flag, variable in PLACE.items():
+        value = getattr(args, flag[2:])
+        if value is not None:
+            os.environ[variable] = value
     return args, config.load(args.config, rest, program.sections)
 
 
 def exit(main: Callable[[], int]) -> None:
-    """Runs `main` and ends the process with its exit code; what is not a bug is one line."""
+    """Runs `main` and ends the process with its exit code; what is not a bug is one line.
+
+    One process of several that fails does not wait for the others, nor they for it: `processes`.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    absl.logging.set_verbosity("error")  # libraries' remarks; ours go through `logging`
+    # Libraries' remarks, and errors that they raise as well; ours go through `logging`.
+    absl.logging.set_verbosity("fatal")
+    logging.getLogger("asyncio").setLevel("CRITICAL")
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _unraisable
+    said = None
     try:
         code = main()
     except config.BadInput as error:
-        code = _say(2, error)
-    except train.NotFinite as error:
-        code = _say(1, error)
+        code, said = 2, error
+    except (train.NotFinite, train.CannotWrite) as error:
+        code, said = 1, error
     except train.Preempted as error:
-        code = _say(runtime.PREEMPTED, f"{error}; run the same command again to go on")
+        code, said = runtime.PREEMPTED, f"{error}; run the same command again to go on"
+    except processes.Lost as error:
+        code, said = processes.LOST, f"{error}; start all processes again"
     except KeyboardInterrupt:
-        code = _say(130, "interrupted; the newest checkpoint is kept")
+        code, said = 130, "interrupted; the newest checkpoint is kept"
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if processes.is_lost(error):
+            processes.give_up(error)
+        traceback.print_exc()
+        code, said = 1, f"{type(error).__name__}: {error}"
+    if said is not None:
+        print(said if code == runtime.PREEMPTED else f"error: {said}", file=sys.stderr)
+    if jax.distributed.is_initialized() and code not in (0, runtime.PREEMPTED):
+        processes.leave(code, str(said))
     sys.exit(code)
 
 
-def _say(code: int, error) -> int:
-    print(f"error: {error}" if code != runtime.PREEMPTED else str(error), file=sys.stderr)
-    return code
+def _unraisable(found) -> None:
+    """Leaves out the remains of reads and writes that Orbax gives up when one of them fails."""
+    code = getattr(found.object, "cr_code", None)
+    given_up = code is not None and "orbax" in code.co_filename
+    if not given_up and str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)

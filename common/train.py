@@ -6,14 +6,16 @@ saved, and a run that was killed ends bit for bit like one that was not.
 """
 
 import contextlib
+import errno
 import itertools
+import os
 import zlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from common import checkpoint, data, log, runtime, tree, workdir
+from common import checkpoint, chips, data, log, runtime, tree, workdir
 from common.config import call, choice, plain, require
 from common.program import Program, initial_state, metric_keys, prepare, should_stop
 from common.step import Plan, TrainState
@@ -26,6 +28,10 @@ class NotFinite(Exception):
 
 class Preempted(Exception):
     """The state is saved; run the same command again to go on."""
+
+
+class CannotWrite(Exception):
+    """The file system takes no more: it is full, say. The newest checkpoint is whole."""
 
 
 # ------------------------------------------------------------------------------- evaluation and
@@ -152,11 +158,8 @@ def _read(step: int, terms, finite, plan: Plan, metrics: log.Log, progress: log.
         return
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {f"train/{n}": s / w for n, (s, w) in jax.device_get(terms).items()}
-    clock = {
-        "time/seconds": round(progress.seconds(), 3),
-        "time/examples_per_second": round(progress.examples_per_second(), 1),
-    }
-    metrics.write(step, values | clock)
+    clock = {"seconds": round(progress.seconds(), 3), **progress.speeds()}
+    metrics.write(step, values | {f"time/{name}": value for name, value in clock.items()})
     progress.show(step, {n: float(v) for n, v in values.items() if np.ndim(v) == 0})
 
 
@@ -196,35 +199,62 @@ def run(config, folder, *, show: bool = True) -> dict:
       What `result.json` holds: steps, eval, wall_seconds, examples_per_second, digest, parameters.
 
     Raises:
-      BadInput, NotFinite, Preempted: see there.
+      BadInput, NotFinite, Preempted, CannotWrite: see there.
     """
     config = config if isinstance(config, dict) else plain(config)
     call(runtime.start, config["runtime"])
     options = call(log.options, config["log"])
+    with workdir.Lock(folder) as lock, _refusals(folder):
+        return _run(config, folder, lock, options, show)
+
+
+@contextlib.contextmanager
+def _refusals(folder):
+    """Raises `CannotWrite`, with what is kept, for what the file system refuses in the workdir."""
+    refused = (*workdir.FULL, errno.EROFS)
+    try:
+        yield
+    except OSError as error:
+        where = os.fspath(error.filename or checkpoint.absolute(folder))
+        inside = where.startswith(os.fspath(checkpoint.absolute(folder)))
+        if error.errno is None or not (inside or error.errno in refused):
+            raise
+        kept = checkpoint.steps_in(folder)[-1:]
+        raise CannotWrite(
+            f"{os.strerror(error.errno).lower()}: {where}; "
+            + (f"the checkpoint of step {kept[0]} is whole" if kept else "no step is saved yet")
+            + ("; make room" if error.errno in workdir.FULL else "; mend that")
+            + " and run the same command again"
+        ) from error
+
+
+def _run(config: dict, folder, lock: workdir.Lock, options: dict, show: bool) -> dict:
     program = prepare(config)
     with jax.set_mesh(program.layout.mesh):
         # What the user asked to begin with is found, or found missing, before anything is written.
-        fresh = None if workdir.begun(folder) else initial_state(program)
-        with contextlib.closing(checkpoint.Checkpoints(folder)) as there:
-            done = there.steps()
+        begun = any(checkpoint.gather(workdir.begun(folder)))
+        fresh = None if begun else initial_state(program)
+        done = checkpoint.steps_in(folder)
         require(
             not done or done[-1] <= program.plan.total,
             f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
         )
         prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-        folder = workdir.claim(folder, config, prints, runtime.is_main(), program.task.files)
+        main, files = runtime.is_main(), program.task.files
+        folder = workdir.claim(folder, config, prints, main, files, lock)
 
         history: list[dict] = []
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
         try:
             restored = checkpoints.restore(program.like)
             state, step = restored or (fresh or initial_state(program), 0)
+            # A percentage may have been of another duration.
+            log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
+            workdir.mend_log(folder, step, log_every, main)
             name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
-            metrics = log.Log(
-                folder, step, writing=runtime.is_main(), name=name, config=config, **options
-            )
+            metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)
             history = metrics.history
-            progress = _progress(program, history, step, show and runtime.is_main())
+            progress = _progress(program, history, step, show and main)
             progress.say(_headline(program, folder, step))
             try:
                 with runtime.Preemption() as preemption:
@@ -245,14 +275,15 @@ def run(config, folder, *, show: bool = True) -> dict:
         "steps": int(state.step),
         "eval": _last_values(metrics.history, int(state.step)),
         "wall_seconds": round(progress.seconds(), 2),
-        "examples_per_second": _last_speed(metrics.history),
+        "examples_per_second": None,
+        **_last_speeds(metrics.history),
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params),
     }
-    before = workdir.read_result(folder)
-    if before is not None and before["digest"] == result["digest"]:
+    before = workdir.read_result(folder) or {}
+    if all(before.get(k) == result[k] for k in ("steps", "eval", "digest", "parameters")):
         return before  # finished before: what it took is what it took then
-    if runtime.is_main():
+    if main:
         workdir.finish(folder, result)
     return result
 
@@ -260,8 +291,18 @@ def run(config, folder, *, show: bool = True) -> dict:
 def _progress(program: Program, history: list[dict], step: int, show: bool) -> log.Progress:
     """The clock of a run, going on from the last line of its log."""
     clocks = [line["time/seconds"] for line in history if "time/seconds" in line]
-    plan = program.plan
-    return log.Progress(plan.total, plan.batch_size, step, max(clocks, default=0.0), show)
+    plan, task, devices = program.plan, program.task, program.layout.mesh.devices
+    return log.Progress(
+        plan.total,
+        plan.batch_size,
+        step,
+        max(clocks, default=0.0),
+        show,
+        flops=task.flops,
+        tokens=task.tokens,
+        chip=chips.of(devices.flat[0].device_kind),
+        devices=devices.size,
+    )
 
 
 def _headline(program: Program, folder, step: int) -> str:
@@ -275,11 +316,11 @@ def _headline(program: Program, folder, step: int) -> str:
     )
 
 
-def _last_speed(history: list[dict]) -> float | None:
-    """Examples a second in the last line that says it."""
-    return next(
-        (v for v in (line.get("time/examples_per_second") for line in reversed(history)) if v), None
-    )
+def _last_speeds(history: list[dict]) -> dict[str, float]:
+    """Examples a second, and what `log.speeds` says beside it, of the last line that knows it."""
+    line = next((line for line in reversed(history) if line.get("time/examples_per_second")), {})
+    names = ("examples_per_second", "tokens_per_second", "mfu")
+    return {name: line[f"time/{name}"] for name in names if f"time/{name}" in line}
 
 
 def _last_values(history: list[dict], step: int) -> dict:
@@ -349,7 +390,7 @@ def opened(config: dict, folder, step: str = "latest"):
             best = checkpoint.parse_best("config.checkpoint.best", config["checkpoint"]["best"])
             require(best is not None, "--step best: the run's config.checkpoint.best is not set")
             there = checkpoints.steps()
-            kept = [s for s in checkpoint.best_steps(best, log.read(folder)) if s in there]
+            kept = [s for s in checkpoint.best_steps(best, workdir.read_log(folder)) if s in there]
             require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
             number = kept[0]
         elif step != "latest":

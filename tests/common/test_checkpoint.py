@@ -1,6 +1,11 @@
-"""Checkpoints: every kind of damage in every file is found, and what is kept is what should be."""
+"""Checkpoints: what is restored is what was saved, and what is kept is what should be.
 
+Every kind of damage in every file of one is tried in tests/laws/test_damage.py.
+"""
+
+import errno
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -63,37 +68,6 @@ def test_no_checkpoint_is_none(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-DAMAGES = {
-    "flip the first byte": lambda f: flip(f, 0),
-    "flip a middle byte": lambda f: flip(f, f.stat().st_size // 2),
-    "flip the last byte": lambda f: flip(f, f.stat().st_size - 1),
-    "cut in half": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
-    "empty": lambda f: f.write_bytes(b""),
-    "gone": lambda f: f.unlink(),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage, caplog):
-    saved(tmp_path / "good")
-    newest = tmp_path / "good/checkpoints/2"
-    files = [f.relative_to(newest) for f in sorted(newest.rglob("*")) if f.is_file()]
-    assert len(files) >= 8
-    fallbacks = 0
-    for file in files:
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(tmp_path / "good", tmp_path / "run")
-        victim = tmp_path / "run/checkpoints/2" / file
-        if victim.stat().st_size == 0:
-            continue
-        DAMAGES[damage](victim)
-        found, step = restore(tmp_path / "run")
-        # Whole, bit for bit: the damaged step where the file does not matter, else the one before.
-        assert tree.hexdigest(found) == tree.hexdigest(state(step)), (file, step)
-        fallbacks += step == 1
-    assert fallbacks >= 2
-
-
 def test_after_a_fallback_the_damaged_step_can_be_saved_again(tmp_path, caplog):
     saved(tmp_path)
     for file in (tmp_path / "checkpoints/2/state/d").iterdir():
@@ -120,11 +94,40 @@ def test_a_damaged_step_that_was_asked_for_is_an_error(tmp_path):
 def test_reading_only_moves_nothing(tmp_path):
     saved(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/2/state/d")
-    before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    (tmp_path / "checkpoints/3.orbax-checkpoint-tmp").mkdir()
+    contents = lambda: {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*"))}
+    before = contents()
     reader = checkpoint.Checkpoints(tmp_path)
+    assert reader.steps() == [1, 2]
     assert reader.restore(like())[1] == 1
     reader.close()
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
+    assert contents() == before
+
+
+def test_what_a_crash_left_half_written_is_no_checkpoint_and_is_cleared_away(tmp_path):
+    saved(tmp_path)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "2", folder / "9.orbax-checkpoint-tmp")
+    assert restore(tmp_path)[1] == 2
+    saved(tmp_path, (3,))
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_a_reader_finds_what_a_living_run_saves_and_deletes_meanwhile(tmp_path, monkeypatch):
+    saved(tmp_path, (1,))
+    reader = checkpoint.Checkpoints(tmp_path)
+    read = reader._records.restore
+
+    def late(folder):
+        if folder.parent.name == "1":
+            saved(tmp_path, (2,))
+            shutil.rmtree(tmp_path / "checkpoints/1")
+        return read(folder)
+
+    monkeypatch.setattr(reader._records, "restore", late)
+    found, step = reader.restore(like())
+    assert (step, tree.hexdigest(found)) == (2, tree.hexdigest(state(2)))
+    reader.close()
 
 
 def test_all_damaged_is_an_error(tmp_path):
@@ -137,17 +140,54 @@ def test_all_damaged_is_an_error(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_a_file_that_may_not_be_read_is_not_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (PermissionError("not yours"), BadInput),
+        (OSError(errno.EMFILE, "too many open files"), BadInput),
+        (ValueError("UNAVAILABLE: the store is away"), BadInput),
+        (MemoryError(), MemoryError),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), None),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damage(tmp_path, monkeypatch, error, raised):
     saved(tmp_path)
 
     def refuse(*args, **kwargs):
-        raise PermissionError("not yours")
+        raise error
 
     checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
-    monkeypatch.setattr(checkpoints._manager, "restore", refuse)
-    with pytest.raises(PermissionError):
+    monkeypatch.setattr(checkpoints._states, "restore", refuse)
+    with pytest.raises(
+        raised or type(error), match="cannot be read" if raised is BadInput else None
+    ):
         checkpoints.restore(like())
     assert checkpoints.steps() == [1, 2]
+
+
+def test_a_save_that_is_refused_is_an_error_and_no_checkpoint(tmp_path):
+    """A limit on the size of files, which any process may set itself, is as good as a full disk."""
+    saved(tmp_path)
+    large = {"step": jnp.uint32(3), "x": jax.random.normal(jax.random.key(0), (300, 300))}
+    checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
+
+    def save_and_wait():
+        checkpoints.save(3, large)
+        checkpoints.wait()
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            save_and_wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    assert refused.value.filename == str(tmp_path / "checkpoints")
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+    saved(tmp_path, (3,))
+    assert restore(tmp_path)[1] == 3
 
 
 def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
