@@ -9,7 +9,10 @@ Letters: B global batch, N examples in a set, b rows asked for.
 """
 
 import hashlib
+import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -138,9 +141,18 @@ class _ReadStep(grain.transforms.Map):
         return self.source.read(rows) | {"index": index, "valid": np.ones(len(rows), np.float32)}
 
 
-def _leave_interrupts_to_the_parent(*_) -> None:
-    """A terminal's Ctrl-C reaches workers too; the parent saves first, and then ends them."""
+def _begin_worker(*_) -> None:
+    """A terminal's Ctrl-C reaches workers too; the parent saves first, and then ends them. A parent
+    that was killed cannot: they see that it is gone, and go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_batches(
@@ -168,7 +180,7 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags; ours are elsewhere
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_begin_worker,
         )
     return prefetch(mesh.to_global(layout, batch_size, batch) for batch in batches)
 

@@ -58,7 +58,7 @@ def _spelled_range(numbers: list[int]) -> str:
     return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
 
 
-def _bytes(tree_of_arrays) -> int:
+def local_bytes(tree_of_arrays) -> int:
     """Bytes on one device."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
@@ -66,7 +66,8 @@ def _bytes(tree_of_arrays) -> int:
     )
 
 
-def _spelled(count: float) -> str:
+def spelled_bytes(count: float) -> str:
+    """1536 as "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.4g} {unit}"
@@ -97,9 +98,9 @@ def dry_run(config) -> str:
         "average": like.average,
         "resident data": program.resident,
     }
-    memory = [(name, _spelled(_bytes(part))) for name, part in parts.items()]
+    memory = [(name, spelled_bytes(local_bytes(part))) for name, part in parts.items()]
     if analysis is not None:
-        memory.append(("working memory of the step", _spelled(analysis.temp_size_in_bytes)))
+        memory.append(("working memory of the step", spelled_bytes(analysis.temp_size_in_bytes)))
     marks = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
     rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in marks]
     rows = data.order(program.config["seed"], 0, plan.batch_size, source.size)[:8]

@@ -1,8 +1,8 @@
 """Train a config: python scripts/train.py --config configs/vision/digits.py --workdir runs/digits
 
 Any key is overridden as --config.optim.lr=1e-3. The same command goes on where a killed run
-stopped. Exit codes: 0 done, 1 failed (a NaN, say), 2 bad input, 75 told to end and saved: run it
-again.
+stopped. Exit codes: 0 done; 1 failed (a NaN, or a full disk); 2 bad input; 6 another process of
+the run is gone, and 75 told to end and saved: start all of them again.
 """
 
 import json

@@ -26,6 +26,7 @@ VARIANTS = {
     "lm/crammed_bert": ("",),
     "lm/gpt_sotu": ("llama", "gpt2"),
     "lm/gpt2_small": ("gpt2", "llama"),
+    "lm/gpt_7b": ("",),
     "lm/finetune_reviews": ("",),
     "lm/finetune_topics": ("",),
 }
@@ -52,6 +53,7 @@ def built(name: str, folder) -> dict:
     """The config on fabricated data of the same shapes."""
     config = written(name)
     data, others = config["data"], {"data.folder": str(folder)}
+    others |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
     if name.startswith("lm/"):
         classes = {"reviews": 2, "topics": 11}.get(data["name"])
         kind, size = data["tokenizer"], data.get("vocab_size", 30522)
@@ -79,6 +81,10 @@ LARGE = {
     "lm/crammed_bert": {"model.layers": 1, "data.length": 32},
     "lm/gpt2_small:gpt2": {"model.layers": 1, "data.length": 32},
     "lm/gpt2_small:llama": {"model.layers": 1, "data.length": 32},
+    "lm/gpt_7b": {
+        **{"model.layers": 1, "model.width": 64, "model.heads": 4, "model.hidden": 96},
+        "data.length": 32,
+    },
     "lm/gpt_sotu:gpt2": {},
     "lm/gpt_sotu:llama": {},
     "lm/finetune_reviews": {"model.layers": 1},

@@ -301,3 +301,46 @@ def test_dense_is_linens_dense():
     params = Dense(6).init(jax.random.key(1), x)
     assert tree.hexdigest(params) == tree.hexdigest(nn.Dense(6).init(jax.random.key(1), x))
     np.testing.assert_allclose(Dense(6).apply(params, x), nn.Dense(6).apply(params, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "nsp", "classifier"])
+def test_layers_gather_their_kernels_by_the_rows_of_the_partition_table(name):
+    models = {
+        "nsp": bert.Bert(**SMALL, next_sentence=True),
+        "classifier": bert.Classifier(**SMALL, num_classes=3),
+    }
+    model = models.get(name) or MODELS[name][0](**MODELS[name][1])
+    seen = {}
+
+    def spy(next_function, args, kwargs, context):
+        if isinstance(context.module, Dense) and context.method_name == "__call__":
+            seen["/".join((*context.module.path, "kernel"))] = context.module.names
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+    kernels = [path for path in tree.flatten(shapes) if path.endswith("kernel")]
+    assert seen == {path: tree.lookup(model.PARTITION, path) for path in kernels}
+
+
+def test_under_fsdp_parameters_are_gathered_and_activations_stay():
+    from common import hlo
+
+    layout = mesh.make(data=1, fsdp=8)
+    model = gpt.GPT(**SMALL | {"width": 64, "layers": 1}, constrain=mesh.constrainer(layout))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+    places = mesh.shardings(layout, model.PARTITION, shapes)
+    given = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
+    )
+    tokens = jax.ShapeDtypeStruct((16, 12), jnp.int32, sharding=mesh.batch_sharding(layout))
+
+    def loss(params, tokens):
+        return jnp.square(model.apply({"params": params}, tokens)).mean()
+
+    with jax.set_mesh(layout.mesh):
+        step = jax.jit(jax.grad(loss), out_shardings=places).lower(given, tokens).compile()
+    found = hlo.collectives(hlo.parse(step.as_text()))
+    assert {one.kind for one in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    widest = max(one.bytes for one in found if one.kind == "all-gather")
+    assert widest == padded(200) * 64 * 4  # the embeddings; no activation is as small or as large

@@ -126,6 +126,8 @@ def test_a_run_is_alone_as_long_as_it_lives_and_no_longer(tmp_path, capsys):
         assert len(workers) >= 2
         first.kill()
         assert first.wait() == -signal.SIGKILL
+        while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):  # they go as well
+            time.sleep(0.05)
         third = start("train", *long)
         while len(json.loads((folder / "environment.json").read_text())) < 2:
             assert third.poll() is None, third.communicate()

@@ -1,0 +1,52 @@
+"""Compile a config for machines that are not here, and say what it would take.
+
+    python scripts/compile.py --config configs/lm/bert_base.py --topology v5e:2x4
+
+Compiles the exact train step for TPU v4, v5e, v5p or v6e (with the extra `compile`), H100 GPUs
+(with the extra `compile-h100`) or simulated CPU devices, and prints memory, collectives, FLOPs and
+the least time that a step can take, before anybody rents the pod. Nothing of the model's size is
+put in memory. Overrides as in train.py: --config.mesh.fsdp=8.
+"""
+
+import logging
+import sys
+
+from common import cli, compiled, config
+
+SEARCHED = ("mesh", "remat", "batch")
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code: 0 if it fits, 1 if not."""
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, h100:8, cpu:8 …")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line a program")
+    parser.add_argument(
+        "--search",
+        nargs="*",
+        metavar="WHAT",
+        help="try settings of mesh, remat and batch (all three unless named), and rank what fits",
+    )
+    args, completed = cli.parse(parser, argv)
+    completed = config.plain(completed)
+    logging.getLogger().setLevel(logging.ERROR if args.json else logging.WARNING)
+    if args.search is None:
+        report = compiled.examine(completed, args.topology)
+        print(compiled.to_json(report) if args.json else compiled.text(report))
+        return 0 if report.fits else 1
+    over = tuple(args.search) or SEARCHED
+    for name in over:
+        config.choice("--search", name, SEARCHED)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    found = compiled.search(completed, args.topology, over, tell)
+    if args.json:
+        for overrides, report in found:
+            print(compiled.to_json(report, overrides=overrides))
+    else:
+        print(compiled.ranking(found))
+    return 0 if any(report.fits for _, report in found) else 1
+
+
+if __name__ == "__main__":
+    cli.exit(main)

@@ -1,0 +1,112 @@
+"""The main configs' programs, compiled for TPU pods that are not here: what must not change with
+the number of chips, what fits, and pages of what each takes, so that a change that makes a pod
+slower shows as a difference to review.
+
+A page: `tests/goldens/pods/NAME.txt`; `pytest tests/test_pods.py --update-goldens -m slow` writes
+them anew. Numbers are compared to the last digit where jax and libtpu are those of the page, and
+within 5% elsewhere.
+"""
+
+import functools
+import re
+from importlib import metadata
+
+import pytest
+from helpers import ROOT, load
+
+from common import compiled
+
+pytestmark = pytest.mark.slow
+
+# Rows on one chip; a pod's batch is so many times its chips.
+MODELS = {
+    "bert_base": ("bert_base.py", 32, {}),
+    "gpt2_small": ("gpt2_small.py", 8, {"train.accumulate": 1, "model.remat": "block"}),
+}
+WAYS = {"data": ("data", -1, 1), "fsdp": ("fsdp", 1, -1)}
+CHIPS = {8: "v5e:2x4", 256: "v5e:16x16"}
+
+
+@functools.cache
+def report(model: str, way: str, chips: int) -> compiled.Report:
+    """One model, data parallel or FSDP, on so many v5e chips."""
+    file, rows, others = MODELS[model]
+    _, data, fsdp = WAYS[way]
+    settings = {"mesh.data": data, "mesh.fsdp": fsdp, "train.batch_size": rows * chips}
+    settings |= {"model.scan": True, "evals.valid.batch_size": chips}
+    return compiled.examine(load(f"{ROOT}/configs/lm/{file}", **settings | others), CHIPS[chips])
+
+
+def page(found: compiled.Report) -> str:
+    """What a reviewer reads."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
+    mesh = " x ".join(f"{axis} {n}" for axis, n in found.mesh.items())
+    rows = [
+        ("parameters", found.parameters),
+        ("flops", found.flops),
+        ("xla_flops", found.xla_flops),
+    ]
+    rows += [("traffic_bytes", found.traffic_bytes), ("aliased_bytes", found.aliased_bytes)]
+    rows += [(f"memory.{name}", value) for name, value in found.memory.items()]
+    rows += [
+        (f"{c['kind']}.{c['axes']}.{key}", c[key])
+        for c in found.collectives
+        for key in ("times", "bytes")
+    ]
+    lines = [f"{name} = {value:,.0f}" for name, value in rows]
+    return "\n".join([f"{found.topology}, {mesh}", versions, *lines]) + "\n"
+
+
+def numbers(text: str) -> dict[str, float]:
+    return {k: float(v.replace(",", "")) for k, v in re.findall(r"^(\S+) = (\S+)$", text, re.M)}
+
+
+def check_page(name: str, found: compiled.Report, update: bool) -> None:
+    path, text = ROOT / f"tests/goldens/pods/{name}.txt", page(found)
+    if update:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.exists(), "no golden: pytest tests/test_pods.py -m slow --update-goldens"
+    kept = path.read_text()
+    if kept.splitlines()[1] == text.splitlines()[1]:
+        assert text == kept
+    else:
+        assert numbers(text) == pytest.approx(numbers(kept), rel=0.05)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", MODELS)
+def test_more_chips_change_nothing_on_a_chip(model, way, request):
+    few, many = report(model, way, 8), report(model, way, 256)
+    check_page(f"{model}_{way}", few, request.config.getoption("--update-goldens"))
+    assert few.fits
+    assert many.fits
+    # The same work on each chip.
+    assert many.flops == pytest.approx(few.flops, rel=0.01)
+    assert many.xla_flops == pytest.approx(few.xla_flops, rel=0.01)
+    assert many.memory["working"] == pytest.approx(few.memory["working"], rel=0.01)
+    kinds = {(c["kind"], c["axes"]): c["times"] for c in few.collectives}
+    assert {axes for _, axes in kinds} == {way}
+    more = {(c["kind"], c["axes"]): c["times"] for c in many.collectives}
+    if way == "data":
+        assert many.traffic_bytes == pytest.approx(few.traffic_bytes, rel=0.01)
+        assert set(kinds) == {("all-reduce", "data")}
+        assert more == kinds
+    else:
+        assert {kind for kind, _ in (*kinds, *more)} <= {
+            "all-gather",
+            "all-reduce",
+            "reduce-scatter",
+        }
+        for found, chips in ((few, 8), (many, 256)):
+            state = found.memory["parameters"] + found.memory["optimizer"]
+            assert state < 1.35 * 3 * 4 * found.parameters / chips
+
+
+def test_seven_billion_parameters_fit_64_chips(request):
+    found = compiled.examine(load(f"{ROOT}/configs/lm/gpt_7b.py"), "v5p:4x4x4")
+    check_page("gpt_7b", found, request.config.getoption("--update-goldens"))
+    assert 6.5e9 < found.parameters < 7e9
+    assert found.mesh == {"data": 1, "fsdp": 16, "tensor": 4}
+    assert found.fits
+    assert compiled.bound(found)[0] == "compute"
