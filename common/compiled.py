@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import chips, flops, hlo, mesh, program, topology, tree
-from common.config import BadInput, call
+from common.config import BadInput, call, changed
 from common.describe import local_bytes, spelled_bytes
 from common.program import Program
 
@@ -336,7 +336,7 @@ def search(config: dict, where: str, over: tuple[str, ...], tell=lambda text: No
             tell(f"{number}/{len(tries)}  {name}: a smaller batch does not fit")
             continue
         try:
-            report = examine(_changed(config, overrides), where)
+            report = examine(changed(config, **overrides), where)
         except BadInput as error:
             tell(f"{number}/{len(tries)}  {name}: {error}")
             continue
@@ -351,14 +351,6 @@ def search(config: dict, where: str, over: tuple[str, ...], tell=lambda text: No
         tell(f"{number}/{len(tries)}  {name}: {speed}; about {left / 60:.0f} min left")
     rate = lambda row: row[1].batch_size / bound(row[1])[1] if row[1].seconds else 0.0
     return sorted(found, key=lambda row: (row[1].fits, rate(row)), reverse=True)
-
-
-def _changed(config: dict, overrides: dict) -> dict:
-    changed = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
-    for key, value in overrides.items():
-        section, name = key.split(".")
-        changed[section][name] = value
-    return changed
 
 
 def ranking(found: list[tuple]) -> str:

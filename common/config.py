@@ -8,6 +8,7 @@ Whatever a user can mend is raised as `BadInput`: one line, exit code 2, before 
 compiled or written.
 """
 
+import copy
 import dataclasses
 import difflib
 import importlib.util
@@ -330,6 +331,19 @@ def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections
 def plain(config: ml_collections.ConfigDict) -> dict:
     """The config as nested dicts of plain values; unset placeholders are None."""
     return config.to_dict(preserve_field_references=False)
+
+
+def changed(config, **overrides) -> dict:
+    """A copy of a config as nested dicts with keys replaced:
+    changed(c, **{"train.batch_size": 8})."""
+    config = copy.deepcopy(config if isinstance(config, dict) else plain(config))
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        section = config
+        for part in parents:
+            section = section[part]
+        section[last] = value
+    return config
 
 
 def to_json(config: dict) -> str:

@@ -20,7 +20,6 @@ has nothing to check `DoesNotApply` with the reason.
 
 import ast
 import contextlib
-import copy
 import inspect
 import itertools
 import logging
@@ -44,7 +43,7 @@ import ml_collections
 import numpy as np
 
 from common import checkpoint, cli, data, log, mesh, optim, program, runtime, tree
-from common.config import BadInput, flatten, overridden, parameters, plain, require
+from common.config import BadInput, changed, flatten, overridden, parameters, plain, require
 from common.program import Program, initial_state, prepare
 from common.task import purpose_key
 from common.train import eval_context, loop
@@ -62,19 +61,6 @@ def hold(condition: bool, found: str) -> None:
     """Raises `Broken(found)` unless `condition` is true."""
     if not condition:
         raise Broken(found)
-
-
-def changed(config, **overrides) -> dict:
-    """A copy of a config as nested dicts with keys replaced: changed(c, **{"train.batch_size":
-    8})."""
-    config = copy.deepcopy(config if isinstance(config, dict) else plain(config))
-    for key, value in overrides.items():
-        *parents, last = key.split(".")
-        section = config
-        for part in parents:
-            section = section[part]
-        section[last] = value
-    return config
 
 
 def without_dropout(config) -> dict:

@@ -196,7 +196,8 @@ def run(config, folder, *, show: bool = True) -> dict:
       show: whether to print progress on standard error.
 
     Returns:
-      What `result.json` holds: steps, eval, wall_seconds, examples_per_second, digest, parameters.
+      What `result.json` holds: steps, eval, wall_seconds, examples_per_second, digest, parameters;
+      tokens_per_second and mfu where they apply.
 
     Raises:
       BadInput, NotFinite, Preempted, CannotWrite: see there.

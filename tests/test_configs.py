@@ -82,7 +82,10 @@ LARGE = {
     "lm/gpt2_small:gpt2": {"model.layers": 1, "data.length": 32},
     "lm/gpt2_small:llama": {"model.layers": 1, "data.length": 32},
     "lm/gpt_7b": {
-        **{"model.layers": 1, "model.width": 64, "model.heads": 4, "model.hidden": 96},
+        "model.layers": 1,
+        "model.width": 64,
+        "model.heads": 4,
+        "model.hidden": 96,
         "data.length": 32,
     },
     "lm/gpt_sotu:gpt2": {},
