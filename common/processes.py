@@ -6,7 +6,7 @@ settings say where process 0 is, how many there are and which one this is (`join
 every step together, so none can go on without the others:
 
 - SIGTERM, or Ctrl-C, on any of them saves on all, and all exit with 75 (`runtime.PREEMPTED`).
-- One that fails says why and exits with its own code; the others repeat it and exit with `LOST`.
+- One that fails says why; the others repeat it, and all exit with its code.
 - One that is gone (killed, out of memory) ends the others with `LOST`, at once and in one line:
   each holds a connection to process 0, and that one to all (`_Lines`).
 - Where no connection tells (a host vanished, the network lets none through), jax does: heartbeats,
@@ -42,6 +42,7 @@ from jax.experimental import multihost_utils
 from common.config import require
 
 LOST = int(signal.SIGABRT)  # 6, an exit code: another process is gone: start all of them again
+FAILED = ("1", "2")  # exit codes that the others take over
 JOIN_SECONDS = 180  # how long processes wait for each other at the start
 HEARTBEAT_SECONDS = 20  # a process that was silent for so long is gone
 LEAVE_SECONDS = 2  # what a process gets to say of itself why it ends, once another one has ended
@@ -255,6 +256,7 @@ class _Lines:
     def __init__(self):
         self._number = 0
         self._lines: dict[int, socket.socket] = {}
+        self._heard = ""
         self._ending = threading.Lock()
 
     def open(self, host: str) -> None:
@@ -299,7 +301,8 @@ class _Lines:
         except OSError:
             text = ""
         if text != "bye":
-            self.end(text or f"process {number} is gone", LEAVE_SECONDS if text else 0)
+            self._heard = self._heard or text
+            self.end(text or f"{LOST} process {number} is gone", LEAVE_SECONDS if text else 0)
 
     def tell(self, text: str) -> None:
         """Sends a line to whom there is a connection."""
@@ -308,19 +311,28 @@ class _Lines:
                 line.sendall(f"{text}\n".encode())
 
     def end(self, text: str, wait: float) -> None:
-        """Ends this process because of another one, unless it ends by itself before."""
+        """Ends this process because of another one, unless it ends by itself before.
+
+        Args:
+          text: that one's exit code, and what it said.
+          wait: seconds for it to say something itself.
+        """
         if self._number == 0:
             self.tell(text)
         time.sleep(wait)
         if self._ending.acquire(blocking=False):
-            what = f"another process of this run ended: {text}; the newest checkpoint is kept"
-            print(f"error: {what}; start all processes again", file=sys.stderr, flush=True)
-            self._exit(LOST)
+            code, _, said = (self._heard or text).partition(" ")
+            what = f"another process of this run ended: {said}; the newest checkpoint is kept"
+            # What failed there would fail again: that is for a person to mend.
+            code = int(code) if code in FAILED else LOST
+            again = "" if code != LOST else "; start all processes again"
+            print(f"error: {what}{again}", file=sys.stderr, flush=True)
+            self._exit(code)
 
     def leave(self, code: int, text: str) -> None:
         """Ends this process because of itself."""
         with self._ending:
-            self.tell(f"process {self._number}: {text}"[:500].replace("\n", " "))
+            self.tell(f"{code} process {self._number}: {text}"[:500].replace("\n", " "))
             self._exit(code)
 
     def _exit(self, code: int) -> None:
@@ -345,7 +357,7 @@ def leave(code: int, why: str) -> None:
 def give_up(error: BaseException) -> None:
     """Ends this process after an error for which `is_lost`; never returns."""
     time.sleep(1)  # a line may know better which process it was
-    _LINES.end(_first_line(error), 0)
+    _LINES.end(f"{LOST} {_first_line(error)}", 0)
     threading.Event().wait()  # another thread ends it
 
 

@@ -2,9 +2,13 @@
 behind."""
 
 import json
+import subprocess
 
 import pytest
+import yaml
 from helpers import DIGITS, ROOT, exit_code, finish, result, start, timeless
+
+from common import processes
 
 MLP = f"{DIGITS}:mlp"
 NOWHERE = "--config.data.folder=/nowhere"
@@ -153,3 +157,16 @@ def test_the_laws_are_a_command(capsys, monkeypatch):
             cli.exit(lambda words=words: laws.main(words))
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_recipes_for_pods_can_be_read():
+    folder = ROOT / "scripts/pods"
+    for path in folder.glob("*.sh"):
+        subprocess.run(["bash", "-n", path], check=True)
+    (jobset,) = yaml.safe_load_all((folder / "jobset.yaml").read_text())
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    rules = job["podFailurePolicy"]["rules"]
+    assert [rule["onExitCodes"]["values"] for rule in rules] == [[1, 2]]
+    for name in ("tpu.sh", "slurm.sh"):
+        assert f"{processes.LOST} | " in (folder / name).read_text()
+    compile((folder / "ray_train.py").read_text(), "ray_train.py", "exec")
