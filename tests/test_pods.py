@@ -102,7 +102,7 @@ def test_more_chips_change_nothing_on_a_chip(model, way, request):
         }
         for found, chips in ((few, 8), (many, 256)):
             state = found.memory["parameters"] + found.memory["optimizer"]
-            # Biases and norms are whole everywhere: on 256 chips they are a quarter of BERT's state.
+            # Biases and norms are whole everywhere: a quarter of BERT's state on 256 chips.
             assert state < 1.37 * 3 * 4 * found.parameters / chips
 
 

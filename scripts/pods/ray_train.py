@@ -2,8 +2,8 @@
 
     python scripts/pods/ray_train.py 2 PYTHON TRAIN.PY --config CONFIG.PY --workdir DIR
 
-All paths absolute. Ray itself retries nothing: it would start one process alone, where process 0 may
-have been before. For GPUs add "GPU": 8 and "num_gpus": 8 below; on the hosts of a TPU slice ask for
+All paths absolute. Ray itself retries nothing: it would start one process alone, where process 0
+may have been before. For GPUs add "GPU": 8 and "num_gpus": 8 below; on the hosts of a TPU slice ask for
 "resources": {"TPU": 4}, and leave --coordinator, --processes and --process out.
 """
 
