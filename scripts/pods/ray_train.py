@@ -3,8 +3,8 @@
     python scripts/pods/ray_train.py 2 PYTHON TRAIN.PY --config CONFIG.PY --workdir DIR
 
 All paths absolute. Ray itself retries nothing: it would start one process alone, where process 0
-may have been before. For GPUs add "GPU": 8 and "num_gpus": 8 below; on the hosts of a TPU slice ask for
-"resources": {"TPU": 4}, and leave --coordinator, --processes and --process out.
+may have been before. For GPUs add "GPU": 8 and "num_gpus": 8 below; on the hosts of a TPU slice ask
+for "resources": {"TPU": 4}, and leave --coordinator, --processes and --process out.
 """
 
 import subprocess
@@ -29,10 +29,8 @@ address = ray.remote(lambda: ray.util.get_node_ip_address())
 start = ray.remote(max_retries=0)(lambda words: subprocess.run(words).returncode)
 count, command = int(sys.argv[1]), sys.argv[2:]
 for _ in range(20):
-    group = placement_group(
-        [{"CPU": 1}] * count, strategy="STRICT_SPREAD"
-    )  # or {"CPU": 1, "GPU": 8}
-    on = [{"num_cpus": 1, "scheduling_strategy": At(group, i)} for i in range(count)]  # num_gpus=8
+    group = placement_group([{"CPU": 1}] * count, strategy="STRICT_SPREAD")  # "GPU": 8
+    on = [{"num_cpus": 1, "scheduling_strategy": At(group, i)} for i in range(count)]  # "num_gpus"
     where = ray.get(address.options(**on[0]).remote()) + ":9876"
     told = [*command, "--coordinator", where, "--processes", str(count), "--process"]
     tasks = [start.options(**on[i]).remote([*told, str(i)]) for i in range(count)]
