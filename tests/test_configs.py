@@ -75,6 +75,7 @@ def test_no_config_is_forgotten():
 
 # Too large for every day: what takes long, and how to make it trainable here.
 LARGE = {
+    "lm/bert_sotu": {},
     "vision/cifar10": {},
     "lm/bert_base:phase1": {"model.layers": 1, "data.length": 32},
     "lm/bert_base:phase2": {"model.layers": 1, "data.length": 32},

@@ -251,6 +251,7 @@ def test_parameters_are_plain(name):
     laws.parameters_are_plain(config(name))
 
 
+@pytest.mark.slow  # of what may be damaged, test_damage.py has it all
 def test_damage_is_found():
     laws.damage_is_found(config("mlp"))
 

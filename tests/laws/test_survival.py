@@ -95,9 +95,8 @@ def begin(workdir, count: int = 2):
     return started
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_processes_save_when_one_is_told_to_end(tmp_path, number):
     started = begin(tmp_path)
     started[1].send_signal(number)

@@ -55,6 +55,7 @@ def log_softmax(logits) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_masked_lm_metrics_are_means_over_what_is_hidden(texts):
     made, state = begun("bert_sotu", **texts, **{"evals.test.show": 2})
     found = evaluated(made, state)
