@@ -33,19 +33,20 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_config(to: argparse.ArgumentParser) -> None:
-    """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE, and where this
-    process stands among others, for where they do not find each other (`processes.join`)."""
+    """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE."""
     to.add_argument(
         "--config", required=True, help="FILE.py or FILE.py:ARG; keys as --config.KEY=VALUE"
     )
+
+
+def add_place(to: argparse.ArgumentParser) -> None:
+    """Adds where this process stands among others, for where they do not find each other
+    (`processes.join`)."""
     several = to.add_argument_group(
         "several processes", "found on TPUs, by SLURM, Open MPI, Kubernetes; to be said elsewhere"
     )
-    for (flag, _), text in zip(
-        PLACE.items(),
-        ("HOST:PORT where process 0 is to listen", "how many", "which one this is, from 0"),
-        strict=True,
-    ):
+    texts = "HOST:PORT where process 0 is to listen", "how many", "which one this is, from 0"
+    for flag, text in zip(PLACE, texts, strict=True):
         several.add_argument(flag, help=text)
 
 
@@ -53,7 +54,7 @@ def parse(by: argparse.ArgumentParser, argv=None):
     """(arguments, completed config): what `by` does not know must be overrides of the config."""
     args, rest = by.parse_known_args(argv)
     for flag, variable in PLACE.items():
-        value = getattr(args, flag[2:])
+        value = getattr(args, flag[2:], None)
         if value is not None:
             os.environ[variable] = value
     return args, config.load(args.config, rest, program.sections)

@@ -16,10 +16,9 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from common import chips, flops, hlo, mesh, program, topology, tree
+from common import chips, data, flops, hlo, mesh, program, topology, tree
 from common.config import BadInput, call, changed
 from common.describe import local_bytes, spelled_bytes
 from common.program import Program
@@ -86,19 +85,11 @@ def outline(config: dict, devices) -> Program:
 def arguments(made: Program) -> tuple:
     """Abstract (hypers, state, batch, resident) of a program's step."""
     whole, rows = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
-    place = lambda x, to: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=to)
-    everywhere = lambda values: jax.tree.map(lambda x: place(x, whole), values)
+    place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=whole)
+    everywhere = lambda values: jax.tree.map(place, values)
     batch = {}
     if not made.resident:
-        one = made.task.sources["train"].spec | {
-            "index": jax.ShapeDtypeStruct((), jnp.uint32),
-            "valid": jax.ShapeDtypeStruct((), jnp.float32),
-        }
-        size = made.plan.batch_size
-        batch = {
-            name: jax.ShapeDtypeStruct((size, *s.shape), s.dtype, sharding=rows)
-            for name, s in one.items()
-        }
+        batch = data.batch_shapes(made.task.sources["train"], made.plan.batch_size, rows)
     return everywhere(made.hypers), made.like, batch, everywhere(made.resident)
 
 
@@ -344,9 +335,9 @@ def search(config: dict, where: str, over: tuple[str, ...], tell=lambda text: No
         if not report.fits:
             full.append(smaller)
         _, seconds = bound(report)
-        speed = (
-            f"{report.batch_size / seconds:,.0f} examples/s at best" if report.fits else "too large"
-        )
+        speed = "fits" if report.fits else "too large"
+        if report.fits and seconds == seconds:
+            speed = f"{report.batch_size / seconds:,.0f} examples/s at best"
         left = (time.perf_counter() - begun) / number * (len(tries) - number)
         tell(f"{number}/{len(tries)}  {name}: {speed}; about {left / 60:.0f} min left")
     rate = lambda row: row[1].batch_size / bound(row[1])[1] if row[1].seconds else 0.0

@@ -119,6 +119,23 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: dic
 # ----------------------------------------------------------------------------------------- batches
 
 
+def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
+    """{name: ShapeDtypeStruct [B, ...]}: a batch of a set without its contents.
+
+    Args:
+      batch_size: B.
+      sharding: of the rows; None is left open.
+    """
+    spec = source.spec | {
+        "index": jax.ShapeDtypeStruct((), jnp.uint32),
+        "valid": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype, sharding=sharding)
+        for name, one in spec.items()
+    }
+
+
 def gather(seed, step, batch_size: int, size: int, resident: dict) -> dict:
     """The training batch of `step`, taken from resident arrays inside the compiled step."""
     rows = order(seed, step, batch_size, size, jnp)

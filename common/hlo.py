@@ -299,7 +299,11 @@ def _group(attributes: str, kind: str) -> tuple[int, ...]:
     """The partitions in the group of partition 0, however they are written."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
-        return (0, 1) if pairs else ()
+        targets = dict(re.findall(r"\{(\d+),(\d+)", pairs[1])) if pairs else {}
+        ring = ["0"]
+        while targets.get(ring[-1], "0") not in ring:
+            ring.append(targets[ring[-1]])
+        return tuple(sorted(map(int, ring)))
     written = re.search(
         r"replica_groups=(\{\{.*?\}\}|\[[^ ]*|mesh\[.*?\](?: *device_ids=\S+)? *\{[^}]*\}|\{\})",
         attributes,

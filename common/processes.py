@@ -60,7 +60,7 @@ def join() -> None:
     Where this process has a place among others is found in the environment: TPU hosts, SLURM,
     Open MPI, Kubernetes (see `_found`). Settings of one's own come first: JAX_COORDINATOR_ADDRESS,
     the HOST:PORT at which process 0 is to listen, JAX_NUM_PROCESSES and JAX_PROCESS_ID (the command
-    lines have them as flags, too: `cli.add_config`); JAX_NUM_PROCESSES=1 says that this one is
+    lines have them as flags, too: `cli.add_place`); JAX_NUM_PROCESSES=1 says that this one is
     alone, whatever is found. Does nothing if the processes are joined.
 
     Raises:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import checkpoint, log, mesh, optim, runtime
+from common import checkpoint, data, log, mesh, optim, runtime
 from common.config import (
     BadInput,
     call,
@@ -275,12 +275,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 def _terms_of(task: Task) -> Terms:
     """The shapes of a task's terms, on a batch of one row."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    source = task.sources["train"]
-    row = {n: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for n, s in source.spec.items()}
-    row |= {
-        "index": jax.ShapeDtypeStruct((1,), jnp.uint32),
-        "valid": jax.ShapeDtypeStruct((1,), jnp.float32),
-    }
+    row = data.batch_shapes(task.sources["train"], 1)
 
     def terms(key, row):
         params, extra = task.init(key)

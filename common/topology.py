@@ -20,8 +20,7 @@ from jax.experimental import topologies
 from common import chips
 from common.config import BadInput, require
 
-# By the chip that jax then reports: Cloud's names for its slices, with chips to a side.
-TPUS = {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e"}
+TPUS = ("v4", "v5e", "v5p", "v6e")  # as Cloud names its slices
 
 # What XLA's GPU compiler asks of a chip. Figures of openxla/xla,
 # xla/backends/gpu/target_config/specs/h100_sxm.txtpb.
@@ -92,14 +91,11 @@ def devices(text: str) -> tuple[list, chips.Chip | None]:
         start()
         # The two cores of a v4 chip work as one, which libtpu has to be told.
         how = {"chip_config_name": "megacore"} if kind == "v4" else {}
-        return _described("tpu", text, topology_name=text, **how), chips.of(_kind(TPUS[kind]))
+        return _described("tpu", text, topology_name=text, **how)
     if kind == "h100" and importlib.util.find_spec("jax_cuda12_plugin"):
         start()
         shape = "x".join(map(str, [1] * (3 - len(sizes)) + sizes))
-        return (
-            _described("cuda", text, topology=shape, target_config=H100),
-            chips.of("NVIDIA H100 80GB HBM3"),
-        )
+        return _described("cuda", text, topology=shape, target_config=H100)
     if kind != "cpu":
         extra = "compile" if kind in TPUS else "compile-h100"
         logging.warning(
@@ -118,13 +114,10 @@ def devices(text: str) -> tuple[list, chips.Chip | None]:
     return there[:count], None
 
 
-def _kind(name: str) -> str:
-    return next(chip.kinds[0] for chip in chips.CHIPS if chip.name == name)
-
-
-def _described(platform: str, text: str, **options) -> list:
+def _described(platform: str, text: str, **options) -> tuple[list, chips.Chip | None]:
     try:
-        return topologies.get_topology_desc(platform=platform, **options).devices
+        found = topologies.get_topology_desc(platform=platform, **options).devices
+        return found, chips.of(found[0].device_kind)
     except Exception as error:  # the plugins raise nothing narrower
         said = str(error).split("\n")[0][:200]
         raise BadInput(f"--topology: {text}: {said}") from error

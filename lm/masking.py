@@ -36,6 +36,11 @@ class Masked(NamedTuple):
     weights: jax.Array
 
 
+def predictions(rate: float, length: int) -> int:
+    """P: the places of a row of L = `length` tokens that are picked, padding among them."""
+    return max(1, round(rate * length))
+
+
 def make(
     facts: dict,
     length: int,
@@ -71,7 +76,7 @@ def make(
         special["mask"] is not None,
         "config.data.tokenizer: it has no mask token; take 'wordpiece'",
     )
-    most = max(1, round(rate * length))
+    most = predictions(rate, length)
     special_ids = tuple(i for i in special.values() if i is not None)
     continues = jnp.asarray(facts["continues"])
 

@@ -204,9 +204,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         }
         return terms | _next_terms(following, batch), extra
 
-    spec = sources["train"].spec | {"index": jax.ShapeDtypeStruct((), jnp.uint32)}
-    row = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in spec.items()}
-    predictions = jax.eval_shape(masked, jax.random.key(0), row)["picked"].shape[1]
+    predictions = masking.predictions(config["masking"]["rate"], facts["length"])
     return Task(
         init=init,
         prepare=lambda key, batch, train: masked(key, batch),

@@ -15,6 +15,7 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     cli.add_config(parser)
+    cli.add_place(parser)
     parser.add_argument("--workdir", help="where the run lives; needed unless --dry-run")
     parser.add_argument(
         "--dry-run",

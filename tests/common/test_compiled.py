@@ -92,6 +92,14 @@ ENTRY %main (x: f32[8,4]) -> f32[1,4] {{
     assert hlo.memory_traffic(module) == 16  # x lies in another memory
 
 
+def test_a_permute_lies_along_the_axis_of_its_ring(mesh):
+    around = lambda x: jax.lax.ppermute(x, "data", [(i, (i + 1) % 4) for i in range(4)])
+    ring = jax.shard_map(around, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    (found,) = hlo.collectives(module_of(mesh, ring, ((16, 64), ("data", None))))
+    assert (found.kind, found.group) == ("collective-permute", (0, 2, 4, 6))
+    assert hlo.axes_of(found.group, dict(mesh.shape)) == "data"
+
+
 def test_a_report_adds_up():
     config = load(MLP)
     alone, split = (compiled.examine(config | {"mesh": config["mesh"]}, f"cpu:{n}") for n in (1, 8))

@@ -173,6 +173,7 @@ def test_flags_are_settings(monkeypatch):
         monkeypatch.delenv(name)
     parser = cli.parser("A script.")
     cli.add_config(parser)
+    cli.add_place(parser)
     flags = "--config", "configs/vision/digits.py", "--coordinator", "host:1234"
     cli.parse(parser, [*flags, "--processes", "4", "--process", "3"])
     assert {name: processes.os.environ[name] for name in cli.PLACE.values()} == SAID

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from helpers import DIGITS, TOY, exit_code, finish, load, result, start, timeless
+from helpers import DIGITS, TOY, exit_code, finish, load, same, start
 
 from common import checkpoint, train, workdir
 from common.config import BadInput
@@ -54,12 +54,6 @@ def whole(tmp_path_factory):
 def copy(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     return tmp_path / "run"
-
-
-def same(a, b) -> None:
-    assert timeless(a) == timeless(b)
-    for key in ("steps", "digest", "eval", "parameters"):
-        assert result(a)[key] == result(b)[key]
 
 
 # -------------------------------------------------------------------------------- one run at a time

@@ -10,7 +10,7 @@ import time
 
 import process_kills
 import pytest
-from helpers import DIGITS, ROOT, finish, free_port, result, start, start_all, timeless
+from helpers import DIGITS, ROOT, finish, free_port, same, start, start_all
 
 from common import processes
 
@@ -36,12 +36,6 @@ def wait_for_step(workdir, step: int, seconds: float = 120) -> None:
             return
         time.sleep(0.005)
     raise AssertionError(f"step {step} was not reached")
-
-
-def same(a, b) -> None:
-    assert timeless(a) == timeless(b)
-    assert result(a)["digest"] == result(b)["digest"]
-    assert result(a)["eval"] == result(b)["eval"]
 
 
 def test_killed_and_told_to_end_it_ends_the_same(tmp_path):

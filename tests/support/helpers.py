@@ -85,6 +85,13 @@ def timeless(workdir) -> list[dict]:
     ]
 
 
+def same(a, b) -> None:
+    """Two runs have the same log and end the same."""
+    assert timeless(a) == timeless(b)
+    for key in ("steps", "digest", "eval", "parameters"):
+        assert result(a)[key] == result(b)[key]
+
+
 def result(workdir) -> dict:
     """The result.json of a run."""
     return json.loads(pathlib.Path(workdir, "result.json").read_text())

@@ -14,7 +14,7 @@ import signal
 import tempfile
 import time
 
-from helpers import DIGITS, finish, result, start_all, timeless
+from helpers import DIGITS, finish, same, start_all
 
 from common import processes, runtime
 
@@ -99,9 +99,7 @@ def survive(folder: pathlib.Path, kills: int, count: int = 2, seed: int = 0, say
         assert not (cut / "result.json").exists(), "the run ended before it was killed"
     for process in start_all("train", *words, "--workdir", str(cut), processes=count):
         finish(process)
-    assert timeless(whole) == timeless(cut)
-    assert result(whole)["digest"] == result(cut)["digest"]
-    assert result(whole)["eval"] == result(cut)["eval"]
+    same(whole, cut)
 
 
 if __name__ == "__main__":
