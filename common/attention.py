@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.layers import Dense, Dropout, identity
+from common.layers import Dense, Dropout, identity, wanted
 
 Implementation = Literal["xla", "cudnn"]
 Dtype = Literal["bfloat16"]
@@ -201,8 +201,3 @@ class Attention(nn.Module):
         y = y.reshape(*x.shape[:2], width)
         out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
         return out(width, name="out")(y), cache
-
-
-def wanted(module: nn.Module) -> bool:
-    """Whether the caller asked for intermediates."""
-    return module.is_mutable_collection("intermediates") and not module.is_initializing()

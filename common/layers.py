@@ -38,6 +38,24 @@ def gathered(constrain: Callable, x, names: Names):
     return use(x)
 
 
+def wanted(module: nn.Module) -> bool:
+    """Whether the caller asked for intermediates."""
+    return module.is_mutable_collection("intermediates") and not module.is_initializing()
+
+
+def named(module: nn.Module, name: str, x):
+    """`x` under a name that a caller can get at: with `mutable=["intermediates"]`, `apply` returns
+    it; what stands under the name in a collection `perturbations` is added to it, so that a gradient
+    with respect to it can be had: `apply({"params": p, "perturbations": {"stage_3": zeros}}, …)`.
+    Otherwise it costs nothing.
+    """
+    if wanted(module):
+        module.sow("intermediates", name, x)
+    if module.has_variable("perturbations", name):
+        x = x + module.get_variable("perturbations", name)
+    return x
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) whose rate may be a traced number.
 

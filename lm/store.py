@@ -36,8 +36,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from common import fetch
 from common.config import require
-from lm import corpora, fetch, tokenizer
+from lm import corpora, tokenizer
 
 VERSION = 1
 BATCH = 1 << 20  # characters that are tokenised at a time

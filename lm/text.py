@@ -18,11 +18,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common import config as configs
-from common import data
+from common import data, fetch
 from common import splits as grammar
 from common.config import nearest, require
 from common.task import Source
-from lm import fetch, store
+from lm import store
 from lm import tokenizer as tokenizers
 
 Form = Literal["mlm", "pairs", "clm"]

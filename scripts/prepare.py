@@ -5,6 +5,7 @@
     reviews        film reviews, negative or positive
     topics         first paragraphs of Wikipedia, by topic
     minilm, rxnfp  pretrained BERT weights
+    efficientnet_lite0  pretrained on ImageNet
 
 `--folder` is where they go. Images: TFDS's folder (default: TFDS_DATA_DIR or
 ~/tensorflow_datasets); all else: TOUCHSTONE_DATA or ~/.cache/touchstone/data. `--files` is where
@@ -16,9 +17,9 @@ a config.
 import json
 import os
 
-from common import cli, splits
+from common import cli, fetch, splits
 from common.config import choice
-from lm import fetch, labelled, prose
+from lm import labelled, prose
 
 
 def main(argv=None) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import duration, optim
+from common import duration, optim, tensors
 from lm import bert, gpt, weights
 
 LENGTHS = np.array([12, 7, 9])  # of three rows; padding behind
@@ -175,7 +175,7 @@ def test_outputs_and_gradients(name, precision, transformers, wide_llama, tmp_pa
     errors += [distance(a, b) for a, b in zip(outputs[1:], expected[1:], strict=True)]
     assert max(errors) < TOLERANCE[precision], errors
     weights.save(tmp_path / "gradients", model, found)
-    found = weights.read(tmp_path / "gradients")
+    found = tensors.read(tmp_path / "gradients")
     assert found.keys() == gradients.keys()
     # Some are zero but for rounding: a key's bias moves all logits of a softmax alike.
     floor = 1e-6 * np.sqrt(sum(np.sum(np.square(g)) for g in gradients.values()))

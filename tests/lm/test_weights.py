@@ -13,9 +13,9 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from common import tree
+from common import fetch, tensors, tree
 from common.config import BadInput
-from lm import bert, fetch, gpt, layouts, weights
+from lm import bert, gpt, layouts, weights
 
 TINY = {"vocab_size": 150, "width": 16, "layers": 2, "heads": 2, "hidden": 24, "max_length": 12}
 MODELS = {
@@ -53,7 +53,7 @@ def folder(tmp_path):
 def rewrite(folder, change):
     """Replaces the tensors of a folder by change(tensors)."""
     file = folder / "model.safetensors"
-    file.write_bytes(safetensors.numpy.save(change(weights.read(folder))))
+    file.write_bytes(safetensors.numpy.save(change(tensors.read(folder))))
 
 
 def settle(folder, **settings):
@@ -79,7 +79,7 @@ def test_saved_is_loaded(name, tmp_path, caplog):
     assert sizes["vocab_size"] == 150
     own = {"next_sentence": True} if name == "bert" else {}
     assert type(model)(**sizes, **own) == model.clone(kv_heads=sizes.get("kv_heads"))
-    assert weights.read(tmp_path)[
+    assert tensors.read(tmp_path)[
         {"bert": "bert.embeddings.word_embeddings", "gpt2": "transformer.wte"}.get(
             name, "model.embed_tokens"
         )
@@ -91,18 +91,18 @@ def test_bfloat16(folder):
     path, params = folder
     narrow = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
     weights.save(path, MODELS["bert"], narrow)
-    assert {str(x.dtype) for x in weights.read(path).values()} == {"bfloat16"}
+    assert {str(x.dtype) for x in tensors.read(path).values()} == {"bfloat16"}
     wide = jax.tree.map(lambda x: x.astype(np.float32), narrow)
     assert same(weights.pretrained(path), wide)
 
 
 def test_parts_with_an_index(folder):
     path, params = folder
-    tensors = weights.read(path)
-    names = sorted(tensors)
+    found = tensors.read(path)
+    names = sorted(found)
     places = {n: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, n in enumerate(names)}
     for part in set(places.values()):
-        some = {n: tensors[n] for n in names if places[n] == part}
+        some = {n: found[n] for n in names if places[n] == part}
         safetensors.numpy.save_file(some, path / part)
     (path / "model.safetensors").unlink()
     index = path / "model.safetensors.index.json"
@@ -110,14 +110,14 @@ def test_parts_with_an_index(folder):
     assert same(weights.pretrained(path), params)
     index.write_text(json.dumps({"weight_map": places | {"more": part}}))
     with pytest.raises(BadInput, match=r"1 tensors .* are missing: \['more'\]"):
-        weights.read(path)
+        tensors.read(path)
     index.write_text(json.dumps({"weight_map": places | {"more": f"../bert/{part}"}}))
     with pytest.raises(BadInput, match=r"\.\./bert/model-\d+-of-00002.safetensors is missing"):
-        weights.read(path)
+        tensors.read(path)
     (path / part).unlink()
     index.write_text(json.dumps({"weight_map": places}))
     with pytest.raises(BadInput, match=f"{part} is missing"):
-        weights.read(path)
+        tensors.read(path)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
@@ -183,9 +183,9 @@ def test_what_does_not_meet_is_said(folder, caplog):
 
 def test_no_weights(tmp_path, folder):
     with pytest.raises(BadInput, match="no such file or folder"):
-        weights.read(tmp_path / "absent")
+        tensors.read(tmp_path / "absent")
     with pytest.raises(BadInput, match=r"no weights: there should be model\.safetensors or"):
-        weights.read(tmp_path)
+        tensors.read(tmp_path)
     with pytest.raises(BadInput, match=r"config\.json: not there"):
         weights.sizes(tmp_path)
     path, _ = folder
@@ -197,7 +197,7 @@ def test_no_weights(tmp_path, folder):
         weights.pretrained(path)
     (path / "model.safetensors").write_bytes(b"\xff" * 50)
     with pytest.raises(BadInput, match="damaged, or no safetensors file"):
-        weights.read(path)
+        tensors.read(path)
 
 
 # ---------------------------------------------------------------------------------------- settings
@@ -278,7 +278,7 @@ def bits(tensors: dict) -> dict:
 def test_minilm_there_and_back(minilm, tmp_path):
     model = bert.Encoder(**weights.sizes(minilm))
     weights.save(tmp_path, model, weights.pretrained(minilm))
-    old, new = bits(weights.read(minilm)), bits(weights.read(tmp_path))
+    old, new = bits(tensors.read(minilm)), bits(tensors.read(tmp_path))
     del old["embeddings.position_ids"]  # a buffer: 0 to 511
     assert old == new
 
@@ -286,7 +286,7 @@ def test_minilm_there_and_back(minilm, tmp_path):
 def test_rxnfp_there_and_back(rxnfp, tmp_path):
     model = bert.Bert(**weights.sizes(rxnfp), next_sentence=True)
     weights.save(tmp_path, model, weights.pretrained(rxnfp))
-    old, new = bits(weights.read(rxnfp)), bits(weights.read(tmp_path))
+    old, new = bits(tensors.read(rxnfp)), bits(tensors.read(tmp_path))
     copy = old.pop("cls.predictions.decoder.weight")
     assert copy == old["bert.embeddings.word_embeddings.weight"]
     assert old == new

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from common import tensors, torch_file
 from common.config import BadInput
-from lm import torch_file, weights
 
 
 class Attack:
@@ -39,13 +39,13 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
     mark.unlink()
     for file in attacks(tmp_path, data):
         with pytest.raises(BadInput, match=r"asks for (posix|nt)\.system") as error:
-            weights.read(file)
+            tensors.read(file)
         assert "\n" not in str(error.value)
     for name in ("builtins eval", "torch load", "numpy.core.multiarray _reconstruct", "os system"):
         module, function = name.split()
         for file in attacks(tmp_path, f"c{module}\n{function}\n(S'1'\ntR.".encode()):
             with pytest.raises(BadInput, match=f"asks for {module}.{function}"):
-                weights.read(file)
+                tensors.read(file)
     assert not mark.exists()
 
 
@@ -53,7 +53,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
 def test_what_is_no_torch_file(data, tmp_path):
     for file in attacks(tmp_path, data):
         with pytest.raises(BadInput, match=rf"{file.name}: ") as error:
-            weights.read(file)
+            tensors.read(file)
         assert "\n" not in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_what_is_no_torch_file(data, tmp_path):
 def test_torch_files(new, tmp_path):
     torch = pytest.importorskip("torch")
     base = torch.arange(24.0).reshape(4, 6)
-    tensors = {
+    arrays = {
         "float": base,
         "transposed": base.T,
         "part": base[1:3, 2:5],
@@ -73,10 +73,10 @@ def test_torch_files(new, tmp_path):
         "bool": torch.tensor([True, False]),
     }
     state = torch.nn.Linear(2, 3).state_dict()  # an ordered dict with attributes
-    state.update(tensors)
+    state.update(arrays)
     file = tmp_path / "pytorch_model.bin"
     torch.save(state, file, _use_new_zipfile_serialization=new)
-    for found in weights.read(file), weights.read(tmp_path):
+    for found in tensors.read(file), tensors.read(tmp_path):
         assert found.keys() == state.keys()
         for name, x in state.items():
             wide = x.float() if x.dtype == torch.bfloat16 else x
@@ -85,7 +85,7 @@ def test_torch_files(new, tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadInput, match=r"pytorch_model\.bin: damaged"):
-        weights.read(file)
+        tensors.read(file)
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -106,4 +106,4 @@ def test_a_tensor_does_not_reach_beyond_its_storage(new, tmp_path):
             assert shape in file.read_bytes()
             rewritten.write_bytes(file.read_bytes().replace(shape, bad))
         with pytest.raises(BadInput, match="rewritten"):
-            weights.read(rewritten)
+            tensors.read(rewritten)

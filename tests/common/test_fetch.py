@@ -8,8 +8,9 @@ import pathlib
 import pytest
 from helpers import exit_code
 
+from common import fetch
 from common.config import BadInput
-from lm import corpora, fetch, labelled
+from lm import corpora, labelled
 
 DIGEST = hashlib.sha256(b"contents").hexdigest()
 
