@@ -44,10 +44,11 @@ def wanted(module: nn.Module) -> bool:
 
 
 def named(module: nn.Module, name: str, x):
-    """`x` under a name that a caller can get at: with `mutable=["intermediates"]`, `apply` returns
-    it; what stands under the name in a collection `perturbations` is added to it, so that a gradient
-    with respect to it can be had: `apply({"params": p, "perturbations": {"stage_3": zeros}}, …)`.
-    Otherwise it costs nothing.
+    """`x` under a name by which a caller gets at it; costs nothing where nobody does.
+
+    With `mutable=["intermediates"]`, `apply` returns it. What stands under the name in a collection
+    `perturbations` is added to it, so that a gradient with respect to it can be had:
+    `apply({"params": params, "perturbations": {"stage_3": zeros}}, …)`.
     """
     if wanted(module):
         module.sow("intermediates", name, x)
