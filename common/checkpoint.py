@@ -445,7 +445,8 @@ def differences(saved: dict, wanted: dict, most: int = 8) -> str:
 
 
 def initialise(
-    params,
+    params: dict,
+    extra: dict,
     pretrained: Callable | None = None,
     files: dict[str, str] | None = None,
     *,
@@ -454,23 +455,25 @@ def initialise(
     rename: tuple[tuple[str, str], ...] = (),
     skip: tuple[str, ...] = (),
 ):
-    """Parameters to begin with: those of another run's workdir or of weights that a task can read,
-    or `params` as they are.
+    """What to begin with: parameters and statistics of another run's workdir or of weights that a
+    task can read, or `params` and `extra` as they are.
 
     Args:
       params: nested dicts of arrays.
+      extra: {collection: nested dicts of arrays}: batch norm's statistics, and the like. Their
+        paths, below, are without the collection.
       pretrained: how the task reads another library's weights: path -> nested dicts of arrays, in
         this model's names.
       files: {name: contents} of what the task keeps in its workdir, such as its tokenizer; those of
         the other run must be the same.
       path: a workdir, or what `pretrained` reads; "" is none.
       step: which checkpoint of a workdir; None is the newest.
-      rename: rows (regex, replacement) over this model's paths, first match counts: the name a
-        parameter has there.
-      skip: regexes of this model's parameters that keep their fresh values (a new head, say).
+      rename: rows (regex, replacement) over this model's paths, first match counts: the name that
+        it has there.
+      skip: regexes of what keeps its fresh values in this model (a new head, say).
 
     Returns:
-      `params` with every parameter replaced that is not skipped.
+      (params, extra) with everything replaced that is not skipped.
 
     Raises:
       BadInput: if a row matches nothing, or a parameter is missing there or has another shape or
@@ -480,8 +483,11 @@ def initialise(
         bool(path) or not (rename or skip or step is not None), "config.init: the path is not set"
     )
     if not path:
-        return params
-    flat = tree.flatten(params)
+        return params, extra
+    places = {f"params/{p}": p for p in tree.flatten(params)}
+    places |= {f"{c}/{p}": p for c, inner in extra.items() for p in tree.flatten(inner)}
+    leaves = tree.flatten({"params": params, **extra})
+    flat = {p: leaves[place] for place, p in places.items()}
     tree.check_table("config.init.rename", rename, flat)
     tree.check_table("config.init.skip", tuple((r, 0) for r in skip), flat)
     names = {
@@ -505,13 +511,13 @@ def initialise(
     wanted = {n: _structure({"x": flat[p]})["x"] for p, n in names.items()}
     found = {n: entry for n, entry in saved.items() if n in taken}
     require(found == wanted, f"config.init.path: {where}: {differences(found, wanted)}")
-    return tree.unflatten(
-        {p: np.asarray(values[names[p]]) if p in names else leaf for p, leaf in flat.items()}
-    )
+    flat |= {p: np.asarray(values[name]) for p, name in names.items()}
+    found = tree.unflatten({place: flat[p] for place, p in places.items()})
+    return found.pop("params"), found
 
 
 def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]]:
-    """(what was read, {path: array}): the parameters of a checkpoint in a workdir."""
+    """(what was read, {path: array}): parameters and statistics of a checkpoint in a workdir."""
     with contextlib.closing(Checkpoints(path)) as there:
         steps = there.steps()
         require(bool(steps), f"config.init.path: no checkpoint in {path}")
@@ -528,5 +534,6 @@ def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]
         whole = {path: struct(s) for path, s in there.shapes(step).items()}
         with jax.set_mesh(mesh):
             values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
-    params = {p[7:]: v for p, v in values.items() if p.startswith("params/")}
-    return f"{path}, step {step}", params
+    cut = re.compile(r"params/|extra/[^/]+/")
+    found = {p[m.end() :]: v for p, v in values.items() if (m := cut.match(p))}
+    return f"{path}, step {step}", found

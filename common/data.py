@@ -65,10 +65,26 @@ def order(seed, step, batch_size: int, size: int, xp=np):
     with np.errstate(over="ignore"):
         seed, step = xp.asarray(seed, xp.uint32), xp.asarray(step, xp.uint32)
         epoch, start = _divide(step, batch_size, size, xp)
-        n = xp.uint32(size)
         position = start + xp.arange(batch_size, dtype=xp.uint32)
-        key = mix(mix(seed + xp.uint32(GOLDEN)) ^ (epoch + position // n))
-        row = position % n
+        n = xp.uint32(size)
+        return _shuffled(seed, epoch + position // n, position % n, n, xp)
+
+
+def rows_at(seed, index, size: int, xp=np):
+    """(rows of the set u32[B], epochs u32[B]) at the positions `index u32[B]` of the stream: what
+    `order` gives, for a task that must know which rows it was given.
+
+    Positions are counted modulo 2^32; behind that many examples these are others.
+    """
+    with np.errstate(over="ignore"):
+        seed, index, n = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32), xp.uint32(size)
+        return _shuffled(seed, index // n, index % n, n, xp), index // n
+
+
+def _shuffled(seed, epoch, row, n, xp):
+    """u32[B]: where each `row` goes in the permutation of its epoch."""
+    with np.errstate(over="ignore"):
+        key = mix(mix(seed + xp.uint32(GOLDEN)) ^ epoch)
 
         def half(i, row):
             for r in range(1, ROUNDS // 2 + 1):

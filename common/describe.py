@@ -80,7 +80,8 @@ def dry_run(config) -> str:
     call(start, config.runtime.to_dict())
     program = prepare(config)
     plan, like, task = program.plan, program.like, program.task
-    call(checkpoint.initialise, program.config["init"], like.params, task.pretrained, task.files)
+    begin = program.config["init"], like.params, like.extra, task.pretrained, task.files
+    call(checkpoint.initialise, *begin)
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):
         batch = {}

@@ -43,11 +43,11 @@ _negative_log_likelihood.defvjp(_forward, _backward)
 
 
 def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
-    """Cross-entropy of integer labels.
+    """Cross-entropy of labels, or of distributions over the classes.
 
     Args:
       logits: f32[B, C].
-      labels: i32[B].
+      labels: i32[B], or f32[B, C] whose rows sum to 1.
       valid: f32[B].
       label_smoothing: None, or the share of the target that is spread evenly over all classes; may
         be traced (Szegedy et al. 2016).
@@ -56,7 +56,10 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
       (sum f32[], weight f32[]) in nats.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    losses = _negative_log_likelihood(logits, labels)
+    if labels.ndim == logits.ndim:
+        losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)
+    else:
+        losses = _negative_log_likelihood(logits, labels)
     if label_smoothing is not None:
         even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * even

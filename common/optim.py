@@ -203,6 +203,7 @@ def make(
     decayed: tuple[tuple[str, float], ...] = DECAYED,
     multipliers: tuple[tuple[str, float], ...] = (),
     freeze: tuple[str, ...] = (),
+    lookahead: str | None = None,
 ) -> Optimizer:
     """Builds the optimizer.
 
@@ -222,6 +223,7 @@ def make(
       decayed: rows (regex, factor): the parameters that both kinds of decay touch, times `factor`.
       multipliers: rows (regex, factor of the learning rate); 1 where no row matches.
       freeze: regexes of parameters that stay as they are, without optimizer state.
+      lookahead: a duration k; see `look_ahead`.
 
     Raises:
       BadInput: for an unknown name or schedule, a value out of range, or keys that do not go
@@ -243,6 +245,7 @@ def make(
         require(
             not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter"
         )
+        require(lookahead is None, "config.optim.lookahead: schedule_free is an average itself")
         require(
             schedule == "constant",
             f"config.optim.schedule: schedule_free needs 'constant', got {schedule!r}",
@@ -272,7 +275,39 @@ def make(
         rate = learning_rate(step)
         return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
 
-    return Optimizer(transform.init, update, lambda state, params: params, learning_rate)
+    optimizer = Optimizer(transform.init, update, lambda state, params: params, learning_rate)
+    if lookahead is None:
+        return optimizer
+    return look_ahead(optimizer, to_steps(lookahead, "config.optim.lookahead"))
+
+
+def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
+    """Lookahead (Zhang et al. 2019): after every `steps` updates, slow parameters go half of the
+    way to where the fast ones are, and the fast ones go on from there. The slow ones are
+    evaluated."""
+    require(steps > 0, "config.optim.lookahead: it is less than a step")
+
+    def init(params):
+        # A copy, because the step gives its state away, and no buffer can be given twice.
+        return {"fast": fast.init(params), "slow": jax.tree.map(jnp.copy, params)}
+
+    def update(grads, state, params, step):
+        updates, inner = fast.update(grads, state["fast"], params, step)
+        now = (step + 1) % steps == 0
+
+        def one(slow, param, update):
+            """What is added to the slow parameter and to the fast one."""
+            half = 0.5 * (param + update - slow)
+            return jnp.where(now, half, 0), jnp.where(now, slow + half - param, update)
+
+        both = jax.tree.map(one, state["slow"], params, updates)
+        add_slow, add_fast = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0)), both
+        )
+        slow = jax.tree.map(jnp.add, state["slow"], add_slow)
+        return add_fast, {"fast": inner, "slow": slow}
+
+    return Optimizer(init, update, lambda state, params: state["slow"], fast.learning_rate)
 
 
 def _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers):

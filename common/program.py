@@ -319,15 +319,16 @@ def metric_keys(config: dict) -> dict[str, str]:
 
 
 def initial_state(program: Program) -> TrainState:
-    """The state of step 0: fresh, or with the parameters that the section `init` brings."""
+    """The state of step 0: fresh, or with what the section `init` brings."""
     state = program.create(program.hypers)
     section = program.config["init"]
     if not any(section.values()):
         return state
-    whole = jax.tree.map(lambda _: mesh.replicated(program.layout), state.params)
-    params = jax.device_get(jax.jit(lambda p: p, out_shardings=whole)(state.params))
+    fresh = state.params, state.extra
+    whole = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
+    fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(fresh))
     task = program.task
-    params = call(checkpoint.initialise, section, params, task.pretrained, task.files)
+    found = call(checkpoint.initialise, section, *fresh, task.pretrained, task.files)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
-    params = jax.tree.map(put, params, program.like.params)
-    return program.adopt(program.hypers, params, state.extra)
+    found = jax.tree.map(put, found, (program.like.params, program.like.extra))
+    return program.adopt(program.hypers, *found)

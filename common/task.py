@@ -103,7 +103,8 @@ class Task(NamedTuple):
       gradients: None, or (loss, params, extra, batch, key) -> (gradients, Terms, extra) in place of
         differentiating the objective (per-example clipping, say).
       pretrained: None, or path -> nested dicts of host arrays in this model's names: what a file or
-        folder that another library wrote holds (`config.init.path`).
+        folder that another library wrote holds (`config.init.path`), parameters and statistics
+        (`extra`) together, without the names of collections.
       files: None, or {name: contents} of small files that a run's workdir keeps: a tokenizer, say.
       flops: model FLOPs to train on one example, `training_flops`; None where it is not known.
       tokens: positions of an example that the model reads, padding included; None if not of text.

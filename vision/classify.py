@@ -2,8 +2,12 @@
 
 The model is named by its import path, `config.model.module = "vision.cnn:CNN"`, and the other keys
 of the section are that module's fields; it needs a field `num_classes` and a `PARTITION` table,
-and is called as `model(images, train)`. `flops((H, W, C))`, if it has that, counts an image's
-forward pass, for MFU. Yours can stand in any file that Python can import.
+and is called as `model(images, train)`. It may also have
+- `flops((H, W, C))`, which counts an image's forward pass, for MFU;
+- logits of an auxiliary head, sown as `logits` in the collection `auxiliary` when it trains;
+- `fitted(params, images)`: its first parameters, fitted to training images f32[n, H, W, C], without
+  labels, on the host (a whitening convolution).
+Yours can stand in any file that Python can import.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -15,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import losses
+from common import data, losses, tree
 from common import model as models
+from common.config import require
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Source, Task, splits, training_flops
-from vision import augment, datasets
+from vision import augment, datasets, weights
+
+FITTED_TO = 1000  # images that `fitted` is given
 
 
 def evaluator(
@@ -30,21 +37,23 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 512,
     per_class: bool = False,
+    views: augment.Views = "none",
 ) -> Evaluator:
     """A section `evals.NAME`: loss (without smoothing), accuracy, top-5 accuracy, macro F1.
 
     Args:
       source: the set.
-      logits_of: (params, extra, batch, key) -> f32[B, K], as in evaluation.
+      logits_of: (params, extra, batch, key, views) -> f32[B, K], as in evaluation.
       split: of the data set, e.g. "test" or "train[90%:]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
       per_class: also log precision, recall and F1 of every class, and the confusion matrix.
+      views: what the logits of an image are averaged over; see `augment.views`.
     """
     del split  # `sources` has read it
 
     def terms(params, extra, batch, key):
-        logits = logits_of(params, extra, batch, key)
+        logits = logits_of(params, extra, batch, key, views)
         rows = logits, batch["label"], batch["valid"]
         found = {
             "loss": losses.softmax_cross_entropy(*rows),
@@ -67,13 +76,31 @@ def evaluator(
     return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
+def loss_section(
+    *, label_smoothing: float | None = None, auxiliary: float | None = None
+) -> tuple[float | None, float | None]:
+    """The section `loss`.
+
+    Args:
+      label_smoothing: see `losses.smoothing`.
+      auxiliary: what the loss of an auxiliary head counts, for models that have one; None is
+        nothing. 0.4 for Inception-v3, as in torchvision.
+
+    Raises:
+      BadInput: for a number out of range.
+    """
+    if isinstance(auxiliary, float):
+        require(auxiliary >= 0, f"config.loss.auxiliary: {auxiliary} is negative")
+    return losses.smoothing(label_smoothing=label_smoothing), auxiliary
+
+
 def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     return {
         "model": models.section(config, "vision.cnn:CNN", given=("num_classes",)),
         "data": datasets.load,
         "augment": augment.make,
-        "loss": losses.smoothing,
+        "loss": loss_section,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
 
@@ -83,47 +110,89 @@ def sources(config: dict) -> dict[str, Source]:
     return configs.call(datasets.load, config["data"], splits(config))
 
 
+def outline(config: dict) -> dict[str, Source]:
+    """What `sources` would give; see `common.task`."""
+    return datasets.outline(splits(config), config["data"])
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
-    facts, shape = sources["train"].facts, sources["train"].spec["image"].shape
-    model = models.build(config["model"], constrain, num_classes=len(facts["classes"]))
-    augmented = configs.call(augment.make, config["augment"])
-    label_smoothing = configs.call(losses.smoothing, config["loss"])
+    train_set, facts = sources["train"], sources["train"].facts
+    classes = len(facts["classes"])
     mean, std = np.float32(facts["mean"]), np.float32(facts["std"])
+    size = config["augment"]["resized_crop"]
+    shape = train_set.spec["image"].shape
+    shape = shape if size is None else (size, size, shape[-1])
+    model = models.build(config["model"], constrain, num_classes=classes)
+    augmented = configs.call(augment.make, config["augment"], mean)
+    mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
+    label_smoothing, auxiliary = configs.call(loss_section, config["loss"])
+
+    def normalised(images):
+        return augment.normalise(images.astype(jnp.float32) / 255.0, mean, std)
 
     def init(key):
         variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32)))
-        return variables.pop("params"), variables
+        params = variables.pop("params")
+        if hasattr(model, "fitted"):
+            rows = np.arange(min(FITTED_TO, train_set.size), dtype=np.uint32)
+            images = train_set.read(rows)["image"].astype(np.float32) / 255.0
+            params = model.fitted(params, (images - mean) / std)
+        return params, variables
 
     def prepare(key, batch, train):
         images = batch["image"]
-        if train:
-            images = augmented(key, images)
-        images = (images.astype(jnp.float32) / 255.0 - mean) / std
-        return batch | {"image": images}
+        if not train:
+            images = images if size is None else augment.centre_crop(images, size)
+            return batch | {"image": normalised(images)}
+        labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
+        rows, epochs = data.rows_at(config["seed"], batch["index"], train_set.size, jnp)
+        images = images.astype(jnp.float32) / 255.0
+        images, labels = augmented(key, images, labels, rows, epochs)
+        return batch | {"image": augment.normalise(images, mean, std), "target": labels}
 
     def loss(params, extra, batch, key):
-        variables = {"params": params, **extra}
-        logits, extra = model.apply(
-            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=list(extra)
+        logits, changed = model.apply(
+            {"params": params, **extra},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=[*extra, "auxiliary"],
         )
-        rows = logits, batch["label"], batch["valid"]
+        changed = dict(changed)
+        others = jax.tree.leaves(changed.pop("auxiliary", ()))
+        entropy = lambda logits: losses.softmax_cross_entropy(
+            logits, batch["target"], batch["valid"], label_smoothing=label_smoothing
+        )
         terms = {
-            "loss": losses.softmax_cross_entropy(*rows, label_smoothing=label_smoothing),
-            "accuracy": losses.accuracy(*rows),
+            "loss": entropy(logits),
+            "accuracy": losses.accuracy(logits, batch["label"], batch["valid"]),
         }
-        return terms, dict(extra)
+        if auxiliary is not None:
+            require(
+                len(others) == 1,
+                f"config.loss.auxiliary: {config['model']['module']} has no auxiliary head",
+            )
+            terms["auxiliary"] = entropy(others[0])
+        return terms, changed
 
-    def logits_of(params, extra, batch, key):
-        batch = prepare(key, batch, False)
-        return model.apply({"params": params, **extra}, batch["image"])
+    def logits_of(params, extra, batch, key, views="none"):
+        images = prepare(key, batch, False)["image"]
+        apply = lambda images: model.apply({"params": params, **extra}, images)
+        return sum(share * apply(view) for share, view in augment.views(images, views))
+
+    def pretrained(path):
+        variables = weights.pretrained(path, model)
+        return tree.unflatten(
+            {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
+        )
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     return Task(
         init=init,
         prepare=prepare,
         loss=loss,
-        objective={"loss": 1.0},
+        objective={"loss": 1.0} | ({} if auxiliary is None else {"auxiliary": auxiliary}),
         sources=sources,
         evaluators={
             name: configs.call(evaluator, section, sources[name], logits_of)
@@ -131,5 +200,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent="batch_stats" not in shapes[1],
+        pretrained=pretrained,
         flops=training_flops(model, shape),
     )

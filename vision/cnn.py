@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from common.layers import Dropout, identity, max_pool
+from common.layers import Dropout, identity, max_pool, named
 from common.task import Table
 
 
@@ -60,12 +60,12 @@ class CNN(nn.Module):
             # The maximum of a window commutes with ReLU, and the pooled array is a quarter as
             # large.
             x = nn.relu(max_pool(x))
-            x = self.constrain(x, "batch", None, None, None)
+            x = named(self, f"stage_{i}", self.constrain(x, "batch", None, None, None))
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
             x = self.constrain(x, "batch", "mlp")
-        x = Dropout(self.dropout)(x, train)
+        x = Dropout(self.dropout)(named(self, "features", x), train)
         return nn.Dense(self.num_classes, name="head")(x)
 
     @nn.nowrap
@@ -106,7 +106,7 @@ class MLP(nn.Module):
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
             x = self.constrain(x, "batch", "mlp")
-        x = Dropout(self.dropout)(x, train)
+        x = Dropout(self.dropout)(named(self, "features", x), train)
         return nn.Dense(self.num_classes, name="head")(x)
 
     @nn.nowrap

@@ -20,12 +20,21 @@ from common import data
 from common.config import require
 from common.splits import fingerprint, open_prepared, ranges, where
 from common.task import Source
+from vision import photographs
 
 # Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
 NORMALISATION = {
     "digits": ((0.2873,), (0.3534,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# Sets whose outline is known without their files: shape, classes, examples a split.
+OUTLINES = {
+    "digits": ((8, 8, 1), 10, {"train": 1437, "test": 360}),
+    "fashion_mnist": ((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
+    "cifar10": ((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
+    "imagenet2012": ((None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}),
 }
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 
@@ -36,6 +45,7 @@ def load(
     name: str = "digits",
     train: str = "train",
     folder: str = "",
+    image_size: int | None = None,
     resident: bool | None = None,
     workers: int = 0,
 ) -> dict[str, Source]:
@@ -46,15 +56,26 @@ def load(
       name: "digits", "fashion_mnist" or "tfds:NAME".
       train: the split to train on (it comes back in `splits`).
       folder: where TFDS keeps prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image_size: for images of varying size: the shorter side becomes this, and what sticks out of
+        the centre square is cut off (`photographs.shorter_side`).
       resident: whether the training set lives on the device; None decides by its size.
       workers: processes that read a set that is not resident; 0 reads by threads.
 
     Raises:
       BadInput: if the set is not prepared, there is no such split, or it holds no images of one
-      size.
+        size and the config names none.
     """
     require(workers >= 0, f"config.data.workers: {workers} is negative")
     require(splits.get("train", train) == train, "config.data.train: given twice")
+    require(
+        image_size is None or (image_size > 0 and not resident),
+        f"config.data.image_size: {image_size}: a positive number, for sets that are read as they "
+        "are needed (config.data.resident=false)",
+    )
+    require(
+        image_size is None or name.startswith("tfds:"),
+        f"config.data.image_size: the images of {name} have one size",
+    )
     if name == "digits":
         whole = _digits()
         sizes = {split: len(arrays["label"]) for split, arrays in whole.items()}
@@ -65,12 +86,40 @@ def load(
         name == "fashion_mnist" or name.startswith("tfds:"),
         f"config.data.name: unknown {name!r}; it is 'digits', 'fashion_mnist' or 'tfds:NAME'",
     )
-    return _from_tfds(splits, name.removeprefix("tfds:"), folder, resident)
+    return _from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
 
 
 def _facts(name: str, classes: tuple[str, ...]) -> dict:
     mean, std = NORMALISATION.get(name, ((0.5,), (0.5,)))
     return {"classes": classes, "mean": mean, "std": std}
+
+
+def _spec(shape: tuple[int, ...]) -> dict:
+    image = jax.ShapeDtypeStruct(shape, np.uint8)
+    return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+
+
+def outline(splits: dict[str, str], section: dict) -> dict[str, Source]:
+    """What `load` gives for the sets of `OUTLINES`, all of whose images are black.
+
+    Args:
+      splits: {name of the Source: split}.
+      section: the section `data`, completed.
+    """
+    name = section["name"].removeprefix("tfds:")
+    if name not in OUTLINES:
+        return load(splits, **section)
+    shape, classes, sizes = OUTLINES[name]
+    if section["image_size"] is not None:
+        shape = section["image_size"], section["image_size"], shape[-1]
+    require(None not in shape, f"config.data.image_size: the images of {name} vary; set it, to 256")
+    facts, spec = _facts(name, tuple(map(str, range(classes)))), _spec(shape)
+    read = lambda rows: {k: np.zeros((len(rows), *s.shape), s.dtype) for k, s in spec.items()}
+    found = {}
+    for key, split in splits.items():
+        size = sum(at.stop - at.start for _, at in ranges(split, sizes, where(key)))
+        found[key] = Source(size, read, None, spec, "outline", facts)
+    return found
 
 
 def _digits() -> dict[str, dict[str, np.ndarray]]:
@@ -102,7 +151,7 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
 
 
 def _from_tfds(
-    splits: dict[str, str], name: str, folder: str, resident: bool | None
+    splits: dict[str, str], name: str, folder: str, image_size: int | None, resident: bool | None
 ) -> dict[str, Source]:
     builder = open_prepared(name, folder)
     features = builder.info.features
@@ -111,11 +160,17 @@ def _from_tfds(
             key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}"
         )
     shape = features["image"].shape
-    require(None not in shape, f"config.data.name: {name!r} has images of varying size, {shape}")
+    if image_size is not None:
+        shape = image_size, image_size, shape[-1]
+    require(
+        None not in shape,
+        f"config.data.name: {name!r} has images of varying size; set config.data.image_size=256",
+    )
     facts = _facts(builder.name, tuple(features["label"].names))
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     total = sum(sizes.values()) * int(np.prod(shape))
-    if resident or (resident is None and total <= RESIDENT_BYTES):
+    small = image_size is None and total <= RESIDENT_BYTES
+    if resident or (resident is None and small):
         whole = {}
 
         def take(split, at):
@@ -132,20 +187,22 @@ def _from_tfds(
             {part: builder.as_data_source(split=part) for part, _ in parts},
             np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
             np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
+            image_size,
         )
-        spec = {
-            "image": jax.ShapeDtypeStruct(shape, np.uint8),
-            "label": jax.ShapeDtypeStruct((), np.int32),
-        }
-        found[key] = Source(len(reader.rows), reader, None, spec, f"{digest}:{split}", facts)
+        said = split if image_size is None else f"{split}:{image_size}"
+        found[key] = Source(
+            len(reader.rows), reader, None, _spec(shape), f"{digest}:{said}", facts
+        )
     return found
 
 
 class _Reader:
     """rows u32[b] of a split -> arrays; a class, so that worker processes can be sent it."""
 
-    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray):
-        self.sources, self.rows, self.parts = sources, rows, parts
+    def __init__(
+        self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None
+    ):
+        self.sources, self.rows, self.parts, self.image_size = sources, rows, parts, image_size
 
     def __call__(self, rows):
         found: list = [None] * len(rows)
@@ -155,6 +212,9 @@ class _Reader:
                 at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True
             ):
                 found[i] = example
+                if self.image_size is not None:
+                    square = photographs.shorter_side(example["image"], self.image_size)
+                    found[i] = example | {"image": square}
         return _stack(found)
 
 

@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "dropout": 0.2,
             },
             "data": {"name": "tfds:cifar10"},
-            "augment": {"crop_padding": 4, "flip": True},
+            "augment": {"crop_padding": 4, "flip": "random"},
             "loss": {"label_smoothing": 0.1},
             "evals": {"test": {"split": "test", "every": "1 epoch"}},
             "optim": {

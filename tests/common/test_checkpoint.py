@@ -195,7 +195,7 @@ def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
     saved("run")
     assert restore("run")[1] == 2
     params = jax.device_get(state(0)["params"])
-    found = checkpoint.initialise(params, path="run")
+    found, _ = checkpoint.initialise(params, {}, path="run")
     assert tree.hexdigest(found) == tree.hexdigest(state(2)["params"])
 
 
@@ -259,14 +259,29 @@ def test_parameters_of_another_run(tmp_path):
     saved(tmp_path)
     theirs = jax.device_get(state(2)["params"])
     fresh = jax.tree.map(np.zeros_like, theirs)
-    found = checkpoint.initialise(fresh, path=str(tmp_path))
+    found, _ = checkpoint.initialise(fresh, {}, path=str(tmp_path))
     assert tree.hexdigest(found) == tree.hexdigest(theirs)
-    found = checkpoint.initialise(fresh, path=str(tmp_path), step=1, skip=("b/.*",))
+    found, _ = checkpoint.initialise(fresh, {}, path=str(tmp_path), step=1, skip=("b/.*",))
     assert tree.hexdigest(found["a"]) == tree.hexdigest(state(1)["params"]["a"])
     assert not found["b"]["kernel"].any()
     renamed = {"new": fresh["a"], "b": fresh["b"]}
-    found = checkpoint.initialise(renamed, path=str(tmp_path), rename=((r"new/(.*)", r"a/\1"),))
+    rename = ((r"new/(.*)", r"a/\1"),)
+    found, _ = checkpoint.initialise(renamed, {}, path=str(tmp_path), rename=rename)
     assert tree.hexdigest(found["new"]) == tree.hexdigest(theirs["a"])
+
+
+def test_statistics_come_with_the_parameters(tmp_path):
+    statistics = {"batch_stats": {"norm": {"mean": np.arange(4.0), "var": np.ones(4)}}}
+    params = {"norm": {"scale": np.full(4, 3.0)}}
+    checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
+    checkpoints.save(1, jax.device_put({"params": params, "extra": statistics}))
+    checkpoints.close()
+    fresh = jax.tree.map(np.zeros_like, jax.device_get(jax.device_put((params, statistics))))
+    found = checkpoint.initialise(*fresh, path=str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, found, (params, statistics))
+    found = checkpoint.initialise(*fresh, path=str(tmp_path), skip=("norm/var",))
+    assert not found[1]["batch_stats"]["norm"]["var"].any()
+    np.testing.assert_array_equal(found[1]["batch_stats"]["norm"]["mean"], np.arange(4.0))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +298,7 @@ def test_what_cannot_be_taken_is_said(tmp_path, arguments, message):
     saved(tmp_path)
     arguments = arguments | {"path": arguments.get("path", "").replace("HERE", str(tmp_path))}
     with pytest.raises(BadInput, match=message):
-        checkpoint.initialise(jax.device_get(state(0)["params"]), **arguments)
+        checkpoint.initialise(jax.device_get(state(0)["params"]), {}, **arguments)
 
 
 def test_the_saved_step_is_a_folder_that_orbax_reads(tmp_path):

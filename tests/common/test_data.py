@@ -34,6 +34,16 @@ def test_host_and_device_agree(batch_size, size):
         np.testing.assert_array_equal(expected, traced(np.uint32(seed), np.uint32(step)))
 
 
+def test_rows_are_known_from_their_positions():
+    size, batch_size = 37, 16
+    for step in (0, 3, 11):
+        index = data.stream_index(step, batch_size)
+        rows, epochs = jax.jit(lambda index: data.rows_at(5, index, size, jnp))(index)
+        np.testing.assert_array_equal(rows, data.order(5, step, batch_size, size))
+        np.testing.assert_array_equal(epochs, index // size)
+        np.testing.assert_array_equal(rows, data.rows_at(5, index, size)[0])
+
+
 def test_seeds_and_epochs_differ():
     first = data.order(0, 0, 100, 100)
     assert not np.array_equal(first, data.order(1, 0, 100, 100))

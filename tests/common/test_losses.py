@@ -23,6 +23,9 @@ def test_softmax_cross_entropy_agrees_with_optax():
     targets = optax.smooth_labels(jax.nn.one_hot(LABELS, 5), 0.2)
     rows = optax.softmax_cross_entropy(LOGITS, targets)
     np.testing.assert_allclose(smoothed, (rows * VALID).sum(), rtol=1e-6)
+    soft, weight = losses.softmax_cross_entropy(LOGITS, targets, VALID)
+    np.testing.assert_allclose(soft, (rows * VALID).sum(), rtol=1e-6)
+    assert weight == 9
 
 
 def test_sigmoid_cross_entropy_agrees_with_optax_and_is_finite_far_out():

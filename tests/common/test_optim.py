@@ -35,6 +35,22 @@ def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
 
 
+def test_agreement_of_lookahead_with_optax():
+    optimizer = make(name="adamw", lookahead="3 steps")
+    theirs = optax.lookahead(optax.adam(0.1), 3, 0.5)
+    params, other = PARAMS, optax.LookaheadParams.init_synced(PARAMS)
+    state, its_state = optimizer.init(params), theirs.init(other)
+    for step in range(7):
+        updates, state = optimizer.update(GRADS, state, params, jnp.uint32(step))
+        params = optax.apply_updates(params, updates)
+        updates, its_state = theirs.update(GRADS, its_state, other)
+        other = optax.apply_updates(other, updates)
+        close(params, other.fast)
+        close(optimizer.eval_params(state, params), other.slow)
+    with pytest.raises(BadInput, match=r"config\.optim\.lookahead: schedule_free"):
+        make(name="schedule_free", lookahead="3 steps")
+
+
 def test_plain_sgd_is_minus_rate_times_gradient():
     close(one_update(make(name="sgd")), jax.tree.map(lambda g: -0.1 * g, GRADS))
 

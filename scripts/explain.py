@@ -1,0 +1,132 @@
+"""Pictures of what a classifier does: python scripts/explain.py --workdir runs/digits [--set test]
+
+For runs of vision.classify. Prints the accuracy over a set and writes into WORKDIR/explain:
+
+    mistakes.png   the images with the largest loss among those taken for another class
+    confusion.png  how often each class was taken for which
+    saliency.png   those mistakes, and then the first images that are right, under maps of what
+                   spoke for the predicted class: integrated gradients; Grad-CAM where the model
+                   names its layers; attention rollout for a Vision Transformer
+
+`--set` is one evaluator of the run's config, or a split of its data set such as 'test[:1000]'.
+`--step` is latest (default), best, or a number. Needs the extra `plots`.
+"""
+
+import io
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from common import cli, train, workdir
+from common import model as models
+from common.config import require
+from common.layers import identity
+from vision import explain
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--step", default="latest", help="latest, best or a number")
+    parser.add_argument("--set", help="an evaluator or a split; the run's first evaluator")
+    parser.add_argument("--count", type=int, default=16, help="images in a picture; 16")
+    args = parser.parse_args(argv)
+    require(args.count > 0, f"--count: {args.count} is not positive")
+    explain.figure(1, 1)  # what is missing is said first
+    config = workdir.read_config(args.workdir)
+    require(
+        config["task"] == "vision.classify",
+        f"{args.workdir}: a run of {config['task']}; only vision.classify is explained",
+    )
+    evals = config["evals"]
+    require(bool(evals), f"{args.workdir}: the run has no evaluators")
+    name = shown = args.set or next(iter(evals))
+    if name not in evals:
+        name = f"split {shown}"
+        evals = evals | {name: next(iter(evals.values())) | {"split": shown}}
+    data = config["data"] | {"resident": False}  # the training rows are not needed
+    config |= {"data": data, "evals": evals}
+    with train.opened(config, args.workdir, args.step) as (program, state, step):
+        context = train.eval_context(program, state, step)
+        source = program.task.sources[name]
+        classes = source.facts["classes"]
+        model = models.build(config["model"], identity, num_classes=len(classes))
+        variables = {"params": context.params, **context.extra}
+        prepare = partial(program.task.prepare, context.key, train=False)
+        batches = context.batches(source, evals[name]["batch_size"])
+        logits, labels = _logits(model, variables, prepare, batches)
+        predicted = logits.argmax(axis=1)
+        right = np.sum(predicted == labels)
+        print(
+            f"step {step}, {shown}: accuracy {right / len(labels):.4f} ({right} of {len(labels)})"
+        )
+        shares = np.asarray(jax.nn.softmax(logits))
+        texts = [
+            explain.title(classes[true], classes[guess], share[guess])
+            for true, guess, share in zip(labels, predicted, shares, strict=True)
+        ]
+        folder = epath.Path(args.workdir) / "explain"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def save(file: str, figure, what: str):
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=120)
+            (folder / file).write_bytes(picture.getvalue())
+            print(f"{folder / file}: {what}")
+
+        rows = explain.worst(logits, labels, args.count)
+        of = f"{len(rows)} of {len(labels) - right} mistakes, the largest losses first"
+        images = source.read(np.uint32(rows))["image"]
+        save("mistakes.png", explain.draw_mistakes(images, [texts[i] for i in rows]), of)
+
+        matrix = np.zeros((len(classes), len(classes)), int)
+        np.add.at(matrix, (labels, predicted), 1)
+        of = f"{len(classes)} classes, true by predicted"
+        save("confusion.png", explain.draw_confusion(matrix, classes), of)
+
+        # Behind the mistakes, if there are too few of them, what is right.
+        rows = np.append(rows, np.flatnonzero(predicted == labels))[: args.count]
+        batch = source.read(np.uint32(rows))
+        images = batch["image"]
+        batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
+        black = prepare(batch | {"image": np.zeros_like(images)})["image"]
+        maps = _maps(model, variables, prepare(batch)["image"], predicted[rows], black)
+        of = f"{len(rows)} images under {', '.join(maps)}"
+        save("saliency.png", explain.draw_maps(images, maps, [texts[i] for i in rows]), of)
+    return 0
+
+
+def _logits(model, variables, prepare, batches) -> tuple[np.ndarray, np.ndarray]:
+    """(logits f32[N, K], labels i32[N]) of a whole set."""
+    forward = jax.jit(lambda variables, batch: model.apply(variables, prepare(batch)["image"]))
+    logits, labels = [], []
+    for batch in batches:
+        there = np.asarray(batch["valid"]) > 0
+        logits.append(np.asarray(forward(variables, batch))[there])
+        labels.append(np.asarray(batch["label"])[there])
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def _maps(model, variables, images, labels, baseline) -> dict[str, np.ndarray]:
+    """{name: f32[B, h, w]} of every kind of map that the model has."""
+    logits_of = jax.tree_util.Partial(model.apply, variables)
+    labels = jnp.asarray(labels)
+    added = explain.integrated_gradients(logits_of, images, labels, baseline)
+    maps = {"integrated gradients": jnp.abs(added).sum(axis=-1)}
+    layers = list(explain.spatial(model.apply, variables, images))
+    if layers:
+        cam = jax.jit(partial(explain.grad_cam, model.apply, name=layers[-1]))
+        maps[f"Grad-CAM at {layers[-1]}"] = cam(variables, images, labels)
+    seen = jax.jit(partial(explain.attention_maps, model.apply))(variables, images)
+    if seen and hasattr(model, "pooling"):
+        sides = images.shape[1:3]
+        maps["attention rollout"] = explain.attention_rollout(seen, model.pooling, sides)
+    return {name: np.asarray(heat) for name, heat in maps.items()}
+
+
+if __name__ == "__main__":
+    cli.exit(main)

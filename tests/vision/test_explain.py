@@ -1,0 +1,246 @@
+"""Maps obey the laws of their papers, pictures show something, and the script tells the truth."""
+
+import io
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import DIGITS, exit_code, script
+from PIL import Image
+
+from common import checkpoint, train, workdir
+from common.config import BadInput
+from common.layers import named
+from vision import cnn, explain, vit
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(3, 8, 8, 2)).astype(np.float32)
+LABELS = np.array([2, 0, 1])
+
+
+class Pooled(nn.Module):
+    """A convolution, global average pooling, a linear head; names that do not sort by place."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = named(self, "stage_2", nn.Conv(4, (3, 3))(images))
+        x = named(self, "stage_10", nn.relu(nn.Conv(6, (3, 3), strides=2)(x)))
+        return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
+
+
+# -------------------------------------------------------------------------------------------- maps
+
+
+def test_integrated_gradients_add_up_to_what_the_logit_gained():
+    # The gradient of a square is linear, for which the midpoint rule is exact.
+    kernel = jnp.asarray(RNG.normal(size=(128, 3)), jnp.float32)
+    square = lambda x: jnp.square(x.reshape(len(x), -1) @ kernel)
+    gained = lambda f, x, start: (f(x) - f(start))[np.arange(3), LABELS]
+    start = np.float32(0.1 + 0 * IMAGES)
+    found = explain.integrated_gradients(square, IMAGES, LABELS, baseline=0.1, steps=4)
+    assert found.shape == IMAGES.shape
+    expected = gained(square, IMAGES, start)
+    np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), expected, rtol=1e-4, atol=1e-3)
+    # Of a network with kinks it is near.
+    model = cnn.CNN(3, padding="SAME", hidden=())
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    logits_of = jax.tree_util.Partial(model.apply, variables)
+    found = explain.integrated_gradients(logits_of, IMAGES, LABELS, steps=64)
+    expected = gained(jax.jit(logits_of), IMAGES, 0 * IMAGES)
+    np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), expected, atol=0.02)
+    assert np.abs(expected).min() > 0.1
+
+
+def test_grad_cam_of_pooling_and_a_linear_head_is_the_class_activation_map():
+    model = Pooled()
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    assert list(explain.spatial(model.apply, variables, IMAGES)) == ["stage_2", "stage_10"]
+    found = jax.jit(lambda v: explain.grad_cam(model.apply, v, IMAGES, LABELS))(variables)
+    layer = model.apply(variables, IMAGES, mutable=["intermediates"])[1]["intermediates"]
+    kernel = variables["params"]["head"]["kernel"][:, LABELS]
+    activation = np.einsum("bhwc,cb->bhw", layer["stage_10"][0], kernel)  # Zhou et al. 2016
+    assert (activation < 0).any()
+    assert found.shape == (3, 4, 4)
+    np.testing.assert_allclose(found, np.maximum(activation, 0) / 16, rtol=1e-4, atol=1e-5)
+
+
+def test_grad_cam_needs_a_layer_that_has_a_name():
+    for model, name, message in (
+        (Pooled(), "stage_1", "grad_cam: name: unknown 'stage_1'; did you mean 'stage_10'"),
+        (cnn.MLP(3), None, "no layer [B, h, w, C] of this model has a name"),
+        (
+            vit.ViT(num_classes=3, width=8, heads=1, layers=1, image_size=8, patch_size=4),
+            None,
+            "no",
+        ),
+    ):
+        variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+        with pytest.raises(BadInput) as error:
+            explain.grad_cam(model.apply, variables, IMAGES, LABELS, name)
+        assert message in str(error.value)
+
+
+def maps_of(layers: int, length: int) -> list:
+    return [np.float32(RNG.dirichlet(np.ones(length), (2, 3, length))) for _ in range(layers)]
+
+
+def test_a_rollout_of_rows_that_sum_to_one_has_such_rows_and_goes_from_block_to_block():
+    maps = maps_of(3, 5)
+    found = explain.rollout(maps)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+    expected = np.eye(5)
+    for each in maps:
+        expected = np.einsum("bij,...jk->bik", (each.mean(1) + np.eye(5)) / 2, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.abs(found - explain.rollout(maps[::-1])).max() > 0.01
+    straight = np.broadcast_to(np.eye(5, dtype=np.float32), (2, 3, 5, 5))
+    np.testing.assert_array_equal(explain.rollout([straight] * 4), straight[:, 0])
+
+
+def test_a_rollout_becomes_a_picture_of_the_patches():
+    maps = maps_of(2, 7)
+    flow = explain.rollout(maps)
+    found = explain.attention_rollout(maps, "class", sides=(16, 24))
+    np.testing.assert_array_equal(found, flow[:, 0, 1:].reshape(2, 2, 3))
+    maps = maps_of(2, 9)
+    found = explain.attention_rollout(maps, "mean")
+    np.testing.assert_allclose(found.reshape(2, 9), explain.rollout(maps).mean(axis=1), rtol=1e-5)
+    for pooling, sides in (("class", (1, 1)), ("mean", (2, 3)), ("mean", (100, 1))):
+        with pytest.raises(BadInput, match="patches fill no rectangle"):
+            explain.attention_rollout(maps, pooling, sides)
+
+
+def test_attention_maps_come_in_the_order_of_blocks():
+    def apply(variables, images, mutable):
+        kept = {f"block_{i}": {"attention": {"attention": (variables[i],)}} for i in range(11)}
+        return None, {"intermediates": kept | {"hidden_0": (images,)}}
+
+    maps = [np.full((1, 1, 2, 2), i) for i in range(11)]
+    found = jax.jit(lambda maps: explain.attention_maps(apply, maps, IMAGES))(maps)
+    assert [int(each[0, 0, 0, 0]) for each in found] == list(range(11))
+    assert explain.attention_maps(lambda *_, mutable: (None, {}), {}, IMAGES) == []
+
+
+def test_the_worst_are_the_mistakes_with_the_largest_loss():
+    logits = np.array([[9, 0, 0], [0, 1, 0], [5, 0, 0], [0, 0, 1000], [0.1, 0, 0]])
+    labels = np.array([0, 0, 1, 0, 2])
+    assert explain.worst(logits, labels, 9).tolist() == [3, 2, 1, 4]
+    assert explain.worst(logits, labels, 2).tolist() == [3, 2]
+    assert explain.worst(logits[:1], labels[:1], 2).tolist() == []
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def pixels(data) -> np.ndarray:
+    """A PNG's: from a file or a figure."""
+    if hasattr(data, "savefig"):
+        file = io.BytesIO()
+        data.savefig(file, format="png", dpi=50)
+        data = file
+    with Image.open(data) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def texts_of(figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in (axes.title, *axes.texts)]
+
+
+def test_figures_show_what_they_are_given():
+    pytest.importorskip("matplotlib")
+    images = RNG.integers(0, 256, (5, 8, 6, 3)).astype(np.uint8)
+    texts = [explain.title("cat", "dog", 0.987), explain.title("x" * 30, "y" * 30, 0.5), *"abc"]
+    assert texts[0] == "cat → dog  99%"
+    assert len(texts[1].split("\n")) == 2
+    figure = explain.draw_mistakes(images, texts)
+    assert set(texts) <= set(texts_of(figure))
+    assert pixels(figure).std() > 20
+    assert not np.array_equal(pixels(figure), pixels(explain.draw_mistakes(images[::-1], texts)))
+    assert pixels(explain.draw_mistakes(images[:0], [])).std() > 0  # it says that there are none
+    matrix = np.array([[8, 2, 0], [0, 10, 0], [0, 0, 0]])
+    figure = explain.draw_confusion(matrix, ["cat", "dog", "owl"])
+    assert sorted(texts_of(figure)) == ["", "10", "18 of 20 right (90.00%)", "2", "8"]
+    assert pixels(figure).std() > 20
+    many = explain.draw_confusion(np.eye(100, dtype=int), [str(i) for i in range(100)])
+    assert len(texts_of(many)) == 2  # a hundred counts could not be read
+    heat = np.zeros((5, 2, 2), np.float32)
+    dark = pixels(explain.draw_maps(images / 255.0, {"one": heat}, texts))
+    heat[:, 0, 0] = 1
+    assert not np.array_equal(dark, pixels(explain.draw_maps(images / 255.0, {"one": heat}, texts)))
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert exit_code("explain", "--workdir", str(tmp_path)) == 2
+    error = capsys.readouterr().err.strip()
+    assert "pip install 'touchstone-jax[plots]'" in error
+    assert "\n" not in error
+
+
+# ------------------------------------------------------------------------------------------ script
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir of digits after a few steps."""
+    folder = str(tmp_path_factory.mktemp("explain") / "run")
+    words = ("--config.train.duration=12 steps", "--config.model.widths=(8, 8)")
+    assert exit_code("train", "--config", DIGITS, "--workdir", folder, *words) == 0
+    return folder
+
+
+def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(run, capsys):
+    pytest.importorskip("matplotlib")
+    assert exit_code("explain", "--workdir", run, "--count", "3") == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    accuracy = train.evaluate_run(run)["eval"]["test"]["accuracy"]
+    assert first == f"step 12, test: accuracy {accuracy:.4f} ({round(360 * accuracy)} of 360)"
+    assert 0.2 < accuracy < 1
+    for name, what, line in zip(
+        ("mistakes", "confusion", "saliency"),
+        ("3 of", "10 classes", "integrated gradients, Grad-CAM at stage_1"),
+        lines,
+        strict=True,
+    ):
+        assert line.startswith(f"{run}/explain/{name}.png: ")
+        assert what in line
+        assert pixels(f"{run}/explain/{name}.png").std() > 20
+    assert exit_code("explain", "--workdir", run, "--set", "train[:8]", "--count", "9") == 0
+    said = capsys.readouterr().out
+    assert "train[:8]: accuracy" in said
+    assert "8 images under" in said
+
+
+def test_a_vision_transformer_has_a_rollout():
+    model = vit.ViT(num_classes=3, width=8, heads=1, layers=1, image_size=8, patch_size=4)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    maps = script("explain")._maps(model, variables, IMAGES, LABELS, 0.0)
+    assert {name: heat.shape for name, heat in maps.items()} == {
+        "integrated gradients": (3, 8, 8),
+        "attention rollout": (3, 2, 2),
+    }
+
+
+def test_what_cannot_be_explained_is_one_line(run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    config = workdir.read_config(run)
+    for name, changes in (("empty", {}), ("text", {"task": "lm.mlm"}), ("blind", {"evals": {}})):
+        workdir.claim(tmp_path / name, config | changes, {}, write=True)
+    for folder, words, message in (
+        (tmp_path, [], "no run there"),
+        (tmp_path / "empty", [], "no checkpoint there"),
+        (tmp_path / "text", [], "a run of lm.mlm; only vision.classify is explained"),
+        (tmp_path / "blind", [], "the run has no evaluators"),
+        (run, ["--step", "best"], "config.checkpoint.best is not set"),
+        (run, ["--step", "7"], "no checkpoint of step 7"),
+        (run, ["--set", "tset"], "--set: unknown split 'tset'"),
+        (run, ["--count", "0"], "--count: 0 is not positive"),
+    ):
+        assert exit_code("explain", "--workdir", str(folder), *words) == 2, message
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error

@@ -1,0 +1,119 @@
+"""A short convolutional network that trains fast: airbench (Jordan 2024), for images of any size.
+
+    from vision import airbench
+    model = airbench.Airbench(num_classes=10)
+    variables = model.init(jax.random.key(0), images)
+    params = model.fitted(variables["params"], images)  # whitening; the classification task does it
+    logits = model.apply(variables | {"params": params}, images)
+
+It begins with a convolution whose filters are not learned but whiten the patches of training
+images: keep them as they are by `config.optim.freeze = ("whitening/kernel",)`.
+
+Letters: B batch, H height, W width, C channels, K classes, n images to fit to, k side of a filter.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from common.layers import Dense, identity, max_pool, named
+from common.task import Table
+
+
+class Airbench(nn.Module):
+    """A whitening convolution and GELU; a block a width; global max pooling; a dense head.
+
+    A block is a 3x3 convolution, max-pool 2, norm and GELU, and then another 3x3 convolution, norm
+    and GELU beside a skip connection (which airbench has in its larger variant only).
+
+    Attributes:
+      num_classes: K.
+      widths: channels of each block.
+      whitening: k; it has 2 k k C filters.
+      momentum: of the running statistics of batch norm.
+      dtype: of the computation; None is that of the parameters.
+      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (32, 40, 56)
+    whitening: int = 3
+    momentum: float = 0.8
+    dtype: Literal["bfloat16"] | None = None
+    constrain: Callable = identity
+
+    PARTITION: ClassVar[Table] = (
+        (r"whitening/kernel", (None, None, None, None)),
+        (r"block_\d+_conv_\d/kernel", (None, None, None, "embed")),
+        (r"head/kernel", ("embed", None)),
+    )
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        """f32[B, H, W, C] -> logits f32[B, K]."""
+
+        def convolution(x, width, side, name):
+            init = nn.initializers.he_normal()
+            arguments = {"use_bias": False, "kernel_init": init, "dtype": self.dtype, "name": name}
+            return nn.Conv(width, (side, side), padding="SAME", **arguments)(x)
+
+        def active(x, name):
+            norm = nn.BatchNorm(not train, momentum=self.momentum, dtype=self.dtype, name=name)
+            return nn.gelu(norm(x))
+
+        filters = 2 * self.whitening**2 * images.shape[-1]
+        x = nn.gelu(convolution(images, filters, self.whitening, "whitening"))
+        x = named(self, "stem", x)
+        for i, width in enumerate(self.widths):
+            x = max_pool(convolution(x, width, 3, f"block_{i}_conv_0"))
+            x = active(x, f"block_{i}_norm_0")
+            x += active(convolution(x, width, 3, f"block_{i}_conv_1"), f"block_{i}_norm_1")
+            x = self.constrain(x, "batch", None, None, None)
+            x = named(self, f"block_{i}", x)
+        x = named(self, "features", x.max(axis=(1, 2)))
+        head = Dense(self.num_classes, names=("embed", None), constrain=self.constrain, name="head")
+        return head(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+    @nn.nowrap
+    def fitted(self, params: dict, images: np.ndarray) -> dict:
+        """`params` with filters that whiten the patches of these images f32[n, H, W, C]."""
+        kernel = whitening_filters(images, self.whitening)
+        return {**params, "whitening": {"kernel": jnp.asarray(kernel)}}
+
+    @nn.nowrap
+    def flops(self, shape: tuple[int, int, int]) -> int:
+        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
+        reach into padding as well, and of the head; nothing else."""
+        height, width, channels = shape
+        filters = 2 * self.whitening**2 * channels
+        total = 2 * height * width * self.whitening**2 * channels * filters
+        channels = filters
+        for features in self.widths:
+            total += 2 * height * width * 9 * channels * features
+            height, width, channels = height // 2, width // 2, features
+            total += 2 * height * width * 9 * features * features
+        return total + 2 * channels * self.num_classes
+
+
+def whitening_filters(images: np.ndarray, side: int, epsilon: float = 5e-4) -> np.ndarray:
+    """Filters that turn patches into uncorrelated numbers of variance one, and their negatives.
+
+    Args:
+      images: f32[n, H, W, C].
+      side: k, of the patches.
+      epsilon: what is added to the variances, so that noise is not blown up.
+
+    Returns:
+      f32[k, k, C, 2 k k C]: eigenvectors of the patches' second moments, over the root of their
+      eigenvalues, largest first.
+    """
+    patches = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
+    shape = side, side, images.shape[-1]
+    rows = np.moveaxis(patches, 3, -1).reshape(-1, np.prod(shape))
+    values, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64) / len(rows))
+    filters = (vectors / np.sqrt(values + epsilon))[:, ::-1]
+    filters = np.concatenate([filters, -filters], axis=1)
+    return filters.reshape(*shape, -1).astype(np.float32)

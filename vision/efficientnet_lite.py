@@ -1,0 +1,199 @@
+"""EfficientNet-Lite (Tan & Le 2019; Liu 2020): convolutions for phones and small accelerators.
+
+    from vision import efficientnet_lite
+    model = efficientnet_lite.EfficientNetLite(**efficientnet_lite.SIZES["lite0"], num_classes=1000)
+    variables = model.init(jax.random.key(0), images)            # params and batch_stats
+    logits = model.apply(variables, images)
+
+Lite is EfficientNet without squeeze-and-excitation, with ReLU6 in place of swish, and with a stem
+and a head of one size for all; lite0 to lite4 become wider and deeper.
+
+Letters: B batch, H height, W width, C channels, D pooled features, K classes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from common.config import require
+from common.layers import Dense, Dropout, identity, named
+from common.task import Table
+
+STEM, TOP = 32, 1280  # channels
+# Tan & Le 2019, table 1: of each stage the side of its depthwise kernels, the stride of its first
+# block, and the factor on the channels inside a block; then, of lite0, its blocks and its channels.
+KERNELS = (3, 3, 5, 3, 5, 5, 3)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
+STAGES = (1, 2, 2, 3, 3, 4, 1)
+WIDTHS = (16, 24, 40, 80, 112, 192, 320)
+
+
+def _rounded(channels: float) -> int:
+    """The nearest multiple of 8; the next one up if that would lose more than a tenth."""
+    nearest = int(channels + 4) // 8 * 8
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+def _scaled(width: float, depth: float, dropout: float) -> dict:
+    """Channels times `width`; blocks times `depth`, but for the first and the last stage."""
+    inner = (math.ceil(depth * blocks) for blocks in STAGES[1:-1])
+    widths = tuple(_rounded(width * channels) for channels in WIDTHS)
+    return {"stages": (STAGES[0], *inner, STAGES[-1]), "widths": widths, "dropout": dropout}
+
+
+SIZES = {
+    "lite0": _scaled(1.0, 1.0, 0.2),
+    "lite1": _scaled(1.0, 1.1, 0.2),
+    "lite2": _scaled(1.1, 1.2, 0.3),
+    "lite3": _scaled(1.2, 1.4, 0.3),
+    "lite4": _scaled(1.4, 1.8, 0.3),
+}
+
+# Side in pixels of the square images that each was published for.
+RESOLUTIONS = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
+
+
+class EfficientNetLite(nn.Module):
+    """Stem, seven stages of inverted residuals, a 1x1 convolution on top, mean over positions, a
+    dense head.
+
+    Asked with `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, …,
+    `stage_6`, `top_output` and `features`, f32[B, D].
+
+    Attributes:
+      num_classes: K.
+      stages: blocks of each stage.
+      widths: channels out of each stage.
+      dropout: rate in front of the head; None is none. May be traced.
+      drop_path: rate at which a row loses what a block adds to it (stochastic depth, Huang et al.
+        2016): block i of n has i / n of this rate. None is none; published: 0.2. May be traced.
+      dtype: of the computation in front of the head; None is that of the parameters.
+      constrain: pins activations and gathered parameters to a mesh (`common.mesh.constrainer`).
+    """
+
+    num_classes: int
+    stages: tuple[int, ...] = STAGES
+    widths: tuple[int, ...] = WIDTHS
+    dropout: float | None = None
+    drop_path: float | None = None
+    dtype: Literal["bfloat16"] | None = None
+    constrain: Callable = identity
+
+    PARTITION: ClassVar[Table] = (
+        (r"(stem|top|.*/(expand|depthwise|project))/kernel", (None, None, None, "embed")),
+        (r"head/kernel", ("embed", None)),
+    )
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        """f32[B, H, W, C] -> logits f32[B, K].
+
+        With `train`, normalises by the statistics of the batch, and moves those in the collection
+        `batch_stats` a hundredth of the way to them if that is mutable. Either rate needs an rng
+        "dropout" then.
+
+        Raises:
+          BadInput: if there are not seven stages and widths, all positive.
+        """
+        sizes = self.stages + self.widths
+        require(
+            len(self.stages) == len(self.widths) == len(STAGES) and min(sizes) > 0,
+            f"config.model.stages: {self.stages} blocks of widths {self.widths}: "
+            f"{len(STAGES)} positive numbers of each are needed",
+        )
+        x = nn.relu6(_conv_norm("stem", images, train, STEM, 3, 2, dtype=self.dtype))
+        x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
+        count, i = sum(self.stages), 0
+        for stage, blocks in enumerate(self._blocks()):
+            for fields in blocks:
+                rate = None if self.drop_path is None else self.drop_path * i / count
+                x = Block(*fields, rate, self.dtype, name=f"block_{i}")(x, train)
+                x = self.constrain(x, "batch", None, None, None)
+                i += 1
+            x = named(self, f"stage_{stage}", x)
+        x = nn.relu6(_conv_norm("top", x, train, TOP, dtype=self.dtype))
+        x = named(self, "top_output", self.constrain(x, "batch", None, None, None))
+        x = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = Dropout(self.dropout)(named(self, "features", x), train)
+        init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+        head = {"kernel_init": init, "names": ("embed", None), "constrain": self.constrain}
+        return Dense(self.num_classes, **head, name="head")(x)
+
+    @nn.nowrap
+    def _blocks(self) -> Iterator[list[tuple[int, int, int, int]]]:
+        """(kernel, stride, expansion, width) of each block of each stage."""
+        for kernel, stride, expansion, blocks, width in zip(
+            KERNELS, STRIDES, EXPANSIONS, self.stages, self.widths, strict=True
+        ):
+            yield [(kernel, 1 if i else stride, expansion, width) for i in range(blocks)]
+
+    @nn.nowrap
+    def flops(self, shape: tuple[int, int, int]) -> int:
+        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
+        reach into padding as well, and of the head; nothing else."""
+        height, width, channels = -(-shape[0] // 2), -(-shape[1] // 2), STEM
+        total = height * width * 9 * shape[2] * STEM
+        for kernel, stride, expansion, features in (b for blocks in self._blocks() for b in blocks):
+            wide = channels * expansion
+            if expansion > 1:
+                total += height * width * channels * wide
+            height, width, channels = -(-height // stride), -(-width // stride), features
+            total += height * width * wide * (kernel**2 + features)
+        return 2 * (total + height * width * channels * TOP + TOP * self.num_classes)
+
+
+class Block(nn.Module):
+    """Inverted residual (Sandler et al. 2018): widen, convolve channel by channel, narrow; added to
+    the input where that has the same shape.
+
+    Attributes:
+      kernel, stride: of the depthwise convolution.
+      expansion: factor on the channels inside; 1 leaves out the convolution that widens.
+      width: channels out.
+      drop_path: rate at which a row goes without; the others' branch grows by the inverse. None is
+        none. May be traced.
+      dtype: of the computation.
+    """
+
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+    drop_path: float | None
+    dtype: str | None
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """[B, H, W, C] -> [B, H / stride, W / stride, width], rounded up."""
+        y, inside = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = nn.relu6(_conv_norm("expand", y, train, inside, dtype=self.dtype))
+        shape = inside, self.kernel, self.stride, inside
+        y = nn.relu6(_conv_norm("depthwise", y, train, *shape, dtype=self.dtype))
+        y = _conv_norm("project", y, train, self.width, dtype=self.dtype)
+        if self.stride > 1 or x.shape[-1] != self.width:
+            return y
+        kept = Dropout(self.drop_path)(jnp.ones((len(y), 1, 1, 1), y.dtype), train)
+        return x + kept * y
+
+
+def _conv_norm(name, x, train, width, kernel=1, stride=1, groups=1, *, dtype):
+    """A convolution without bias and its batch norm: `name` and `name`_norm of the caller."""
+    # fan-out as in He et al. 2015; of a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
+    fan = "fan_out" if groups == 1 else "fan_in"
+    x = nn.Conv(
+        width,
+        (kernel, kernel),
+        stride,
+        padding="SAME",
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
+        name=name,
+    )(x)
+    return nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, dtype=dtype, name=f"{name}_norm")(x)

@@ -1,0 +1,322 @@
+"""What an image classifier looked at, and where it is wrong: saliency maps, and pictures of them.
+
+    logits_of = jax.tree_util.Partial(model.apply, variables)
+    where = explain.integrated_gradients(logits_of, images, labels)
+    coarse = explain.grad_cam(model.apply, variables, images, labels)
+    explain.draw_maps(images, {"Grad-CAM": coarse}, titles).savefig("saliency.png")
+
+The maps are pure functions of any model; what is drawn is a Matplotlib figure that belongs to the
+caller. scripts/explain.py does all of it for a run.
+
+Letters: B batch, H height, W width and C channels of an image; h height and w width of a layer or
+of a grid of patches; K classes; L positions and A heads of attention.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import tree
+from common.config import BadInput, choice, require
+
+# -------------------------------------------------------------------------------------------- maps
+
+
+def _picked(logits, labels):
+    """The sum of the rows' logits at their labels, to be differentiated: rows do not interact."""
+    return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1))
+
+
+@jax.jit
+def _slopes(logits_of, images, labels):
+    return jax.grad(lambda x: _picked(logits_of(x), labels))(images)
+
+
+def integrated_gradients(logits_of: Callable, images, labels, baseline=0.0, steps: int = 32):
+    """Integrated gradients (Sundararajan et al. 2017): f32[B, H, W, C], what each number of an
+    image adds to the logit of its label.
+
+    A row sums to logit(image) - logit(baseline), but for the integral's error: the midpoint rule.
+
+    Args:
+      logits_of: f32[B, H, W, C] -> f32[B, K], rows independent. Compiled once; as a
+        `jax.tree_util.Partial(model.apply, variables)` it need not be compiled again for other
+        variables.
+      images: f32[B, H, W, C], as the model takes them.
+      labels: i32[B].
+      baseline: an image without content, e.g. black; broadcastable to `images`, and 0 is the mean
+        of normalised ones.
+      steps: points of the integral.
+    """
+    if not isinstance(logits_of, jax.tree_util.Partial):
+        logits_of = jax.tree_util.Partial(logits_of)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    difference = images - baseline
+    # A loop out here: convolutions inside a compiled one are ten times slower on CPU.
+    total = jnp.zeros_like(difference)
+    for i in range(steps):
+        total += _slopes(logits_of, baseline + (i + 0.5) / steps * difference, labels)
+    return difference * total / steps
+
+
+def _sown(collection: dict, path: str = "") -> Iterator[tuple[str, jax.Array]]:
+    """(path, what was sown there last) in the order of sowing, which jax forgets."""
+    for key, value in collection.items():
+        if isinstance(value, tuple):
+            yield f"{path}{key}", value[-1]
+        elif isinstance(value, dict):
+            yield from _sown(value, f"{path}{key}/")
+
+
+def _is_map(path: str) -> bool:
+    return path.rpartition("/")[2] == "attention"
+
+
+def spatial(apply: Callable, variables: dict, images) -> dict[str, jax.ShapeDtypeStruct]:
+    """The intermediates [B, h, w, C] of a model by name, in the order in which they are computed.
+
+    Args: as of `grad_cam`.
+    """
+    found = {}
+
+    def trace(variables, images):
+        kept = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
+        for path, value in _sown(kept):
+            if value.ndim == 4 and not _is_map(path):
+                found[path] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+
+    jax.eval_shape(trace, variables, images)
+    return found
+
+
+def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None = None):
+    """Grad-CAM (Selvaraju et al. 2017): f32[B, h, w], where a layer speaks for the label, >= 0.
+
+    Args:
+      apply: of a linen module whose layers have names (`common.layers.named`).
+      variables: of the module.
+      images: f32[B, H, W, C], as the model takes them.
+      labels: i32[B].
+      name: of an intermediate [B, h, w, C]; None is the model's last.
+
+    Raises:
+      BadInput: if there is no such intermediate.
+    """
+    layers = spatial(apply, variables, images)
+    require(bool(layers), "grad_cam: no layer [B, h, w, C] of this model has a name")
+    name = list(layers)[-1] if name is None else choice("grad_cam: name", name, layers)
+
+    def score(added):
+        given = {**variables, "perturbations": tree.unflatten({name: added})}
+        logits, kept = apply(given, images, mutable=["intermediates"])
+        return _picked(logits, labels), dict(_sown(kept["intermediates"]))[name]
+
+    zeros = jnp.zeros(layers[name].shape, layers[name].dtype)
+    gradient, layer = jax.grad(score, has_aux=True)(zeros)
+    weights = gradient.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    return jax.nn.relu(jnp.sum(weights * layer, axis=-1))
+
+
+def attention_maps(apply: Callable, variables: dict, images) -> list:
+    """The attention maps f32[B, A, L, L] of a transformer, the first block's first; [] if there are
+    none. Arguments as of `grad_cam`."""
+    kept = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
+    return [value for path, value in _sown(kept) if value.ndim == 4 and _is_map(path)]
+
+
+def rollout(maps: Sequence):
+    """How much of each position comes from each position of the input: f32[B, L, L], rows sum to 1.
+
+    Attention rollout (Abnar & Zuidema 2020): heads count alike, half of a state is what its
+    residual carries past the attention, and layers follow each other.
+
+    Args:
+      maps: of each block f32[B, A, L, L], the first block's first.
+    """
+    carried = jnp.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    flow = carried
+    for each in maps:
+        flow = (each.mean(axis=1) + carried) / 2 @ flow
+    return flow
+
+
+def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1, 1)):
+    """`rollout` of a Vision Transformer as pictures: f32[B, h, w], what of an image's vector comes
+    from each patch.
+
+    Args:
+      maps: of each block f32[B, A, L, L], the first block's first.
+      pooling: "class", the row of the first position, or "mean" of all rows.
+      sides: height and width of the images, or what is in their proportion.
+
+    Raises:
+      BadInput: if the patches fill no such rectangle.
+    """
+    flow = rollout(maps)
+    flow = flow[:, 0, 1:] if pooling == "class" else flow.mean(axis=1)
+    patches = flow.shape[1]
+    rows = round(math.sqrt(patches * sides[0] / sides[1]))
+    require(
+        rows > 0 and patches * sides[0] == rows**2 * sides[1],
+        f"attention_rollout: {patches} patches fill no rectangle of {sides[0]} by {sides[1]}",
+    )
+    return flow.reshape(len(flow), rows, -1)
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+
+
+def worst(logits, labels, k: int) -> np.ndarray:
+    """The rows with the largest loss among the mistakes, most wrong first: int[k at most].
+
+    Args:
+      logits: f32[B, K].
+      labels: i32[B].
+      k: how many.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    top = logits.max(axis=1)
+    losses = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+    losses -= np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    return wrong[np.argsort(-losses[wrong], kind="stable")][:k]
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+def figure(width: float, height: float):
+    """An empty Matplotlib figure that no global state knows of, its sides in inches.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInput(
+            "pictures need matplotlib, which is missing: pip install 'touchstone-jax[plots]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def title(label: str, predicted: str, probability: float) -> str:
+    """What stands above an image: the true class, what it was taken for, and how surely; on two
+    lines if the names are long."""
+    label, predicted = (n if len(n) <= 20 else f"{n[:19]}…" for n in (label, predicted))
+    space = " " if len(label + predicted) <= 16 else "\n"
+    return f"{label}{space}→ {predicted}  {probability:.0%}"
+
+
+def _show(axes, image) -> None:
+    """An image [H, W, C], u8 or float; one that is neither grey nor RGB as the mean of its
+    channels."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8:  # normalised in some way: from its smallest number to its largest
+        low, high = float(image.min()), float(image.max())
+        image = np.uint8(255 * (image - low) / max(high - low, 1e-12))
+    height, width = image.shape[:2]
+    if image.shape[-1] != 3:
+        image = image.mean(axis=-1)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+
+
+def draw_mistakes(images, titles: Sequence[str], columns: int = 4):
+    """A grid of images, each below its title.
+
+    Args:
+      images: u8[B, H, W, C], or floats.
+      titles: B of them, by `title`.
+      columns: images side by side.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    rows = max(1, math.ceil(len(images) / columns))
+    drawn = figure(1.9 * columns, 2.3 * rows + 0.3)
+    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, text in zip(grid, images, titles, strict=False):
+        _show(axes, image)
+        axes.set_title(text, fontsize=9)
+    drawn.suptitle("true → predicted, probability" if len(images) else "no mistakes", fontsize=10)
+    return drawn
+
+
+def draw_confusion(matrix, classes: Sequence[str]):
+    """Counts by true class (row) and predicted class (column), coloured by the share of the row.
+
+    Up to 30 classes have their counts written in, up to 60 their names beside them.
+
+    Args:
+      matrix: int[K, K].
+      classes: K names.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    matrix, size = np.asarray(matrix), len(classes)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.0, 1.5 + 0.45 * size), 16.0)
+    drawn = figure(side + 1, side)
+    axes = drawn.subplots()
+    colours = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    drawn.colorbar(colours, ax=axes, label="share of the true class", shrink=0.7)
+    right = np.trace(matrix)
+    axes.set_title(f"{right} of {matrix.sum()} right ({right / max(matrix.sum(), 1):.2%})")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if size <= 60:
+        axes.set_xticks(range(size), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(size), classes)
+    for i, j in np.argwhere(matrix) if size <= 30 else ():
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, matrix[i, j], ha="center", va="center", color=colour, fontsize=8)
+    return drawn
+
+
+def draw_maps(images, maps: dict[str, np.ndarray], titles: Sequence[str]):
+    """Each image beside itself under its maps, each from its smallest number to its largest.
+
+    Args:
+      images: u8[B, H, W, C], or floats.
+      maps: {name: f32[B, h, w]}, each stretched over the image.
+      titles: B of them, by `title`.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    span = 1 + len(maps)
+    across = max(1, 6 // span)  # images side by side
+    rows = max(1, math.ceil(len(images) / across))
+    drawn = figure(1.7 * span * across, 2.1 * rows)
+    grid = drawn.subplots(rows, span * across, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    cells = grid.reshape(rows * across, span)
+    for i, (image, text) in enumerate(zip(images, titles, strict=True)):
+        height, width = image.shape[:2]
+        _show(cells[i][0], image)
+        cells[i][0].set_title(text, fontsize=9)
+        for axes, name in zip(cells[i][1:], maps, strict=True):
+            _show(axes, image)
+            if i < across:
+                axes.set_title(name, fontsize=9)
+            heat = np.asarray(maps[name][i], np.float32)
+            heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
+            place = {"extent": (0, width, height, 0), "interpolation": "bilinear"}
+            axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.65, **place)
+    return drawn

@@ -1,0 +1,172 @@
+"""RandAugment (Cubuk et al. 2020) of a whole batch at once, and the affine resampling under it.
+
+    images, labels = rand_augment(key, images, labels, layers=2, magnitude=10.0)
+    images = affine(images, matrices, shifts)
+
+Every operation is computed for the whole batch and each image picks its own: a batch has no room
+for branches. What moves pixels is one resampling, with a matrix of its own for each image.
+
+Letters: B batch, H height, W width, C channels, K classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# The fourteen of the paper, in its order.
+OPERATIONS = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "color",
+    "posterize",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+
+
+def affine(images, matrices, shifts):
+    """Bilinear resampling along straight lines, with zeros outside of the image.
+
+    The result at (y, x), pixels from the centre with y downwards, is the image at
+    `matrix @ (y, x) + shift`. The identity gives back the very same numbers.
+
+    Args:
+      images: float[B, H, W, C].
+      matrices: f32[B, 2, 2].
+      shifts: f32[B, 2], in pixels.
+    """
+    _, height, width, _ = images.shape
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    y = jnp.arange(height, dtype=dtype)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=dtype) - (width - 1) / 2
+    matrices, shifts = matrices.astype(dtype)[..., None, None], shifts.astype(dtype)
+    # An edge of zeros: whatever lies further out is moved onto it.
+    padded = jnp.pad(images.astype(dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def along(axis, size):
+        """i32[B, H, W] the padded neighbour in front, and [B, H, W, 1] how far we are past it."""
+        at = matrices[:, axis, 0] * y + matrices[:, axis, 1] * x + shifts[:, axis, None, None]
+        at = jnp.clip(at + (size + 1) / 2, 0, size + 1)
+        front = jnp.minimum(jnp.floor(at), size)
+        return front.astype(jnp.int32), (at - front)[..., None]
+
+    top, down = along(0, height)
+    left, right = along(1, width)
+    pixels = lambda y, x: jax.vmap(lambda image, y, x: image[y, x])(padded, y, x)
+    above = pixels(top, left) * (1 - right) + pixels(top, left + 1) * right
+    below = pixels(top + 1, left) * (1 - right) + pixels(top + 1, left + 1) * right
+    return (above * (1 - down) + below * down).astype(images.dtype)
+
+
+def rotations(degrees):
+    """f32[B] angles, counter-clockwise as one sees it -> the matrices f32[B, 2, 2] of `affine`."""
+    angles = jnp.deg2rad(degrees)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.stack([cos, sin, -sin, cos], axis=-1).reshape(-1, 2, 2)
+
+
+def rand_augment(key, images, labels, layers: int = 2, magnitude=10.0):
+    """Some operations in a row for each image, each drawn uniformly from `OPERATIONS`.
+
+    Args:
+      key: a jax key.
+      images: float[B, H, W, C] in [0, 1]; C is 1 or 3.
+      labels: f32[B, K], returned as they are.
+      layers: N of the paper, operations for each image.
+      magnitude: M of the paper, 0 to 30; see `transform`, whose amounts are ±magnitude / 30 with a
+        random sign. May be traced.
+    """
+    shape = images.shape[:1]
+    for layer in range(layers):
+        operation_key, sign_key = jax.random.split(jax.random.fold_in(key, layer))
+        operations = jax.random.randint(operation_key, shape, 0, len(OPERATIONS), jnp.int32)
+        signs = jnp.where(jax.random.bernoulli(sign_key, 0.5, shape), 1.0, -1.0)
+        images = transform(images, operations, signs * magnitude / 30)
+    return images, labels
+
+
+def transform(images, operations, amounts):
+    """One operation on each image, more of it the larger the amount is; 0 is none.
+
+    The scale is torchvision's, where every operation grows with the magnitude; in the paper's code
+    a larger one solarizes and posterizes less. At amount a:
+    rotate by 30a degrees; shear by 0.3a about the centre; translate by 150/331 a of the side, all
+    with zeros outside; color, contrast, brightness and sharpness by the factor 1 + 0.9a; solarize
+    (invert) what is at 1 - |a| or brighter; posterize to 8 - round(4|a|) bits. Autocontrast and
+    equalize have no amount. Pixels are rounded to the 256 levels by those operations alone that
+    are about levels: solarize, posterize, equalize. Color leaves C = 1 as it is.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1]; C is 1 or 3.
+      operations: i32[B], places in `OPERATIONS`.
+      amounts: f32[B] in [-1, 1].
+    """
+    dtype = images.dtype
+    images = images.astype(jnp.promote_types(dtype, jnp.float32))
+    amount = lambda name: jnp.where(operations == OPERATIONS.index(name), amounts, 0.0)
+    zero, sides = jnp.zeros_like(amounts), (images.shape[1], images.shape[2])
+    matrices = rotations(30 * amount("rotate"))
+    shear = jnp.stack([zero, amount("shear_y"), amount("shear_x"), zero], axis=-1)
+    shifts = jnp.stack([amount("translate_y"), amount("translate_x")], axis=-1)
+    images = affine(
+        images, matrices + 0.3 * shear.reshape(-1, 2, 2), 150 / 331 * shifts * jnp.float32(sides)
+    )
+
+    amounts = amounts.astype(images.dtype)[:, None, None, None]
+    levels, size = jnp.round(255 * images), jnp.abs(amounts)
+    grey = _grey(images)
+    away_from = lambda x: jnp.clip(x + (1 + 0.9 * amounts) * (images - x), 0, 1)
+    low, high = images.min(axis=(1, 2), keepdims=True), images.max(axis=(1, 2), keepdims=True)
+    low, high = jnp.where(high > low, low, 0), jnp.where(high > low, high, 1)
+    step = jnp.exp2(jnp.round(4 * size))
+    changed = {
+        "autocontrast": (images - low) / (high - low),
+        "equalize": _equalized(levels) / 255,
+        "solarize": jnp.where(levels >= 256 * (1 - size), 255 - levels, levels) / 255,
+        "color": away_from(grey),
+        "posterize": jnp.floor(levels / step) * step / 255,
+        "contrast": away_from(grey.mean(axis=(1, 2), keepdims=True)),
+        "brightness": away_from(0.0),
+        "sharpness": away_from(_smooth(images)),
+    }
+    for name, result in changed.items():
+        chosen = operations == OPERATIONS.index(name)
+        images = jnp.where(chosen[:, None, None, None], result, images)
+    return images.astype(dtype)
+
+
+def _grey(images):
+    """[B, H, W, C] -> the luminance [B, H, W, 1] (ITU-R 601)."""
+    if images.shape[-1] == 1:
+        return images
+    return (images * jnp.asarray((0.299, 0.587, 0.114), images.dtype)).sum(-1, keepdims=True)
+
+
+def _smooth(images):
+    """The mean of each pixel (5 parts) and its eight neighbours (1 part each); the border stays."""
+    rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
+    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    inner = (box + 4 * images[:, 1:-1, 1:-1]) / 13
+    return images.at[:, 1:-1, 1:-1].set(inner)
+
+
+def _equalized(levels):
+    """Whole levels 0 to 255, [B, H, W, C] -> levels with as even a histogram as a table from old to
+    new levels can give, for each channel; in whole numbers, as PIL does it."""
+
+    def one(levels):  # i32[H, W]
+        counts = jnp.zeros(256, jnp.int32).at[levels].add(1)
+        step = (levels.size - counts[levels.max()]) // 255
+        below = jnp.cumsum(counts) - counts
+        table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+        return jnp.where(step > 0, table, jnp.arange(256))[levels]
+
+    by_channel = jax.vmap(jax.vmap(one, in_axes=-1, out_axes=-1))
+    return by_channel(levels.astype(jnp.int32)).astype(levels.dtype)
