@@ -24,7 +24,7 @@ from common import cli, train, workdir
 from common import model as models
 from common.config import require
 from common.layers import identity
-from vision import explain
+from vision import augment, explain
 
 
 def main(argv=None) -> int:
@@ -53,56 +53,62 @@ def main(argv=None) -> int:
     with train.opened(config, args.workdir, args.step) as (program, state, step):
         context = train.eval_context(program, state, step)
         source = program.task.sources[name]
-        classes = source.facts["classes"]
-        model = models.build(config["model"], identity, num_classes=len(classes))
+        model = models.build(config["model"], identity, num_classes=len(source.facts["classes"]))
         variables = {"params": context.params, **context.extra}
         prepare = partial(program.task.prepare, context.key, train=False)
         batches = context.batches(source, evals[name]["batch_size"])
-        logits, labels = _logits(model, variables, prepare, batches)
-        predicted = logits.argmax(axis=1)
-        right = np.sum(predicted == labels)
-        print(
-            f"step {step}, {shown}: accuracy {right / len(labels):.4f} ({right} of {len(labels)})"
-        )
-        shares = np.asarray(jax.nn.softmax(logits))
-        texts = [
-            explain.title(classes[true], classes[guess], share[guess])
-            for true, guess, share in zip(labels, predicted, shares, strict=True)
-        ]
+        logits, labels = _logits(model, variables, prepare, batches, evals[name]["views"])
+        right = np.sum(logits.argmax(axis=1) == labels)
+        share = right / len(labels)
+        print(f"step {step}, {shown}: accuracy {share:.4f} ({right} of {len(labels)})")
         folder = epath.Path(args.workdir) / "explain"
         folder.mkdir(parents=True, exist_ok=True)
-
-        def save(file: str, figure, what: str):
+        drawn = _pictures(model, variables, prepare, source, logits, labels, args.count)
+        for file, what, figure in drawn:
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=120)
             (folder / file).write_bytes(picture.getvalue())
             print(f"{folder / file}: {what}")
-
-        rows = explain.worst(logits, labels, args.count)
-        of = f"{len(rows)} of {len(labels) - right} mistakes, the largest losses first"
-        images = source.read(np.uint32(rows))["image"]
-        save("mistakes.png", explain.draw_mistakes(images, [texts[i] for i in rows]), of)
-
-        matrix = np.zeros((len(classes), len(classes)), int)
-        np.add.at(matrix, (labels, predicted), 1)
-        of = f"{len(classes)} classes, true by predicted"
-        save("confusion.png", explain.draw_confusion(matrix, classes), of)
-
-        # Behind the mistakes, if there are too few of them, what is right.
-        rows = np.append(rows, np.flatnonzero(predicted == labels))[: args.count]
-        batch = source.read(np.uint32(rows))
-        images = batch["image"]
-        batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
-        black = prepare(batch | {"image": np.zeros_like(images)})["image"]
-        maps = _maps(model, variables, prepare(batch)["image"], predicted[rows], black)
-        of = f"{len(rows)} images under {', '.join(maps)}"
-        save("saliency.png", explain.draw_maps(images, maps, [texts[i] for i in rows]), of)
     return 0
 
 
-def _logits(model, variables, prepare, batches) -> tuple[np.ndarray, np.ndarray]:
-    """(logits f32[N, K], labels i32[N]) of a whole set."""
-    forward = jax.jit(lambda variables, batch: model.apply(variables, prepare(batch)["image"]))
+def _pictures(model, variables, prepare, source, logits, labels, count: int):
+    """Yields (file, what it shows, figure)."""
+    classes, predicted = source.facts["classes"], logits.argmax(axis=1)
+    wrong, right = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)
+    rows = np.append(wrong, right)[:count]
+    batch = source.read(np.uint32(rows))
+    batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
+    inputs = prepare(batch)["image"]
+    # Drawn is what the model sees.
+    images = np.asarray(inputs) * np.float32(source.facts["std"]) + np.float32(source.facts["mean"])
+    images = np.uint8(np.clip(np.rint(255 * images), 0, 255))
+    shares = np.asarray(jax.nn.softmax(logits[rows])).max(axis=1)
+    pairs = zip(labels[rows], predicted[rows], shares, strict=True)
+    titles = [explain.title(classes[true], classes[guess], share) for true, guess, share in pairs]
+
+    what = f"{len(wrong)} of {len(labels) - len(right)} mistakes, the largest losses first"
+    yield "mistakes.png", what, explain.draw_mistakes(images[: len(wrong)], titles)
+
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    what = f"{len(classes)} classes, true by predicted"
+    yield "confusion.png", what, explain.draw_confusion(matrix, classes)
+
+    black = prepare(batch | {"image": np.zeros_like(batch["image"])})["image"]
+    maps = _maps(model, variables, inputs, predicted[rows], black)
+    what = f"{len(rows)} images under {', '.join(maps)}"
+    yield "saliency.png", what, explain.draw_maps(images, maps, titles)
+
+
+def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray, np.ndarray]:
+    """(logits f32[N, K], labels i32[N]) of a whole set, as its evaluator computes them."""
+
+    @jax.jit
+    def forward(variables, batch):
+        seen = augment.views(prepare(batch)["image"], views)
+        return sum(share * model.apply(variables, view) for share, view in seen)
+
     logits, labels = [], []
     for batch in batches:
         there = np.asarray(batch["valid"]) > 0

@@ -14,7 +14,7 @@ first), so that mixing is exact.
 
 import zlib
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,15 @@ from vision.rand_augment import affine, rand_augment, rotations
 Views = Literal["none", "flip", "flip_shift"]
 
 
-def _uniform(key, shape, low=0.0, high=1.0):
-    """f32[shape], of this type in any mode of jax."""
-    return jax.random.uniform(key, shape, jnp.float32, low, high)
+def _draws(key, *shape):
+    """f32[shape], uniform in [0, 1). An augmentation needs one call, as each takes its time to
+    compile."""
+    return jax.random.uniform(key, shape, jnp.float32)
+
+
+def _below(draws, counts):
+    """Uniform draws -> uniform i32 from 0 to counts - 1."""
+    return jnp.floor(draws * counts).astype(jnp.int32)
 
 
 # --------------------------------------------------------------------------------- moving the image
@@ -45,14 +51,14 @@ def random_crop(key, images, labels, padding: int):
     """
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1, jnp.int32)
+    corners = _below(_draws(key, batch, 2), 2 * padding + 1)
     crop = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (height, width, channels))
     return jax.vmap(crop)(padded, corners), labels
 
 
 def random_flip(key, images, labels):
     """Mirrors each image left to right with probability one half."""
-    flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    flip = _draws(key, len(images), 1, 1, 1) < 0.5
     return jnp.where(flip, images[:, :, ::-1], images), labels
 
 
@@ -81,13 +87,12 @@ def random_affine(key, images, labels, degrees=None, fraction=None):
         and not by whole pixels only; None shifts nothing. May be traced.
     """
     batch, height, width, _ = images.shape
-    turn_key, shift_key = jax.random.split(key)
+    draws = 2 * _draws(key, batch, 3) - 1
     angles, shifts = jnp.zeros(batch), jnp.zeros((batch, 2))
     if degrees is not None:
-        angles = _uniform(turn_key, (batch,), -degrees, degrees)
+        angles = degrees * draws[:, 0]
     if fraction is not None:
-        sides = jnp.float32((height, width))
-        shifts = _uniform(shift_key, (batch, 2), -fraction, fraction) * sides
+        shifts = fraction * draws[:, 1:] * jnp.float32((height, width))
     return affine(images, rotations(angles), shifts), labels
 
 
@@ -110,32 +115,34 @@ def random_resized_crop(
 
     The rectangle need not lie on whole pixels. Resized linearly, with antialiasing.
     """
-    batch, height, width, channels = images.shape
-    side_key, place_key = jax.random.split(key)
-    sides = _sides(side_key, images.shape, area, ratio)
-    corners = _uniform(place_key, (batch, 2)) * (jnp.float32((height, width)) - sides)
+    sides, places = _shapes(key, images.shape, area, ratio)
+    corners = places * (jnp.float32(images.shape[1:3]) - sides)
 
     def crop(image, sides, corner):
-        scale, shape = size / sides, (size, size, channels)
+        scale, shape = size / sides, (size, size, image.shape[-1])
         return jax.image.scale_and_translate(image, shape, (0, 1), scale, -corner * scale, "linear")
 
     return jax.vmap(crop)(images, sides, corners).astype(images.dtype), labels
 
 
-def _sides(key, shape, area, ratio):
-    """f32[B, 2]: height and width of a random rectangle for each image of [B, H, W, C]: the first
-    of ten draws that fits into the image, or the first one cut to fit."""
-    batch, height, width, _ = shape
-    area_key, ratio_key = jax.random.split(key)
-    areas = _uniform(area_key, (batch, 10), *area) * (height * width)
-    ratios = jnp.exp(_uniform(ratio_key, (batch, 10), *jnp.log(jnp.float32(ratio))))
+def _shapes(key, shape, area, ratio):
+    """Random rectangles within images of [B, H, W, C]: the first of ten draws that fits, or the
+    first one cut to fit.
+
+    Returns:
+      (height and width f32[B, 2] in pixels, draws f32[B, 2] for their places).
+    """
+    limits = jnp.float32(shape[1:3])
+    draws = _draws(key, shape[0], 10, 4)
+    areas = (area[0] + (area[1] - area[0]) * draws[..., 0]) * limits.prod()
+    ratios = ratio[0] * (ratio[1] / ratio[0]) ** draws[..., 1]
     sides = jnp.sqrt(jnp.stack([areas / ratios, areas * ratios], axis=-1))
-    limits = jnp.float32((height, width))
-    first = jnp.argmax((sides <= limits).all(axis=-1), axis=1)  # 0 if none fits
-    return jnp.minimum(jnp.take_along_axis(sides, first[:, None, None], axis=1)[:, 0], limits)
+    first = jnp.argmax((sides <= limits).all(axis=-1), axis=1)[:, None, None]  # 0 if none fits
+    sides = jnp.take_along_axis(sides, first, axis=1)[:, 0]
+    return jnp.minimum(sides, limits), draws[:, 0, 2:]
 
 
-# ------------------------------------------------------------------------------- covering parts of it
+# ----------------------------------------------------------------------------- covering parts of it
 
 
 def _rectangles(shape, corners, sides):
@@ -149,11 +156,9 @@ def _rectangles(shape, corners, sides):
     return within(0)[:, :, None, None] & within(1)[:, None, :, None]
 
 
-def _centred(key, shape, sides):
-    """`_rectangles` around a pixel of each image, uniformly drawn: what sticks out is cut off."""
-    batch, height, width, _ = shape
-    centres = jax.random.randint(key, (batch, 2), 0, jnp.int32((height, width)), jnp.int32)
-    return _rectangles(shape, centres - sides // 2, sides)
+def _centred(draws, shape, sides):
+    """`_rectangles` around pixels drawn uniformly (f32[B, 2] draws): what sticks out is cut off."""
+    return _rectangles(shape, _below(draws, jnp.float32(shape[1:3])) - sides // 2, sides)
 
 
 def random_cutout(key, images, labels, size: int, fill=0.0):
@@ -166,7 +171,8 @@ def random_cutout(key, images, labels, size: int, fill=0.0):
       size: side of the square, in pixels.
       fill: a number, or one a channel: what the square shows. The paper's is the mean.
     """
-    square = _centred(key, images.shape, jnp.full((len(images), 2), size))
+    sides = jnp.full((len(images), 2), size, jnp.int32)
+    square = _centred(_draws(key, *sides.shape), images.shape, sides)
     return jnp.where(square, jnp.asarray(fill, images.dtype), images), labels
 
 
@@ -187,17 +193,27 @@ def random_erasing(
       area: the rectangle's share of the image is uniform in this range, but for whole pixels.
       ratio: width by height is log-uniform in this range.
     """
-    coin_key, side_key, place_key, noise_key = jax.random.split(key, 4)
-    sides = jnp.round(_sides(side_key, images.shape, area, ratio)).astype(jnp.int32)
-    places = jnp.int32(images.shape[1:3]) - sides + 1
-    corners = jax.random.randint(place_key, sides.shape, 0, places, jnp.int32)
+    coin_key, shape_key, noise_key = jax.random.split(key, 3)
+    sides, places = _shapes(shape_key, images.shape, area, ratio)
+    sides = jnp.round(sides).astype(jnp.int32)
+    corners = _below(places, jnp.int32(images.shape[1:3]) - sides + 1)
     erased = _rectangles(images.shape, corners, sides)
-    erased &= _uniform(coin_key, (len(images), 1, 1, 1)) < probability
-    noise = _uniform(noise_key, images.shape).astype(images.dtype)
+    erased &= _draws(coin_key, len(images), 1, 1, 1) < probability
+    noise = _draws(noise_key, *images.shape).astype(images.dtype)
     return jnp.where(erased, noise, images), labels
 
 
-# ------------------------------------------------------------------------------------- mixing images
+# ------------------------------------------------------------------------------------ mixing images
+
+
+def _symmetric_beta(draws, alpha):
+    """f32[B, 2] uniform draws -> f32[B] from Beta(alpha, alpha), without the loop of a sampler that
+    rejects: exactly (1 + t / sqrt(2 alpha + t^2)) / 2, where t has Student's distribution with
+    2 alpha degrees of freedom, which is radius times cosine of two draws (Devroye 1996)."""
+    log = jnp.log(draws[:, 0]) / alpha
+    cos = jnp.cos(2 * jnp.pi * draws[:, 1])
+    square = -jnp.expm1(log) * cos**2
+    return (1 + jnp.sign(cos) * jnp.sqrt(square / (square + jnp.exp(log)))) / 2
 
 
 def _mixed(x, share):
@@ -215,7 +231,7 @@ def mixup(key, images, labels, alpha):
       images, labels: the batch.
       alpha: an image's weight is drawn from Beta(alpha, alpha), for each by itself. May be traced.
     """
-    share = jax.random.beta(key, alpha, alpha, (len(images),), jnp.float32)
+    share = _symmetric_beta(_draws(key, len(images), 2), alpha)
     return _mixed(images, share[:, None, None, None]), _mixed(labels, share[:, None])
 
 
@@ -229,10 +245,10 @@ def cutmix(key, images, labels, alpha):
       alpha: the share of the image outside of the rectangle is drawn from Beta(alpha, alpha); it is
         more where the rectangle sticks out. May be traced.
     """
-    share_key, place_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha, (len(images), 1), jnp.float32)
+    draws = _draws(key, len(images), 4)
+    share = _symmetric_beta(draws[:, :2], alpha)[:, None]
     sides = jnp.round(jnp.sqrt(1 - share) * jnp.float32(images.shape[1:3])).astype(jnp.int32)
-    kept = ~_centred(place_key, images.shape, sides)
+    kept = ~_centred(draws[:, 2:], images.shape, sides)
     return _mixed(images, kept), _mixed(labels, kept.mean(axis=(1, 2), dtype=jnp.float32))
 
 
@@ -245,7 +261,7 @@ def mixing(key, images, labels, mixup_alpha=None, cutmix_alpha=None):
         return cutmix(cutmix_key, images, labels, cutmix_alpha)
     images_up, labels_up = mixup(mixup_key, images, labels, mixup_alpha)
     images_cut, labels_cut = cutmix(cutmix_key, images, labels, cutmix_alpha)
-    coins = jax.random.bernoulli(coin_key, 0.5, (len(images), 1))
+    coins = _draws(coin_key, len(images), 1) < 0.5
     images = jnp.where(coins[..., None, None], images_up, images_cut)
     return images, jnp.where(coins, labels_up, labels_cut)
 
@@ -279,14 +295,14 @@ def views(images, name: Views) -> tuple:
 
     Args:
       images: [B, H, W, C].
-      name: "none" is the image itself. "flip" is the image and its mirror. "flip_shift" is airbench's
-        six (Jordan 2024): these two, which weigh half in all, and both shifted by a pixel up and
-        left, and down and right, with the border reflected.
+      name: "none" is the image itself. "flip" is the image and its mirror. "flip_shift" is the six
+        of airbench (Jordan 2024): these two, which weigh half in all, and both shifted by a pixel
+        up and left, and down and right, with the border reflected.
 
     Raises:
       BadInput: for another name.
     """
-    choice("views", name, ("none", "flip", "flip_shift"))
+    choice("views", name, get_args(Views))
     if name == "none":
         return ((1.0, images),)
     if name == "flip":

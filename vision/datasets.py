@@ -114,12 +114,20 @@ def outline(splits: dict[str, str], section: dict) -> dict[str, Source]:
         shape = section["image_size"], section["image_size"], shape[-1]
     require(None not in shape, f"config.data.image_size: the images of {name} vary; set it, to 256")
     facts, spec = _facts(name, tuple(map(str, range(classes)))), _spec(shape)
-    read = lambda rows: {k: np.zeros((len(rows), *s.shape), s.dtype) for k, s in spec.items()}
+    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
+    resident = _is_resident(section["resident"], section["image_size"], sizes, shape)
     found = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, where(key)))
-        found[key] = Source(size, read, None, spec, "outline", facts)
+        arrays = black(size) if resident else None  # memory that is never touched takes none
+        found[key] = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
     return found
+
+
+def _is_resident(resident: bool | None, image_size: int | None, sizes: dict, shape) -> bool:
+    """Whether a set lives on the device, unless the config says so: if it is small."""
+    small = image_size is None and sum(sizes.values()) * int(np.prod(shape)) <= RESIDENT_BYTES
+    return small if resident is None else resident
 
 
 def _digits() -> dict[str, dict[str, np.ndarray]]:
@@ -168,9 +176,7 @@ def _from_tfds(
     )
     facts = _facts(builder.name, tuple(features["label"].names))
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-    total = sum(sizes.values()) * int(np.prod(shape))
-    small = image_size is None and total <= RESIDENT_BYTES
-    if resident or (resident is None and small):
+    if _is_resident(resident, image_size, sizes, shape):
         whole = {}
 
         def take(split, at):

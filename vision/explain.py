@@ -160,7 +160,7 @@ def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1,
     patches = flow.shape[1]
     rows = round(math.sqrt(patches * sides[0] / sides[1]))
     require(
-        rows > 0 and patches * sides[0] == rows**2 * sides[1],
+        rows > 0 and patches % rows == 0 and patches * sides[0] == rows**2 * sides[1],
         f"attention_rollout: {patches} patches fill no rectangle of {sides[0]} by {sides[1]}",
     )
     return flow.reshape(len(flow), rows, -1)

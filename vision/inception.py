@@ -195,8 +195,8 @@ class InceptionV3(nn.Module):
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
         """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of the head; nothing else. The second head, a thousandth
-        more in training, does not count."""
+        reach into padding as well, and of the head; nothing else. The second head, which runs in
+        training alone, does not count: a thousandth of the rest at 299x299."""
         _check(shape)
         total, shape = _flops(STEM, shape)
         for branches in MIXED:

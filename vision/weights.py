@@ -38,11 +38,21 @@ def sizes(folder: epath.PathLike) -> dict[str, Any]:
     return layouts.sizes(tensors.json_object(file), str(file))
 
 
-def _described(path: epath.Path) -> nn.Module:
-    """The model of a folder."""
+def _model(path: epath.Path, given: nn.Module | None) -> nn.Module:
+    """The model that a folder's config.json describes, or the given one if that is the same."""
     file = path / "config.json"
-    require(file.exists(), f"{path}: no config.json says what model this is of; name the model")
-    return layouts.settings(tensors.json_object(file), str(file)).model(**sizes(path))
+    if given is None:
+        require(file.exists(), f"{path}: no config.json says what model this is of; name the model")
+        return layouts.settings(tensors.json_object(file), str(file)).model(**sizes(path))
+    config = tensors.json_object(file) if file.exists() else {}
+    known = layouts.SETTINGS.get(config.get("model_type"))
+    if known is not None and isinstance(given, known.model):  # not every library writes such a file
+        there = sizes(path)
+        pairs = {field: (there[field], getattr(given, field)) for field in known.fields}
+        # Some of these, such as heads, no shape of a tensor tells.
+        wrong = [f"{k} = {a!r} there and {b!r} here" for k, (a, b) in pairs.items() if a != b]
+        _refuse(f"{file}: the model is another", wrong)
+    return given
 
 
 def pretrained(path: epath.PathLike, model: nn.Module | None = None) -> dict:
@@ -53,7 +63,8 @@ def pretrained(path: epath.PathLike, model: nn.Module | None = None) -> dict:
 
     Args:
       path: a folder, or a .safetensors, .bin or .pth file.
-      model: whose variables these are; None is the one that the folder's config.json describes.
+      model: whose variables these are; None is the one that the folder's config.json describes. If
+        that is there, the model has to have its fields (but for the classes).
 
     Returns:
       {"params": …} and, where there are such statistics, {"batch_stats": …}.
@@ -63,10 +74,10 @@ def pretrained(path: epath.PathLike, model: nn.Module | None = None) -> dict:
         or of another model.
     """
     path = epath.Path(path)
-    model = _described(path) if model is None else model
-    kind, found, outline = type(model).__name__, tensors.read(path), _outline(model)
-    readings = []
-    for layout in layouts.of(model):
+    model = _model(path, model)
+    kind, candidates, found = type(model).__name__, layouts.of(model), tensors.read(path)
+    outline, readings = _outline(model), []
+    for layout in candidates:
         names = {place: layouts.name(layout, _inner(place)) for place in outline}
         there = _plain(found, layout)
         readings.append((len(there.keys() & names.values()), names, there))
@@ -74,9 +85,9 @@ def pretrained(path: epath.PathLike, model: nn.Module | None = None) -> dict:
     require(known > 0, f"{path}: of its {len(found)} tensors none is one of {kind}")
 
     head = {name for place, name in names.items() if place.startswith("params/head/")}
-    needed = names.values() if head & there.keys() else names.values() - head
-    _refuse(f"{path}: {kind} has tensors that are not there", set(needed) - there.keys())
-    _refuse(f"{path}: there are tensors that {kind} has not", there.keys() - names.values())
+    needed = set(names.values()) - (set() if head & there.keys() else head)
+    _refuse(f"{path}: {kind} has tensors that are not there", needed - there.keys())
+    _refuse(f"{path}: there are tensors that {kind} has not", there.keys() - set(names.values()))
     values, wrong = {}, []
     for place, name in names.items():
         if name not in there:

@@ -1,41 +1,65 @@
-"""CIFAR-10 from TFDS, with the classic augmentation (crops of a 4-pixel padding, flips).
+"""CIFAR-10 (Krizhevsky 2009) from TFDS: three classic recipes, none of them run where this was
+written, because the set could not be had there.
 
 Prepare it once, where there is a network: tfds build cifar10 --file_format=array_record
-No figure is stated: the set could not be had where this was written.
+
+Variants, with the test accuracy that others report for such a recipe:
+- `resnet18` (default), with a stem for small images, SGD for 200 epochs: 0.955 (the torch examples
+  of kuangliu/pytorch-cifar, which name 0.9547);
+- `wrn_28_10`: 0.960 (Zagoruyko & Komodakis 2016, who lower the rate in steps where we use a
+  cosine);
+- `airbench`: a network and tricks of airbench94 (Jordan 2024), which reaches 0.940 in eight epochs
+  with a Muon that also normalises its parameters; ours does not.
 """
 
 import ml_collections
 
 from common.config import choice
+from vision import resnet
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg` must be empty: there is one variant."""
-    choice("--config cifar10.py", arg, ("",))
-    return ml_collections.ConfigDict(
+    """`arg` is the variant."""
+    variants = "resnet18", "wrn_28_10", "airbench"
+    variant = choice("--config cifar10.py", arg or "resnet18", variants)
+    config = ml_collections.ConfigDict(
         {
             "task": "vision.classify",
             "seed": 0,
-            "model": {
-                "module": "vision.cnn:CNN",
-                "widths": (64, 128, 256),
-                "padding": "SAME",
-                "hidden": (256,),
-                "dropout": 0.2,
-            },
             "data": {"name": "tfds:cifar10"},
             "augment": {"crop_padding": 4, "flip": "random"},
-            "loss": {"label_smoothing": 0.1},
-            "evals": {"test": {"split": "test", "every": "1 epoch"}},
+            "evals": {"test": {"split": "test", "every": "5 epochs"}},
             "optim": {
-                "name": "adamw",
-                "lr": 2e-3,
+                "name": "sgd",
+                "direction": {"momentum": 0.9, "nesterov": True},
+                "lr": 0.1,
                 "schedule": "cosine",
-                "warmup": "5%",
-                "weight_decay": 0.02,
-                "clip": 1.0,
+                "l2": 5e-4,
             },
-            "train": {"batch_size": 256, "duration": "30 epochs", "average": 0.999},
+            "train": {"batch_size": 128, "duration": "200 epochs"},
             "checkpoint": {"every": "5 epochs"},
         }
     )
+    if variant == "airbench":
+        config.model = {
+            "module": "vision.airbench:Airbench",
+            "widths": (64, 256, 256),
+            "whitening": 2,
+            "momentum": 0.6,
+        }
+        config.augment = {"crop_padding": 2, "flip": "alternating"}
+        config.loss = {"label_smoothing": 0.2}
+        config.evals.test.views = "flip_shift"
+        config.optim = {
+            "name": "muon",
+            "direction": {"beta": 0.6},
+            "lr": 0.05,
+            "schedule": "linear",
+            "freeze": ("whitening/kernel",),
+        }
+        config.train = {"batch_size": 1000, "duration": "8 epochs", "average": 0.99}
+        return config
+    config.model = {"module": "vision.resnet:ResNet", **resnet.SIZES[variant]}
+    if variant == "resnet18":
+        config.model.stem = "small"
+    return config

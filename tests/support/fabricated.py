@@ -1,4 +1,4 @@
-"""Prepared TFDS sets of random images, as PNG, written as array_record by TFDS itself."""
+"""Prepared TFDS sets of random images, written as array_record by TFDS itself."""
 
 import io
 
@@ -8,7 +8,9 @@ from PIL import Image
 
 
 def prepare(folder, name: str, shape, sizes, classes=10, file_format="array_record") -> None:
-    """Writes a set `name` with splits of these sizes ({split: N}) into TFDS's `folder`."""
+    """Writes a set `name` with splits of these sizes ({split: N}) into TFDS's `folder`: PNG, or
+    JPEG with sides of 20 to 39 pixels where the shape leaves them open."""
+    kind = "jpeg" if None in shape else "png"
 
     class Fabricated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Random images."""
@@ -21,7 +23,7 @@ def prepare(folder, name: str, shape, sizes, classes=10, file_format="array_reco
                 description="random images",
                 features=tfds.features.FeaturesDict(
                     {
-                        "image": tfds.features.Image(shape=shape, encoding_format="png"),
+                        "image": tfds.features.Image(shape=shape, encoding_format=kind),
                         "label": tfds.features.ClassLabel(num_classes=classes),
                     }
                 ),
@@ -32,13 +34,13 @@ def prepare(folder, name: str, shape, sizes, classes=10, file_format="array_reco
 
         def _generate_examples(self, split, n):
             rng = np.random.default_rng(len(split))
-            real = tuple(4 if s is None else s for s in shape)
             for i in range(n):
                 label = int(rng.integers(classes))
-                pixels = rng.integers(0, 256, real, np.uint8)
-                png = io.BytesIO()
-                Image.fromarray(pixels.squeeze(-1) if real[-1] == 1 else pixels).save(png, "png")
-                yield i, {"image": io.BytesIO(png.getvalue()), "label": label}
+                sides = [int(rng.integers(20, 40)) if s is None else s for s in shape]
+                pixels = rng.integers(0, 256, sides, np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(pixels.squeeze(-1) if shape[-1] == 1 else pixels).save(file, kind)
+                yield i, {"image": io.BytesIO(file.getvalue()), "label": label}
 
     Fabricated.name = name
     Fabricated(data_dir=str(folder), file_format=file_format).download_and_prepare()

@@ -8,8 +8,9 @@ import fabricated
 import numpy as np
 import pytest
 
+from common import splits
 from common.config import BadInput
-from vision import datasets
+from vision import datasets, photographs
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,41 @@ def test_splits_are_tfds_splits():
         np.concatenate([sets["train"].resident["image"], sets["valid"].resident["image"]]), whole
     )
     assert sets["both"].size == 370
+
+
+def test_images_of_varying_size_become_squares_of_one(folder):
+    arguments = {"name": "tfds:ragged", "folder": folder}
+    with pytest.raises(BadInput, match=r"varying size; set config\.data\.image_size"):
+        datasets.load({"train": "train"}, **arguments)
+    with pytest.raises(BadInput, match="read as they are needed"):
+        datasets.load({"train": "train"}, image_size=16, resident=True, **arguments)
+    found = datasets.load({"train": "train"}, image_size=16, **arguments)["train"]
+    assert found.spec["image"].shape == (16, 16, 3)
+    assert found.resident is None
+    whole = splits.open_prepared("ragged", folder).as_data_source(split="train")
+    assert len({example["image"].shape for example in whole}) > 1
+    for row, image in enumerate(found.read(np.arange(5))["image"]):
+        expected = photographs.shorter_side(whole[row]["image"], 16)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
+    splits = {"train": "train[:90%]", "test": "test"}
+    section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
+    sets = datasets.load(splits, name="digits", train="train[:90%]")
+    for name, outline in datasets.outline(splits, section).items():
+        real = sets[name]
+        assert (outline.size, outline.spec) == (real.size, real.spec)
+        assert outline.facts == real.facts
+        shapes = lambda source: {k: (v.shape, v.dtype) for k, v in source.read([3, 5]).items()}
+        assert shapes(outline) == shapes(real)
+        assert outline.resident.keys() == real.resident.keys()
+    large = section | {"name": "tfds:imagenet2012", "image_size": 256}
+    found = datasets.outline({"train": "train[:99%]"}, large)["train"]
+    assert found.spec["image"].shape == (256, 256, 3)
+    assert (found.size, len(found.facts["classes"])) == (1_268_355, 1000)
+    with pytest.raises(BadInput, match="set it, to 256"):
+        datasets.outline({"train": "train"}, large | {"image_size": None})
 
 
 @pytest.mark.parametrize("split", ["trian", "train[:9x%]", "train[50%:50%]", ""])

@@ -1,5 +1,6 @@
 """Maps obey the laws of their papers, pictures show something, and the script tells the truth."""
 
+import contextlib
 import io
 import sys
 
@@ -8,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DIGITS, exit_code, script
+from helpers import DIGITS, exit_code, load
 from PIL import Image
 
-from common import checkpoint, train, workdir
+from common import checkpoint, program, train, workdir
 from common.config import BadInput
 from common.layers import named
 from vision import cnn, explain, vit
@@ -31,6 +32,12 @@ class Pooled(nn.Module):
         return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
 
 
+def variables_of(model) -> dict:
+    """Random variables of a model."""
+    draw = lambda leaf: np.float32(RNG.normal(size=leaf.shape) * 0.2)
+    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), IMAGES))
+
+
 # -------------------------------------------------------------------------------------------- maps
 
 
@@ -45,9 +52,8 @@ def test_integrated_gradients_add_up_to_what_the_logit_gained():
     expected = gained(square, IMAGES, start)
     np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), expected, rtol=1e-4, atol=1e-3)
     # Of a network with kinks it is near.
-    model = cnn.CNN(3, padding="SAME", hidden=())
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
-    logits_of = jax.tree_util.Partial(model.apply, variables)
+    model = cnn.CNN(3, widths=(8,), padding="SAME", hidden=())
+    logits_of = jax.tree_util.Partial(model.apply, variables_of(model))
     found = explain.integrated_gradients(logits_of, IMAGES, LABELS, steps=64)
     expected = gained(jax.jit(logits_of), IMAGES, 0 * IMAGES)
     np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), expected, atol=0.02)
@@ -56,12 +62,17 @@ def test_integrated_gradients_add_up_to_what_the_logit_gained():
 
 def test_grad_cam_of_pooling_and_a_linear_head_is_the_class_activation_map():
     model = Pooled()
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    variables = variables_of(model)
     assert list(explain.spatial(model.apply, variables, IMAGES)) == ["stage_2", "stage_10"]
-    found = jax.jit(lambda v: explain.grad_cam(model.apply, v, IMAGES, LABELS))(variables)
-    layer = model.apply(variables, IMAGES, mutable=["intermediates"])[1]["intermediates"]
+
+    @jax.jit
+    def both(variables):
+        kept = model.apply(variables, IMAGES, mutable=["intermediates"])[1]["intermediates"]
+        return explain.grad_cam(model.apply, variables, IMAGES, LABELS), kept["stage_10"][0]
+
+    found, layer = both(variables)
     kernel = variables["params"]["head"]["kernel"][:, LABELS]
-    activation = np.einsum("bhwc,cb->bhw", layer["stage_10"][0], kernel)  # Zhou et al. 2016
+    activation = np.einsum("bhwc,cb->bhw", layer, kernel)  # Zhou et al. 2016
     assert (activation < 0).any()
     assert found.shape == (3, 4, 4)
     np.testing.assert_allclose(found, np.maximum(activation, 0) / 16, rtol=1e-4, atol=1e-5)
@@ -88,27 +99,22 @@ def maps_of(layers: int, length: int) -> list:
 
 
 def test_a_rollout_of_rows_that_sum_to_one_has_such_rows_and_goes_from_block_to_block():
-    maps = maps_of(3, 5)
+    maps = maps_of(3, 7)
     found = explain.rollout(maps)
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
-    expected = np.eye(5)
+    expected = np.eye(7)
     for each in maps:
-        expected = np.einsum("bij,...jk->bik", (each.mean(1) + np.eye(5)) / 2, expected)
+        expected = (each.mean(axis=1) + np.eye(7)) / 2 @ expected
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert np.abs(found - explain.rollout(maps[::-1])).max() > 0.01
-    straight = np.broadcast_to(np.eye(5, dtype=np.float32), (2, 3, 5, 5))
-    np.testing.assert_array_equal(explain.rollout([straight] * 4), straight[:, 0])
-
-
-def test_a_rollout_becomes_a_picture_of_the_patches():
-    maps = maps_of(2, 7)
-    flow = explain.rollout(maps)
-    found = explain.attention_rollout(maps, "class", sides=(16, 24))
-    np.testing.assert_array_equal(found, flow[:, 0, 1:].reshape(2, 2, 3))
-    maps = maps_of(2, 9)
-    found = explain.attention_rollout(maps, "mean")
-    np.testing.assert_allclose(found.reshape(2, 9), explain.rollout(maps).mean(axis=1), rtol=1e-5)
-    for pooling, sides in (("class", (1, 1)), ("mean", (2, 3)), ("mean", (100, 1))):
+    straight = np.broadcast_to(np.eye(7, dtype=np.float32), maps[0].shape)
+    np.testing.assert_array_equal(explain.rollout([straight] * 3), straight[:, 0])
+    # As pictures: of two rows with three patches each, and of one row.
+    image = explain.attention_rollout(maps, "class", sides=(16, 24))
+    np.testing.assert_array_equal(image, np.asarray(found)[:, 0, 1:].reshape(2, 2, 3))
+    image = explain.attention_rollout(maps, "mean", sides=(4, 28))
+    np.testing.assert_allclose(image[:, 0], expected.mean(axis=1), rtol=1e-4)
+    for pooling, sides in (("class", (1, 1)), ("mean", (2, 3)), ("mean", (63, 1))):
         with pytest.raises(BadInput, match="patches fill no rectangle"):
             explain.attention_rollout(maps, pooling, sides)
 
@@ -184,63 +190,77 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path, capsy
 # ------------------------------------------------------------------------------------------ script
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A workdir of digits after a few steps."""
-    folder = str(tmp_path_factory.mktemp("explain") / "run")
-    words = ("--config.train.duration=12 steps", "--config.model.widths=(8, 8)")
-    assert exit_code("train", "--config", DIGITS, "--workdir", folder, *words) == 0
-    return folder
+SHAPES = {
+    "cnn": {"model.widths": (8, 8), "model.hidden": (8,)},
+    "vit": {
+        "model.module": "vision.vit:ViT",
+        "model.image_size": 6,
+        "model.patch_size": 2,
+        "model.width": 16,
+        "model.layers": 1,
+        "model.heads": 2,
+        "model.hidden": 32,
+    },
+}
+KINDS = {"cnn": "Grad-CAM at stage_1", "vit": "attention rollout"}
 
 
-def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(run, capsys):
+def begun(folder, **changes) -> str:
+    """The workdir of a run on digits that has taken no step, every parameter random; evaluated on
+    crops, mirrored too."""
+    changes |= {"augment.resized_crop": 6, "evals.test.views": "flip"}
+    config = load(DIGITS, **changes)
+    prepared = program.prepare(config, jax.devices()[:1])
+    with jax.set_mesh(prepared.layout.mesh):
+        state = prepared.create(prepared.hypers)
+        draw = lambda p: p + (p.ndim > 1) * jax.random.normal(jax.random.key(p.size), p.shape)
+        state = state._replace(params=jax.jit(lambda tree: jax.tree.map(draw, tree))(state.params))
+        workdir.claim(folder, config, {}, write=True)
+        with contextlib.closing(checkpoint.Checkpoints(folder, prepared.saving)) as checkpoints:
+            checkpoints.save(0, state)
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert exit_code("explain", "--workdir", run, "--count", "3") == 0
+    run, split = begun(tmp_path / "run", **SHAPES[name]), "test[:24]"
+    assert exit_code("explain", "--workdir", run, "--set", split, "--count", "30") == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    accuracy = train.evaluate_run(run)["eval"]["test"]["accuracy"]
-    assert first == f"step 12, test: accuracy {accuracy:.4f} ({round(360 * accuracy)} of 360)"
-    assert 0.2 < accuracy < 1
-    for name, what, line in zip(
+    accuracy = train.evaluate_run(run, sets=[split])["eval"][split]["accuracy"]
+    right = round(24 * accuracy)
+    assert 0 < right < 24
+    assert first == f"step 0, {split}: accuracy {accuracy:.4f} ({right} of 24)"
+    for picture, what, line in zip(
         ("mistakes", "confusion", "saliency"),
-        ("3 of", "10 classes", "integrated gradients, Grad-CAM at stage_1"),
+        (
+            f"{24 - right} of {24 - right} mistakes",
+            "10 classes",
+            f"24 images under integrated gradients, {KINDS[name]}",
+        ),
         lines,
         strict=True,
     ):
-        assert line.startswith(f"{run}/explain/{name}.png: ")
-        assert what in line
-        assert pixels(f"{run}/explain/{name}.png").std() > 20
-    assert exit_code("explain", "--workdir", run, "--set", "train[:8]", "--count", "9") == 0
-    said = capsys.readouterr().out
-    assert "train[:8]: accuracy" in said
-    assert "8 images under" in said
+        assert line.startswith(f"{run}/explain/{picture}.png: {what}")
+        assert pixels(f"{run}/explain/{picture}.png").std() > 20
 
 
-def test_a_vision_transformer_has_a_rollout():
-    model = vit.ViT(num_classes=3, width=8, heads=1, layers=1, image_size=8, patch_size=4)
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
-    maps = script("explain")._maps(model, variables, IMAGES, LABELS, 0.0)
-    assert {name: heat.shape for name, heat in maps.items()} == {
-        "integrated gradients": (3, 8, 8),
-        "attention rollout": (3, 2, 2),
-    }
-
-
-def test_what_cannot_be_explained_is_one_line(run, tmp_path, capsys):
+def test_what_cannot_be_explained_is_one_line(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    config = workdir.read_config(run)
+    config = load(DIGITS)
     for name, changes in (("empty", {}), ("text", {"task": "lm.mlm"}), ("blind", {"evals": {}})):
         workdir.claim(tmp_path / name, config | changes, {}, write=True)
-    for folder, words, message in (
-        (tmp_path, [], "no run there"),
-        (tmp_path / "empty", [], "no checkpoint there"),
-        (tmp_path / "text", [], "a run of lm.mlm; only vision.classify is explained"),
-        (tmp_path / "blind", [], "the run has no evaluators"),
-        (run, ["--step", "best"], "config.checkpoint.best is not set"),
-        (run, ["--step", "7"], "no checkpoint of step 7"),
-        (run, ["--set", "tset"], "--set: unknown split 'tset'"),
-        (run, ["--count", "0"], "--count: 0 is not positive"),
+    for name, words, message in (
+        (".", [], "no run there"),
+        ("empty", [], "no checkpoint there"),
+        ("empty", ["--step", "best"], "config.checkpoint.best is not set"),
+        ("empty", ["--set", "tset"], "--set: unknown split 'tset'"),
+        ("empty", ["--count", "0"], "--count: 0 is not positive"),
+        ("text", [], "a run of lm.mlm; only vision.classify is explained"),
+        ("blind", [], "the run has no evaluators"),
     ):
-        assert exit_code("explain", "--workdir", str(folder), *words) == 2, message
+        assert exit_code("explain", "--workdir", str(tmp_path / name), *words) == 2, message
         error = capsys.readouterr().err.strip()
         assert message in error
         assert "\n" not in error

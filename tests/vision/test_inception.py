@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from common import flops, tree
 from common.config import BadInput
@@ -58,15 +58,6 @@ def test_parameters_are_those_of_keras_and_torchvision():
         assert axes is None or len(axes) == x.ndim
 
 
-@pytest.mark.parametrize("shape", [(299, 299, 3), (80, 75, 1)])
-def test_flops_are_those_of_the_program(shape):
-    model, images = InceptionV3(K), np.zeros((B, *shape), np.float32)
-    variables = shapes(model, shape)
-    traced = jax.make_jaxpr(lambda v: model.apply(v, images))(variables)
-    assert model.flops(shape) * B == flops.traced(traced.jaxpr)
-    assert type(model.flops(shape)) is int
-
-
 def test_inception_takes_the_paper_s_multiply_adds():
     assert InceptionV3(1000).flops((299, 299, 3)) == 2 * 5_713_216_096  # "5 billion"
 
@@ -79,13 +70,21 @@ def test_smaller_images_are_refused():
             InceptionV3(K).flops(shape)
 
 
-def test_intermediates_and_precision():
+def traced(call, *arguments):
+    """What a program returns, in shapes, and its FLOPs."""
+    program, found = jax.make_jaxpr(call, return_shape=True)(*arguments)
+    return found, flops.traced(program.jaxpr)
+
+
+def test_intermediates_precision_and_flops():
     model = InceptionV3(K, dtype="bfloat16")
     images = np.zeros((B, 299, 299, 3), np.float32)
     variables = shapes(model)
     run = lambda v: model.apply(v, images, mutable=["intermediates"])
-    logits, found = jax.eval_shape(run, variables)
+    (logits, found), count = traced(run, variables)
     assert (logits.shape, logits.dtype) == ((B, K), jnp.float32)
+    assert model.flops((299, 299, 3)) * B == count
+    assert type(model.flops((299, 299, 3))) is int
     found = found["intermediates"]
     assert (found["features"][0].shape, found["features"][0].dtype) == ((B, 2048), jnp.float32)
     assert found["mixed_10"][0].dtype == jnp.bfloat16
@@ -112,19 +111,20 @@ def test_the_second_head_runs_in_training_for_those_who_ask():
 
     def run(train, *mutable):
         call = lambda v: model.apply(v, images, train, mutable=list(mutable))
-        (logits, found) = jax.eval_shape(call, variables)
+        (logits, found), count = traced(call, variables)
         assert logits.shape == (B, K)
-        return flops.traced(jax.make_jaxpr(call)(variables).jaxpr), found
+        return count, found
 
+    inference, found = run(False, "auxiliary", "intermediates")
+    assert "auxiliary" not in found
     alone, found = run(True, "batch_stats")
-    assert alone == run(False, "auxiliary")[0] == B * model.flops(SHAPE)
+    assert alone == inference == B * model.flops(SHAPE)
     assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(
         lambda x: x.shape, {"batch_stats": variables["batch_stats"]}
     )
     both, found = run(True, "auxiliary", "batch_stats")
     assert [x.shape for x in jax.tree.leaves(found["auxiliary"])] == [(B, K)]
     assert both > alone
-    assert run(False, "auxiliary")[1] == {}
     # The parameters are those of large images.
     assert jax.tree.map(lambda x: x.shape, variables) == jax.tree.map(
         lambda x: x.shape, shapes(model, (299, 310, 3))
@@ -155,45 +155,6 @@ def test_the_second_head_is_the_paper_s(size):
 
 
 # ------------------------------------------------------------------------------------------- Keras
-
-# Keras keeps its settings for the whole process, so it gets one of its own. Its layers are numbered
-# in order of their making, which is that of ours.
-KERAS = """
-import os, re, sys
-import numpy as np
-import jax, keras
-given = dict(np.load(sys.argv[1]))
-keras.config.set_floatx("float64")
-model = keras.applications.InceptionV3(
-    weights=None, input_shape=given["images"].shape[1:], classes=given["weights"].shape[1],
-    classifier_activation=None,
-)
-number = lambda layer: int((re.findall(r"_(\\d+)$", layer.name) or [0])[0])
-kinds = keras.layers.Conv2D, keras.layers.BatchNormalization, keras.layers.Dense
-layers = [sorted((x for x in model.layers if isinstance(x, k)), key=number) for k in kinds]
-layers = [layer for pair in zip(*layers[:2]) for layer in pair] + layers[2]
-variables = [variable for layer in layers for variable in layer.weights]
-values = [given[f"{i}"] for i in range(len(variables))]
-for variable, value in zip(variables, values):
-    variable.assign(value)
-trained = {v.path: v.value for v in model.trainable_variables}
-kept = {v.path: v.value for v in model.non_trainable_variables}
-
-@jax.jit
-def run(trained, kept, images, weights):
-    call = lambda trained, training: model.stateless_call(
-        list(trained.values()), list(kept.values()), images, training=training
-    )
-    def objective(trained):
-        logits, new = call(trained, True)
-        return (logits * weights).sum(), (logits, new)
-    gradients, (logits, new) = jax.grad(objective, has_aux=True)(trained)
-    return call(trained, False)[0], logits, gradients | dict(zip(kept, new))
-
-inference, training, found = run(trained, kept, given["images"], given["weights"])
-found = {str(i): found[variable.path] for i, variable in enumerate(variables)}
-np.savez(sys.argv[2], inference=inference, training=training, **found)
-"""
 
 
 def in_order(variables: dict) -> list[str]:
@@ -243,9 +204,10 @@ def test_agreement_with_keras(tmp_path):
     paths, flat = in_order(variables), tree.flatten(variables)
     arrays = {str(i): flat[path] for i, path in enumerate(paths)}
     np.savez(tmp_path / "given.npz", images=images, weights=weights, **arrays)
-    settings = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "-c", KERAS, tmp_path / "given.npz", tmp_path / "found.npz"]
-    subprocess.run(command, env=os.environ | settings, check=True)
+    files = tmp_path / "given.npz", tmp_path / "found.npz"
+    script = ROOT / "tests/support/process_keras.py"
+    done = subprocess.run([sys.executable, script, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     expected = dict(np.load(tmp_path / "found.npz"))
     found = tree.flatten(ours(model, variables, images, weights))
     assert found.keys() == {"inference", "training", *paths}
@@ -256,5 +218,4 @@ def test_agreement_with_keras(tmp_path):
         path: distance(x, expected[names.get(path, path)], floor if path in names else 0)
         for path, x in found.items()
     }
-    print(max(errors.values()), errors["inference"], errors["training"])
     assert max(errors.values()) < 1e-7, errors

@@ -115,7 +115,7 @@ def ours(model, variables, images) -> dict:
         return found | {"params": gradients, **new}
 
     with jax.enable_x64(True):
-        variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+        variables = jax.tree.map(np.float64, variables)
         return jax.tree.map(np.asarray, jax.jit(run)(variables, images.astype(np.float64)))
 
 
@@ -253,9 +253,10 @@ def test_at_first_blocks_are_their_shortcuts(name):
 
 
 def test_intermediates_and_gradients_with_respect_to_them():
-    variables = random(BASIC)
+    model = BASIC.clone(stages=(1, 1))
+    variables = random(model)
     _, found = jax.eval_shape(
-        lambda v: BASIC.apply(v, IMAGES, mutable=["intermediates"]), variables
+        lambda v: model.apply(v, IMAGES, mutable=["intermediates"]), variables
     )
     sizes = {name: x.shape for name, (x,) in found["intermediates"].items()}
     assert sizes == {
@@ -266,11 +267,11 @@ def test_intermediates_and_gradients_with_respect_to_them():
     }
 
     def logit(perturbations):
-        logits = BASIC.apply(wide | {"perturbations": perturbations}, IMAGES.astype(np.float64))
+        logits = model.apply(wide | {"perturbations": perturbations}, IMAGES.astype(np.float64))
         return logits[:, 2].sum()
 
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+        wide = jax.tree.map(np.float64, variables)
         rng = np.random.default_rng(1)
         steps = {name: rng.normal(size=shape) for name, shape in sizes.items()}
         gradients = jax.jit(jax.grad(logit))(jax.tree.map(np.zeros_like, steps))
@@ -287,12 +288,13 @@ def test_intermediates_and_gradients_with_respect_to_them():
 
 
 def test_dropout_is_in_front_of_the_last_convolution_and_in_training_alone():
-    variables = random(WIDE)
+    model = WIDE.clone(stages=(1,), widths=(16,))
+    variables = random(model)
     without = tree.map_paths(lambda p, x: x * ("conv_1" not in p), variables)
 
     @jax.jit
     def run(variables, rate):
-        call = lambda train: WIDE.clone(dropout=rate).apply(
+        call = lambda train: model.clone(dropout=rate).apply(
             variables, IMAGES, train, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]
         )[0]
         return call(False), call(True)
