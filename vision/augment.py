@@ -52,7 +52,9 @@ def random_crop(key, images, labels, padding: int):
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = _below(_draws(key, batch, 2), 2 * padding + 1)
-    crop = lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (height, width, channels))
+    crop = lambda image, at: jax.lax.dynamic_slice(
+        image, (*at, jnp.int32(0)), (height, width, channels)
+    )
     return jax.vmap(crop)(padded, corners), labels
 
 
@@ -199,7 +201,9 @@ def random_erasing(
     corners = _below(places, jnp.int32(images.shape[1:3]) - sides + 1)
     erased = _rectangles(images.shape, corners, sides)
     erased &= _draws(coin_key, len(images), 1, 1, 1) < probability
-    noise = _draws(noise_key, *images.shape).astype(images.dtype)
+    # Drawn flat: on CPU four times faster than with three channels at the end.
+    noise = _draws(noise_key, len(images), images[0].size).reshape(images.shape)
+    noise = noise.astype(images.dtype)
     return jnp.where(erased, noise, images), labels
 
 

@@ -267,7 +267,7 @@ def draw_confusion(matrix, classes: Sequence[str]):
     """
     matrix, size = np.asarray(matrix), len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(max(4.0, 1.5 + 0.45 * size), 16.0)
+    side = min(max(4.0, 1.5 + 0.45 * size), 16.0) if size <= 60 else 8.0
     drawn = figure(side + 1, side)
     axes = drawn.subplots()
     colours = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -54,7 +54,7 @@ class ViT(Transformer, kw_only=True):
         of the patches, or "mean" of the patches, and no such token.
       positions: "learned", a vector for each place; or "sine", fixed waves along rows in half of
         the columns and along columns in the others (Chen et al. 2021, MoCo v3), nothing for the
-        class token. These take images of any size.
+        class token. With sines, images may be of any size.
       Others: see `common.transformer.Transformer`; the defaults are those of ViT-B/16.
     """
 
@@ -95,8 +95,8 @@ class ViT(Transformer, kw_only=True):
             rows = self._length((self.image_size, self.image_size))
             self.position = Embedding(rows, self.width, init_std=self.init_std, **shared)
         self.embedding_dropout = Dropout(self.dropout)
-        # Logits are zero at first, so the first loss is log K and no class begins ahead; the
-        # gradient reaches the other parameters from the second step on.
+        # Logits are zero at first (as in big_vision): the first loss is log K, no class begins
+        # ahead, and noise of an untrained head does not reach the other parameters.
         init = nn.initializers.zeros
         self.head = Dense(self.num_classes, kernel_init=init, names=("embed", None), **shared)
 

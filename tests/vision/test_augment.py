@@ -47,6 +47,11 @@ def likely(draws, distribution):
     return stats.kstest(np.ravel(draws), distribution.cdf).pvalue > 1e-3
 
 
+def unrelated(*draws):
+    others = np.corrcoef(draws) - np.eye(len(draws))
+    return np.abs(others).max() < 4 / np.sqrt(len(draws[0]))
+
+
 def uniform(low, high):
     return stats.uniform(low, high - low)
 
@@ -93,7 +98,9 @@ def ramps():
     return np.float32(np.broadcast_to(ramp, (600, *ramp.shape)))
 
 
-@pytest.mark.parametrize(("degrees", "fraction"), [(25.0, None), (25.0, 0.2)])
+@pytest.mark.parametrize(
+    ("degrees", "fraction"), [pytest.param(25.0, None, marks=pytest.mark.slow), (25.0, 0.2)]
+)
 def test_angles_and_shifts_are_uniform(degrees, fraction):
     images, _ = applied(
         augment.random_affine, ramps(), LABELS[:600], degrees=degrees, fraction=fraction
@@ -107,11 +114,11 @@ def test_angles_and_shifts_are_uniform(degrees, fraction):
     else:
         for axis, side in enumerate((21, 25)):
             assert likely(shifts[:, axis], uniform(-fraction * side, fraction * side))
-        assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.15
+        assert unrelated(angles, *shifts.T)
 
 
 def test_resized_crops_have_areas_ratios_and_places_as_asked():
-    size, area, ratio = 8, (0.2, 0.4), (0.5, 2.0)
+    size, area, ratio = 8, (0.2, 0.4), (0.6, 1.5)
     images, _ = applied(
         augment.random_resized_crop, ramps(), LABELS[:600], size=size, area=area, ratio=ratio
     )
@@ -123,10 +130,11 @@ def test_resized_crops_have_areas_ratios_and_places_as_asked():
     sides = size * step
     assert likely(sides.prod(axis=0) / (21 * 25), uniform(*area))
     assert likely(np.log(sides[1] / sides[0]), uniform(*np.log(ratio)))
-    middle = images[:, 3:5, 3:5].mean(axis=(1, 2)).T
-    for axis, side in enumerate((21, 25)):
-        free = side - sides[axis]
-        assert likely((middle[axis] + free / 2) / free, uniform(0, 1))
+    free = np.array([[21], [25]]) - sides
+    places = images[:, 3:5, 3:5].mean(axis=(1, 2)).T / free + 0.5
+    assert likely(places[0], uniform(0, 1))
+    assert likely(places[1], uniform(0, 1))
+    assert unrelated(sides.prod(axis=0), sides[1] / sides[0], *places)
 
 
 @pytest.mark.slow
@@ -153,8 +161,7 @@ def boxes(covered):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_cutout_covers_a_square_around_any_pixel(size):
-    fill = np.float32([2.0])
-    images, labels = applied(augment.random_cutout, size=size, fill=fill)
+    images, labels = applied(augment.random_cutout, size=size, fill=(2.0,))
     covered = (images == 2.0)[..., 0]
     assert ((images == IMAGES) | (images == 2.0)).all()
     assert (labels == LABELS).all()
@@ -176,7 +183,7 @@ def test_cutout_covers_a_square_around_any_pixel(size):
 def test_erasing_takes_the_areas_and_the_share_of_images_asked_for():
     large = np.full((B, 30, 40, 1), 2, np.float32)
     images, labels = applied(
-        augment.random_erasing, large, probability=0.4, area=(0.1, 0.3), ratio=(0.5, 2.0)
+        augment.random_erasing, large, probability=0.4, area=(0.1, 0.3), ratio=(0.6, 1.5)
     )
     covered = (images != 2.0)[..., 0]
     assert (labels == LABELS).all()
@@ -188,9 +195,12 @@ def test_erasing_takes_the_areas_and_the_share_of_images_asked_for():
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, erased.sum()))
     height, width = np.stack([bottom - top, right - left]) + noise
     assert likely(height * width / (30 * 40), uniform(0.1, 0.3))
-    assert likely(np.log(width / height), uniform(*np.log((0.5, 2.0))))
-    assert likely((top + noise[0] + 0.5) / (30 - (bottom - top) + 1), uniform(0, 1))
-    assert likely((left + noise[1] + 0.5) / (40 - (right - left) + 1), uniform(0, 1))
+    assert likely(np.log(width / height), uniform(*np.log((0.6, 1.5))))
+    free = np.array([[31], [41]]) - (bottom - top, right - left)
+    places = (np.stack([top, left]) + noise + 0.5) / free
+    assert likely(places[0], uniform(0, 1))
+    assert likely(places[1], uniform(0, 1))
+    assert unrelated(height * width, width / height, *places)
     assert likely(images[images != 2.0][:5000], uniform(0, 1))
 
 
@@ -240,6 +250,7 @@ def test_cutmix_weighs_labels_by_the_area_that_is_seen():
     assert stats.chisquare(counts, B * expected / len(side)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_with_both_each_image_takes_one():
     images, labels = applied(augment.mixing, STRIPES, mixup_alpha=1.0, cutmix_alpha=1.0)
     np.testing.assert_allclose(labels[:, 1], images.mean(axis=(1, 2, 3)), atol=1e-6)
@@ -294,7 +305,7 @@ def test_the_default_is_nothing():
     assert labels is LABELS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_types_and_shapes_stay_and_numbers_may_be_traced(dtype):
     settings = ALL | {"resized_crop": 5, "rand_augment_layers": 1, "rand_augment_magnitude": 5.0}
     floats = {key: jnp.float32(v) for key, v in settings.items() if isinstance(v, float)}
@@ -304,7 +315,8 @@ def test_types_and_shapes_stay_and_numbers_may_be_traced(dtype):
 
     rows = jax.ShapeDtypeStruct((B,), jnp.uint32)
     batch = jax.ShapeDtypeStruct(IMAGES.shape, dtype), LABELS, rows, rows
-    images, labels = jax.eval_shape(augmented, floats, *batch)
+    with jax.enable_x64(dtype == "float64"):
+        images, labels = jax.eval_shape(augmented, floats, *batch)
     assert (images.shape, images.dtype) == ((B, 5, 5, 1), dtype)
     assert (labels.shape, labels.dtype) == (LABELS.shape, jnp.float32)
 

@@ -58,9 +58,9 @@ def test_every_operation_is_pillows(channels):
     amounts = np.tile(amounts, len(OPERATIONS))
     run = jax.jit(transform)
     found = 255 * np.asarray(run(jnp.float32(images) / 255, operations, amounts))
-    whole = np.asarray(run(jnp.ones((count, H, W, 1)), operations, amounts))
+    kept = np.asarray(run(jnp.ones((count, H, W, 1)), operations, amounts))
     for image, operation, amount, result, inside in zip(
-        images, operations, amounts, found, whole, strict=True
+        images, operations, amounts, found, kept, strict=True
     ):
         name = OPERATIONS[operation]
         if amount == 0 and name not in ("autocontrast", "equalize"):
@@ -71,7 +71,9 @@ def test_every_operation_is_pillows(channels):
             inside = (inside > 0.999) & (np.minimum(result, expected) > 0)
             assert inside.mean() > 0.25
             result, expected = result * inside, expected * inside
-        np.testing.assert_allclose(result, expected, atol=1.5, err_msg=f"{name} {amount}")
+        whole = name in ("equalize", "solarize", "posterize")
+        tolerance = 1e-3 if whole else 1.5  # Pillow cuts fractions of a level off, ours keeps them
+        np.testing.assert_allclose(result, expected, atol=tolerance, err_msg=f"{name} {amount}")
         nothing = amount == 0 or name == "identity" or (name, channels) == ("color", 1)
         assert nothing or (expected != image).any()
 
