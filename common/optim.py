@@ -32,12 +32,15 @@ class Optimizer(NamedTuple):
     update: (gradients, state, params, step) -> (updates, state); add the updates to the parameters.
     eval_params: (state, params) -> the parameters to evaluate (other ones for schedule-free).
     learning_rate: step -> the rate of that step.
+    trained: params -> the same, with the gradients of frozen ones stopped, which costs less than
+      computing them in vain.
     """
 
     init: Callable
     update: Callable
     eval_params: Callable
     learning_rate: Callable
+    trained: Callable = lambda params: params
 
 
 # -------------------------------------------------------------------------------------- directions
@@ -262,10 +265,14 @@ def make(
             learning_rate=learning_rate,
         )
 
+    trained = lambda params: params
     if freeze:
         rows = tuple((regex, True) for regex in freeze)
-        live = lambda params: tree.map_paths(lambda p, _: not tree.lookup(rows, p, False), params)
-        fixed = lambda params: tree.map_paths(lambda p, _: tree.lookup(rows, p, False), params)
+        is_fixed = lambda path: tree.lookup(rows, path, False)
+        live = lambda params: tree.map_paths(lambda p, _: not is_fixed(p), params)
+        fixed = lambda params: tree.map_paths(lambda p, _: is_fixed(p), params)
+        stop = lambda path, x: jax.lax.stop_gradient(x) if is_fixed(path) else x
+        trained = lambda params: tree.map_paths(stop, params)
         transform = optax.chain(
             optax.masked(transform, live), optax.masked(optax.set_to_zero(), fixed)
         )
@@ -275,7 +282,8 @@ def make(
         rate = learning_rate(step)
         return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
 
-    optimizer = Optimizer(transform.init, update, lambda state, params: params, learning_rate)
+    itself = lambda state, params: params
+    optimizer = Optimizer(transform.init, update, itself, learning_rate, trained)
     if lookahead is None:
         return optimizer
     return look_ahead(optimizer, to_steps(lookahead, "config.optim.lookahead"))
@@ -307,7 +315,7 @@ def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
         slow = jax.tree.map(jnp.add, state["slow"], add_slow)
         return add_fast, {"fast": inner, "slow": slow}
 
-    return Optimizer(init, update, lambda state, params: state["slow"], fast.learning_rate)
+    return fast._replace(init=init, update=update, eval_params=lambda state, _: state["slow"])
 
 
 def _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers):

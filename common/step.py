@@ -118,7 +118,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
             batch = jax.lax.with_sharding_constraint(batch, by_rows)
         batch = task.prepare(purpose_key(seed, "prepare", state.step), batch, True)
         grads, loss, terms, extra = _gradients(
-            task,
+            task._replace(loss=lambda params, *rest: task.loss(optimizer.trained(params), *rest)),
             state.params,
             state.extra,
             batch,
