@@ -1,7 +1,7 @@
 """Figures, drawn with Matplotlib (the extra `plots`), that no global state knows of.
 
-    histories = [workdir.read_log("runs/small-0")]
-    plots.learning_curves({"small": histories}, "eval/test/accuracy").savefig("curves.png")
+histories = [workdir.read_log("runs/small-0")]
+plots.learning_curves({"small": histories}, "eval/test/accuracy").savefig("curves.png")
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,13 @@ PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
 
 
-def start(*, deterministic: bool = False, cache: str = "", profile: str = "") -> None:
+def start(
+    *,
+    deterministic: bool = False,
+    cache: str = "",
+    profile: str = "",
+    cpu_devices: int | None = None,
+) -> None:
     """Prepares jax; call it before the first computation.
 
     Args:
@@ -28,6 +34,9 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
       cache: the folder of compiled programs; "" is JAX_COMPILATION_CACHE_DIR if it is set, else
         `~/.cache/touchstone`; "none" keeps none.
       profile: the steps to profile, as "10:20", into WORKDIR/profile; "" is none (see `profiled`).
+      cpu_devices: devices to make of a CPU, among which the mesh divides the work. XLA's
+        convolutions take one core of a device each, so with a device a core they are faster; matrix
+        products use all cores anyhow. None is one, or JAX_NUM_CPU_DEVICES, which goes before it.
 
     Joins the other processes of the run if there are any; see `processes.join`.
 
@@ -36,6 +45,10 @@ def start(*, deterministic: bool = False, cache: str = "", profile: str = "") ->
       Lost: if another process is not there.
     """
     profiled(profile)
+    if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        require(cpu_devices > 0, f"config.runtime.cpu_devices: {cpu_devices} is not positive")
+        with contextlib.suppress(RuntimeError):  # a second run in this process: they are made
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
     if deterministic:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import cli, train, workdir
+from common import cli, plots, train, workdir
 from common import model as models
 from common.config import require
 from common.layers import identity
@@ -36,7 +36,7 @@ def main(argv=None) -> int:
     parser.add_argument("--count", type=int, default=16, help="images in a picture; 16")
     args = parser.parse_args(argv)
     require(args.count > 0, f"--count: {args.count} is not positive")
-    explain.figure(1, 1)  # what is missing is said first
+    plots.figure(1, 1)  # what is missing is said first
     config = workdir.read_config(args.workdir)
     require(
         config["task"] == "vision.classify",

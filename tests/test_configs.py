@@ -11,16 +11,21 @@ import json
 import corpus
 import fabricated
 import jax
+import numpy as np
 import pytest
 from helpers import ROOT, load
 
 from common import config as configs
-from common import describe, laws, optim, program
+from common import compiled, describe, laws, optim, program
 
 VARIANTS = {
     "vision/digits": ("cnn", "mlp"),
-    "vision/fashion_mnist": ("cnn", "smoke"),
-    "vision/cifar10": ("",),
+    "vision/fashion_mnist": (
+        *("cnn", "smoke", "small", "medium", "to_90", "to_92", "to_93", "large"),
+    ),
+    "vision/cifar10": ("resnet18", "wrn_28_10", "airbench"),
+    "vision/imagenet_resnet50": ("float32", "bfloat16"),
+    "vision/imagenet_vit": ("90", "300"),
     "lm/bert_sotu": ("",),
     "lm/bert_base": ("phase1", "phase2"),
     "lm/crammed_bert": ("",),
@@ -39,6 +44,8 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     fabricated.prepare(path, "cifar10", (32, 32, 3), {"train": 600, "test": 100})
     fabricated.prepare(path, "fashion_mnist", (28, 28, 1), {"train": 300, "test": 1000})
+    sizes = {"train": 300, "validation": 20}
+    fabricated.prepare(path, "imagenet2012", (None, None, 3), sizes, classes=1000)
     corpus.write(path / "texts")
     return path
 
@@ -53,6 +60,9 @@ def built(name: str, folder) -> dict:
     """The config on fabricated data of the same shapes."""
     config = written(name)
     data, others = config["data"], {"data.folder": str(folder)}
+    others |= {"data.workers": 0} if "workers" in data else {}
+    if "imagenet" in name:  # a warmup of ten thousand steps is longer than these runs
+        others |= {"optim.warmup": "5%"}
     others |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
     if name.startswith("lm/"):
         classes = {"reviews": 2, "topics": 11}.get(data["name"])
@@ -73,10 +83,19 @@ def test_no_config_is_forgotten():
     assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
 
 
+SMALL_IMAGES = {"data.image_size": 40, "augment.resized_crop": 32}
+RESNET = SMALL_IMAGES | {"model.stages": (1, 1), "model.widths": (8, 16)}
+VIT = SMALL_IMAGES | {"model.layers": 1, "model.image_size": 32}
 # Too large for every day: what takes long, and how to make it trainable here.
 LARGE = {
     "lm/bert_sotu": {},
-    "vision/cifar10": {},
+    "vision/cifar10:resnet18": {"model.widths": (8, 8, 8, 8)},
+    "vision/cifar10:wrn_28_10": {"model.stages": (1, 1, 1), "model.widths": (8, 8, 8)},
+    "vision/cifar10:airbench": {"model.widths": (8, 8, 8)},
+    "vision/imagenet_resnet50:float32": RESNET,
+    "vision/imagenet_resnet50:bfloat16": RESNET,
+    "vision/imagenet_vit:90": VIT,
+    "vision/imagenet_vit:300": VIT,
     "lm/bert_base:phase1": {"model.layers": 1, "data.length": 32},
     "lm/bert_base:phase2": {"model.layers": 1, "data.length": 32},
     "lm/crammed_bert": {"model.layers": 1, "data.length": 32},
@@ -133,6 +152,23 @@ def test_a_config_is_its_golden(name, folder, request):
         path.write_text(text)
     assert path.exists(), "no golden: pytest tests/test_configs.py --update-goldens"
     assert text == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "warmup", "rate"),
+    [
+        ("imagenet_resnet50:float32", 250_228, 12_511, 0.2),
+        ("imagenet_resnet50:bfloat16", 62_557, 3_128, 0.8),
+        ("imagenet_vit:90", 111_477, 10_000, 1e-3),
+    ],
+)
+def test_an_imagenet_run_is_as_long_as_published(name, steps, warmup, rate):
+    # Flax's example: 250,199 and 62,499 steps; Beyer et al. 2022: 90 epochs of 1024.
+    made = compiled.outline(written(f"vision/{name}"), jax.devices()[:1])
+    assert made.plan.total == pytest.approx(steps, abs=1)
+    rates = made.optimizer.learning_rate(np.arange(warmup + 2))
+    assert np.argmax(rates) == pytest.approx(warmup - 1, abs=2)
+    assert float(rates.max()) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("file", VARIANTS)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import data, losses, tree
+from common import data, fetch, losses, tree
 from common import model as models
 from common.config import require
 from common.evaluate import mean_evaluator
@@ -181,8 +181,8 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         apply = lambda images: model.apply({"params": params, **extra}, images)
         return sum(share * apply(view) for share, view in augment.views(images, views))
 
-    def pretrained(path):
-        variables = weights.pretrained(path, model)
+    def pretrained(name):
+        variables = weights.pretrained(fetch.find(name, where="config.init.path"), model)
         return tree.unflatten(
             {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
         )

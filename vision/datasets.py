@@ -196,18 +196,14 @@ def _from_tfds(
             image_size,
         )
         said = split if image_size is None else f"{split}:{image_size}"
-        found[key] = Source(
-            len(reader.rows), reader, None, _spec(shape), f"{digest}:{said}", facts
-        )
+        found[key] = Source(len(reader.rows), reader, None, _spec(shape), f"{digest}:{said}", facts)
     return found
 
 
 class _Reader:
     """rows u32[b] of a split -> arrays; a class, so that worker processes can be sent it."""
 
-    def __init__(
-        self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None
-    ):
+    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None):
         self.sources, self.rows, self.parts, self.image_size = sources, rows, parts, image_size
 
     def __call__(self, rows):

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import tree
-from common.config import BadInput, choice, require
+from common.config import choice, require
+from common.plots import figure
 
 # -------------------------------------------------------------------------------------------- maps
 
@@ -186,21 +187,6 @@ def worst(logits, labels, k: int) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------- figures
-
-
-def figure(width: float, height: float):
-    """An empty Matplotlib figure that no global state knows of, its sides in inches.
-
-    Raises:
-      BadInput: if Matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BadInput(
-            "pictures need matplotlib, which is missing: pip install 'touchstone-jax[plots]'"
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def title(label: str, predicted: str, probability: float) -> str:

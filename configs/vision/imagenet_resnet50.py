@@ -3,7 +3,7 @@ Nesterov's momentum, five epochs of warmup and a cosine, plain L2, 100 epochs.
 
 Prepare the set once: tfds build imagenet2012 --file_format=array_record --manual_dir=DIR
 
-Variants: `float32` (default), 250,227 steps of 512, for which Flax's example reports 0.7672 top-1
+Variants: `float32` (default), 250,228 steps of 512, for which Flax's example reports 0.7672 top-1
 accuracy on the validation set; `bfloat16`, 62,557 steps of 2048, for which it reports 0.7647. Not
 run where this was written, because the set could not be had there.
 

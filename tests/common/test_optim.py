@@ -117,6 +117,10 @@ def test_multipliers_and_freezing():
     assert not jnp.any(updates["b"]["kernel"])
     paths = [str(p) for p, _ in jax.tree_util.tree_leaves_with_path(optimizer.init(PARAMS))]
     assert not any("'b'" in p for p in paths)  # no state for what is frozen
+    loss = lambda params: sum(jnp.sum(x**2) for x in jax.tree.leaves(optimizer.trained(params)))
+    grads = jax.grad(loss)(PARAMS)
+    close(grads["a"], jax.tree.map(lambda x: 2 * x, PARAMS["a"]))
+    assert not jnp.any(grads["b"]["kernel"])  # and no gradient
 
 
 @pytest.mark.parametrize("name", optim.DIRECTIONS)

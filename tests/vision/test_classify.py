@@ -1,0 +1,121 @@
+"""The classification task: what training and evaluation make of images, labels and weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import DIGITS, load
+
+from common import checkpoint, data, program, train, tree
+from common import model as models
+from common.config import BadInput
+from common.layers import identity
+from vision import classify, efficientnet_lite
+
+
+def task_of(constrain=identity, **overrides):
+    """A task and its config, on digits; or on sets that hold nothing, named in `overrides`."""
+    config = load(DIGITS, **overrides)
+    return classify.make(config, classify.outline(config), constrain), config
+
+
+def batch_of(size: int = 6, shape=(8, 8, 1)) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (size, *shape)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
+        "index": jnp.arange(size, dtype=jnp.uint32),
+        "valid": jnp.ones(size),
+    }
+
+
+def prepared(task, batch, train=True):
+    return jax.jit(lambda key, batch: task.prepare(key, batch, train))(jax.random.key(0), batch)
+
+
+def test_labels_stay_numbers_unless_images_are_mixed():
+    batch = batch_of()
+    plain = prepared(task_of()[0], batch)
+    np.testing.assert_array_equal(plain["target"], batch["label"])
+    mixed = prepared(task_of(**{"augment.mixup": 0.5})[0], batch)
+    assert mixed["target"].shape == (6, 10)
+    np.testing.assert_allclose(mixed["target"].sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(mixed["label"], batch["label"])
+    assert not np.array_equal(mixed["image"], plain["image"])
+    assert "target" not in prepared(task_of(**{"augment.mixup": 0.5})[0], batch, train=False)
+
+
+def test_alternating_flips_know_row_and_epoch():
+    task, config = task_of(**{"augment.flip": "alternating"})
+    size = task.sources["train"].size
+    batch = batch_of(4) | {"index": jnp.arange(4, dtype=jnp.uint32)}
+    rows = data.rows_at(config["seed"], np.arange(2 * size, dtype=np.uint32), size)[0]
+    for place in range(4):
+        again = size + int(np.flatnonzero(rows[size:] == rows[place])[0])  # in the next epoch
+        both = batch | {"index": jnp.asarray([place, again, place, again], jnp.uint32)}
+        both["image"] = jnp.stack([batch["image"][0]] * 4)
+        images = prepared(task, both)["image"]
+        np.testing.assert_array_equal(images[0], images[1][:, ::-1])
+        np.testing.assert_array_equal(images[0], images[2])
+
+
+def test_evaluation_averages_logits_over_views():
+    made = program.prepare(load(DIGITS, **{"evals.test.views": "flip"}), jax.devices()[:1])
+    state = made.create(made.hypers)
+    with jax.set_mesh(made.layout.mesh):
+        context = train.eval_context(made, state, 0)
+        found = made.task.evaluators["test"].run(context)
+    model = models.build(made.config["model"], identity, num_classes=10)
+    test = made.task.sources["test"]
+    batch = test.read(np.arange(test.size))
+    images = made.task.prepare(context.key, batch, False)["image"]
+    apply = jax.jit(lambda x: model.apply({"params": state.params}, x))
+    logits = (apply(images) + apply(images[:, :, ::-1])) / 2
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    right = np.argmax(logits, axis=1) == batch["label"]
+    assert found["accuracy"] == pytest.approx(right.mean())
+
+
+def test_evaluation_sees_the_middle_of_what_training_crops():
+    task, _ = task_of(**{"augment.resized_crop": 6, "model.padding": "SAME"})
+    batch = batch_of()
+    assert prepared(task, batch)["image"].shape == (6, 6, 6, 1)
+    image = prepared(task, batch, train=False)["image"]
+    mean, std = (np.float32(task.sources["train"].facts[key]) for key in ("mean", "std"))
+    np.testing.assert_allclose(image, (batch["image"][:, 1:7, 1:7] / 255.0 - mean) / std, rtol=1e-5)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    assert params["dense_0"]["kernel"].shape == (64, 64)  # 6 x 6 pixels, halved twice
+
+
+IMAGENET = {"data.name": "tfds:imagenet2012", "data.image_size": 96, "evals.test.split": "train"}
+
+
+def test_an_auxiliary_head_is_part_of_the_objective():
+    inception = IMAGENET | {"model.module": "vision.inception:InceptionV3"}
+    task, _ = task_of(**inception, **{"loss.auxiliary": 0.4})
+    assert task.objective == {"loss": 1.0, "auxiliary": 0.4}
+    batch = batch_of(2, (96, 96, 3))
+
+    def terms(key):
+        params, extra = task.init(key)
+        return task.loss(params, extra, task.prepare(key, batch, True), key)[0]
+
+    assert jax.eval_shape(terms, jax.random.key(0)).keys() == {"loss", "accuracy", "auxiliary"}
+    without, key = task_of(**{"loss.auxiliary": 0.4})[0], jax.random.key(0)
+    with pytest.raises(BadInput, match=r"config\.loss\.auxiliary: .* has no auxiliary head"):
+        without.loss(*without.init(key), without.prepare(key, batch_of(), True), key)
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_published_weights_and_statistics():
+    size = efficientnet_lite.SIZES["lite0"]
+    fields = {f"model.{key}": value for key, value in size.items()}
+    lite = {"model.module": "vision.efficientnet_lite:EfficientNetLite", **fields}
+    task, _ = task_of(**IMAGENET, **lite)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    fresh = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    found = checkpoint.initialise(*fresh, task.pretrained, path="efficientnet_lite0")
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, fresh)
+    assert all(np.any(x) for x in tree.flatten({"p": found[0], "e": found[1]}).values())
