@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, load
 
-from common import config as configs
 from common import compiled, describe, laws, optim, program
+from common import config as configs
 
 VARIANTS = {
     "vision/digits": ("cnn", "mlp"),
