@@ -473,7 +473,8 @@ def initialise(
       skip: regexes of what keeps its fresh values in this model (a new head, say).
 
     Returns:
-      (params, extra) with everything replaced that is not skipped.
+      (params, extra) with everything replaced that is not skipped. Statistics stay as they are
+      where there are none.
 
     Raises:
       BadInput: if a row matches nothing, or a parameter is missing there or has another shape or
@@ -507,6 +508,9 @@ def initialise(
     else:
         require(step is None, f"config.init.step: {path} is no workdir, and has no steps")
         where, values = path, tree.flatten(pretrained(path))
+    statistics = {p for place, p in places.items() if not place.startswith("params/")}
+    if not any(names.get(p) in values for p in statistics):  # of parameters alone
+        names = {p: n for p, n in names.items() if p not in statistics}
     saved, taken = _structure(values), set(names.values())
     wanted = {n: _structure({"x": flat[p]})["x"] for p, n in names.items()}
     found = {n: entry for n, entry in saved.items() if n in taken}

@@ -233,6 +233,14 @@ def find(name: str, folder: str = "", *, where: str) -> epath.Path:
     return path
 
 
+def pretrained(name: str, folder: str = "") -> epath.Path:
+    """What `config.init.path` names: a path, or prepared weights; arguments as of `find`. Raises
+    `BadInput` if there is no such thing."""
+    path = find(name, folder, where="config.init.path")
+    require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
+    return path
+
+
 def put(made: pathlib.Path, target: pathlib.Path) -> None:
     """Moves a finished folder to its place in one step; one that is there already stays."""
     try:

@@ -86,8 +86,7 @@ def reader(facts: dict, folder: str) -> Callable:
     """
 
     def read_path(name: str) -> dict:
-        path = fetch.find(name, folder, where="config.init.path")
-        require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
+        path = fetch.pretrained(name, folder)
         if (path / "config.json").exists():
             theirs, ours = sizes(path)["vocab_size"], facts["vocab_size"]
             require(

@@ -83,15 +83,19 @@ def test_no_config_is_forgotten():
     assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
 
 
+NARROW = {"model.widths": (8, 8, 8)}
 SMALL_IMAGES = {"data.image_size": 40, "augment.resized_crop": 32}
 RESNET = SMALL_IMAGES | {"model.stages": (1, 1), "model.widths": (8, 16)}
 VIT = SMALL_IMAGES | {"model.layers": 1, "model.image_size": 32}
 # Too large for every day: what takes long, and how to make it trainable here.
 LARGE = {
     "lm/bert_sotu": {},
+    **{f"vision/fashion_mnist:{name}": NARROW for name in ("small", "medium")},
+    **{f"vision/fashion_mnist:{name}": NARROW for name in ("to_90", "to_92", "to_93")},
+    "vision/fashion_mnist:large": NARROW | {"model.stages": (1, 1, 1)},
     "vision/cifar10:resnet18": {"model.widths": (8, 8, 8, 8)},
-    "vision/cifar10:wrn_28_10": {"model.stages": (1, 1, 1), "model.widths": (8, 8, 8)},
-    "vision/cifar10:airbench": {"model.widths": (8, 8, 8)},
+    "vision/cifar10:wrn_28_10": NARROW | {"model.stages": (1, 1, 1)},
+    "vision/cifar10:airbench": NARROW,
     "vision/imagenet_resnet50:float32": RESNET,
     "vision/imagenet_resnet50:bfloat16": RESNET,
     "vision/imagenet_vit:90": VIT,
@@ -154,6 +158,7 @@ def test_a_config_is_its_golden(name, folder, request):
     assert text == path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "warmup", "rate"),
     [

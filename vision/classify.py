@@ -182,7 +182,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         return sum(share * apply(view) for share, view in augment.views(images, views))
 
     def pretrained(name):
-        variables = weights.pretrained(fetch.find(name, where="config.init.path"), model)
+        variables = weights.pretrained(fetch.pretrained(name), model)
         return tree.unflatten(
             {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
         )

@@ -279,6 +279,9 @@ def test_statistics_come_with_the_parameters(tmp_path):
     fresh = jax.tree.map(np.zeros_like, jax.device_get(jax.device_put((params, statistics))))
     found = checkpoint.initialise(*fresh, path=str(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, found, (params, statistics))
+    alone = lambda path: {"norm": {"scale": np.full(4, 5.0)}}
+    (_, kept) = checkpoint.initialise(params, statistics, alone, path=str(tmp_path / "file"))
+    jax.tree.map(np.testing.assert_array_equal, kept, statistics)  # there are none: they stay
     found = checkpoint.initialise(*fresh, path=str(tmp_path), skip=("norm/var",))
     assert not found[1]["batch_stats"]["norm"]["var"].any()
     np.testing.assert_array_equal(found[1]["batch_stats"]["norm"]["mean"], np.arange(4.0))

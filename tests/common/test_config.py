@@ -102,11 +102,11 @@ def test_choosing_another_function_brings_its_own_defaults():
 
 def test_an_optional_key_can_be_set_and_unset():
     assert load(DIGITS, **{"optim.clip": 1})["optim"]["clip"] == 1.0
-    cifar = f"{ROOT}/configs/vision/cifar10.py"
-    assert load(cifar)["optim"]["clip"] == 1.0
-    assert load(cifar, **{"optim.clip": None})["optim"]["clip"] is None
+    vit = f"{ROOT}/configs/vision/imagenet_vit.py"
+    assert load(vit)["optim"]["clip"] == 1.0
+    assert load(vit, **{"optim.clip": None})["optim"]["clip"] is None
     with pytest.raises(BadInput, match="optim.lr: cannot be None"):
-        load(cifar, **{"optim.lr": None})
+        load(vit, **{"optim.lr": None})
 
 
 def test_annotations_of_other_peoples_modules_are_not_in_the_way(tmp_path, monkeypatch):

@@ -18,7 +18,33 @@ from common.program import initial_state, prepare
 
 CONFIGS = {
     "mlp": (f"{DIGITS}:mlp", {"model.dropout": 0.1, "augment.crop_padding": 1}),
-    "cnn": (f"{DIGITS}:cnn", {"augment.flip": True, "model.widths": "(4, 8)"}),
+    "cnn": (f"{DIGITS}:cnn", {"augment.flip": "random", "model.widths": "(4, 8)"}),
+    "resnet": (
+        f"{DIGITS}:cnn",
+        {
+            "model.module": "vision.resnet:ResNet",
+            "model.block": "basic",
+            "model.stages": "(1, 1)",
+            "model.widths": "(8, 16)",
+            "model.stem": "small",
+            "model.stem_width": 8,
+            "augment.flip": "alternating",
+            "augment.mixup": 0.2,
+        },
+    ),
+    "vit": (
+        f"{DIGITS}:cnn",
+        {
+            "model.module": "vision.vit:ViT",
+            "model.image_size": 8,
+            "model.patch_size": 2,
+            "model.width": 32,
+            "model.layers": 1,
+            "model.heads": 4,
+            "model.hidden": 64,
+            "model.dropout": 0.1,
+        },
+    ),
     "toy": (TOY, {}),
     "mlm": (
         f"{ROOT}/configs/lm/bert_sotu.py",
@@ -41,7 +67,8 @@ TEXT = ("mlm", "clm")
 
 
 # These take the longest to compile: what the others show as well, they show in the slow tests.
-LARGE = ("cnn", *TEXT)
+IMAGES = ("resnet", "vit")
+LARGE = ("cnn", *IMAGES, *TEXT)
 
 
 MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in CONFIGS]
@@ -65,7 +92,9 @@ def config(name: str, **more) -> dict:
     return load(path, **(overrides | more))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in IMAGES else ()) for n in CONFIGS]
+)
 def test_position_is_step(name):
     laws.position_is_step(config(name))
 
@@ -220,20 +249,21 @@ def test_bfloat16_is_for_the_computation_alone(name):
         assert like.dtype == leaf.dtype
 
 
-@pytest.mark.parametrize("name", MOSTLY)
+@pytest.mark.parametrize("name", [p for p in MOSTLY if p.values != ("resnet",)])
 def test_accumulation_changes_nothing(name):
     laws.accumulation_changes_nothing(config(name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "toy"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("toy", "resnet")])
 def test_rows_are_independent(name):
     laws.rows_are_independent(config(name))
 
 
-def test_rows_that_are_said_to_mix_are_left_alone():
+@pytest.mark.parametrize("name", ["toy", "resnet"])  # batch norm mixes rows
+def test_rows_that_are_said_to_mix_are_left_alone(name):
     with pytest.raises(laws.DoesNotApply, match="rows_independent=False"):
-        laws.rows_are_independent(config("toy"))
+        laws.rows_are_independent(config(name))
 
 
 @pytest.mark.parametrize("name", MOSTLY)

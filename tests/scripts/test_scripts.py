@@ -33,7 +33,7 @@ SHORT = ("--config.train.duration=8 steps", "--config.evals.test.every=4 steps")
         (["--config.loss.label_smoothing=1.0"], "1.0 is not in [0, 1)"),
         (["--config.data.name=fashion_mnist", NOWHERE], "run: python scripts/prepare.py fashion"),
         (["--config.data.name=tfds:cifar10", NOWHERE], "run: tfds build cifar10"),
-        (["--config.init.path=/nowhere"], "no checkpoint in /nowhere"),
+        (["--config.init.path=/nowhere"], "no such workdir, folder or file"),
         (["--config.model.dropout=1.5"], "config.model.dropout: 1.5 is not in [0, 1)"),
         (["--config.runtime.profile=20:10"], "holds no step"),
         (["--config.runtime.profile=ten"], "write the steps as '10:20'"),

@@ -92,6 +92,7 @@ def test_evaluation_sees_the_middle_of_what_training_crops():
 IMAGENET = {"data.name": "tfds:imagenet2012", "data.image_size": 96, "evals.test.split": "train"}
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_is_part_of_the_objective():
     inception = IMAGENET | {"model.module": "vision.inception:InceptionV3"}
     task, _ = task_of(**inception, **{"loss.auxiliary": 0.4})
