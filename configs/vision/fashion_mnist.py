@@ -5,10 +5,14 @@ the network and tricks of airbench (`vision.airbench`), all learned by Muon,
 
 - `small`: below 100,000 parameters;
 - `medium`: below 1,000,000, in what twenty minutes of two cores give;
-- `to_90`, `to_92`, `to_93`: as fast as that test accuracy is reached.
+- `to_90`, `to_92`, `to_93`: for that test accuracy, as fast as it goes.
 
-`large` is for an accelerator: WRN-28-10 by the recipe of Zhong et al. 2020, who report 0.9635 with
-random erasing; it was not run where this was written.
+`to_90` reaches 0.9064 test accuracy (0.9046, 0.9070, 0.9075 with seeds 0, 1, 2), 42 s after its
+process began without compiled programs in the cache, 32 and 34 s with them; `to_92` reaches 0.9219
+(0.9229, 0.9227, 0.9202) in 112 to 122 s: two x86-64 CPU cores, jax 0.10.2, commit f74f7aa. On the
+last tenth of the training set, with seed 0 and the other nine tenths to train on, `to_90` gave
+0.9132, `to_92` 0.9283 for 2 epochs, `to_93` 0.9390 for 5, and `small` 0.9447 (commit ed9554f). The
+last two have not yet been measured on the test set as they are here, nor has `medium`.
 
 `cnn` reaches 0.9172 test accuracy (0.9173, 0.9170, 0.9173 with seeds 0, 1, 2) in 253 to 296 s on
 two x86-64 CPU cores with jax 0.10.2, at commit 2a9e4fa.
@@ -29,7 +33,7 @@ AIRBENCH = {
     "medium": ((64, 96, 128), 10, 0.999, "1 epoch"),
     "to_90": ((16, 32, 48), 1.5, 0.99, "100%"),
     "to_92": ((32, 40, 56), 2.5, 0.99, "100%"),
-    "to_93": ((32, 40, 56), 5, 0.998, "100%"),
+    "to_93": ((32, 40, 56), 7, 0.998, "100%"),
 }
 
 
