@@ -9,6 +9,7 @@ import json
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 from etils import epath
 
 from common import torch_file
@@ -78,6 +79,24 @@ def _read_parts(folder: epath.Path, index: str) -> dict[str, np.ndarray]:
     missing = sorted(places.keys() - tensors.keys())
     require(not missing, f"{folder}: {len(missing)} tensors of {index} are missing: {missing[:3]}")
     return tensors
+
+
+def settings(folder: epath.PathLike) -> tuple[dict, str]:
+    """(what the config.json of a folder says, its path). Raises `BadInput` if there is none."""
+    file = epath.Path(folder) / "config.json"
+    require(file.exists(), f"{file}: not there; it says what model the weights are of")
+    return json_object(file), str(file)
+
+
+def write(folder: epath.PathLike, tensors: dict[str, np.ndarray], settings: dict) -> None:
+    """Writes model.safetensors and config.json into a folder, which is made if it is not there."""
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The library writes memory as it lies, whatever the strides say.
+    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    contents = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(contents)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def json_object(path: epath.Path) -> dict:

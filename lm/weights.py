@@ -10,7 +10,6 @@ with an index. `lm.layouts` says which name there is which name here. Torch is n
 nothing in a file is executed.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -19,13 +18,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from common import fetch, tree
 from common.config import require
 from common.layers import padded
-from common.tensors import json_object, read
+from common.tensors import json_object, read, settings, write
 from lm import layouts
 
 
@@ -36,9 +34,7 @@ def sizes(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       BadInput: if there is no config.json, or it asks for what the models here do not have.
     """
-    file = epath.Path(path) / "config.json"
-    require(file.exists(), f"{file}: not there; it says what model the weights are of")
-    return layouts.sizes(json_object(file), str(file))
+    return layouts.sizes(*settings(path))
 
 
 # ------------------------------------------------------------------------------------------ import
@@ -129,10 +125,10 @@ def load(path: epath.PathLike, params: dict) -> tuple[dict, Report]:
 
 def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """({path here: f32}, names there that have none)."""
-    settings, tied = epath.Path(path) / "config.json", None
+    file, tied = epath.Path(path) / "config.json", None
     tensors = read(path)
-    if settings.exists():
-        name = layouts.architecture(json_object(settings), str(settings))
+    if file.exists():
+        name = layouts.architecture(json_object(file), str(file))
         tied = sizes(path).get("tied")
     else:
         name = max(layouts.LAYOUTS, key=lambda n: len(_named(tensors, layouts.LAYOUTS[n], path)[0]))
@@ -206,18 +202,18 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
     Raises:
       BadInput: if `transformers` has no such model or no such parameter.
     """
-    settings = layouts.config(model)
-    layout = layouts.LAYOUTS[settings["model_type"]]
+    described = layouts.config(model)
+    layout = layouts.LAYOUTS[described["model_type"]]
     flat = tree.flatten(params)
-    settings |= _head(settings["model_type"], flat)
-    prefix = "" if settings["architectures"] == ["BertModel"] else layout.prefix
+    described |= _head(described["model_type"], flat)
+    prefix = "" if described["architectures"] == ["BertModel"] else layout.prefix
     here = {
         path: (name, leaf) for name, leaf in layouts.leaves(layout).items() for path in leaf.here
     }
     tensors = {}
     for path in flat:
         pattern = re.sub(r"^block_\d+/", "block_#/", path)
-        require(pattern in here, f"{path}: {settings['model_type']} of transformers has none")
+        require(pattern in here, f"{path}: {described['model_type']} of transformers has none")
         name, leaf = here[pattern]
         number = path.split("/")[0].removeprefix("block_")
         name = name.replace("#", number)
@@ -229,13 +225,8 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
         require(not missing, f"{path}: written together with {missing}, which are not there")
         x = np.concatenate([np.asarray(flat[part]) for part in parts], axis=-1)
         x = x[: model.vocab_size] if leaf.padded else x
-        # The library writes memory as it lies, whatever the strides say.
-        tensors[name] = np.ascontiguousarray(x.T if leaf.transposed else x)
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    (folder / "model.safetensors").write_bytes(contents)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        tensors[name] = x.T if leaf.transposed else x
+    write(folder, tensors, described)
 
 
 def _head(name: str, flat: dict) -> dict[str, Any]:

@@ -48,8 +48,7 @@ def main(argv=None) -> int:
     if name not in evals:
         name = f"split {shown}"
         evals = evals | {name: next(iter(evals.values())) | {"split": shown}}
-    data = config["data"] | {"resident": False}  # the training rows are not needed
-    config |= {"data": data, "evals": evals}
+    config |= {"evals": evals}
     with train.opened(config, args.workdir, args.step) as (program, state, step):
         context = train.eval_context(program, state, step)
         source = program.task.sources[name]

@@ -10,7 +10,6 @@ what it is of, so name the model: `pretrained("resnet18.pth", model)`. `vision.l
 name there is which name here. Torch is not needed, and nothing in a file is executed.
 """
 
-import json
 import re
 from typing import Any
 
@@ -18,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from common import tensors, tree
@@ -33,9 +31,7 @@ def sizes(folder: epath.PathLike) -> dict[str, Any]:
     Raises:
       BadInput: if there is no config.json, or it asks for what the models here do not have.
     """
-    file = epath.Path(folder) / "config.json"
-    require(file.exists(), f"{file}: not there; it says what model the weights are of")
-    return layouts.sizes(tensors.json_object(file), str(file))
+    return layouts.sizes(*tensors.settings(folder))
 
 
 def _model(path: epath.Path, given: nn.Module | None) -> nn.Module:
@@ -159,8 +155,7 @@ def export(model: nn.Module, variables: dict, layout: Layout | None = None) -> d
     found = {}
     for place, x in tree.flatten(variables).items():
         name = layouts.name(layout, _inner(place))
-        # The library writes memory as it lies, whatever the strides say.
-        found[name] = np.ascontiguousarray(_theirs(place, np.asarray(x), model))
+        found[name] = _theirs(place, np.asarray(x), model)
         if place.endswith("/var"):
             found[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
     return found
@@ -178,11 +173,7 @@ def save(folder: epath.PathLike, model: nn.Module, variables: dict) -> None:
       BadInput: if `transformers` has no such model.
     """
     settings = layouts.config(model, _channels(model, variables["params"]))
-    contents = safetensors.numpy.save(export(model, variables), metadata={"format": "pt"})
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(contents)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    tensors.write(folder, export(model, variables), settings)
 
 
 def _channels(model: nn.Module, params: dict) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 
+import fabricated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -209,14 +210,14 @@ ROWS = {"cnn": 48, "vit": 12}  # mirrored, one of the 48 is taken for another cl
 def begun(folder, **changes) -> str:
     """The workdir of a run on digits that has taken no step, every parameter random; evaluated on
     crops, mirrored too."""
-    changes |= {"augment.resized_crop": 6, "evals.test.views": "flip"}
-    config = load(DIGITS, **changes)
+    config = load(DIGITS, **{"augment.resized_crop": 6, "evals.test.views": "flip"} | changes)
     prepared = program.prepare(config, jax.devices()[:1])
     with jax.set_mesh(prepared.layout.mesh):
         state = prepared.create(prepared.hypers)
         draw = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)
         state = state._replace(params=jax.jit(lambda tree: jax.tree.map(draw, tree))(state.params))
-        workdir.claim(folder, config, {}, write=True)
+        prints = {name: source.fingerprint for name, source in prepared.task.sources.items()}
+        workdir.claim(folder, config, prints, write=True)
         with contextlib.closing(checkpoint.Checkpoints(folder, prepared.saving)) as checkpoints:
             checkpoints.save(0, state)
     return str(folder)
@@ -246,6 +247,15 @@ def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name,
     ):
         assert line.startswith(f"{run}/explain/{picture}.png: {what}")
         assert pixels(f"{run}/explain/{picture}.png").std() > 20
+
+
+@pytest.mark.slow
+def test_a_run_on_a_prepared_set_is_explained(tmp_path):
+    pytest.importorskip("matplotlib")
+    fabricated.prepare(tmp_path, "clothes", (8, 8, 3), {"train": 30, "test": 20})
+    folder = {"data.name": "tfds:clothes", "data.folder": str(tmp_path)}
+    run = begun(tmp_path / "run", **SHAPES["cnn"], **folder)
+    assert exit_code("explain", "--workdir", run, "--count", "4") == 0
 
 
 def test_what_cannot_be_explained_is_one_line(tmp_path, capsys):
