@@ -89,11 +89,12 @@ def settings(folder: epath.PathLike) -> tuple[dict, str]:
 
 
 def write(folder: epath.PathLike, tensors: dict[str, np.ndarray], settings: dict) -> None:
-    """Writes model.safetensors and config.json into a folder, which is made if it is not there."""
+    """Writes model.safetensors and config.json into a folder, which is made if it is not there.
+
+    The arrays must be contiguous: the library writes memory as it lies, whatever the strides say.
+    """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The library writes memory as it lies, whatever the strides say.
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     contents = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(contents)
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

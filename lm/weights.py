@@ -225,7 +225,7 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
         require(not missing, f"{path}: written together with {missing}, which are not there")
         x = np.concatenate([np.asarray(flat[part]) for part in parts], axis=-1)
         x = x[: model.vocab_size] if leaf.padded else x
-        tensors[name] = x.T if leaf.transposed else x
+        tensors[name] = np.ascontiguousarray(x.T if leaf.transposed else x)
     write(folder, tensors, described)
 
 

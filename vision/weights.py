@@ -141,7 +141,7 @@ def _refuse(message: str, names) -> None:
 
 
 def export(model: nn.Module, variables: dict, layout: Layout | None = None) -> dict:
-    """Variables as {name there: array}, in their own dtypes.
+    """Variables as {name there: array}, contiguous, in their own dtypes.
 
     Args:
       model: whose they are.
@@ -155,7 +155,7 @@ def export(model: nn.Module, variables: dict, layout: Layout | None = None) -> d
     found = {}
     for place, x in tree.flatten(variables).items():
         name = layouts.name(layout, _inner(place))
-        found[name] = _theirs(place, np.asarray(x), model)
+        found[name] = np.ascontiguousarray(_theirs(place, np.asarray(x), model))
         if place.endswith("/var"):
             found[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
     return found

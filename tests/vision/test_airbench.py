@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import DIGITS, load
 
 from common import flops, laws, program
@@ -46,6 +47,7 @@ def test_the_model_has_the_flops_that_it_says_and_names_what_it_computes():
     }
 
 
+@pytest.mark.slow
 def test_training_begins_with_whitening_filters_and_leaves_them():
     config = load(
         DIGITS,

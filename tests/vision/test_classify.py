@@ -60,6 +60,7 @@ def test_alternating_flips_know_row_and_epoch():
         np.testing.assert_array_equal(images[0], images[2])
 
 
+@pytest.mark.slow
 def test_evaluation_averages_logits_over_views():
     made = program.prepare(load(DIGITS, **{"evals.test.views": "flip"}), jax.devices()[:1])
     state = made.create(made.hypers)

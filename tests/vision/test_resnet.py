@@ -183,6 +183,7 @@ def test_agreement_of_resnet50(torch, transformers, tmp_path):
     agree(torch, transformers, tmp_path, images, num_labels=1000)
 
 
+@pytest.mark.slow
 def test_agreement_of_wide_resnet_with_one_written_in_torch(torch):
     f, variables = torch.nn.functional, random(WIDE)
     found = ours(WIDE, variables, IMAGES)
