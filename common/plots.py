@@ -21,7 +21,7 @@ def figure(width: float, height: float):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BadInput(
-            "pictures need matplotlib, which is missing: pip install 'touchstone-jax[plots]'"
+            "pictures need matplotlib, which is missing: pip install -e '.[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -45,8 +45,11 @@ def start(
       Lost: if another process is not there.
     """
     profiled(profile)
+    require(
+        cpu_devices is None or cpu_devices > 0,
+        f"config.runtime.cpu_devices: {cpu_devices} is not positive",
+    )
     if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        require(cpu_devices > 0, f"config.runtime.cpu_devices: {cpu_devices} is not positive")
         with contextlib.suppress(RuntimeError):  # a second run in this process: they are made
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     if deterministic:

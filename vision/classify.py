@@ -128,15 +128,15 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
     label_smoothing, auxiliary = configs.call(loss_section, config["loss"])
 
-    def normalised(images):
-        return augment.normalise(images.astype(jnp.float32) / 255.0, mean, std)
+    def scaled(images):
+        return images.astype(np.float32) / 255.0
 
     def init(key):
         variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32)))
         params = variables.pop("params")
         if hasattr(model, "fitted"):
             rows = np.arange(min(FITTED_TO, train_set.size), dtype=np.uint32)
-            images = train_set.read(rows)["image"].astype(np.float32) / 255.0
+            images = scaled(train_set.read(rows)["image"])
             params = model.fitted(params, (images - mean) / std)
         return params, variables
 
@@ -144,11 +144,10 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         images = batch["image"]
         if not train:
             images = images if size is None else augment.centre_crop(images, size)
-            return batch | {"image": normalised(images)}
+            return batch | {"image": augment.normalise(scaled(images), mean, std)}
         labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
         rows, epochs = data.rows_at(config["seed"], batch["index"], train_set.size, jnp)
-        images = images.astype(jnp.float32) / 255.0
-        images, labels = augmented(key, images, labels, rows, epochs)
+        images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": augment.normalise(images, mean, std), "target": labels}
 
     def loss(params, extra, batch, key):

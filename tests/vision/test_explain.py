@@ -184,7 +184,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path, capsy
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert exit_code("explain", "--workdir", str(tmp_path)) == 2
     error = capsys.readouterr().err.strip()
-    assert "pip install 'touchstone-jax[plots]'" in error
+    assert "pip install -e '.[plots]'" in error
     assert "\n" not in error
 
 
