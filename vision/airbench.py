@@ -33,6 +33,8 @@ class Airbench(nn.Module):
       num_classes: K.
       widths: channels of each block.
       whitening: k; it has 2 k k C filters.
+      fit: False leaves the filters as they are initialised, to be learned like the others (with
+        `config.optim.freeze = ()`).
       momentum: of the running statistics of batch norm.
       dtype: of the computation; None is that of the parameters.
       constrain: pins activations to a mesh (`common.mesh.constrainer`).
@@ -41,6 +43,7 @@ class Airbench(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (32, 40, 56)
     whitening: int = 3
+    fit: bool = True
     momentum: float = 0.8
     dtype: Literal["bfloat16"] | None = None
     constrain: Callable = identity
@@ -80,6 +83,8 @@ class Airbench(nn.Module):
     @nn.nowrap
     def fitted(self, params: dict, images: np.ndarray) -> dict:
         """`params` with filters that whiten the patches of these images f32[n, H, W, C]."""
+        if not self.fit:
+            return params
         kernel = whitening_filters(images, self.whitening)
         return {**params, "whitening": {"kernel": jnp.asarray(kernel)}}
 

@@ -47,6 +47,13 @@ def test_the_model_has_the_flops_that_it_says_and_names_what_it_computes():
     }
 
 
+def test_filters_are_fitted_unless_they_are_to_be_learned():
+    images, params = smooth_images(8), {"whitening": {"kernel": np.zeros((2, 2, 2, 16))}}
+    fitted = airbench.Airbench(5, whitening=2).fitted(params, images)
+    assert fitted["whitening"]["kernel"].any()
+    assert airbench.Airbench(5, whitening=2, fit=False).fitted(params, images) == params
+
+
 @pytest.mark.slow
 def test_training_begins_with_whitening_filters_and_leaves_them():
     config = load(
