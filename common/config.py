@@ -210,6 +210,23 @@ def call(function: Callable, section: dict, *runtime) -> Any:
 # ----------------------------------------------------------------------------------------- loading
 
 
+def experiment(path: str) -> tuple[types.ModuleType, str]:
+    """`FILE.py:ARG` as (the file's module, the argument of its `get_config`).
+
+    Raises:
+      BadInput: if there is no such config file. What the file itself raises is left as it is: it is
+        code.
+    """
+    file, _, arg = path.partition(":")
+    require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
+    spec = importlib.util.spec_from_file_location("experiment_config", file)
+    require(spec is not None, f"--config: {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    require(hasattr(module, "get_config"), f"--config: {file} defines no get_config")
+    return module, arg
+
+
 def load(
     path: str, overrides: Sequence[str], sections: Callable[[ml_collections.ConfigDict], dict]
 ) -> ml_collections.ConfigDict:
@@ -224,16 +241,9 @@ def load(
       The locked config, with every key of every section in it.
 
     Raises:
-      BadInput: for a missing file, an unknown key or a wrong type. What the file itself raises is
-        left as it is: it is code.
+      BadInput: for a missing file, an unknown key or a wrong type.
     """
-    file, _, arg = path.partition(":")
-    require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
-    spec = importlib.util.spec_from_file_location("experiment_config", file)
-    require(spec is not None, f"--config: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    require(hasattr(module, "get_config"), f"--config: {file} defines no get_config")
+    module, arg = experiment(path)
     return overridden(ml_collections.ConfigDict(module.get_config(arg)), overrides, sections)
 
 
@@ -298,6 +308,18 @@ def flatten(config) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def differing(a, b) -> dict[str, tuple[str, str]]:
+    """{key: (its value in a, in b)} of what differs between two configs or nested dicts, spelled;
+    a key that one of them lacks is "not there"."""
+    a, b = flatten(a), flatten(b)
+    said = lambda values, key: repr(values[key]) if key in values else "not there"
+    return {
+        key: (said(a, key), said(b, key))
+        for key in sorted(a.keys() | b.keys())
+        if key not in a or key not in b or a[key] != b[key]
+    }
 
 
 def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections: dict) -> None:
@@ -384,3 +406,10 @@ def substitute(config: dict, values: dict[str, Any]) -> dict:
         }
 
     return walk(config, "")
+
+
+def untraced(config: dict) -> dict[str, Any]:
+    """What is compiled: a config, flat, with the names of its traced numbers in their places. Runs
+    that share it share their programs."""
+    flat = flatten(config)
+    return flat | {key: f"the number {key}" for key in traced(config)}

@@ -106,6 +106,18 @@ def read(workdir: epath.PathLike) -> list[dict]:
     return [line for file in files for line in _lines(file.read_text())]
 
 
+def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
+    """The last lines of a run's log, as many as `size` bytes hold (all, where it is in parts)."""
+    path = epath.Path(workdir) / NAME
+    if not path.exists():
+        return read(workdir)
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+        whole = file.tell() == 0
+        text = file.read().decode(errors="replace")
+    return _lines(text if whole else text.partition("\n")[2])
+
+
 class Log:
     """The metrics of a run. `history` holds every line so far, also those of earlier starts.
 

@@ -22,6 +22,7 @@ from common.config import (
     require,
     substitute,
     traced,
+    untraced,
 )
 from common.duration import steps
 from common.step import STEP_TERMS, Plan, TrainState, make_step
@@ -40,6 +41,7 @@ class Program(NamedTuple):
       create: jitted: hypers -> TrainState.
       adopt: jitted: (hypers, params, extra) -> TrainState of step 0 around these parameters.
       step: jitted: (hypers, state, batch, resident) -> (state, Terms, finite); donates the state.
+      build: {'optim.lr': 0.1, …} -> (Task, Optimizer) of the config with these traced numbers.
       like: ShapeDtypeStructs with shardings of a TrainState.
       resident: the training set on the device, or {}.
       every: {evaluator: steps}.
@@ -55,6 +57,7 @@ class Program(NamedTuple):
     create: Callable
     adopt: Callable
     step: Callable
+    build: Callable
     like: TrainState
     resident: dict
     every: dict
@@ -196,7 +199,6 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     Raises:
       BadInput: for anything that the user can mend.
     """
-    require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
     module = task_module(config["task"])
     size = sources["train"].size
     schedule = call(plan, config["train"], size)
@@ -217,7 +219,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     saving = call(checkpoint.policy, config["checkpoint"], to_steps)
     call(should_stop, config["train"]["stop"], [])
-    hypers = {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in traced(config).items()}
+    hypers = _hypers(config)
 
     def build(values):
         changed = substitute(config, values)
@@ -263,12 +265,42 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         create=jax.jit(create, out_shardings=places),
         adopt=jax.jit(adopt, out_shardings=places),
         step=step,
+        build=build,
         like=like,
         resident=sources["train"].resident or {},
         every={
             name: to_steps(evaluator.every, f"config.evals.{name}.every", low=1)
             for name, evaluator in task.evaluators.items()
         },
+    )
+
+
+def _hypers(config: dict) -> dict:
+    """The traced numbers of a config, on the host."""
+    require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
+    return {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in traced(config).items()}
+
+
+def with_numbers(program: Program, config: dict) -> Program:
+    """The program of a config that differs from `program`'s in traced numbers alone. It shares
+    everything that is compiled and on the devices.
+
+    Raises:
+      BadInput: for a number out of range.
+    """
+    assert untraced(config) == untraced(program.config), "the configs differ in more than numbers"
+    hypers, values = _hypers(config), traced(config)
+    task, optimizer = program.build(values)
+    before = traced(program.config)
+    differ = {key for key in values if values[key] != before[key]}
+    if all(key == "seed" or key.startswith("optim.") for key in differ):
+        # Evaluation knows neither: its randomness comes from the context's key.
+        task = task._replace(evaluators=program.task.evaluators)
+    return program._replace(
+        config=config,
+        task=task,
+        optimizer=optimizer,
+        hypers=mesh.put_replicated(program.layout, hypers),
     )
 
 

@@ -10,15 +10,17 @@ import errno
 import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from common import checkpoint, chips, data, log, runtime, tree, workdir
 from common.config import call, choice, plain, require
 from common.program import Program, initial_state, metric_keys, prepare, should_stop
-from common.step import Plan, TrainState
+from common.step import TrainState
 from common.task import EvalContext, purpose_key
 
 
@@ -63,18 +65,48 @@ def loop(
     preemption: runtime.Preemption | None = None,
     folder=None,
 ) -> TrainState:
-    """Takes `state` to the end of the run, or to where it stops early.
+    """Takes `state` to the end of the run, or to where it stops early; see `course`."""
+    step, terms, finite = int(state.step), None, None
+    batches = batches_from(program, step)
+    around = metrics, progress, checkpoints, preemption, folder
+    with contextlib.closing(
+        course(program, step, lambda: state, lambda: (terms, finite), *around)
+    ) as steps:
+        for step in steps:
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, terms, finite = program.step(
+                    program.hypers, state, next(batches), program.resident
+                )
+    return state
+
+
+def course(
+    program: Program,
+    step: int,
+    state: Callable,
+    numbers: Callable,
+    metrics: log.Log,
+    progress: log.Progress,
+    checkpoints: checkpoint.Checkpoints | None = None,
+    preemption: runtime.Preemption | None = None,
+    folder=None,
+) -> Iterator[int]:
+    """What a run does around its updates, from `step` on: yields the number of each update that is
+    to be made next, and ends where the run does.
 
     What is due after a step (evaluation, a save) is found from its number and the log, so a run
     that was cut anywhere does what is missing and no more. A step's numbers are read while the
     next one runs, and no more than two are in flight.
 
+    Args:
+      state: () -> the TrainState as it is now.
+      numbers: () -> what the newest update gave: (Terms, finite).
+
     Raises:
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
       Preempted: when the process was told to end; the state is saved.
     """
-    step, plan = int(state.step), program.plan
-    batches = _batches(program, step)
+    plan = program.plan
     profiled = runtime.profiled(program.config["runtime"]["profile"] if folder else "")
     best_key = program.saving.best and program.saving.best[1]
     stopping = program.config["train"]["stop"]
@@ -85,12 +117,12 @@ def loop(
     def observe():
         nonlocal pending
         if pending is not None:
-            _read(*pending, plan, metrics, progress)
+            _read(*pending, metrics, progress)
         pending = None
 
     def evaluate(names):
         observe()
-        _evaluate(program, state, step, sorted(names), metrics, progress, folder)
+        _evaluate(program, state(), step, sorted(names), metrics, progress, folder)
 
     with contextlib.ExitStack() as profile:
         while True:
@@ -112,14 +144,14 @@ def loop(
                 observe()
                 progress.pause()
                 metrics.sync()
-                checkpoints.save(step, state)
+                checkpoints.save(step, state())
                 saved.add(step)
                 progress.start()
             if last or told or step == profiled.stop:
                 observe()
                 profile.close()
             if last:
-                return state
+                return
             if told:
                 if checkpoints:
                     checkpoints.wait()
@@ -127,16 +159,16 @@ def loop(
 
             if len(profiled) and step == profiled.start:
                 profile.enter_context(jax.profiler.trace(str(folder / "profile")))
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, terms, finite = program.step(
-                    program.hypers, state, next(batches), program.resident
-                )
+            yield step
             step += 1
+            # Before the next update is made, which takes the state's memory.
+            logs = step % plan.log_every == 0 or step == plan.total
+            digests = tree.digests(state()) if logs else None
             observe()
-            pending = (step, terms, finite)
+            pending = (step, *numbers(), digests)
 
 
-def _batches(program: Program, step: int) -> Iterator[dict]:
+def batches_from(program: Program, step: int) -> Iterator[dict]:
     """The batches from `step` on; empty ones where the step gathers its own from resident data."""
     if program.resident:
         return itertools.repeat({})
@@ -147,19 +179,21 @@ def _batches(program: Program, step: int) -> Iterator[dict]:
     )
 
 
-def _read(step: int, terms, finite, plan: Plan, metrics: log.Log, progress: log.Progress) -> None:
-    """Reads what a step computed: stops at what is not finite, logs what is due."""
+def _read(step: int, terms, finite, digests, metrics: log.Log, progress: log.Progress) -> None:
+    """Reads what a step computed: stops at what is not finite, logs what is due (`digests`)."""
     if not jax.device_get(finite):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
         values = {n: float(v) for n, v in values.items()}
         raise NotFinite(f"step {step}: loss or update is not finite: {log.spelled(values)}")
     progress.done(step)
-    if step % plan.log_every and step != plan.total:
+    if digests is None:
         return
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {f"train/{n}": s / w for n, (s, w) in jax.device_get(terms).items()}
+    groups = tree.group_digests(jax.device_get(digests))
     clock = {"seconds": round(progress.seconds(), 3), **progress.speeds()}
-    metrics.write(step, values | {f"time/{name}": value for name, value in clock.items()})
+    clock = {f"time/{name}": value for name, value in clock.items()}
+    metrics.write(step, values | {"digests": groups} | clock)
     progress.show(step, {n: float(v) for n, v in values.items() if np.ndim(v) == 0})
 
 
@@ -204,13 +238,41 @@ def run(config, folder, *, show: bool = True) -> dict:
     """
     config = config if isinstance(config, dict) else plain(config)
     call(runtime.start, config["runtime"])
-    options = call(log.options, config["log"])
-    with workdir.Lock(folder) as lock, _refusals(folder):
-        return _run(config, folder, lock, options, show)
+    call(log.options, config["log"])
+    # The workdir is taken before the data is read, which may take long.
+    with workdir.Lock(folder) as lock, refusals(folder):
+        return run_program(prepare(config), folder, lock, show)
+
+
+def run_program(program: Program, folder, lock: workdir.Lock, show: bool = True) -> dict:
+    """`run` from where its program is made ready."""
+    with jax.set_mesh(program.layout.mesh), begun(program, folder, lock, show) as here:
+        with runtime.Preemption() as preemption:
+            around = here.metrics, here.progress, here.checkpoints, preemption, here.folder
+            state = loop(program, here.state, *around)
+        return finish(here, state)
+
+
+class Begun(NamedTuple):
+    """A run whose workdir is open.
+
+    Attributes:
+      program, folder: of the run.
+      state, step: what it begins with, or goes on from.
+      metrics, progress, checkpoints: open.
+    """
+
+    program: Program
+    folder: epath.Path
+    state: TrainState
+    step: int
+    metrics: log.Log
+    progress: log.Progress
+    checkpoints: checkpoint.Checkpoints
 
 
 @contextlib.contextmanager
-def _refusals(folder):
+def refusals(folder):
     """Raises `CannotWrite`, with what is kept, for what the file system refuses in the workdir."""
     refused = (*workdir.FULL, errno.EROFS)
     try:
@@ -229,63 +291,78 @@ def _refusals(folder):
         ) from error
 
 
-def _run(config: dict, folder, lock: workdir.Lock, options: dict, show: bool) -> dict:
-    program = prepare(config)
-    with jax.set_mesh(program.layout.mesh):
-        # What the user asked to begin with is found, or found missing, before anything is written.
-        begun = any(checkpoint.gather(workdir.begun(folder)))
-        fresh = None if begun else initial_state(program)
-        done = checkpoint.steps_in(folder)
-        require(
-            not done or done[-1] <= program.plan.total,
-            f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
-        )
-        prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-        main, files = runtime.is_main(), program.task.files
-        folder = workdir.claim(folder, config, prints, main, files, lock)
+@contextlib.contextmanager
+def begun(
+    program: Program, folder, lock: workdir.Lock, show: bool, population: int = 1
+) -> Iterator[Begun]:
+    """Makes `folder` the run's own, finds what it goes on from, and closes everything behind it.
 
-        history: list[dict] = []
-        checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
-        try:
-            restored = checkpoints.restore(program.like)
-            state, step = restored or (fresh or initial_state(program), 0)
-            # A percentage may have been of another duration.
-            log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
-            workdir.mend_log(folder, step, log_every, main)
-            name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
-            metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)
-            history = metrics.history
-            progress = _progress(program, history, step, show and main)
-            progress.say(_headline(program, folder, step))
-            try:
-                with runtime.Preemption() as preemption:
-                    state = loop(program, state, metrics, progress, checkpoints, preemption, folder)
-            finally:
-                metrics.close()
-            checkpoints.wait()
-        except NotFinite as error:
-            checkpoints.wait()
-            kept = checkpoints.steps()
-            raise NotFinite(
-                f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
-                "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
-            ) from None
-        finally:
-            checkpoints.close()
+    Args:
+      program: of the run.
+      folder, lock: its workdir.
+      show: whether to print progress on standard error.
+      population: how many runs are trained as one program; environment.json says it.
+    """
+    config = program.config
+    # What the user asked to begin with is found, or found missing, before anything is written.
+    there = any(checkpoint.gather(workdir.begun(folder)))
+    fresh = None if there else initial_state(program)
+    done = checkpoint.steps_in(folder)
+    require(
+        not done or done[-1] <= program.plan.total,
+        f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
+    )
+    prints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    main, files = runtime.is_main(), program.task.files
+    facts = {"steps": program.plan.total, "population": population}
+    folder = workdir.claim(folder, config, prints, main, files, lock, facts)
+
+    history: list[dict] = []
+    checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
+    try:
+        restored = checkpoints.restore(program.like)
+        state, step = restored or (fresh or initial_state(program), 0)
+        # A percentage may have been of another duration.
+        log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
+        workdir.mend_log(folder, step, log_every, main)
+        name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
+        options = call(log.options, config["log"])
+        metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)
+        history = metrics.history
+        progress = _progress(program, history, step, show and main)
+        progress.say(_headline(program, folder, step))
+        with contextlib.closing(metrics):
+            yield Begun(program, folder, state, step, metrics, progress, checkpoints)
+    except NotFinite as error:
+        checkpoints.wait()
+        kept = checkpoints.steps()
+        raise NotFinite(
+            f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
+            "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
+        ) from None
+    finally:
+        checkpoints.close()
+
+
+def finish(here: Begun, state: TrainState) -> dict:
+    """Writes, and returns, the result of a run that came to its end in `state`."""
+    here.metrics.sync()
+    here.checkpoints.wait()
+    history = here.metrics.history
     result = {
         "steps": int(state.step),
-        "eval": _last_values(metrics.history, int(state.step)),
-        "wall_seconds": round(progress.seconds(), 2),
+        "eval": _last_values(history, int(state.step)),
+        "wall_seconds": round(here.progress.seconds(), 2),
         "examples_per_second": None,
-        **_last_speeds(metrics.history),
+        **_last_speeds(history),
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params),
     }
-    before = workdir.read_result(folder) or {}
+    before = workdir.read_result(here.folder) or {}
     if all(before.get(k) == result[k] for k in ("steps", "eval", "digest", "parameters")):
         return before  # finished before: what it took is what it took then
-    if main:
-        workdir.finish(folder, result)
+    if runtime.is_main():
+        workdir.finish(here.folder, result)
     return result
 
 

@@ -7,6 +7,7 @@ path counts.
 
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -144,3 +145,14 @@ def hexdigest(tree) -> str:
         word = int.from_bytes(path.encode(), "little") % (2**61 - 1)
         total = (total * 1_000_003 + word * 2**32 + int(value)) % (2**64 - 59)
     return f"{total:016x}"
+
+
+def group_digests(found: dict[str, int]) -> dict[str, str]:
+    """The digests of a TrainState's arrays, {path: u32}, as one of each group: the modules of its
+    parameters ("params/block_0/mlp/up"), in their order, and each of its other parts as a whole."""
+    groups: dict[str, int] = {}
+    for path, value in found.items():
+        part, _, rest = path.partition("/")
+        name = path.rpartition("/")[0] if part == "params" and rest else part
+        groups[name] = zlib.crc32(f"{path} {int(value)}".encode(), groups.get(name, 0))
+    return {name: f"{value:08x}" for name, value in groups.items() if name != "step"}

@@ -21,7 +21,7 @@ from etils import epath
 
 from common import log, runtime
 from common.checkpoint import absolute, steps_in, together
-from common.config import BadInput, flatten, from_json, require, to_json
+from common.config import BadInput, differing, flatten, from_json, require, to_json
 from common.log import replace_text
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
@@ -105,6 +105,19 @@ class Lock:
             os.ftruncate(file, os.pwrite(file, words, 0))
 
 
+def in_use(folder) -> bool:
+    """Whether a run is alive in `folder`, as far as its file system can say."""
+    path = absolute(folder) / ".lock"
+    if not log.can_append(path) or not path.exists():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
+
+
 def begun(folder) -> bool:
     """Whether a run has made `folder` its own."""
     try:
@@ -120,6 +133,7 @@ def claim(
     write: bool,
     files: dict[str, str] | None = None,
     lock: Lock | None = None,
+    facts: dict | None = None,
 ) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
 
@@ -130,6 +144,7 @@ def claim(
       write: whether this process writes.
       files: {name: contents} of small files that the task keeps there, such as its tokenizer.
       lock: of this folder, taken as soon as the folder is there.
+      facts: what else environment.json is to say of this start.
 
     Raises:
       BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
@@ -146,23 +161,23 @@ def claim(
             folder.mkdir(parents=True, exist_ok=True)
             if lock is not None:
                 lock.hold()
-        starts = []
+        starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
         if begun(folder):
             check_same(folder, read_config(folder), config)
             starts = check_data(folder, fingerprints)
         if write:
-            replace_text(folder / "environment.json", _environment(starts, fingerprints))
+            replace_text(folder / "environment.json", _environment(starts, begin))
             for name, contents in (files or {}).items():
                 replace_text(folder / name, contents)
             replace_text(folder / "config.json", to_json(config))
     return folder
 
 
-def _environment(starts: list[dict], fingerprints: dict[str, str]) -> str:
-    return json.dumps([*starts, runtime.environment() | {"data": fingerprints}], indent=1) + "\n"
+def _environment(starts: list[dict], begin: dict) -> str:
+    return json.dumps([*starts, runtime.environment() | begin], indent=1) + "\n"
 
 
-def _starts(folder) -> list[dict]:
+def read_starts(folder) -> list[dict]:
     """environment.json: what is known of each start. Raises `BadInput` if it is damaged."""
     path = epath.Path(folder) / "environment.json"
     if not path.exists():
@@ -193,7 +208,7 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     Raises:
       BadInput: if a set has changed, or environment.json is damaged.
     """
-    starts = _starts(folder)
+    starts = read_starts(folder)
     before = starts[-1]["data"] if starts else {}
     changed = sorted(n for n, found in fingerprints.items() if before.get(n, found) != found)
     require(
@@ -206,14 +221,10 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
 
 def check_same(folder, old: dict, new: dict) -> None:
     """Raises `BadInput`, naming the keys, if the two configs are of different runs."""
-    old, new = flatten(old), flatten(new)
-    differ = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-    said = lambda values, key: repr(values[key]) if key in values else "not there"
-    told = ", ".join(f"config.{k} was {said(old, k)} and is {said(new, k)}" for k in differ[:4])
+    differ = {k: v for k, v in differing(old, new).items() if not k.startswith(MAY_CHANGE)}
+    told = ", ".join(
+        f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
+    )
     more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
     require(not differ, f"{folder} belongs to another run: {told}{more}; take another --workdir")
 

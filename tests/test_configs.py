@@ -90,6 +90,7 @@ VIT = SMALL_IMAGES | {"model.layers": 1, "model.image_size": 32}
 # Too large for every day: what takes long, and how to make it trainable here.
 LARGE = {
     "lm/bert_sotu": {},
+    "vision/fashion_mnist:cnn": {},
     **{f"vision/fashion_mnist:{name}": NARROW for name in ("small", "medium")},
     **{f"vision/fashion_mnist:{name}": NARROW for name in ("to_90", "to_92", "to_93")},
     "vision/fashion_mnist:large": NARROW | {"model.stages": (1, 1, 1)},

@@ -8,6 +8,7 @@ and `mlp`.
 import ml_collections
 
 from common.config import choice
+from common.sweep import over, product
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -33,6 +34,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def sweep():
     """Learning rate by seed."""
-    for lr in (1e-3, 3e-3, 1e-2):
-        for seed in (0, 1):
-            yield {"optim.lr": lr, "seed": seed}
+    return product(over("optim.lr", (1e-3, 3e-3, 1e-2)), over("seed", (0, 1)))
+
+
+def grid():
+    """Learning rate by weight decay by seed: 24 trials."""
+    rates = over("optim.lr", (1e-3, 3e-3, 1e-2, 3e-2))
+    return product(rates, over("optim.weight_decay", (0.0, 0.1)), over("seed", (0, 1, 2)))

@@ -196,6 +196,7 @@ def test_progress_of_text_shows_tokens_and_mfu(capsys):
     assert "examples" not in line
 
 
+@pytest.mark.slow
 def test_a_run_of_text_says_tokens_a_second_and_on_cpu_no_mfu(tmp_path):
     small = {"model.width": 16, "model.hidden": 16, "data.vocab_size": 290, "data.length": 16}
     data = {"data.name": corpus.write(tmp_path / "texts"), "data.folder": str(tmp_path / "data")}

@@ -263,25 +263,6 @@ def test_another_value_of_a_traced_number_compiles_nothing():
     assert made.step._cache_size() == 1
 
 
-def test_a_population_is_a_vmap_of_the_step():
-    made = prepare(load(f"{DIGITS}:mlp"), jax.devices()[:1])
-    stacked = {k: jax.numpy.stack([v, v, v]) for k, v in made.hypers.items()}
-    stacked["optim.lr"] = jax.numpy.array([1e-3, 3e-3, 1e-2])
-    stacked["seed"] = jax.numpy.array([0, 0, 7], jax.numpy.uint32)
-    states = jax.vmap(made.create)(stacked)
-    many = jax.jit(jax.vmap(made.step, (0, 0, None, None)))
-    losses = []
-    for _ in range(3):
-        states, terms, _ = many(stacked, states, {}, made.resident)
-        losses.append(terms["loss"][0])
-    for i in range(3):
-        hypers = {k: v[i] for k, v in stacked.items()}
-        state = made.create(hypers)
-        for step in range(3):
-            state, terms, _ = made.step(hypers, state, {}, made.resident)
-            assert float(terms["loss"][0]) == pytest.approx(float(losses[step][i]), rel=1e-5)
-
-
 def test_the_state_is_donated():
     made = prepare(load(f"{DIGITS}:mlp"), jax.devices()[:1])
     compiled = made.step.lower(made.hypers, made.like, {}, made.resident).compile()

@@ -329,6 +329,7 @@ def test_a_loss_that_keeps_state_is_seen(monkeypatch):
         laws.resume_is_exact(broken_toy(monkeypatch, prepare=change), 1, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_a_loss_that_counts_devices_is_seen(monkeypatch):
     def change(loss):
         def other(params, extra, batch, key):
@@ -343,6 +344,7 @@ def test_a_loss_that_counts_devices_is_seen(monkeypatch):
         laws.mesh_changes_nothing(broken_toy(monkeypatch, loss=change), [(2, 1, 1)], steps=1)
 
 
+@pytest.mark.slow
 def test_accumulation_that_is_not_exact_is_seen(monkeypatch):
     broken_toy(monkeypatch, rows_independent=lambda _: True)
     with pytest.raises(laws.Broken, match="parts"):

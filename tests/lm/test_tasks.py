@@ -106,6 +106,7 @@ def test_causal_lm_metrics_count_every_byte_of_the_held_out_text_once(texts):
     assert found["loss"] == pytest.approx(math.log(source.facts["vocab_size"]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_next_sentence_prediction_takes_class_0_for_what_follows(texts):
     made, state = begun("bert_sotu", **texts, **{"loss.nsp": True})
     batch = rows_of(made.task.sources["train"])

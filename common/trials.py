@@ -1,0 +1,184 @@
+"""The trials of a sweep: ordinary runs, each in its own folder, named by its overrides.
+
+    for trial in trials.of("configs/vision/digits.py:mlp"):
+        print(trial.name, trials.standing(trial, "runs/sweep").state)
+
+What is known of a trial lies in its folder, so that any process can find out where a sweep stands:
+its log, its result, and in `failed.txt` why the last try did not come to its end.
+"""
+
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+from etils import epath
+
+from common import config, log, program, sweep, workdir
+from common.config import BadInput, require
+
+FAILED = "failed.txt"
+
+
+class Trial(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      index: its place in the sweep, from 0.
+      name: of its folder.
+      overrides: {'optim.lr': 0.1, …}.
+      words: all overrides as on a command line, also those that are not of the sweep.
+      config: completed, as nested dicts; None if it is refused.
+      refused: why; "" if it is not.
+    """
+
+    index: int
+    name: str
+    overrides: sweep.Overrides
+    words: tuple[str, ...]
+    config: dict | None
+    refused: str
+
+
+def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | None = None):
+    """The trials of a config's sweep, as a list of `Trial`.
+
+    Args:
+      path: FILE.py or FILE.py:ARG.
+      words: overrides for all trials, as on a command line.
+      name: the function of the file that yields the trials' overrides, or returns a space of them.
+      count: how many; None is all, and needed for a space.
+
+    Raises:
+      BadInput: if there is no such sweep, nothing in it, or a trial in it twice. What is wrong with
+        one trial is said by that `Trial`.
+    """
+    module, arg = config.experiment(path)
+    file = path.partition(":")[0]
+    require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
+    require(count is None or count > 0, f"--trials: {count} is not a positive number")
+    found = getattr(module, name)()
+    if isinstance(found, dict):
+        require(count is not None, f"--trials: say how many, as {name}() of {file} is a space")
+        found = sweep.sample(count, found)
+    trials = [
+        one(module.get_config, arg, k, overrides, words)
+        for k, overrides in enumerate(itertools.islice(found, count))
+    ]
+    require(len(trials) > 0, f"{name}() of {file} yields no trial")
+    names = [trial.name for trial in trials]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
+    return trials
+
+
+def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Sequence[str]):
+    """The `Trial` with these overrides; `words` are those of all trials."""
+    own = (f"--config.{key}={value}" for key, value in overrides.items())
+    words = (*words, *own)
+    completed, refused = None, ""
+    try:
+        base = ml_collections.ConfigDict(get_config(arg))
+        completed = config.plain(config.overridden(base, words, program.sections))
+    except BadInput as error:
+        refused = str(error)
+    return Trial(index, folder_name(overrides), overrides, words, completed, refused)
+
+
+def folder_name(overrides: sweep.Overrides) -> str:
+    """'optim.lr=0.001,seed=0'. What no folder can be called is replaced, with a sum of the whole
+    behind it."""
+    whole = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
+    name = re.sub(r"[^\w.,=+()-]+", "_", whole)[:150]
+    return name if name == whole else f"{name}-{zlib.crc32(whole.encode()):08x}"
+
+
+# ------------------------------------------------------------------------------------ where it is
+
+
+class Standing(NamedTuple):
+    """Where a trial is.
+
+    Attributes:
+      state: "finished", "failed", "begun" or "new".
+      step, steps: done, and of the whole run; 0 where it is not known.
+      metric: the newest value of the sweep's metric, or None.
+      seconds: that training took so far.
+      reason: why it failed; "" if it did not.
+    """
+
+    state: str
+    step: int = 0
+    steps: int = 0
+    metric: Any = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def standing(trial: Trial, root, metric: str = "") -> Standing:
+    """What the folder of a trial in `root` says of it.
+
+    Args:
+      metric: a key of the log; "" is none.
+    """
+    folder = epath.Path(root) / trial.name
+    failed = folder / FAILED
+    reason = trial.refused or (failed.read_text().strip() if failed.exists() else "")
+    if trial.config is None or not workdir.begun(folder):
+        return Standing("failed", reason=reason) if reason else Standing("new")
+    lines = log.tail(folder)
+    last = lambda key, missing: next((x[key] for x in reversed(lines) if key in x), missing)
+    known = {
+        "step": last("step", 0),
+        "steps": _steps(folder),
+        "metric": last(metric, None),
+        "seconds": last("time/seconds", 0.0),
+        "reason": reason,
+    }
+    if finished(trial, folder):
+        return Standing("finished", **known | {"reason": ""})
+    return Standing("failed" if reason else "begun", **known)
+
+
+def finished(trial: Trial, folder) -> bool:
+    """Whether the run in `folder` is this trial, at its end. One whose config now asks for more is
+    not."""
+    if not (epath.Path(folder) / "result.json").exists():
+        return False
+    may_differ = tuple(key for key in workdir.MAY_CHANGE if key != "train.duration")
+    differ = config.differing(workdir.read_config(folder), trial.config)
+    return all(key.startswith(may_differ) for key in differ)
+
+
+def _steps(folder: epath.Path) -> int:
+    """Of the whole run, as its last start said; 0 if that cannot be read."""
+    try:
+        return json.loads((folder / "environment.json").read_text())[-1]["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def note_failure(trial: Trial, root, reason: str) -> None:
+    """Writes why a trial did not come to its end; "" takes back what was written before."""
+    folder = epath.Path(root) / trial.name
+    if reason:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
+    elif (folder / FAILED).exists():
+        (folder / FAILED).unlink()
+
+
+def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:
+    """Trials that can share one program, at most `most` together, in the order of the sweep."""
+    shared: dict[str, list[Trial]] = {}
+    for trial in trials:
+        key = json.dumps(config.untraced(trial.config), sort_keys=True)
+        shared.setdefault(key, []).append(trial)
+    return [
+        whole[start : start + (most or len(whole))]
+        for whole in shared.values()
+        for start in range(0, len(whole), most or len(whole))
+    ]

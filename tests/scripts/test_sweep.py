@@ -1,0 +1,148 @@
+"""Sweeps as processes: launchers agree, nothing is done twice, bad trials end alone."""
+
+import json
+import re
+import signal
+import time
+
+import pytest
+from helpers import ROOT, exit_code, finish, result, same, start, timeless
+
+from common import trials
+
+CONFIG = str(ROOT / "tests/support/sweep_config.py")
+GOOD = [trial.name for trial in trials.of(CONFIG)]
+
+
+def sweep(root, *words: str, **env: str):
+    """Starts scripts/sweep.py."""
+    return start("sweep", "--config", CONFIG, "--workdir", str(root), *words, **env)
+
+
+def starts(folder) -> int:
+    """How often a run was begun."""
+    return len(json.loads((folder / "environment.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The good trials, each by a process of its own."""
+    root = tmp_path_factory.mktemp("local")
+    table = finish(sweep(root, "--jobs", "2"))
+    return root, table
+
+
+@pytest.mark.slow
+def test_a_process_a_trial_and_one_for_all_agree(local, tmp_path):
+    root, table = local
+    together = finish(sweep(tmp_path, "--launcher", "vmap"))
+    for name in GOOD:
+        assert re.search(rf"{re.escape(name)} +finished +120 ", table)
+        assert re.search(rf"{re.escape(name)} +finished +120 ", together)
+        assert (tmp_path / "output/0.txt").exists()
+        stacked, alone = timeless(tmp_path / name), timeless(root / name)
+        assert [line["step"] for line in stacked] == [line["step"] for line in alone]
+        for a, b in zip(stacked, alone, strict=True):
+            if "train/loss" in a:
+                assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-4)
+        assert result(tmp_path / name)["eval"]["test"]["loss"] == pytest.approx(
+            result(root / name)["eval"]["test"]["loss"], abs=1e-4
+        )
+    facts = [json.loads((r / GOOD[0] / "environment.json").read_text()) for r in (root, tmp_path)]
+    assert [f[0]["population"] for f in facts] == [1, 4]
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_does_nothing_and_can_be_extended(local):
+    root, _ = local
+    before = {name: (root / name / "result.json").stat().st_mtime_ns for name in GOOD}
+    finish(sweep(root))
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in GOOD} == before
+    assert {starts(root / name) for name in GOOD} == {1}
+    longer = [trial.name for trial in trials.of(CONFIG, ["--config.train.duration=140 steps"])]
+    assert longer == GOOD
+    finish(sweep(root, "--index", "1", "--config.train.duration=140 steps"))
+    assert result(root / GOOD[1])["steps"] == 140
+    assert [starts(root / name) for name in GOOD] == [1, 2, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "vmap"])
+def test_a_killed_sweep_goes_on_where_it_was(launcher, tmp_path):
+    words = "--launcher", launcher, "--config.train.duration=3000 steps"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(sweep(whole, *words))
+    process = sweep(cut, *words)
+    # One after the other: in the second trial. All as one: in the middle of all.
+    reached = {"local": cut / GOOD[1], "vmap": cut / GOOD[3]}[launcher]
+    end = time.monotonic() + 200
+    while len(list((reached / "checkpoints").glob("[0-9]*"))) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = [name for name in GOOD if (cut / name / "result.json").exists()]
+    assert len(finished) == (1 if launcher == "local" else 0)
+    finish(sweep(cut, *words))
+    for name in GOOD:
+        same(cut / name, whole / name)
+    begun_again = [name for name in GOOD if starts(cut / name) > 1]
+    assert begun_again == (GOOD[1:2] if launcher == "local" else GOOD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "vmap"])
+def test_bad_trials_end_alone_and_say_why(launcher, tmp_path):
+    process = sweep(tmp_path, "--sweep", "bad", "--launcher", launcher, "--jobs", "2")
+    table, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    bad = [trial.name for trial in trials.of(CONFIG, name="bad")]
+    for k in (0, 5):
+        assert result(tmp_path / bad[k])["steps"] == 120
+    for k, words in (
+        (1, "loss or update is not finite"),
+        (2, "config.optim.lr: -1.0 is out of range"),
+        (3, "killed by SIGABRT"),
+        (4, "config.optim.rate: unknown key"),
+    ):
+        assert re.search(rf"{re.escape(bad[k])} +failed", table)
+        line = next(line for line in table.splitlines() if line.startswith(f"{bad[k]}: "))
+        assert words in line
+        assert line.endswith((tmp_path / bad[k] / trials.FAILED).read_text().strip())
+        assert f"{bad[k]}: failed" in err or k == 4  # known from the start
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_end_saves(tmp_path):
+    process = sweep(tmp_path, "--launcher", "vmap", "--config.train.duration=100000 steps")
+    end = time.monotonic() + 200
+    while not list((tmp_path / GOOD[3] / "checkpoints").glob("[0-9]*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert "saved" in finish(process, 75)
+    for name in GOOD:
+        steps = [int(p.name) for p in (tmp_path / name / "checkpoints").glob("[0-9]*")]
+        assert max(steps) >= timeless(tmp_path / name)[-1]["step"]
+        assert not (tmp_path / name / trials.FAILED).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--index", "9"), "trials 0 to 3"),
+        (("--index", "one"), "trials 0 to 3"),
+        (("--sweep", "none"), "defines no none()"),
+        (("--jobs", "0"), "--jobs: 0"),
+        (("--population", "0"), "--population: 0"),
+        (("--launcher", "magic"), "invalid choice"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_one_line(words, said, tmp_path, capsys):
+    assert exit_code("sweep", "--config", CONFIG, "--workdir", str(tmp_path), *words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
