@@ -9,13 +9,7 @@ TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-SWEEP = 0  # six runs
-
-
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(i, marks=pytest.mark.slow if i == SWEEP else ()) for i in range(len(SNIPPETS))],
-)
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_a_snippet_runs(number, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)

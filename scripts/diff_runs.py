@@ -1,0 +1,23 @@
+"""Where two runs part: python scripts/diff_runs.py runs/a runs/b
+
+Says the first logged step at which their states differ and the modules that do, by the digests in
+their logs (`--config.train.log_every='1 steps'` logs every step), and what differs in config, data,
+versions and machine. Exit code 0 if they are bit-identical, 1 if not.
+"""
+
+from common import cli, compare
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("a", help="a workdir")
+    parser.add_argument("b", help="another one")
+    args = parser.parse_args(argv)
+    found = compare.runs(args.a, args.b)
+    print(compare.text(found), end="")
+    return int(found.verdict != compare.IDENTICAL)
+
+
+if __name__ == "__main__":
+    cli.exit(main)
