@@ -54,7 +54,8 @@ def local(
                     waiting.remove(job)
                     job = [t for t in job if not trials.finished(t, epath.Path(root) / t.name)]
                     if job:
-                        running.append((job, *_start(command(job), job, root, at_once)))
+                        name = str(job[0].index)
+                        running.append((job, *start(command(job), root, name, at_once)))
             if told:
                 for _, process, _ in running:
                     process.send_signal(signal.SIGTERM)
@@ -72,14 +73,22 @@ def _in_use(trial: Trial, root) -> bool:
     return workdir.in_use(epath.Path(root) / trial.name)
 
 
-def _start(command: list[str], job: Sequence[Trial], root, at_once: int):
-    """(process, the file of what it says)."""
+def start(command: list[str], root, name: str, at_once: int = 1):
+    """(process, the file of what it says): begins a process that ends, and saves, when this thread
+    does.
+
+    Args:
+      command: its command line.
+      root: of the sweep.
+      name: of its output.
+      at_once: how many of them share a GPU's memory.
+    """
     output = epath.Path(root) / "output"
     if log.can_append(output):
         output.mkdir(parents=True, exist_ok=True)
-        path = os.fspath(output / f"{job[0].index}.txt")
+        path = os.fspath(output / f"{name}.txt")
     else:
-        path = os.path.join(tempfile.mkdtemp(), f"{job[0].index}.txt")
+        path = os.path.join(tempfile.mkdtemp(), f"{name}.txt")
     # On a GPU each process would otherwise take three quarters of the memory.
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / at_once:.2f}"} if at_once > 1 else {}
     with open(path, "a") as file:
@@ -99,15 +108,20 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def failure(code: int, output: str) -> str:
+    """How a process ended that trained trials, for people; "" if all is well."""
+    if code in (0, runtime.PREEMPTED):
+        return ""
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"the process {how}; see {output}"
+
+
 def _note_end(job: Sequence[Trial], process: subprocess.Popen, output: str, root) -> None:
     """Says of trials that did not say so themselves how their process ended."""
-    code = process.returncode
-    if code in (0, runtime.PREEMPTED):
-        return
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    for trial in job:
+    reason = failure(process.returncode, output)
+    for trial in job if reason else ():
         if trials.standing(trial, root).state in ("new", "begun"):
-            trials.note_failure(trial, root, f"the process {how}; see {output}")
+            trials.note_failure(epath.Path(root) / trial.name, reason)
 
 
 class _Told:
@@ -148,7 +162,7 @@ class Board:
     """Where the trials are: a live table on a terminal, else a line whenever one ends."""
 
     def __init__(self, all_trials: Sequence[Trial], root, metric: str):
-        self._trials, self._root, self._metric = all_trials, root, metric
+        self._trials, self._root, self._metric = list(all_trials), root, metric
         self._live, self._height = sys.stderr.isatty(), 0
         self._begun = self._said = time.monotonic()
         self._ran: set[int] = set()
@@ -178,7 +192,7 @@ class Board:
             return
         said = []
         for k, (old, new) in enumerate(zip(before, self._seen, strict=True)):
-            if new.state != old.state and new.state in ("finished", "failed"):
+            if new.state != old.state and new.state in ("finished", "stopped", "failed"):
                 value = new.reason or f"{self._metric} {spelled(new.metric)}"
                 said.append(f"{self._trials[k].name}: {new.state}, {value} ({self._summary()})")
         if not said and time.monotonic() - self._said > QUIET:
@@ -213,6 +227,12 @@ class Board:
         going = f", {running} running" if running else ""
         return f"{states.count('finished')} of {len(states)} finished{failed}{going}{eta}"
 
+    def add(self, trial: Trial) -> None:
+        """One more trial, unless it is there."""
+        if all(trial.name != there.name for there in self._trials):
+            self._trials.append(trial)
+            self._seen.append(Standing("new"))
+
     def standings(self) -> list[Standing]:
         """Of all trials, as their folders say now."""
         return [trials.standing(trial, self._root, self._metric) for trial in self._trials]
@@ -227,7 +247,7 @@ class Board:
         reasons = [
             f"{trial.name}: {s.reason}\n"
             for trial, s in zip(self._trials, self.standings(), strict=True)
-            if s.state == "failed"
+            if s.reason
         ]
         return tree.table_text(header, rows) + "".join(reasons)
 

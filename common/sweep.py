@@ -29,7 +29,7 @@ class LogUniform(NamedTuple):
 
     def __call__(self, u: float) -> float:
         """The value at `u` in [0, 1)."""
-        return float(f"{self.low * (self.high / self.low) ** u:.6g}")
+        return _six_digits(self.low * (self.high / self.low) ** u)
 
 
 class Integers(NamedTuple):
@@ -51,6 +51,15 @@ class Choice(NamedTuple):
     def __call__(self, u: float) -> Any:
         """The value at `u` in [0, 1)."""
         return self.options[math.floor(u * len(self.options))]
+
+
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def rounded(overrides: Overrides) -> Overrides:
+    """With floats of six digits, as `LogUniform` has them: their folders' names stay short."""
+    return {k: _six_digits(v) if isinstance(v, float) else v for k, v in overrides.items()}
 
 
 Space = dict[str, LogUniform | Integers | Choice]

@@ -4,7 +4,8 @@
         print(trial.name, trials.standing(trial, "runs/sweep").state)
 
 What is known of a trial lies in its folder, so that any process can find out where a sweep stands:
-its log, its result, and in `failed.txt` why the last try did not come to its end.
+its log, its result, and in `failed.txt` why the last try did not come to its end, or in
+`stopped.txt` who ended it early.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from etils import epath
 from common import config, log, program, sweep, workdir
 from common.config import BadInput, require
 
-FAILED = "failed.txt"
+FAILED, STOPPED = "failed.txt", "stopped.txt"
 
 
 class Trial(NamedTuple):
@@ -58,9 +59,8 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     """
     module, arg = config.experiment(path)
     file = path.partition(":")[0]
-    require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
     require(count is None or count > 0, f"--trials: {count} is not a positive number")
-    found = getattr(module, name)()
+    found = _found(module, file, name)
     if isinstance(found, dict):
         require(count is not None, f"--trials: say how many, as {name}() of {file} is a space")
         found = sweep.sample(count, found)
@@ -73,6 +73,19 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     twice = sorted({name for name in names if names.count(name) > 1})
     require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
     return trials
+
+
+def space(path: str, name: str) -> sweep.Space:
+    """The space that a function of a config file returns. Raises `BadInput` if it is none."""
+    module, _ = config.experiment(path)
+    found = _found(module, path.partition(":")[0], name)
+    require(isinstance(found, dict), f"--sweep: {name}() yields trials; a space is needed here")
+    return found
+
+
+def _found(module, file: str, name: str):
+    require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
+    return getattr(module, name)()
 
 
 def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Sequence[str]):
@@ -103,11 +116,11 @@ class Standing(NamedTuple):
     """Where a trial is.
 
     Attributes:
-      state: "finished", "failed", "begun" or "new".
+      state: "finished", "stopped" (early, by the launcher), "failed", "begun" or "new".
       step, steps: done, and of the whole run; 0 where it is not known.
       metric: the newest value of the sweep's metric, or None.
       seconds: that training took so far.
-      reason: why it failed; "" if it did not.
+      reason: why it failed or was stopped; "" if it was not.
     """
 
     state: str
@@ -140,6 +153,9 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
     }
     if finished(trial, folder):
         return Standing("finished", **known | {"reason": ""})
+    if (folder / STOPPED).exists():
+        reason = (folder / STOPPED).read_text().strip()
+        return Standing("stopped", **known | {"reason": reason})
     return Standing("failed" if reason else "begun", **known)
 
 
@@ -148,9 +164,8 @@ def finished(trial: Trial, folder) -> bool:
     not."""
     if not (epath.Path(folder) / "result.json").exists():
         return False
-    may_differ = tuple(key for key in workdir.MAY_CHANGE if key != "train.duration")
     differ = config.differing(workdir.read_config(folder), trial.config)
-    return all(key.startswith(may_differ) for key in differ)
+    return all(key.startswith(workdir.LAID_OUT) for key in differ)
 
 
 def _steps(folder: epath.Path) -> int:
@@ -161,14 +176,17 @@ def _steps(folder: epath.Path) -> int:
         return 0
 
 
-def note_failure(trial: Trial, root, reason: str) -> None:
-    """Writes why a trial did not come to its end; "" takes back what was written before."""
-    folder = epath.Path(root) / trial.name
+def note_failure(folder, reason: str) -> None:
+    """Writes into a trial's folder why it did not come to its end; "" takes back what was noted
+    before."""
+    folder = epath.Path(folder)
     if reason:
         folder.mkdir(parents=True, exist_ok=True)
         log.replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
-    elif (folder / FAILED).exists():
-        (folder / FAILED).unlink()
+        return
+    for note in (folder / FAILED, folder / STOPPED):
+        if note.exists():
+            note.unlink()
 
 
 def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:

@@ -25,6 +25,8 @@ from common.config import BadInput, differing, flatten, from_json, require, to_j
 from common.log import replace_text
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
+# How a run is laid out and watched: what makes it no other run, nor its result another one.
+LAID_OUT = tuple(key for key in MAY_CHANGE if key != "train.duration")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 

@@ -1,80 +1,277 @@
-"""What finished runs reached: python scripts/report.py WORKDIR … [--png curves.png]
+"""What finished runs reached: python scripts/report.py W… [--png curves.png] [--html report.html]
 
-Prints a line for each config: the mean and standard deviation over its seeds of the last value of
-`--metric`, parameters, seconds, and the commit. Runs are of one config if nothing but the seed
-differs; they are called as the first workdir, without a number at its end (`cnn-0`: `cnn`).
-`--png` draws the metric against minutes, a line a run (needs the extra `plots`).
+W is a run's workdir, or a folder of them such as a sweep's; what is not finished there is named and
+left out. Prints a row for each config: the mean and standard deviation over its seeds of the last
+value of `--metric`, parameters, seconds, hardware, and the commit. Runs are of one row if nothing
+but the seed differs, or how they were laid out and watched. Rows are called as the first workdir,
+without a number at its end (`cnn-0`: `cnn`), and in a folder by the keys in which they differ.
+
+The best row, by `--select`, comes first. The others are compared with it: the mean difference over
+the seeds that both have, and its 95% interval by Student's t, paired by seed. That is the interval
+of one comparison: nothing corrects for how many there are.
+
+    --metric    'max eval/test/f2': a key of the log; 'max' or 'min' may be left out of common ones
+    --select    'max eval/valid/f2'; by default the metric of the evaluator `valid` if there is one,
+                else the metric itself
+    --format    text, markdown; csv (a line a run) and json hold the numbers of every seed
+    --png       draws the metric against minutes, a line a run, into curves.png, and where anything
+                differs against each hyperparameter into curves-against.png, and parallel
+                coordinates into curves-parallel.png (needs the extra `plots`)
+    --html      one page with the table, the pictures and the commands (needs the same)
 """
 
+import base64
+import csv
+import io
 import json
-import os
 import re
-import statistics
+import shlex
+import sys
+from html import escape
 
 from etils import epath
 
-from common import cli, config, plots, tree, workdir
-from common.config import require
+from common import cli, log, plots, report, tree
+from common.config import BadInput, require
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("workdirs", nargs="+", help="runs")
+    parser.add_argument("workdirs", nargs="+", help="runs, or folders of runs")
     parser.add_argument("--metric", default="eval/test/accuracy", help="a key of the log")
+    parser.add_argument("--select", default="", help="what the best row is the best by")
+    parser.add_argument("--format", default="text", choices=FORMATS, help="of the table")
     parser.add_argument("--png", help="where to draw it")
+    parser.add_argument("--html", help="where to write a page")
     args = parser.parse_args(argv)
-    groups: dict[str, list[str]] = {}
-    for path in args.workdirs:
-        settings = config.flatten(workdir.read_config(path)) | {"seed": None}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(path)
-    rows, curves = [], {}
-    for paths in groups.values():
-        name = _name(paths)
-        require(name not in curves, f"{name}: runs of two configs have this name")
-        curves[name] = [workdir.read_log(path) for path in paths]
-        rows.append((name, *_row(paths, curves[name], args.metric)))
-    header = "runs", "seeds", args.metric, "parameters", "seconds", "commit"
-    print(tree.table_text(header, rows), end="")
-    if args.png:
-        plots.learning_curves(curves, args.metric).savefig(args.png, dpi=120)
-        print(f"curves in {args.png}")
+    if args.png or args.html:
+        plots.figure(1, 1)  # what is missing is said first
+    require((args.png or ".png").endswith(".png"), f"--png: {args.png} does not end in .png")
+    runs, left_out = report.find(args.workdirs)
+    found = report.compare(runs, args.metric, args.select, left_out)
+    print(FORMATS[args.format](found), end="")
+    # What is no table stays out of the way of the programs that read one.
+    to = sys.stdout if args.format == "text" else sys.stderr
+    for line in report.notes(found) if args.format == "csv" else ():
+        print(line, file=to)
+    drawn = pictures(found) if args.png or args.html else {}
+    for name, (what, picture) in drawn.items() if args.png else ():
+        file = args.png if name == "curves" else f"{args.png[:-4]}-{name}.png"
+        _write("--png", file, picture)
+        print(f"{file}: {what}", file=to)
+    if args.html:
+        _write("--html", args.html, page(found, drawn).encode())
+        print(f"{args.html}: the report", file=to)
     return 0
 
 
-def _name(paths: list[str]) -> str:
-    """The first workdir's name, without its seed's number if there are several."""
-    name = os.path.basename(paths[0].rstrip("/"))
-    return re.sub(r"[-_.]?\d+$", "", name) if len(paths) > 1 else name
+def _write(flag: str, path: str, contents: bytes) -> None:
+    try:
+        epath.Path(path).write_bytes(contents)
+    except OSError as error:
+        raise BadInput(f"{flag}: {path}: {error.strerror or error}") from error
 
 
-def _row(paths: list[str], histories: list[list[dict]], metric: str) -> tuple:
-    seeds, values, results, commits = [], [], [], set()
-    for path, history in zip(paths, histories, strict=True):
-        found = [line[metric] for line in history if metric in line]
-        keys = sorted({key for line in history for key in line if key.startswith("eval/")})
-        require(bool(found), f"{path}: no {metric!r} in its log; there are: {', '.join(keys)}")
-        file = epath.Path(path) / "result.json"
-        require(file.exists(), f"{path}: the run is not finished; run its command again")
-        seeds.append(workdir.read_config(path)["seed"])
-        values.append(found[-1])
-        results.append(json.loads(file.read_text()))
-        commits |= _commits(path)
-    seconds = [result["wall_seconds"] for result in results]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return (
-        ", ".join(map(str, seeds)),
-        f"{statistics.mean(values):.4f}{spread}",
-        f"{results[0]['parameters']:,}",
-        f"{min(seconds):.0f} to {max(seconds):.0f}" if len(seconds) > 1 else f"{seconds[0]:.0f}",
-        ", ".join(sorted(commits)),
+# ------------------------------------------------------------------------------------------- table
+
+
+def short(value: float, sign: str = "") -> str:
+    """0.9506; with sign="+", +0.9506."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:{sign}.1e}"
+
+
+def mean_text(values: dict[int, float]) -> str:
+    """'0.9506 ± 0.0028' of {seed: value}."""
+    mean, deviation = report.spread(values.values())
+    return short(mean) + ("" if deviation is None else f" ± {short(deviation)}")
+
+
+def difference_text(difference: report.Difference | None) -> str:
+    """'-0.0123 [-0.0200, -0.0046]', or why that says nothing; 'best' for None."""
+    if difference is None:
+        return "best"
+    seeds, mean, low, high = difference
+    if not seeds:
+        return "no seed in common: not distinguishable"
+    if len(seeds) == 1:
+        return f"{short(mean, '+')}, one seed: not distinguishable"
+    if low is None:
+        return f"{short(mean, '+')} with each seed, no spread: not distinguishable"
+    interval = f"{short(mean, '+')} [{short(low, '+')}, {short(high, '+')}]"
+    return interval if difference.distinguishable else f"{interval}: not distinguishable"
+
+
+def cells(found: report.Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(header, rows) of the table."""
+    rows = []
+    for row in found.rows:
+        known = report.facts(row.runs)
+        seconds = [f"{limit(known['seconds']):.0f}" for limit in (min, max)]
+        cell = {"runs": row.name, "seeds": ", ".join(map(str, row.values))}
+        cell[found.metric] = mean_text(row.values)
+        cell[found.select] = mean_text(row.selecting)  # the same cell if it is the same key
+        if len(found.rows) > 1:
+            cell["against the best"] = difference_text(row.difference)
+        cell["parameters"] = f"{known['parameters']:,}"
+        cell["seconds"] = " to ".join(dict.fromkeys(seconds))
+        on = ("hardware", "jax", "commit")
+        cell |= {name: ", ".join(known[name]) or "unknown" for name in on}
+        rows.append(cell)
+    return tuple(rows[0]), [tuple(row.values()) for row in rows]
+
+
+def as_text(found: report.Report) -> str:
+    """Aligned columns, and the notes."""
+    return tree.table_text(*cells(found)) + "".join(f"{line}\n" for line in report.notes(found))
+
+
+def as_markdown(found: report.Report) -> str:
+    """A table of GitHub's, and the notes as a list."""
+    header, rows = cells(found)
+    quoted = lambda text: re.sub(r"([\\|<*`\[\]])", r"\\\1", text)
+    lines = [[quoted(cell) for cell in row] for row in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "".join(f"\n- {quoted(line)}" for line in report.notes(found)) + "\n"
+
+
+def as_json(found: report.Report) -> str:
+    """Everything, with the numbers as they are."""
+    said = {"metric": found.metric, "select": found.select, "rows": records(found)}
+    said |= {"notes": report.notes(found), "left_out": found.left_out}
+    return json.dumps(log.encode(said), indent=1) + "\n"
+
+
+def as_csv(found: report.Report) -> str:
+    """A line a run; what is its row's is the same in all of its lines."""
+    lines = []
+    for row, record in zip(found.rows, records(found), strict=True):
+        against = record["against_the_best"] or {}
+        for run in row.runs:
+            known = report.facts([run])
+            line = {"name": row.name, "best": record["best"], "seed": run.seed}
+            line[found.metric] = row.values[run.seed]
+            line[found.select] = row.selecting[run.seed]
+            line |= {"mean": record["mean"], "std": record["std"]}
+            for key in ("mean", "low", "high", "distinguishable"):
+                line[f"against_the_best_{key}"] = against.get(key)
+            line |= {"parameters": known["parameters"], "seconds": known["seconds"][0]}
+            line |= {name: ", ".join(known[name]) for name in ("hardware", "jax", "commit")}
+            lines.append(line | {"path": run.path} | record["settings"])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def records(found: report.Report) -> list[dict]:
+    """The rows as plain values."""
+    rows = []
+    for i, row in enumerate(found.rows):
+        mean, std = report.spread(row.values.values())
+        against = row.difference
+        if against is not None:
+            against = against._asdict() | {"distinguishable": against.distinguishable}
+        numbers = {
+            "values": list(row.values.values()),
+            "mean": mean,
+            "std": std,
+            "selecting": list(row.selecting.values()),
+            "against_the_best": against,
+        }
+        settings = report.settings_of(row.runs[0], found.varied)
+        about = {"name": row.name, "best": i == 0, "settings": settings, "seeds": list(row.values)}
+        paths = [run.path for run in row.runs]
+        last = {"paths": paths, "command": command(row.runs[0])}
+        rows.append(about | numbers | report.facts(row.runs) | last)
+    return rows
+
+
+def command(run: report.Run) -> str:
+    """What to type to have a run again; "" if that is not known."""
+    return shlex.join(["python", *run.environment[-1]["command"]]) if run.environment else ""
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_json}
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def pictures(found: report.Report) -> dict[str, tuple[str, bytes]]:
+    """{name: (what it shows, PNG)}."""
+    metric, rows, keys = found.metric, found.rows, found.varied
+    runs = {row.name: [run.history for run in row.runs] for row in rows}
+    what = f"learning curves: {metric} against minutes"
+    figures = {"curves": (what, plots.learning_curves(runs, metric))}
+    if keys:
+        each = [
+            (report.settings_of(run, keys), row.values[run.seed])
+            for row in rows
+            for run in row.runs
+        ]
+        what = f"hyperparameters: {metric} against each; a dot a run, a line their means"
+        figures["against"] = what, plots.against(*zip(*each, strict=True), metric)
+        settings = [report.settings_of(row.runs[0], keys) for row in rows]
+        means = [report.spread(row.values.values())[0] for row in rows]
+        what = f"parallel coordinates: the hyperparameters and {metric}, which is the colour"
+        figures["parallel"] = what, plots.parallel(settings, means, metric)
+
+    def png(figure) -> bytes:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        return picture.getvalue()
+
+    return {name: (what, png(figure)) for name, (what, figure) in figures.items()}
+
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 24px; color: #222; background: #fff }
+table { border-collapse: collapse; font-size: 13px }
+th, td { border-bottom: 1px solid #ccc; padding: 4px 10px; text-align: left }
+tbody tr:first-child { background: #eef6ee }
+img { display: block; max-width: 100% }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: 8px }
+"""
+
+
+def page(found: report.Report, drawn: dict[str, tuple[str, bytes]]) -> str:
+    """The report as one HTML page that needs no other file.
+
+    Args:
+      found: the report.
+      drawn: of `pictures`.
+    """
+    header, rows = cells(found)
+    title = escape(f"Report: {found.metric}")
+    row = lambda tag, texts: "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
+    table = "".join(f"<tr>{row('td', texts)}</tr>\n" for texts in rows)
+    images = "".join(
+        f"<h2>{escape(what[0].upper() + what[1:])}</h2>\n"
+        f'<img alt="{escape(what)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+        for what, png in drawn.values()
     )
-
-
-def _commits(path: str) -> set[str]:
-    """The commits of a run's starts, short."""
-    starts = json.loads((epath.Path(path) / "environment.json").read_text())
-    return {start["commit"][:7] + start["commit"][40:] for start in starts}
+    commands = "".join(
+        f"<h3>{escape(row.name)}</h3>\n<pre>{escape(command(row.runs[0]))}</pre>\n"
+        for row in found.rows
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
+<body>
+<h1>{title}</h1>
+<table>
+<thead><tr>{row("th", header)}</tr></thead>
+<tbody>
+{table}</tbody>
+</table>
+{"".join(f"<p>{escape(line)}</p>" for line in report.notes(found))}
+{images}<h2>Commands, of the first seed</h2>
+{commands}</body>
+</html>
+"""
 
 
 if __name__ == "__main__":

@@ -5,21 +5,22 @@ file. Each is an ordinary run in a folder of its own, named by its overrides. Th
 on where a killed sweep stopped, tries again what failed, and begins trials that are new.
 
 Launchers: `local` starts a process for each trial, `--jobs N` at a time; `vmap` trains those that
-differ in traced numbers and the seed alone as one program. `--index K` trains trial K and nothing
+differ in traced numbers and the seed alone as one program; `ray` gives them to Ray Tune, on this
+machine or on a cluster (`--address`), which can end early what falls behind (`--asha`) and let
+Optuna choose trials of a space (`--optuna --trials N`). `--index K` trains trial K and nothing
 else: for the array jobs of any scheduler.
 
 Exit codes: 0 all trials are finished; 1 some failed, the table says why; 2 bad input; 75 told to
 end and saved.
 """
 
+import json
 import os
 import shlex
 import sys
 import traceback
 
-from etils import epath
-
-from common import cli, launch, population, train, trials
+from common import checkpoint, cli, config, launch, launch_ray, population, train, trials
 from common.config import BadInput, require
 
 EXPECTED = BadInput, train.NotFinite, train.CannotWrite
@@ -27,41 +28,69 @@ EXPECTED = BadInput, train.NotFinite, train.CannotWrite
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
+    args, words = _parser().parse_known_args(argv)
+    _check(args)
+    if args.overrides is not None:
+        return _train_here([_given(args, words, config.from_json(args.overrides))], args.workdir)
+    every = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
+    if args.index is not None:
+        return _train_here(_chosen(args.index, every), args.workdir)
+    for trial in every:
+        if trial.refused:
+            trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)
+    metric = args.metric.split()[-1] if args.metric else _first_metric(every)
+    board = launch.Board(every, args.workdir, metric)
+    states = [standing.state for standing in board.standings()]
+    left = [
+        trial
+        for trial, state in zip(every, states, strict=True)
+        if trial.config and state not in ("finished", "stopped")
+    ]
+    {"local": _local, "vmap": _vmap, "ray": _ray}[args.launcher](args, words, left, board)
+    print(board.final(), end="")
+    last = ["--overrides", "'{…}'"] if args.optuna else ["--index", "K"]
+    print(f"a trial alone: {shlex.join(_command(args, words))} {' '.join(last)}")
+    return int(any(s.state not in ("finished", "stopped") for s in board.standings()))
+
+
+def _parser():
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     parser.add_argument("--workdir", required=True, help="where the trials' folders lie")
     parser.add_argument("--sweep", default="sweep", help="a function of the config file")
     parser.add_argument("--trials", type=int, help="how many; needed for a space of them")
-    parser.add_argument("--launcher", default="local", choices=("local", "vmap"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--launcher", default="local", choices=("local", "vmap", "ray"))
+    parser.add_argument("--jobs", type=int, default=1, help="trials (or populations) at a time")
     parser.add_argument("--population", type=int, help="trials in one program at most (vmap)")
     parser.add_argument(
-        "--metric", help="a key of the log to show; of the first evaluation if none"
+        "--metric", help="a key of the log to show, the loss if none; 'max KEY' for ASHA and Optuna"
     )
     parser.add_argument("--index", help="K, or K,K,… as one program: train these here")
-    args, words = parser.parse_known_args(argv)
-    require(args.jobs > 0, f"--jobs: {args.jobs} is not a positive number")
-    most = args.population
-    require(most is None or most > 0, f"--population: {most} is not a positive number")
-    every = trials.of(args.config, words, args.sweep, args.trials)
-    if args.index is not None:
-        return _train_here(_chosen(args.index, every), args.workdir)
+    parser.add_argument("--overrides", help="as JSON: train the trial that has them here")
+    ray = parser.add_argument_group("ray")
+    ray.add_argument("--address", default="", help="of a cluster, or 'auto'; else this machine")
+    ray.add_argument("--cpus", type=float, default=1.0, help="of a trial")
+    ray.add_argument("--gpus", type=float, default=0.0, help="of a trial; 0.5 shares one")
+    ray.add_argument("--retries", type=int, default=0, help="of a trial that failed")
+    ray.add_argument("--asha", type=int, metavar="STEPS", help="end early what falls behind then")
+    ray.add_argument("--optuna", action="store_true", help="let Optuna choose trials of a space")
+    return parser
 
-    metric = args.metric or _first_metric(every)
-    for trial in every:
-        if trial.refused:
-            trials.note_failure(trial, args.workdir, trial.refused)
-    open_ = [trial for trial in every if trial.config and not _is_finished(trial, args.workdir)]
-    single = args.launcher == "local"
-    jobs = [[trial] for trial in open_] if single else trials.groups(open_, most)
-    alone = [job[0].name for job in jobs if len(job) == 1]
-    if alone and not single:
-        print(f"alone, as they share no program: {', '.join(alone)}", file=sys.stderr)
-    board = launch.Board(every, args.workdir, metric)
-    launch.local(jobs, _command(args, words), args.workdir, args.jobs, board)
-    print(board.final(), end="")
-    print(f"a trial alone: {shlex.join([*_command(args, words)([]), '--index', 'K'])}")
-    return int(any(s.state != "finished" for s in board.standings()))
+
+def _check(args) -> None:
+    """Raises `BadInput` for arguments that do not go."""
+    for name in ("jobs", "population", "trials", "asha"):
+        value = getattr(args, name)
+        require(value is None or value > 0, f"--{name}: {value} is not a positive number")
+    require(args.retries >= 0, f"--retries: {args.retries} is negative")
+    if args.launcher != "ray":
+        only = [f"--{name}" for name in ("asha", "optuna", "address") if getattr(args, name)]
+        require(not only, f"{', '.join(only)}: for --launcher ray")
+    if args.asha or args.optuna:
+        require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
+        checkpoint.parse_best("--metric", args.metric)
+    if args.optuna:
+        require(args.trials is not None, "--trials: say how many Optuna is to choose")
 
 
 def _first_metric(every: list[trials.Trial]) -> str:
@@ -70,21 +99,73 @@ def _first_metric(every: list[trials.Trial]) -> str:
     return f"eval/{next(iter(evals))}/loss" if evals else "train/loss"
 
 
-def _is_finished(trial: trials.Trial, root) -> bool:
-    return trials.finished(trial, epath.Path(root) / trial.name)
-
-
-def _command(args, words: list[str]):
-    """Trials -> the command line that trains them."""
+def _command(args, words: list[str]) -> list[str]:
+    """The command line of this sweep, which a trial's begins with."""
     own = [sys.executable, os.path.abspath(__file__), "--config", args.config]
     own += ["--workdir", args.workdir, "--sweep", args.sweep]
-    own += ["--trials", str(args.trials)] if args.trials else []
+    return own + (["--trials", str(args.trials)] if args.trials else []) + words
 
-    def of(job) -> list[str]:
-        index = ["--index", ",".join(str(trial.index) for trial in job)] if job else []
-        return [*own, *index, *words]
 
-    return of
+# --------------------------------------------------------------------------------------- launchers
+
+
+def _local(args, words, left, board) -> None:
+    _processes(args, words, [[trial] for trial in left], board)
+
+
+def _vmap(args, words, left, board) -> None:
+    jobs = trials.groups(left, args.population)
+    alone = [job[0].name for job in jobs if len(job) == 1]
+    if alone:
+        print(f"alone, as they share no program: {', '.join(alone)}", file=sys.stderr)
+    _processes(args, words, jobs, board)
+
+
+def _processes(args, words, jobs, board) -> None:
+    own = _command(args, words)
+    index = lambda job: ",".join(str(trial.index) for trial in job)
+    command = lambda job: [*own, "--index", index(job)]
+    launch.local(jobs, command, args.workdir, args.jobs, board)
+
+
+def _ray(args, words, left, board) -> None:
+    given, space = [trial.overrides for trial in left], None
+
+    def look():
+        for overrides in launch_ray.chosen(space, args.workdir) if space else ():
+            board.add(_given(args, words, overrides))
+        board.show([k for k, s in enumerate(board.standings()) if s.state in ("new", "begun")])
+
+    if args.optuna:
+        space = trials.space(args.config, args.sweep)
+        look()
+        states = zip(launch_ray.chosen(space, args.workdir), board.standings(), strict=True)
+        given = [overrides for overrides, s in states if s.state not in ("finished", "stopped")]
+        if args.trials <= len(board.standings()) - len(given):
+            return
+    elif not given:
+        return
+    # Ray's processes work in folders of their own.
+    args.workdir = os.fspath(checkpoint.absolute(args.workdir))
+    file, _, argument = args.config.partition(":")
+    args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
+    own = _command(args, words)
+    command = lambda overrides: [*own, "--overrides", json.dumps(overrides)]
+    by = checkpoint.parse_best("--metric", args.metric) if args.asha or args.optuna else None
+    asked = launch_ray.Options(
+        args.address, args.jobs, args.cpus, args.gpus, args.retries, by, args.asha
+    )
+    launch_ray.run(given, command, args.workdir, asked, look, space, args.trials or 0)
+    look()
+
+
+# ------------------------------------------------------------------------------------ trials, here
+
+
+def _given(args, words: list[str], overrides: dict) -> trials.Trial:
+    """The trial with these overrides."""
+    module, arg = config.experiment(args.config)
+    return trials.one(module.get_config, arg, 0, overrides, words)
 
 
 def _chosen(text: str, every: list[trials.Trial]) -> list[trials.Trial]:
@@ -96,28 +177,28 @@ def _chosen(text: str, every: list[trials.Trial]) -> list[trials.Trial]:
 
 def _train_here(chosen: list[trials.Trial], root: str) -> int:
     """Trains trials in this process, those that share a program together; the exit code."""
+    folder = lambda trial: os.path.join(root, trial.name)
     for trial in chosen:
-        trials.note_failure(trial, root, trial.refused)
+        trials.note_failure(folder(trial), trial.refused)
     if len(chosen) == 1:
         require(not chosen[0].refused, chosen[0].refused)
         try:
-            train.run(chosen[0].config, os.path.join(root, chosen[0].name))
+            train.run(chosen[0].config, folder(chosen[0]))
         except train.Preempted:
             raise
         except Exception as error:
-            trials.note_failure(chosen[0], root, _said(error))
+            trials.note_failure(folder(chosen[0]), _said(error))
             raise
         return 0
     failed = any(trial.refused for trial in chosen)
     for group in trials.groups(trial for trial in chosen if not trial.refused):
-        folders = [os.path.join(root, trial.name) for trial in group]
-        found = population.run([trial.config for trial in group], folders, print)
+        found = population.run([trial.config for trial in group], [*map(folder, group)], print)
         for trial, outcome in zip(group, found, strict=True):
             if isinstance(outcome, Exception):
                 failed = True
                 if not isinstance(outcome, EXPECTED):
                     traceback.print_exception(outcome)
-                trials.note_failure(trial, root, _said(outcome))
+                trials.note_failure(folder(trial), _said(outcome))
                 print(f"{trial.name}: {_said(outcome)}", file=sys.stderr)
     return int(failed)
 

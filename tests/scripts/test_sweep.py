@@ -24,12 +24,55 @@ def starts(folder) -> int:
     return len(json.loads((folder / "environment.json").read_text()))
 
 
+def wait_for_saves(process, folder, count: int) -> None:
+    """Returns when a run holds so many checkpoints."""
+    end = time.monotonic() + 200
+    while len(list((folder / "checkpoints").glob("[0-9]*"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """The good trials, each by a process of its own."""
     root = tmp_path_factory.mktemp("local")
     table = finish(sweep(root, "--jobs", "2"))
     return root, table
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results(local, tmp_path):
+    root, _ = local
+    table = finish(sweep(tmp_path, "--launcher", "ray", "--jobs", "2"))
+    for name in GOOD:
+        assert re.search(rf"{re.escape(name)} +finished +120 ", table)
+        same(tmp_path / name, root / name)
+
+
+@pytest.mark.slow
+def test_ray_ends_what_falls_behind_and_optuna_chooses_the_rest(tmp_path):
+    pytest.importorskip("ray")
+    words = "--launcher", "ray", "--sweep", "space", "--optuna", "--metric", "min eval/test/loss"
+    words += (
+        "--asha",
+        "20",
+        "--config.evals.test.every=20 steps",
+        "--config.train.duration=400 steps",
+    )
+    states = []
+    for count in (3, 5):
+        table = finish(sweep(tmp_path, *words, "--trials", str(count)))
+        rows = re.findall(r"^\d+ +(optim\.lr=\S+) +(finished|stopped) +(\d+)", table, re.MULTILINE)
+        assert len(rows) == count  # none twice
+        for name, state, step in rows:
+            assert (int(step) == 400) == (state == "finished")
+            assert (tmp_path / name / "result.json").exists() == (state == "finished")
+            stopped = (tmp_path / name / trials.STOPPED).exists()
+            assert stopped == (state == "stopped") == (f"{name}: ended by ASHA at step" in table)
+        states.append({name: (state, step) for name, state, step in rows})
+    assert states[0].items() <= states[1].items()  # what was done is left as it is
+    assert any(state == "stopped" for state, _ in states[1].values())
 
 
 @pytest.mark.slow
@@ -67,32 +110,28 @@ def test_a_finished_sweep_does_nothing_and_can_be_extended(local):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "vmap"])
+@pytest.mark.parametrize("launcher", ["local", "vmap", "ray"])
 def test_a_killed_sweep_goes_on_where_it_was(launcher, tmp_path):
-    words = "--launcher", launcher, "--config.train.duration=3000 steps"
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    count = {"local": 2, "vmap": 4, "ray": 2}[launcher]
+    words = "--launcher", launcher, "--trials", str(count), "--config.train.duration=1000 steps"
+    whole, cut, names = tmp_path / "whole", tmp_path / "cut", GOOD[:count]
     finish(sweep(whole, *words))
     process = sweep(cut, *words)
     # One after the other: in the second trial. All as one: in the middle of all.
-    reached = {"local": cut / GOOD[1], "vmap": cut / GOOD[3]}[launcher]
-    end = time.monotonic() + 200
-    while len(list((reached / "checkpoints").glob("[0-9]*"))) < 2:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for_saves(process, cut / names[-1], 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finished = [name for name in GOOD if (cut / name / "result.json").exists()]
-    assert len(finished) == (1 if launcher == "local" else 0)
+    finished = [name for name in names if (cut / name / "result.json").exists()]
+    assert finished == ([] if launcher == "vmap" else names[:1])
     finish(sweep(cut, *words))
-    for name in GOOD:
+    for name in names:
         same(cut / name, whole / name)
-    begun_again = [name for name in GOOD if starts(cut / name) > 1]
-    assert begun_again == (GOOD[1:2] if launcher == "local" else GOOD)
+    begun_again = [name for name in names if starts(cut / name) > 1]
+    assert begun_again == (names if launcher == "vmap" else names[1:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "vmap"])
+@pytest.mark.parametrize("launcher", ["local", "vmap", "ray"])
 def test_bad_trials_end_alone_and_say_why(launcher, tmp_path):
     process = sweep(tmp_path, "--sweep", "bad", "--launcher", launcher, "--jobs", "2")
     table, err = process.communicate(timeout=300)
@@ -116,11 +155,7 @@ def test_bad_trials_end_alone_and_say_why(launcher, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_is_told_to_end_saves(tmp_path):
     process = sweep(tmp_path, "--launcher", "vmap", "--config.train.duration=100000 steps")
-    end = time.monotonic() + 200
-    while not list((tmp_path / GOOD[3] / "checkpoints").glob("[0-9]*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for_saves(process, tmp_path / GOOD[3], 1)
     process.send_signal(signal.SIGTERM)
     assert "saved" in finish(process, 75)
     for name in GOOD:
@@ -138,6 +173,13 @@ def test_a_sweep_that_is_told_to_end_saves(tmp_path):
         (("--jobs", "0"), "--jobs: 0"),
         (("--population", "0"), "--population: 0"),
         (("--launcher", "magic"), "invalid choice"),
+        (("--asha", "5"), "--asha: for --launcher ray"),
+        (("--launcher", "ray", "--asha", "5"), "--metric: required"),
+        (("--launcher", "ray", "--optuna", "--metric", "max loss"), "--trials: say how many"),
+        (
+            ("--launcher", "ray", "--optuna", "--metric", "max loss", "--trials", "2"),
+            "a space is needed",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_command_is_one_line(words, said, tmp_path, capsys):

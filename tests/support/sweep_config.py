@@ -1,6 +1,6 @@
 """Sweeps of a short run on digits: good trials, and bad ones among them."""
 
-from common.sweep import chain, over, product
+from common.sweep import Choice, LogUniform, chain, over, product
 from configs.vision import digits
 
 
@@ -26,3 +26,7 @@ def bad():
         [{"model.module": "toy_crash:Net"}, {"optim.rate": 1}],
         [{"optim.lr": 1e-3, "seed": 1}],
     )
+
+
+def space():
+    return {"optim.lr": LogUniform(1e-5, 1e-1), "model.hidden": Choice(((8,), (64,)))}
