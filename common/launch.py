@@ -47,7 +47,7 @@ def local(
       Preempted: when this process was told to end; the trials have saved.
     """
     waiting, running = list(jobs), []
-    with _Told() as told:
+    with Told() as told:
         while (waiting and not told) or running:
             for job in [job for job in waiting if len(running) < at_once and not told]:
                 if len(running) < at_once and not any(_in_use(t, root) for t in job):
@@ -99,13 +99,16 @@ def start(command: list[str], root, name: str, at_once: int = 1):
             stderr=file,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for this process, which passes it on
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_begin,
         )
     return process, path
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _begin() -> None:
+    """In the new process, before its program."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # by which SLURM tells the process that launched
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def failure(code: int, output: str) -> str:
@@ -124,7 +127,7 @@ def _note_end(job: Sequence[Trial], process: subprocess.Popen, output: str, root
             trials.note_failure(epath.Path(root) / trial.name, reason)
 
 
-class _Told:
+class Told:
     """Whether this process was told to end, and has not passed it on. A second signal ends at once.
 
     Use as a context manager; the old handlers come back behind it.

@@ -7,8 +7,8 @@ on where a killed sweep stopped, tries again what failed, and begins trials that
 Launchers: `local` starts a process for each trial, `--jobs N` at a time; `vmap` trains those that
 differ in traced numbers and the seed alone as one program; `ray` gives them to Ray Tune, on this
 machine or on a cluster (`--address`), which can end early what falls behind (`--asha`) and let
-Optuna choose trials of a space (`--optuna --trials N`). `--index K` trains trial K and nothing
-else: for the array jobs of any scheduler.
+Optuna choose trials of a space (`--optuna --trials N`); `slurm` submits them as an array of jobs.
+`--index K` trains trial K and nothing else: for the array jobs of any scheduler.
 
 Exit codes: 0 all trials are finished; 1 some failed, the table says why; 2 bad input; 75 told to
 end and saved.
@@ -20,7 +20,17 @@ import shlex
 import sys
 import traceback
 
-from common import checkpoint, cli, config, launch, launch_ray, population, train, trials
+from common import (
+    checkpoint,
+    cli,
+    config,
+    launch,
+    launch_ray,
+    launch_slurm,
+    population,
+    train,
+    trials,
+)
 from common.config import BadInput, require
 
 EXPECTED = BadInput, train.NotFinite, train.CannotWrite
@@ -46,7 +56,7 @@ def main(argv=None) -> int:
         for trial, state in zip(every, states, strict=True)
         if trial.config and state not in ("finished", "stopped")
     ]
-    {"local": _local, "vmap": _vmap, "ray": _ray}[args.launcher](args, words, left, board)
+    LAUNCHERS[args.launcher](args, words, left, board)
     print(board.final(), end="")
     last = ["--overrides", "'{…}'"] if args.optuna else ["--index", "K"]
     print(f"a trial alone: {shlex.join(_command(args, words))} {' '.join(last)}")
@@ -59,7 +69,7 @@ def _parser():
     parser.add_argument("--workdir", required=True, help="where the trials' folders lie")
     parser.add_argument("--sweep", default="sweep", help="a function of the config file")
     parser.add_argument("--trials", type=int, help="how many; needed for a space of them")
-    parser.add_argument("--launcher", default="local", choices=("local", "vmap", "ray"))
+    parser.add_argument("--launcher", default="local", choices=LAUNCHERS)
     parser.add_argument("--jobs", type=int, default=1, help="trials (or populations) at a time")
     parser.add_argument("--population", type=int, help="trials in one program at most (vmap)")
     parser.add_argument(
@@ -74,6 +84,10 @@ def _parser():
     ray.add_argument("--retries", type=int, default=0, help="of a trial that failed")
     ray.add_argument("--asha", type=int, metavar="STEPS", help="end early what falls behind then")
     ray.add_argument("--optuna", action="store_true", help="let Optuna choose trials of a space")
+    slurm = parser.add_argument_group("slurm")
+    slurm.add_argument(
+        "--slurm", default="", help="'partition=gpu,time=600': submitit's parameters"
+    )
     return parser
 
 
@@ -86,6 +100,7 @@ def _check(args) -> None:
     if args.launcher != "ray":
         only = [f"--{name}" for name in ("asha", "optuna", "address") if getattr(args, name)]
         require(not only, f"{', '.join(only)}: for --launcher ray")
+    require(not args.slurm or args.launcher == "slurm", "--slurm: for --launcher slurm")
     if args.asha or args.optuna:
         require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
         checkpoint.parse_best("--metric", args.metric)
@@ -128,6 +143,14 @@ def _processes(args, words, jobs, board) -> None:
     launch.local(jobs, command, args.workdir, args.jobs, board)
 
 
+def _absolute(args, words: list[str]) -> list[str]:
+    """`_command` for processes that may begin in another folder."""
+    args.workdir = os.fspath(checkpoint.absolute(args.workdir))
+    file, _, argument = args.config.partition(":")
+    args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
+    return _command(args, words)
+
+
 def _ray(args, words, left, board) -> None:
     given, space = [trial.overrides for trial in left], None
 
@@ -145,11 +168,7 @@ def _ray(args, words, left, board) -> None:
             return
     elif not given:
         return
-    # Ray's processes work in folders of their own.
-    args.workdir = os.fspath(checkpoint.absolute(args.workdir))
-    file, _, argument = args.config.partition(":")
-    args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
-    own = _command(args, words)
+    own = _absolute(args, words)
     command = lambda overrides: [*own, "--overrides", json.dumps(overrides)]
     by = checkpoint.parse_best("--metric", args.metric) if args.asha or args.optuna else None
     asked = launch_ray.Options(
@@ -157,6 +176,15 @@ def _ray(args, words, left, board) -> None:
     )
     launch_ray.run(given, command, args.workdir, asked, look, space, args.trials or 0)
     look()
+
+
+def _slurm(args, words, left, board) -> None:
+    own, asked = _absolute(args, words), launch_slurm.parameters(args.slurm)
+    command = lambda trial: [*own, "--index", str(trial.index)]
+    launch_slurm.run(left, command, args.workdir, args.jobs, asked, board)
+
+
+LAUNCHERS = {"local": _local, "vmap": _vmap, "ray": _ray, "slurm": _slurm}
 
 
 # ------------------------------------------------------------------------------------ trials, here

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 
 import pytest
+import slurm
 from helpers import ROOT, exit_code, finish, result, same, start, timeless
 
 from common import trials
@@ -39,6 +41,34 @@ def local(tmp_path_factory):
     root = tmp_path_factory.mktemp("local")
     table = finish(sweep(root, "--jobs", "2"))
     return root, table
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory):
+    """The environment by which commands find a SLURM."""
+    if slurm.missing():
+        pytest.skip(f"no {', '.join(slurm.missing())}: apt-get install slurm-wlm munge")
+    with slurm.running(tmp_path_factory.mktemp("slurm")) as env:
+        yield env
+
+
+@pytest.mark.slow
+def test_slurms_jobs_outlive_the_sweep_and_are_not_submitted_twice(local, queue, tmp_path):
+    root, _ = local
+    words = "--launcher", "slurm", "--jobs", "2", "--slurm", "time=10"
+    process = sweep(tmp_path, *words, **queue)
+    while not (tmp_path / "slurm/jobs.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    submitted = (tmp_path / "slurm/jobs.json").read_text()
+    table = finish(sweep(tmp_path, *words, **queue))
+    assert (tmp_path / "slurm/jobs.json").read_text() == submitted
+    for name in GOOD:
+        assert re.search(rf"{re.escape(name)} +finished +120 ", table)
+        assert starts(tmp_path / name) == 1
+        same(tmp_path / name, root / name)
 
 
 @pytest.mark.slow
@@ -96,8 +126,8 @@ def test_a_process_a_trial_and_one_for_all_agree(local, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_sweep_does_nothing_and_can_be_extended(local):
-    root, _ = local
+def test_a_finished_sweep_does_nothing_and_can_be_extended(local, tmp_path):
+    root = shutil.copytree(local[0], tmp_path / "copy")
     before = {name: (root / name / "result.json").stat().st_mtime_ns for name in GOOD}
     finish(sweep(root))
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in GOOD} == before
@@ -131,9 +161,10 @@ def test_a_killed_sweep_goes_on_where_it_was(launcher, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "vmap", "ray"])
-def test_bad_trials_end_alone_and_say_why(launcher, tmp_path):
-    process = sweep(tmp_path, "--sweep", "bad", "--launcher", launcher, "--jobs", "2")
+@pytest.mark.parametrize("launcher", ["local", "vmap", "ray", "slurm"])
+def test_bad_trials_end_alone_and_say_why(launcher, tmp_path, request):
+    env = request.getfixturevalue("queue") if launcher == "slurm" else {}
+    process = sweep(tmp_path, "--sweep", "bad", "--launcher", launcher, "--jobs", "2", **env)
     table, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     bad = [trial.name for trial in trials.of(CONFIG, name="bad")]
@@ -174,6 +205,7 @@ def test_a_sweep_that_is_told_to_end_saves(tmp_path):
         (("--population", "0"), "--population: 0"),
         (("--launcher", "magic"), "invalid choice"),
         (("--asha", "5"), "--asha: for --launcher ray"),
+        (("--slurm", "time=5"), "--slurm: for --launcher slurm"),
         (("--launcher", "ray", "--asha", "5"), "--metric: required"),
         (("--launcher", "ray", "--optuna", "--metric", "max loss"), "--trials: say how many"),
         (

@@ -1,0 +1,140 @@
+"""Trials as an array of SLURM jobs, by submitit (the extra `sweep`).
+
+The jobs go on when the process that submitted them ends; started again, it watches those that are
+in the queue and submits what is left. A job that comes to its time limit, or is preempted, has its
+trial saved and goes back to the queue. The workdir must be one that all nodes see.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from common import launch, log, train, trials
+from common.checkpoint import absolute
+from common.config import BadInput, require
+from common.trials import Trial
+
+SECONDS = 5.0  # between two looks at the queue
+JOBS = "jobs.json"  # {trial: its last job}
+
+
+def parameters(text: str) -> dict[str, int | str]:
+    """'partition=gpu,timeout_min=600' as a dict; whole numbers as such. Raises `BadInput`."""
+    found = {}
+    for word in filter(None, text.split(",")):
+        key, sign, value = word.partition("=")
+        require(bool(sign and key), f"--slurm: {word!r}; write 'partition=gpu,timeout_min=600'")
+        found[key] = int(value) if value.isdigit() else value
+    return found
+
+
+def run(
+    left: Sequence[Trial],
+    command: Callable[[Trial], list[str]],
+    root: str,
+    at_once: int,
+    asked: dict[str, int | str],
+    board: launch.Board,
+) -> None:
+    """Submits trials and waits until their jobs have left the queue.
+
+    Args:
+      left: what is to be done; what is in the queue already is not submitted again.
+      command: trial -> the command line that trains it.
+      root: of the sweep.
+      at_once: jobs at a time, at most.
+      asked: submitit's parameters: partition, timeout_min, cpus_per_task, gpus_per_node, ….
+      board: is shown where they are.
+
+    Raises:
+      BadInput: if submitit or SLURM is missing, or SLURM refuses the jobs.
+      Preempted: when this process was told to end; the jobs are left alone.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise BadInput(
+            "--launcher slurm: submitit is missing: pip install -e '.[sweep]'"
+        ) from error
+    require(shutil.which("sbatch") is not None, "--launcher slurm: there is no sbatch here")
+    folder = absolute(root) / "slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
+    queued = _queue()
+    fresh = [trial for trial in left if jobs.get(trial.name) not in queued]
+    if fresh:
+        executor = submitit.SlurmExecutor(folder=os.fspath(folder))
+        valid = submitit.SlurmExecutor._valid_parameters()
+        unknown = sorted(set(asked) - valid)
+        require(not unknown, f"--slurm: unknown {', '.join(unknown)}; valid: {sorted(valid)}")
+        executor.update_parameters(**{"job_name": "sweep", "array_parallelism": at_once} | asked)
+        try:
+            with executor.batch():
+                handles = [
+                    executor.submit(_Run(command(t), os.fspath(root), t.name)) for t in fresh
+                ]
+        except submitit.core.utils.FailedJobError as error:
+            raise BadInput(f"--slurm: {str(error).strip().splitlines()[-1]}") from error
+        jobs |= {t.name: handle.job_id for t, handle in zip(fresh, handles, strict=True)}
+        log.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
+    mine = [trial for trial in left if trial.name in jobs]
+    with launch.Told() as told:
+        while going := [t for t in mine if jobs[t.name] in _queue()]:
+            board.show([trial.index for trial in going])
+            if told:
+                raise train.Preempted(f"{len(going)} jobs are left in the queue")
+            time.sleep(SECONDS)
+    board.show([trial.index for trial in mine])
+    for trial in mine:
+        if trials.standing(trial, root).state in ("new", "begun"):
+            where = epath.Path(root) / trial.name
+            trials.note_failure(where, f"its job {jobs[trial.name]} ended; see {folder}")
+
+
+def _queue() -> set[str]:
+    """The jobs of this user that wait or run, those of an array one by one."""
+    done = subprocess.run(
+        ["squeue", "--me", "--noheader", "--array", "--format=%A %F_%a %i"],
+        capture_output=True,
+        text=True,
+    )
+    require(done.returncode == 0, f"squeue: {done.stderr.strip()}")
+    return set(done.stdout.split())
+
+
+class _Run:
+    """What a job does: train a trial by its command line. submitit calls `checkpoint` before SLURM
+    ends the job."""
+
+    def __init__(self, words: list[str], root: str, name: str):
+        self.words, self.root, self.name, self.process = words, root, name, None
+
+    def __call__(self) -> int:
+        self.process, output = launch.start(self.words, self.root, self.name)
+        reason = launch.failure(self._wait(), output)
+        folder = epath.Path(self.root) / self.name
+        if reason and not (folder / trials.FAILED).exists():
+            trials.note_failure(folder, reason)
+        return self.process.returncode
+
+    def _wait(self) -> int:
+        """The exit code. `Popen.wait` would lock out the `checkpoint` that interrupts it."""
+        while self.process.poll() is None:
+            time.sleep(0.5)
+        return self.process.returncode
+
+    def checkpoint(self):
+        """Has the trial saved; the job is to be submitted again."""
+        from submitit.helpers import DelayedSubmission
+
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        self._wait()
+        return DelayedSubmission(_Run(self.words, self.root, self.name))
