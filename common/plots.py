@@ -35,25 +35,27 @@ def figure(width: float, height: float):
 # ------------------------------------------------------------------------------------------ curves
 
 
-def curve(history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(minutes f64[n], values f64[n]) of a key of the log; time is read off the lines around."""
+def curve(history: Sequence[dict], key: str, x: str = "minutes") -> tuple[np.ndarray, np.ndarray]:
+    """(x f64[n], values f64[n]) of a key of the log; x are "steps", or "minutes", which are read
+    off the lines around."""
     clock = [(line["step"], line["time/seconds"]) for line in history if "time/seconds" in line]
     found = [(line["step"], line[key]) for line in history if key in line]
     if not clock or not found:
         return np.zeros(0), np.zeros(0)
     steps, seconds = np.array(clock, float).T
     at, values = np.array(found, float).T
-    return np.interp(at, steps, seconds) / 60, values
+    return (at if x == "steps" else np.interp(at, steps, seconds) / 60), values
 
 
-def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str):
-    """A key of the log against minutes: a line a run, one colour a name.
+def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str = "minutes"):
+    """A key of the log against minutes or steps: a line a run, one colour a name.
 
     Of more than ten names, the colour is the mean of the last values, and the first five are named.
 
     Args:
       runs: {name: the logs of its seeds}, the best first.
       key: "eval/test/accuracy".
+      x: "minutes", or "steps", which know nothing of what else the machine did.
 
     Returns:
       A Matplotlib figure.
@@ -63,7 +65,7 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str):
     """
     drawn = figure(7.5, 4.5)
     axes = drawn.subplots()
-    curves = {name: [curve(history, key) for history in runs[name]] for name in runs}
+    curves = {name: [curve(history, key, x) for history in runs[name]] for name in runs}
     means = [np.mean([values[-1] for _, values in found if len(values)] or [np.nan])
              for found in curves.values()]  # fmt: skip
     many = len(runs) > FEW
@@ -71,13 +73,13 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str):
     rest = []
     for i, (name, found) in enumerate(curves.items()):
         colour = scale.to_rgba(means[i]) if scale else f"C{i}"
-        for j, (minutes, values) in enumerate(found):
+        for j, (at, values) in enumerate(found):
             label = name if j == 0 and (i < 5 or not many) else None
-            axes.plot(minutes, values, ".-", color=colour, lw=1, ms=3, alpha=0.8, label=label)
+            axes.plot(at, values, ".-", color=colour, lw=1, ms=3, alpha=0.8, label=label)
             rest += list(values[len(values) // 2 :])
     if "accuracy" in key and rest:  # the first epochs would squeeze all others together
         axes.set_ylim(np.nanmin(rest) - 0.02, np.nanmax(rest) + 0.005)
-    axes.set_xlabel("minutes")
+    axes.set_xlabel(x)
     axes.set_ylabel(key)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, title="the best five" if many else None)

@@ -14,9 +14,9 @@ of one comparison: nothing corrects for how many there are.
     --select    'max eval/valid/f2'; by default the metric of the evaluator `valid` if there is one,
                 else the metric itself
     --format    text, markdown; csv (a line a run) and json hold the numbers of every seed
-    --png       draws the metric against minutes, a line a run, into curves.png, and where anything
-                differs against each hyperparameter into curves-against.png, and parallel
-                coordinates into curves-parallel.png (needs the extra `plots`)
+    --png       draws the metric against minutes (or --x steps), a line a run, into curves.png, and
+                where anything differs against each hyperparameter into curves-against.png, and
+                parallel coordinates into curves-parallel.png (needs the extra `plots`)
     --html      one page with the table, the pictures and the commands (needs the same)
 """
 
@@ -43,6 +43,7 @@ def main(argv=None) -> int:
     parser.add_argument("--select", default="", help="what the best row is the best by")
     parser.add_argument("--format", default="text", choices=FORMATS, help="of the table")
     parser.add_argument("--png", help="where to draw it")
+    parser.add_argument("--x", default="minutes", choices=("minutes", "steps"), help="of curves")
     parser.add_argument("--html", help="where to write a page")
     args = parser.parse_args(argv)
     if args.png or args.html:
@@ -55,7 +56,7 @@ def main(argv=None) -> int:
     to = sys.stdout if args.format == "text" else sys.stderr
     for line in report.notes(found) if args.format == "csv" else ():
         print(line, file=to)
-    drawn = pictures(found) if args.png or args.html else {}
+    drawn = pictures(found, args.x) if args.png or args.html else {}
     for name, (what, picture) in drawn.items() if args.png else ():
         file = args.png if name == "curves" else f"{args.png[:-4]}-{name}.png"
         _write("--png", file, picture)
@@ -200,12 +201,12 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_j
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def pictures(found: report.Report) -> dict[str, tuple[str, bytes]]:
-    """{name: (what it shows, PNG)}."""
+def pictures(found: report.Report, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
+    """{name: (what it shows, PNG)}; `x` is that of the learning curves."""
     metric, rows, keys = found.metric, found.rows, found.varied
     runs = {row.name: [run.history for run in row.runs] for row in rows}
-    what = f"learning curves: {metric} against minutes"
-    figures = {"curves": (what, plots.learning_curves(runs, metric))}
+    what = f"learning curves: {metric} against {x}"
+    figures = {"curves": (what, plots.learning_curves(runs, metric, x))}
     if keys:
         each = [
             (report.settings_of(run, keys), row.values[run.seed])

@@ -179,6 +179,8 @@ def test_what_is_not_there_is_one_line(runs, tmp_path, capsys):
 
 def test_a_curve_goes_through_the_values_at_their_time(runs):
     history = workdir.read_log(runs / "fast")
+    steps, values = plots.curve(history, TEST, "steps")
+    assert steps.tolist() == [line["step"] for line in history if TEST in line]
     minutes, values = plots.curve(history, TEST)
     assert values.tolist() == [h[TEST] for h in history if "eval/test/loss" in h]
     clock = [line["time/seconds"] / 60 for line in history if "time/seconds" in line]
