@@ -7,6 +7,7 @@ A run's log holds digests of its state, by module, at every line of training, so
 be compared step by step when their checkpoints are gone.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from common.config import require
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 # Of environment.json: what a result does not depend on, or what is compared by itself.
 ASIDE = ("command", "data", "config", "steps")
+NO_DIGESTS = "the logs hold no digests of a step that both have"
 
 
 class Comparison(NamedTuple):
@@ -52,8 +54,9 @@ def runs(a, b, tolerance: float = 1e-3) -> Comparison:
         require(bool(lines), f"{folder}: its log is empty")
     results = [workdir.read_result(epath.Path(folder)) or {} for folder in (a, b)]
     parted, largest = first_difference(*logs), largest_difference(*logs)
-    same_end = results[0].get("digest") == results[1].get("digest")
-    if not parted and same_end and logs[0][-1]["step"] == logs[1][-1]["step"]:
+    ends = {result.get("digest") for result in results}
+    same_end = len(ends) == 1 and None not in ends
+    if parted in ("", NO_DIGESTS) and same_end and logs[0][-1]["step"] == logs[1][-1]["step"]:
         verdict = IDENTICAL
     else:
         verdict = EQUAL if largest[0] <= tolerance else DIFFERENT
@@ -65,7 +68,7 @@ def first_difference(a: list[dict], b: list[dict]) -> str:
     states = [{x["step"]: x["digests"] for x in lines if "digests" in x} for lines in (a, b)]
     steps = sorted(states[0].keys() & states[1].keys())
     if not steps:
-        return "the logs hold no digests of a step that both have"
+        return NO_DIGESTS
     before = None
     for step in steps:
         x, y = states[0][step], states[1][step]
@@ -113,9 +116,20 @@ def causes(a, b) -> list[str]:
             ]
     if not all(starts):
         return [*lines, "environment.json of one of them is gone"]
+    for folder, known in zip((a, b), starts, strict=True):
+        for before, after in itertools.pairwise(map(_place, known)):
+            lines += [f"between two starts of {folder}: {line}" for line in _lines(before, after)]
     x, y = (known[-1] for known in starts)
     lines += [f"the data set {line}" for line in _lines(x["data"], y["data"])]
-    return lines + _lines(*({k: v for k, v in s.items() if k not in ASIDE} for s in (x, y)))
+    return list(dict.fromkeys(lines + _lines(_place(x), _place(y))))
+
+
+def _place(start: dict) -> dict:
+    """What environment.json says of a start that a result may depend on: its machine, versions,
+    and the keys of the config that may change between two starts."""
+    here = {key: value for key, value in start.items() if key not in ASIDE}
+    settings = start.get("config", {})
+    return here | {f"config.{k}": v for k, v in settings.items() if k.startswith("train.duration")}
 
 
 def _lines(x: dict, y: dict) -> list[str]:

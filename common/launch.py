@@ -48,8 +48,8 @@ def local(
     """
     waiting, running = list(jobs), []
     with Told() as told:
-        while (waiting and not told) or running:
-            for job in [job for job in waiting if len(running) < at_once and not told]:
+        while (waiting and told.number is None) or running:
+            for job in list(waiting) if told.number is None else []:
                 if len(running) < at_once and not any(_in_use(t, root) for t in job):
                     waiting.remove(job)
                     job = [t for t in job if not trials.finished(t, epath.Path(root) / t.name)]
@@ -62,7 +62,10 @@ def local(
                 told.passed_on()
             for one in [one for one in running if one[1].poll() is not None]:
                 running.remove(one)
-                _note_end(*one, root)
+                if any(_in_use(trial, root) for trial in one[0]):
+                    waiting.append(one[0])  # another launcher was faster
+                elif told.number is None:
+                    _note_end(*one, root)
             board.show([trial.index for job, *_ in running for trial in job])
             time.sleep(SECONDS)
     if told.number is not None:
@@ -73,7 +76,7 @@ def _in_use(trial: Trial, root) -> bool:
     return workdir.in_use(epath.Path(root) / trial.name)
 
 
-def start(command: list[str], root, name: str, at_once: int = 1):
+def start(command: list[str], root, name: str, at_once: int = 1, cwd: str | None = None):
     """(process, the file of what it says): begins a process that ends, and saves, when this thread
     does.
 
@@ -82,6 +85,7 @@ def start(command: list[str], root, name: str, at_once: int = 1):
       root: of the sweep.
       name: of its output.
       at_once: how many of them share a GPU's memory.
+      cwd: the folder that it begins in; None is that of this process.
     """
     output = epath.Path(root) / "output"
     if log.can_append(output):
@@ -98,6 +102,7 @@ def start(command: list[str], root, name: str, at_once: int = 1):
             stdout=file,
             stderr=file,
             stdin=subprocess.DEVNULL,
+            cwd=cwd,
             start_new_session=True,  # a terminal's Ctrl-C is for this process, which passes it on
             preexec_fn=_begin,
         )
@@ -180,16 +185,17 @@ class Board:
         done = lambda s: max(s.steps, s.step) if s.state == "finished" else s.step
         return sum(map(done, left)), sum(max(s.steps, done(s)) or longest for s in left)
 
-    def show(self, running: Sequence[int]) -> None:
-        """Looks at the trials that run, or did at the last look, and shows what is new."""
-        before, look = self._seen, self._ran.union(running)
+    def show(self, indices: Sequence[int]) -> None:
+        """Looks at these trials, and those of the last look, and shows what is new."""
+        before, look = self._seen, self._ran.union(indices)
         self._seen = [
             trials.standing(trial, self._root, self._metric) if k in look else before[k]
             for k, trial in enumerate(self._trials)
         ]
-        self._ran = set(running)
+        self._ran = set(indices)
+        running = [k for k in indices if self._seen[k].state == "begun"]
         if self._live:
-            rows = [self._row(k) for k in list(running)[:20]]
+            rows = [self._row(k) for k in running[:20]]
             text = tree.table_text(("trial", "step", self._metric, "ETA"), rows) if rows else ""
             self._draw(self._summary(len(running)) + "\n" + text)
             return

@@ -10,18 +10,21 @@ the same place on each.
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 
-from common import checkpoint, config, launch, log, sweep, trials, workdir
+from common import checkpoint, config, launch, log, sweep, train, trials, workdir
 from common.config import BadInput
 from common.sweep import Overrides
+from common.trials import FAILED, STOPPED
+from common.trials import folder_name as _name
 
-SECONDS = 1.0  # between two looks at a log
+SECONDS = 0.5  # between two looks at a log
 ENDLESS = 10**12  # steps, for ASHA, to which the length of a run is nothing
 
 
@@ -70,10 +73,14 @@ def run(
     Raises:
       BadInput: if Ray or Optuna is missing, or there is no such cluster.
     """
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is for `_started`
+    # A trial is told when the process of Ray's that began it ends, and saves; Ray would kill it.
+    os.environ["RAY_kill_child_processes_on_worker_exit"] = "false"  # noqa: SIM112
     ray = _need("ray")
     tune, schedulers = _need("ray.tune"), _need("ray.tune.schedulers")
     root = os.fspath(checkpoint.absolute(root))
     sign, metric = options.metric or (1, None)
+    here, sharing = os.getcwd(), int(1 / options.gpus) if 0 < options.gpus < 1 else 1
 
     def overrides_of(settings: dict) -> Overrides:
         return settings["overrides"] if space is None else _decoded(space, settings)
@@ -81,7 +88,19 @@ def run(
     def trainable(settings):
         """Trains one trial, in a process of Ray's."""
         overrides = overrides_of(settings)
-        _follow(command(overrides), trials.folder_name(overrides), root, metric, tune.report)
+        name, words = _name(overrides), command(overrides)
+        # Ray's processes are in folders of their own, and paths of the config may be relative.
+        process, output = launch.start(words, root, name, sharing, here)
+        _follow(process, output, epath.Path(root) / name, metric, tune.report)
+
+    class Stops(tune.Callback):
+        """Notes that a trial was ended early."""
+
+        def on_trial_complete(self, iteration, trials, trial, **info):
+            folder = epath.Path(root) / _name(overrides_of(trial.config))
+            if options.grace and not (folder / "result.json").exists():
+                step = trial.last_result.get("step")
+                log.replace_text(folder / STOPPED, f"ended by ASHA at step {step}\n")
 
     search, parameters, samples = None, {"overrides": tune.grid_search(list(given))}, 1
     if space is not None:
@@ -91,7 +110,7 @@ def run(
         time_attr="step", max_t=ENDLESS, grace_period=options.grace
     )
     with _started(ray, options), _watching(look):
-        results = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(trainable, {"cpu": options.cpus, "gpu": options.gpus}),
             param_space=parameters,
             tune_config=tune.TuneConfig(
@@ -105,13 +124,10 @@ def run(
             run_config=tune.RunConfig(
                 storage_path=os.path.join(root, "ray"),
                 failure_config=tune.FailureConfig(max_failures=options.retries),
+                callbacks=[Stops()],
                 verbose=0,
             ),
         ).fit()
-    for found in results:
-        if found.error is None:
-            name = trials.folder_name(overrides_of(found.config))
-            _note_stop(epath.Path(root) / name, found.metrics)
 
 
 def _need(module: str):
@@ -134,10 +150,24 @@ def _started(ray, options: Options) -> Iterator[None]:
         )
     except ConnectionError as error:
         raise BadInput(f"--address: no cluster at {options.address!r}: {error}") from error
+
+    told = []
+
+    def tell(number, _frame):
+        told.append(number)
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except BaseException as error:  # Ray raises what it makes of the interrupt
+        if told:
+            raise train.Preempted("told to end: the trials have saved, or are saving") from error
+        raise
     finally:
         ray.shutdown()
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -157,36 +187,29 @@ def _watching(look: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _follow(words: list[str], name: str, root: str, metric: str | None, report: Callable) -> None:
-    """Trains a trial by a command line; reports its evaluations as they come. Raises if it fails.
+def _follow(process, output: str, folder: epath.Path, metric: str | None, report: Callable) -> None:
+    """Reports a trial's evaluations as they come, until its process ends. Raises if it fails.
 
     When Ray ends this process early, the trial is told to end, and saves.
     """
-    folder = epath.Path(root) / name
-    process, output = launch.start(words, root, name)
-    seen = reported = -1
+    seen = -1
     while True:
         ended = process.poll() is not None
         for line in log.tail(folder):
             if line["step"] > seen and (metric is None or metric in line):
                 seen = line["step"]
                 report({"step": seen} | ({metric: line[metric]} if metric else {}))
-                reported = seen
         if ended:
             break
         time.sleep(SECONDS)
     reason = launch.failure(process.returncode, output)
     if reason:
-        if not (folder / trials.FAILED).exists():
-            trials.note_failure(folder, reason)
-        raise RuntimeError((folder / trials.FAILED).read_text().strip())
-    if reported < 0:
-        raise RuntimeError(f"{name}: its log has no {metric}")
-
-
-def _note_stop(folder: epath.Path, metrics: dict[str, Any]) -> None:
-    if not (folder / "result.json").exists():
-        log.replace_text(folder / trials.STOPPED, f"ended by ASHA at step {metrics.get('step')}\n")
+        trials.note_failure(folder, trials.noted(folder / FAILED) or reason)
+        raise RuntimeError(trials.noted(folder / FAILED))
+    if process.returncode:
+        raise RuntimeError("told to end, and saved")
+    if seen < 0:
+        raise RuntimeError(f"its log has no {metric}")
 
 
 # ------------------------------------------------------------------------------------------ Optuna
@@ -197,10 +220,17 @@ def chosen(space: sweep.Space, root) -> list[Overrides]:
     found = []
     for folder in sorted(epath.Path(root).glob("*/config.json")):
         flat = config.flatten(workdir.read_config(folder.parent))
-        overrides = {key: flat.get(key) for key in space}
-        if trials.folder_name(overrides) == folder.parent.name:
+        overrides = {key: _own(one, flat.get(key)) for key, one in space.items()}
+        if _name(overrides) == folder.parent.name:
             found.append(overrides)
     return found
+
+
+def _own(one, value):
+    """A value of a config as the space spells it: 0 may be 0.0 there."""
+    if isinstance(one, sweep.Choice) and value in one.options:
+        return one.options[one.options.index(value)]
+    return int(value) if isinstance(one, sweep.Integers) and value is not None else value
 
 
 def _decoded(space: sweep.Space, settings: dict) -> Overrides:
@@ -228,7 +258,7 @@ def _optuna(space: sweep.Space, given: Sequence[Overrides], root: str, options: 
     sign, metric = options.metric
     known = []
     for overrides in chosen(space, root):
-        folder = epath.Path(root) / trials.folder_name(overrides)
+        folder = epath.Path(root) / _name(overrides)
         values = [line[metric] for line in log.tail(folder) if metric in line]
         if overrides not in given and values:
             known.append((overrides, values[-1]))

@@ -1,8 +1,8 @@
 """Trials as an array of SLURM jobs, by submitit (the extra `sweep`).
 
 The jobs go on when the process that submitted them ends; started again, it watches those that are
-in the queue and submits what is left. A job that comes to its time limit, or is preempted, has its
-trial saved and goes back to the queue. The workdir must be one that all nodes see.
+in the queue and submits what is left. A job that comes to its time limit has its trial saved and
+goes back to the queue. The workdir must be one that all nodes see.
 """
 
 import contextlib
@@ -23,14 +23,16 @@ from common.trials import Trial
 
 SECONDS = 5.0  # between two looks at the queue
 JOBS = "jobs.json"  # {trial: its last job}
+MINUTES = 60  # of a job, unless the user says so; then it queues again
+ALWAYS = 10**6  # times that it does
 
 
 def parameters(text: str) -> dict[str, int | str]:
-    """'partition=gpu,timeout_min=600' as a dict; whole numbers as such. Raises `BadInput`."""
+    """'partition=gpu,time=600' as a dict; whole numbers as such. Raises `BadInput`."""
     found = {}
     for word in filter(None, text.split(",")):
         key, sign, value = word.partition("=")
-        require(bool(sign and key), f"--slurm: {word!r}; write 'partition=gpu,timeout_min=600'")
+        require(bool(sign and key), f"--slurm: {word!r}; write 'partition=gpu,time=600'")
         found[key] = int(value) if value.isdigit() else value
     return found
 
@@ -50,7 +52,7 @@ def run(
       command: trial -> the command line that trains it.
       root: of the sweep.
       at_once: jobs at a time, at most.
-      asked: submitit's parameters: partition, timeout_min, cpus_per_task, gpus_per_node, ….
+      asked: submitit's parameters: partition, time (minutes), cpus_per_task, gpus_per_node, ….
       board: is shown where they are.
 
     Raises:
@@ -64,17 +66,20 @@ def run(
             "--launcher slurm: submitit is missing: pip install -e '.[sweep]'"
         ) from error
     require(shutil.which("sbatch") is not None, "--launcher slurm: there is no sbatch here")
+    require(log.can_append(absolute(root)), f"--workdir: {root}: SLURM's jobs need a folder")
     folder = absolute(root) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
     queued = _queue()
     fresh = [trial for trial in left if jobs.get(trial.name) not in queued]
     if fresh:
-        executor = submitit.SlurmExecutor(folder=os.fspath(folder))
+        executor = submitit.SlurmExecutor(folder=os.fspath(folder), max_num_timeout=ALWAYS)
         valid = submitit.SlurmExecutor._valid_parameters()
         unknown = sorted(set(asked) - valid)
         require(not unknown, f"--slurm: unknown {', '.join(unknown)}; valid: {sorted(valid)}")
-        executor.update_parameters(**{"job_name": "sweep", "array_parallelism": at_once} | asked)
+        executor.update_parameters(
+            **{"job_name": "sweep", "array_parallelism": at_once, "time": MINUTES} | asked
+        )
         try:
             with executor.batch():
                 handles = [
@@ -100,13 +105,13 @@ def run(
 
 def _queue() -> set[str]:
     """The jobs of this user that wait or run, those of an array one by one."""
-    done = subprocess.run(
-        ["squeue", "--me", "--noheader", "--array", "--format=%A %F_%a %i"],
-        capture_output=True,
-        text=True,
-    )
-    require(done.returncode == 0, f"squeue: {done.stderr.strip()}")
-    return set(done.stdout.split())
+    words = ["squeue", "--me", "--noheader", "--array", "--format=%A %F_%a %i"]
+    for _ in range(12):  # the controller may be busy for a minute
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode == 0:
+            return set(done.stdout.split())
+        time.sleep(SECONDS)
+    raise BadInput(f"squeue: {done.stderr.strip()}; the jobs go on, run the same command again")
 
 
 class _Run:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from common import compiled, mesh, runtime, train, workdir
@@ -36,10 +36,8 @@ def run(configs: Sequence[dict], folders: Sequence, say=lambda text: None) -> li
       say: is told, in a line, why they are trained one after the other, if they are.
 
     Returns:
-      For each what `train.run` returns, or the exception that ended it.
-
-    Raises:
-      Preempted: when the process was told to end; all are saved.
+      For each what `train.run` returns, or the exception that ended it; `train.Preempted` where
+      the process was told to end and the trial is saved, or did not begin.
     """
     call(runtime.start, configs[0]["runtime"])
     programs = _programs(configs)
@@ -76,6 +74,10 @@ def obstacle(program: Program) -> str | None:
         return "its mesh divides the parameters of one"
     if not program.resident:
         return "the training set is not resident"
+    if program.config["log"]["wandb"]:
+        return "W&B knows one run a process at a time"
+    if program.config["runtime"]["profile"]:
+        return "a profile is of one run"
     if layout.mesh.devices.flat[0].platform == "cpu":
         with jax.set_mesh(layout.mesh):
             traced = program.step.trace(*compiled.arguments(program)).jaxpr
@@ -90,8 +92,8 @@ def _one_by_one(programs: Sequence[Program], folders: Sequence) -> list:
         try:
             with workdir.Lock(folder) as lock, train.refusals(folder):
                 found.append(train.run_program(program, folder, lock, show=False))
-        except train.Preempted:
-            raise
+        except train.Preempted as error:
+            return found + [error] * (len(programs) - len(found))
         except Exception as error:
             found.append(error)
     return found
@@ -119,12 +121,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
     devices = first.layout.mesh.devices.reshape(-1)
     padded = -(-count // len(devices)) * len(devices)
     layout = mesh.Layout(
-        jax.make_mesh(
-            (len(devices), 1, 1, 1),
-            (AXIS, *mesh.AXES),
-            axis_types=(AxisType.Auto,) * 4,
-            devices=devices,
-        ),
+        Mesh(devices.reshape(-1, 1, 1, 1), (AXIS, *mesh.AXES), axis_types=(AxisType.Auto,) * 4),
         first.layout.rules,
     )
     by_trial = NamedSharding(layout.mesh, P(AXIS))
@@ -172,6 +169,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             states = stacked([begun.get(k, some) for k in range(count)])
             hypers = stacked([jax.device_get(program.hypers) for program in programs])
             next_step = {k: advance(k) for k in begun}
+            del begun, some
         while going := {k: s for k, s in next_step.items() if k not in outcomes}:
             now = min(going.values())
             turn = [k for k, s in going.items() if s == now]
@@ -180,9 +178,6 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
                 states, terms, finite = step(hypers, states, live, first.resident)
             with jax.set_mesh(first.layout.mesh):
                 next_step |= {k: advance(k) for k in turn}
-    told = [found for found in outcomes.values() if isinstance(found, train.Preempted)]
-    if told:
-        raise train.Preempted(f"told to end: saved {len(told)} trials")
     return [outcomes[k] for k in range(count)]
 
 
@@ -213,8 +208,11 @@ def _trial(
         train.refusals(folder),
         train.begun(program, folder, lock, show=False, population=count) as here,
     ):
-        yield jax.device_get(here.state)
+        # A copy: on a CPU what `device_get` gives may be the very memory that is let go.
+        first = jax.tree.map(np.array, jax.device_get(here.state))
         jax.tree.map(lambda x: x.delete(), here.state)
+        yield first
+        del first
         around = here.metrics, here.progress, here.checkpoints, preemption, here.folder
         begun = int(here.step)
         yield from train.course(program, begun, state, numbers, *around)

@@ -149,7 +149,7 @@ def hexdigest(tree) -> str:
 
 def group_digests(found: dict[str, int]) -> dict[str, str]:
     """The digests of a TrainState's arrays, {path: u32}, as one of each group: the modules of its
-    parameters ("params/block_0/mlp/up"), in their order, and each of its other parts as a whole."""
+    parameters ("params/block_0/mlp/up"), and each of its other parts as a whole."""
     groups: dict[str, int] = {}
     for path, value in found.items():
         part, _, rest = path.partition("/")

@@ -64,6 +64,8 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     if isinstance(found, dict):
         require(count is not None, f"--trials: say how many, as {name}() of {file} is a space")
         found = sweep.sample(count, found)
+    # What is wrong for all is said once.
+    config.overridden(ml_collections.ConfigDict(module.get_config(arg)), words, program.sections)
     trials = [
         one(module.get_config, arg, k, overrides, words)
         for k, overrides in enumerate(itertools.islice(found, count))
@@ -138,8 +140,7 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
       metric: a key of the log; "" is none.
     """
     folder = epath.Path(root) / trial.name
-    failed = folder / FAILED
-    reason = trial.refused or (failed.read_text().strip() if failed.exists() else "")
+    reason = trial.refused or noted(folder / FAILED)
     if trial.config is None or not workdir.begun(folder):
         return Standing("failed", reason=reason) if reason else Standing("new")
     lines = log.tail(folder)
@@ -153,9 +154,9 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
     }
     if finished(trial, folder):
         return Standing("finished", **known | {"reason": ""})
-    if (folder / STOPPED).exists():
-        reason = (folder / STOPPED).read_text().strip()
-        return Standing("stopped", **known | {"reason": reason})
+    stopped = noted(folder / STOPPED)
+    if stopped:
+        return Standing("stopped", **known | {"reason": stopped})
     return Standing("failed" if reason else "begun", **known)
 
 
@@ -176,6 +177,14 @@ def _steps(folder: epath.Path) -> int:
         return 0
 
 
+def noted(note: epath.Path) -> str:
+    """What a note in a trial's folder says; "" if there is none."""
+    try:
+        return note.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def note_failure(folder, reason: str) -> None:
     """Writes into a trial's folder why it did not come to its end; "" takes back what was noted
     before."""
@@ -185,8 +194,7 @@ def note_failure(folder, reason: str) -> None:
         log.replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
         return
     for note in (folder / FAILED, folder / STOPPED):
-        if note.exists():
-            note.unlink()
+        note.unlink(missing_ok=True)
 
 
 def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:

@@ -30,6 +30,7 @@ from common import (
     population,
     train,
     trials,
+    workdir,
 )
 from common.config import BadInput, require
 
@@ -79,9 +80,9 @@ def _parser():
     parser.add_argument("--overrides", help="as JSON: train the trial that has them here")
     ray = parser.add_argument_group("ray")
     ray.add_argument("--address", default="", help="of a cluster, or 'auto'; else this machine")
-    ray.add_argument("--cpus", type=float, default=1.0, help="of a trial")
-    ray.add_argument("--gpus", type=float, default=0.0, help="of a trial; 0.5 shares one")
-    ray.add_argument("--retries", type=int, default=0, help="of a trial that failed")
+    ray.add_argument("--cpus", type=float, help="of a trial; 1 if it is not said")
+    ray.add_argument("--gpus", type=float, help="of a trial; 0.5 shares one")
+    ray.add_argument("--retries", type=int, help="of a trial that failed")
     ray.add_argument("--asha", type=int, metavar="STEPS", help="end early what falls behind then")
     ray.add_argument("--optuna", action="store_true", help="let Optuna choose trials of a space")
     slurm = parser.add_argument_group("slurm")
@@ -96,11 +97,18 @@ def _check(args) -> None:
     for name in ("jobs", "population", "trials", "asha"):
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name}: {value} is not a positive number")
-    require(args.retries >= 0, f"--retries: {args.retries} is negative")
-    if args.launcher != "ray":
-        only = [f"--{name}" for name in ("asha", "optuna", "address") if getattr(args, name)]
-        require(not only, f"{', '.join(only)}: for --launcher ray")
-    require(not args.slurm or args.launcher == "slurm", "--slurm: for --launcher slurm")
+    for name in ("cpus", "gpus", "retries"):
+        value = getattr(args, name)
+        require(value is None or value >= 0, f"--{name}: {value} is negative")
+    for launcher, names in (
+        ("ray", ("address", "cpus", "gpus", "retries", "asha", "optuna")),
+        ("slurm", ("slurm",)),
+        ("vmap", ("population",)),
+    ):
+        given = [f"--{name}" for name in names if getattr(args, name)]
+        wrong = given and args.launcher != launcher
+        require(not wrong, f"{', '.join(given)}: for --launcher {launcher}")
+    require(not (args.optuna and args.index), "--index: Optuna's trials have none; --overrides")
     if args.asha or args.optuna:
         require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
         checkpoint.parse_best("--metric", args.metric)
@@ -172,7 +180,13 @@ def _ray(args, words, left, board) -> None:
     command = lambda overrides: [*own, "--overrides", json.dumps(overrides)]
     by = checkpoint.parse_best("--metric", args.metric) if args.asha or args.optuna else None
     asked = launch_ray.Options(
-        args.address, args.jobs, args.cpus, args.gpus, args.retries, by, args.asha
+        address=args.address,
+        at_once=args.jobs,
+        cpus=1.0 if args.cpus is None else args.cpus,
+        gpus=args.gpus or 0.0,
+        retries=args.retries or 0,
+        metric=by,
+        grace=args.asha,
     )
     launch_ray.run(given, command, args.workdir, asked, look, space, args.trials or 0)
     look()
@@ -215,19 +229,25 @@ def _train_here(chosen: list[trials.Trial], root: str) -> int:
         except train.Preempted:
             raise
         except Exception as error:
-            trials.note_failure(folder(chosen[0]), _said(error))
+            if not workdir.in_use(folder(chosen[0])):  # by another process, which trains it
+                trials.note_failure(folder(chosen[0]), _said(error))
             raise
         return 0
     failed = any(trial.refused for trial in chosen)
     for group in trials.groups(trial for trial in chosen if not trial.refused):
         found = population.run([trial.config for trial in group], [*map(folder, group)], print)
+        told = [outcome for outcome in found if isinstance(outcome, train.Preempted)]
         for trial, outcome in zip(group, found, strict=True):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, Exception) and outcome not in told:
                 failed = True
+                if workdir.in_use(folder(trial)):
+                    continue
                 if not isinstance(outcome, EXPECTED):
                     traceback.print_exception(outcome)
                 trials.note_failure(folder(trial), _said(outcome))
                 print(f"{trial.name}: {_said(outcome)}", file=sys.stderr)
+        if told:
+            raise told[0]
     return int(failed)
 
 

@@ -10,7 +10,7 @@ import pytest
 import slurm
 from helpers import ROOT, exit_code, finish, result, same, start, timeless
 
-from common import trials
+from common import checkpoint, trials, workdir
 
 CONFIG = str(ROOT / "tests/support/sweep_config.py")
 GOOD = [trial.name for trial in trials.of(CONFIG)]
@@ -29,7 +29,7 @@ def starts(folder) -> int:
 def wait_for_saves(process, folder, count: int) -> None:
     """Returns when a run holds so many checkpoints."""
     end = time.monotonic() + 200
-    while len(list((folder / "checkpoints").glob("[0-9]*"))) < count:
+    while len(checkpoint.steps_in(folder)) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -83,23 +83,19 @@ def test_ray_gives_the_same_results(local, tmp_path):
 @pytest.mark.slow
 def test_ray_ends_what_falls_behind_and_optuna_chooses_the_rest(tmp_path):
     pytest.importorskip("ray")
-    words = "--launcher", "ray", "--sweep", "space", "--optuna", "--metric", "min eval/test/loss"
-    words += (
-        "--asha",
-        "20",
-        "--config.evals.test.every=20 steps",
-        "--config.train.duration=400 steps",
-    )
+    words = ["--launcher", "ray", "--sweep", "space", "--optuna", "--asha", "400"]
+    words += ["--metric", "min eval/test/loss", "--config.evals.test.every=400 steps"]
+    # Long enough that Ray ends what it stops before it is finished.
+    words += ["--config.train.duration=10000 steps", "--config.checkpoint.every=50%"]
     states = []
-    for count in (3, 5):
+    for count in (2, 4):
         table = finish(sweep(tmp_path, *words, "--trials", str(count)))
         rows = re.findall(r"^\d+ +(optim\.lr=\S+) +(finished|stopped) +(\d+)", table, re.MULTILINE)
         assert len(rows) == count  # none twice
         for name, state, step in rows:
-            assert (int(step) == 400) == (state == "finished")
+            assert (int(step) == 10_000) == (state == "finished")
             assert (tmp_path / name / "result.json").exists() == (state == "finished")
-            stopped = (tmp_path / name / trials.STOPPED).exists()
-            assert stopped == (state == "stopped") == (f"{name}: ended by ASHA at step" in table)
+            assert (state == "stopped") == (f"{name}: ended by ASHA at step" in table)
         states.append({name: (state, step) for name, state, step in rows})
     assert states[0].items() <= states[1].items()  # what was done is left as it is
     assert any(state == "stopped" for state, _ in states[1].values())
@@ -184,15 +180,31 @@ def test_bad_trials_end_alone_and_say_why(launcher, tmp_path, request):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_end_saves(tmp_path):
-    process = sweep(tmp_path, "--launcher", "vmap", "--config.train.duration=100000 steps")
-    wait_for_saves(process, tmp_path / GOOD[3], 1)
+@pytest.mark.parametrize("launcher", ["local", "vmap", "ray"])
+def test_a_sweep_that_is_told_to_end_saves_and_begins_nothing(launcher, tmp_path):
+    words = "--launcher", launcher, "--config.train.duration=100000 steps"
+    process = sweep(tmp_path, *words)
+    begun = GOOD if launcher == "vmap" else GOOD[:1]
+    wait_for_saves(process, tmp_path / begun[-1], 1)
     process.send_signal(signal.SIGTERM)
     assert "saved" in finish(process, 75)
-    for name in GOOD:
-        steps = [int(p.name) for p in (tmp_path / name / "checkpoints").glob("[0-9]*")]
-        assert max(steps) >= timeless(tmp_path / name)[-1]["step"]
-        assert not (tmp_path / name / trials.FAILED).exists()
+    while any(workdir.in_use(tmp_path / name) for name in begun):
+        time.sleep(0.1)  # Ray's children are told by its end
+    for name in begun:
+        last = timeless(tmp_path / name)[-1]["step"]
+        assert checkpoint.steps_in(tmp_path / name)[-1] >= last
+    assert not any((tmp_path / name / trials.FAILED).exists() for name in GOOD)
+    assert not any((tmp_path / name / trials.STOPPED).exists() for name in GOOD)
+    assert not any((tmp_path / name).exists() for name in set(GOOD) - set(begun))
+
+
+@pytest.mark.slow
+def test_two_launchers_share_a_sweep(tmp_path):
+    both = [sweep(tmp_path) for _ in range(2)]
+    for process in both:
+        table = finish(process)
+        assert all(re.search(rf"{re.escape(name)} +finished +120 ", table) for name in GOOD)
+    assert {starts(tmp_path / name) for name in GOOD} == {1}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +214,11 @@ def test_a_sweep_that_is_told_to_end_saves(tmp_path):
         (("--index", "one"), "trials 0 to 3"),
         (("--sweep", "none"), "defines no none()"),
         (("--jobs", "0"), "--jobs: 0"),
+        (("--jbos", "4"), "unknown argument '--jbos'"),
+        (("--config.optim.lrr=1",), "did you mean 'optim.lr'"),
+        (("--gpus", "1"), "--gpus: for --launcher ray"),
         (("--population", "0"), "--population: 0"),
+        (("--population", "2"), "--population: for --launcher vmap"),
         (("--launcher", "magic"), "invalid choice"),
         (("--asha", "5"), "--asha: for --launcher ray"),
         (("--slurm", "time=5"), "--slurm: for --launcher slurm"),
