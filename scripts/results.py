@@ -1,0 +1,100 @@
+"""The README's table of results, from runs that anybody can repeat:
+
+    python scripts/results.py --workdir runs/results
+
+Trains seeds 0, 1 and 2 of each config of the table, one after the other, and writes what they
+reached into its lines. That takes hours on two cores: the same command goes on with what is
+missing, and `--only WORD` takes the configs with the word in their names. Lines whose runs are not
+all finished stay as they are. Exit code 1 if a run failed.
+"""
+
+import os
+import re
+import sys
+
+from etils import epath
+
+from common import cli, config, launch, report, trials
+from common.config import require
+
+SEEDS = (0, 1, 2)
+METRIC = "eval/test/accuracy"
+# A line of the table: its config, what stands behind it, and the other columns.
+LINE = re.compile(r"^\| `(?P<config>configs/[\w/.:]+)`(?P<note>[^|]*)\|.*$", re.MULTILINE)
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="where the runs lie")
+    parser.add_argument("--only", default="", help="a word in the names of configs")
+    parser.add_argument("--readme", default="README.md", help="the file with the table")
+    args = parser.parse_args(argv)
+    file = epath.Path(args.readme)
+    require(file.exists(), f"--readme: no such file: {file}")
+    found = [m["config"] for m in LINE.finditer(file.read_text()) if args.only in m["config"]]
+    require(bool(found), f"--only: no line of {file} has {args.only!r}")
+    states = [_train(path, os.path.join(args.workdir, folder(path))) for path in found]
+    lines = {
+        path: os.path.join(args.workdir, folder(path))
+        for path, finished in zip(found, states, strict=True)
+        if finished
+    }
+    file.write_text(updated(file.read_text(), lines))
+    print(f"{len(lines)} lines of {file} are written")
+    return int(not all(states))
+
+
+def folder(path: str) -> str:
+    """'configs/vision/digits.py:cnn' -> 'vision_digits_cnn'."""
+    return re.sub(r"[/:]", "_", path.removeprefix("configs/").replace(".py", ""))
+
+
+def _train(path: str, root: str) -> bool:
+    """Trains the seeds of a config that are not finished; whether all are then."""
+    module, arg = config.experiment(path)
+    every = [trials.one(module.get_config, arg, k, {"seed": s}, ()) for k, s in enumerate(SEEDS)]
+    for trial in every:
+        require(not trial.refused, trial.refused)
+    board = launch.Board(every, root, METRIC)
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
+    command = lambda job: [
+        *(sys.executable, script, "--config", path),
+        *("--workdir", os.path.join(root, job[0].name), *job[0].words),
+    ]
+    left = [t for t in every if not trials.finished(t, epath.Path(root) / t.name)]
+    print(f"{path}: {len(every) - len(left)} of {len(every)} runs are there", file=sys.stderr)
+    launch.local([[trial] for trial in left], command, root, 1, board)
+    return all(standing.state == "finished" for standing in board.standings())
+
+
+def updated(text: str, runs: dict[str, str]) -> str:
+    """A README with the lines of these configs written anew.
+
+    Args:
+      text: of the README.
+      runs: {config: the folder of its runs}.
+    """
+
+    def line(match: re.Match) -> str:
+        if match["config"] not in runs:
+            return match[0]
+        known, _ = report.find([runs[match["config"]]])
+        row = report.compare(known, METRIC).rows[0]
+        facts = report.facts(row.runs)
+        mean, deviation = report.spread(row.values.values())
+        low, high = min(facts["seconds"]), max(facts["seconds"])
+        cells = (
+            f"`{match['config']}`{match['note'].rstrip()}",
+            f"{facts['parameters']:,}",
+            f"{mean:.4f} ± {deviation:.4f}",
+            f"{low:.0f} to {high:.0f} s",
+            ", ".join(facts["commit"]),
+        )
+        return f"| {' | '.join(cells)} |"
+
+    return LINE.sub(line, text)
+
+
+if __name__ == "__main__":
+    cli.exit(main)
