@@ -8,7 +8,6 @@ sweep: what is in use is left to the other.
 
 import contextlib
 import ctypes
-import itertools
 import os
 import signal
 import subprocess
@@ -248,16 +247,13 @@ class Board:
 
     def final(self) -> str:
         """The table of all trials, those that failed with the reason."""
+        found = list(zip(self._trials, self.standings(), strict=True))
         rows = [
             (k, trial.name, s.state, s.step, spelled(s.metric), log.duration(s.seconds))
-            for k, trial, s in zip(itertools.count(), self._trials, self.standings(), strict=False)
+            for k, (trial, s) in enumerate(found)
         ]
         header = "index", "trial", "state", "step", self._metric, "took"
-        reasons = [
-            f"{trial.name}: {s.reason}\n"
-            for trial, s in zip(self._trials, self.standings(), strict=True)
-            if s.reason
-        ]
+        reasons = [f"{trial.name}: {s.reason}\n" for trial, s in found if s.reason]
         return tree.table_text(header, rows) + "".join(reasons)
 
 

@@ -89,3 +89,15 @@ def test_what_cannot_be_stacked_is_said():
     assert population.obstacle(program.prepare(load(TOY), jax.devices()[:1])) is None
     cnn = program.prepare(load(f"{DIGITS}:cnn"), jax.devices()[:1])
     assert "convolutions" in population.obstacle(cnn)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_stacked_is_trained_one_after_the_other(tmp_path):
+    short = {"data.resident": False, "train.duration": "6 steps"}
+    configs = [load(TOY, **short, **numbers) for numbers in (NUMBERS[0], NUMBERS[3], NUMBERS[1])]
+    said = []
+    outcomes = population.run(configs, [tmp_path / str(k) for k in range(3)], said.append)
+    assert [type(found) for found in outcomes] == [dict, train.NotFinite, dict]
+    assert "one after the other, as the training set is not resident" in said[0]
+    alone = train.run(configs[2], tmp_path / "alone", show=False)
+    assert alone["digest"] == outcomes[2]["digest"] == result(tmp_path / "2")["digest"]

@@ -35,7 +35,6 @@ def test_a_line_is_what_its_runs_reached(tmp_path, monkeypatch, capsys):
     assert new.split("|")[1] == old.split("|")[1]
     assert re.search(r"\| \d+ to \d+ s \| [0-9a-f]{7}", new)
     # Nothing is trained again.
-    monkeypatch.setenv("PATH", "")
     assert exit_code("results", *words) == 0
     assert "3 of 3 runs are there" in capsys.readouterr().err
     assert readme.read_text().splitlines() == after
