@@ -6,7 +6,6 @@ end too. Started again, it finds in the folders what is left to do. Two of them 
 sweep: what is in use is left to the other.
 """
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -46,28 +45,29 @@ def local(
       Preempted: when this process was told to end; the trials have saved.
     """
     waiting, running = list(jobs), []
-    with Told() as told:
-        while (waiting and told.number is None) or running:
-            for job in list(waiting) if told.number is None else []:
+    passed_on = False
+    with runtime.Told() as told:
+        while (waiting and told.signal is None) or running:
+            for job in list(waiting) if told.signal is None else []:
                 if len(running) < at_once and not any(_in_use(t, root) for t in job):
                     waiting.remove(job)
                     job = [t for t in job if not trials.finished(t, epath.Path(root) / t.name)]
                     if job:
                         name = str(job[0].index)
                         running.append((job, *start(command(job), root, name, at_once)))
-            if told:
+            if told.signal is not None and not passed_on:
                 for _, process, _ in running:
                     process.send_signal(signal.SIGTERM)
-                told.passed_on()
+                passed_on = True
             for one in [one for one in running if one[1].poll() is not None]:
                 running.remove(one)
                 if any(_in_use(trial, root) for trial in one[0]):
                     waiting.append(one[0])  # another launcher was faster
-                elif told.number is None:
+                elif told.signal is None:
                     _note_end(*one, root)
             board.show([trial.index for job, *_ in running for trial in job])
             time.sleep(SECONDS)
-    if told.number is not None:
+    if told.signal is not None:
         raise train.Preempted("told to end: the trials have saved")
 
 
@@ -129,37 +129,6 @@ def _note_end(job: Sequence[Trial], process: subprocess.Popen, output: str, root
     for trial in job if reason else ():
         if trials.standing(trial, root).state in ("new", "begun"):
             trials.note_failure(epath.Path(root) / trial.name, reason)
-
-
-class Told:
-    """Whether this process was told to end, and has not passed it on. A second signal ends at once.
-
-    Use as a context manager; the old handlers come back behind it.
-    """
-
-    def __init__(self):
-        self.number, self._open, self._old = None, False, {}
-
-    def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread
-                self._old[number] = signal.signal(number, self._notice)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _notice(self, number, _frame):
-        self.number, self._open = number, True
-        self.__exit__()
-
-    def passed_on(self) -> None:
-        """The trials have been told."""
-        self._open = False
-
-    def __bool__(self):
-        return self._open
 
 
 # ---------------------------------------------------------------------------------------- the board

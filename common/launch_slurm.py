@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from common import launch, log, train, trials
+from common import launch, log, runtime, train, trials
 from common.checkpoint import absolute
 from common.config import BadInput, require
 from common.trials import Trial
@@ -90,10 +90,10 @@ def run(
         jobs |= {t.name: handle.job_id for t, handle in zip(fresh, handles, strict=True)}
         log.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
     mine = [trial for trial in left if trial.name in jobs]
-    with launch.Told() as told:
+    with runtime.Told() as told:
         while going := [t for t in mine if jobs[t.name] in _queue()]:
             board.show([trial.index for trial in going])
-            if told:
+            if told.signal is not None:
                 raise train.Preempted(f"{len(going)} jobs are left in the queue")
             time.sleep(SECONDS)
     board.show([trial.index for trial in mine])

@@ -81,22 +81,25 @@ def profiled(text: str) -> range:
     return steps
 
 
-class Preemption:
-    """Turns SIGTERM and SIGINT into a question asked once a step. A second signal ends at once.
+class Told:
+    """Whether this process was told to end, by SIGTERM or SIGINT.
 
-    With several processes SIGTERM is jax's, which tells all of them; SIGINT is passed on as one,
-    and only the second one is an interrupt.
+    SIGTERM may come again and again, as it does where one parent after the other ends (prctl(2),
+    PR_SET_PDEATHSIG); a second SIGINT is an interrupt. Use as a context manager; the old handlers
+    come back behind it.
 
-    Use as a context manager; the old handlers come back behind it.
+    Attributes:
+      signal: the last one, or None.
     """
+
+    _numbers = signal.SIGTERM, signal.SIGINT
 
     def __init__(self):
         self.signal: int | None = None
         self._old: dict = {}
 
     def __enter__(self):
-        several = jax.process_count() > 1
-        for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
+        for number in self._numbers:
             with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
                 self._old[number] = signal.signal(number, self._notice)
         return self
@@ -107,7 +110,20 @@ class Preemption:
 
     def _notice(self, number, _frame):
         self.signal = number
-        self.__exit__()
+        if number == signal.SIGINT:
+            signal.signal(number, self._old[number])
+
+
+class Preemption(Told):
+    """`Told` as a question asked once a step. With several processes SIGTERM is jax's, which tells
+    all of them, and SIGINT is passed on as one."""
+
+    def __enter__(self):
+        self._numbers = Told._numbers[1:] if jax.process_count() > 1 else Told._numbers
+        return super().__enter__()
+
+    def _notice(self, number, frame):
+        super()._notice(number, frame)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,0 +1,26 @@
+"""What a process is told from outside."""
+
+import os
+import signal
+
+import pytest
+
+from common import runtime
+
+
+def test_a_process_may_be_told_to_end_again_and_again():
+    before = signal.getsignal(signal.SIGTERM)
+    with runtime.Preemption() as preemption:
+        assert not preemption.noticed(0)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.noticed(1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_interrupt_ends_it_at_once():
+    with runtime.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.noticed(0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
