@@ -25,6 +25,14 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiling is most of a fast test's time, so XLA takes its short way there; slow tests, laws,
+    which are about bits, and scripts are compiled as users' programs are."""
+    as_users = item.get_closest_marker("slow") or "laws" in item.path.parts
+    jax.config.update("jax_disable_most_optimizations", not as_users)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With CI=true, a test that skips has failed: data and extras must be there."""
