@@ -1,115 +1,446 @@
-"""Measure speed, as ratios of interleaved runs: python scripts/bench.py overhead [--json]
+"""Measure speed against others: python scripts/bench.py CASE [--json] [--png FILE]
 
-overhead   the training program against the same jitted step called by hand (the small CNN on
-digits, at a
-           batch size whose step takes 20 ms or more): what logging, checks and the loop cost
+cnn, resnet18, vit, bert, gpt   a training step, and what it is in torch, transformers, Keras, flax
+generate    tokens a second with the cache
+input       the input pipeline alone
+start       from the start of the process to the first step, its programs compiled before or not
+sweep       a sweep with stacked trials, and with a process for each
+overhead    the training program against the same jitted step called by hand
+growth      our step against batch, length, depth and width: how cost grows
+
+Contenders run in turn (A B C, C B A, …), each in a process of its own, so that what else the
+machine does hits all of them. "of ours" is the time over ours in the same round, above 1 where we
+are faster: the median over the rounds, and the quartiles. FLOPs are the model's, by its own count,
+and their share is of a large matrix product in the same run. The others come with
+pip install -e '.[bench]'.
 """
 
 import json
+import os
 import pathlib
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from common import cli, config, log, program, runtime, train
+from common import cli, config, contest, log, plots, program, runtime, train, tree
+from common.contest import Contender
+from vision import resnet
 
 ROOT = pathlib.Path(__file__).parents[1]
+OURS = "touchstone"
 
 
-def interleaved(first, second, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of A B B A A B … runs; the order within a pair alternates, so that drift cancels."""
-    times: tuple[list, list] = ([], [])
-    for i in range(rounds):
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
+# ------------------------------------------------------------------------------------------- cases
+
+CNN = ["runtime.cpu_devices=2"]
+SMALL = {"vocab_size": 8192, "width": 384, "layers": 6, "heads": 6, "hidden": 1536}
+
+
+def _ours(path: str, words: Sequence[str], **high: int) -> Contender:
+    overrides = [f"--config.{word}" for word in words]
+    return Contender(OURS, "ours", {"config": path, "overrides": overrides, "high": high})
+
+
+def _transformers(model: str, batch_size: int, settings: dict, **inputs) -> Contender:
+    asked = {"model": model, "settings": settings, "inputs": inputs, "batch_size": batch_size}
+    return Contender("transformers on torch", "transformers", asked)
+
+
+def cnn(cpu: bool) -> list[Contender]:
+    """32C3-MP2-64C3-MP2-64-10 on 28x28x1, Adam."""
+    size = 128 if cpu else 4096
+    path, words = "configs/vision/fashion_mnist.py:cnn", [f"train.batch_size={size}"]
+    of = {"batch_size": size}
+    return [
+        _ours(path, words + CNN * cpu, image=256, label=10),
+        Contender("flax", "flax_cnn", of),
+        Contender("keras on jax", "keras_cnn", of | {"backend": "jax"}),
+        Contender("keras on torch", "keras_cnn", of | {"backend": "torch"}),
+        Contender("torch", "torch_cnn", of | {"compiled": False}),
+        Contender("torch.compile", "torch_cnn", of | {"compiled": True}),
+    ]
+
+
+def resnet18(cpu: bool) -> list[Contender]:
+    """ResNet-18 on 8 images of 224x224x3; ResNet-50 on 256 of them on an accelerator."""
+    size, kind = (8, "resnet18") if cpu else (256, "resnet50")
+    shape = resnet.SIZES[kind]
+    words = [f"model.{name}={value}" for name, value in shape.items()] + CNN * cpu
+    words += [f"train.batch_size={size}", "augment.resized_crop=None", "augment.flip=none"]
+    variant = "float32" if cpu else "bfloat16"
+    settings = {"layer_type": shape["block"], "depths": shape["stages"]}
+    return [
+        _ours(
+            f"configs/vision/imagenet_resnet50.py:{variant}",
+            [*words, "data.image_size=224"],
+            image=256,
+            label=1000,
+        ),
+        _transformers(
+            "ResNetForImageClassification",
+            size,
+            settings | {"hidden_sizes": shape["widths"], "num_labels": 1000},
+            pixel_values=[[3, 224, 224], 0],
+            labels=[[], 1000],
+        ),
+    ]
+
+
+def vit(cpu: bool) -> list[Contender]:
+    """ViT-S/16 on 224x224x3; ViT-B/16 on an accelerator."""
+    size, width = (8, 384) if cpu else (256, 768)
+    words = [f"train.batch_size={size}", f"model.width={width}", f"model.heads={width // 64}"]
+    words += [f"model.hidden={4 * width}", "augment.resized_crop=None", "data.image_size=224"]
+    words += ["augment.flip=none", "augment.rand_augment_layers=0", "augment.mixup=None"]
+    words += ["model.dtype=None"] * cpu
+    settings = {"hidden_size": width, "num_attention_heads": width // 64}
+    settings |= {"intermediate_size": 4 * width, "num_labels": 1000}
+    return [
+        _ours("configs/vision/imagenet_vit.py", words, image=256, label=1000),
+        _transformers(
+            "ViTForImageClassification",
+            size,
+            settings,
+            pixel_values=[[3, 224, 224], 0],
+            labels=[[], 1000],
+        ),
+    ]
+
+
+def bert(cpu: bool) -> list[Contender]:
+    """Masked language modelling on 32 rows of 128 tokens, 6 blocks of 384, dropout 0.1; BERT-base
+    on 256 rows on an accelerator."""
+    words, size, settings = ["loss.nsp=false", "data.length=128"], 256, {}
+    vocabulary = 30522
+    if cpu:
+        size, vocabulary = 32, SMALL["vocab_size"]
+        words += [f"model.{name}={SMALL[name]}" for name in ("width", "layers", "heads", "hidden")]
+        words += [f"data.vocab_size={vocabulary}", "model.dtype=None"]
+        settings = {"vocab_size": vocabulary, "hidden_size": 384, "intermediate_size": 1536}
+        settings |= {"num_hidden_layers": 6, "num_attention_heads": 6}
+    return [
+        _ours("configs/lm/bert_base.py", [*words, f"train.batch_size={size}"], tokens=vocabulary),
+        _transformers(
+            "BertForMaskedLM",
+            size,
+            settings,
+            input_ids=[[128], vocabulary],
+            labels=[[128], vocabulary],
+        ),
+    ]
+
+
+def gpt(cpu: bool) -> list[Contender]:
+    """Causal language modelling on 8 rows of 256 tokens, 6 blocks of 384, no dropout; GPT-2 124M on
+    16 rows of 1024 on an accelerator."""
+    words, size, length, vocabulary = ["train.accumulate=1"], 16, 1024, 50257
+    settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    if cpu:
+        size, length, vocabulary = 8, 256, SMALL["vocab_size"]
+        words += [f"model.{name}={SMALL[name]}" for name in ("width", "layers", "heads", "hidden")]
+        words += [f"data.vocab_size={vocabulary}", "model.dtype=None", f"data.length={length}"]
+        settings |= {"vocab_size": vocabulary, "n_embd": 384, "n_layer": 6, "n_head": 6}
+    return [
+        _ours("configs/lm/gpt2_small.py", [*words, f"train.batch_size={size}"], tokens=vocabulary),
+        _transformers(
+            "GPT2LMHeadModel",
+            size,
+            settings,
+            input_ids=[[length], vocabulary],
+            labels=[[length], vocabulary],
+        ),
+    ]
+
+
+def generate(cpu: bool) -> list[Contender]:
+    """64 tokens behind 8 prompts of 32, greedily, with a cache; 6 blocks of 384."""
+    del cpu
+    shape = {"batch_size": 8, "prompt": 32, "new": 64}
+    theirs = {"vocab_size": 8192, "n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 256}
+    return [
+        Contender(OURS, "generate_ours", {"settings": SMALL | {"max_length": 256}, **shape}),
+        Contender("transformers on torch", "generate_transformers", {"settings": theirs, **shape}),
+    ]
+
+
+def input(cpu: bool) -> list[Contender]:
+    """Shuffled batches of 128 of 60,000 images of 28x28 in the host's memory, read by threads, onto
+    the device; torch's loader leaves them on the host."""
+    del cpu
+    settings = {"count": 60_000, "batch_size": 128, "workers": 0}
+    return [
+        Contender(OURS, "input_ours", settings),
+        Contender("torch DataLoader", "input_torch", settings),
+    ]
+
+
+STEPS = {case.__name__: case for case in (cnn, resnet18, vit, bert, gpt, generate, input)}
+
+# By how much each kind of size is multiplied, all else being the base.
+BASE = {"batch": 8, "length": 128, "depth": 4, "width": 256}
+GROWTH = {
+    "batch": (1, 2, 4, 8, 16, 32),
+    "length": (32, 64, 128, 256, 512),
+    "depth": (1, 2, 4, 8, 12),
+    "width": (64, 128, 256, 512),
+}
+
+
+def _grown(batch: int, length: int, depth: int, width: int) -> Contender:
+    """A GPT of this size."""
+    words = [f"train.batch_size={batch}", "train.accumulate=1", f"data.length={length}"]
+    words += [f"model.max_length={length}", f"model.layers={depth}", f"model.width={width}"]
+    words += [f"model.heads={width // 32}", f"model.hidden={4 * width}"]
+    return _ours("configs/lm/gpt2_small.py", [*words, "data.vocab_size=4096"], tokens=4096)
+
+
+def peak() -> tuple[float, dict]:
+    """(FLOP/s of a large matrix product, float32 on a CPU and bfloat16 elsewhere; the machine)."""
+    with contest.ready(Contender("matrix product", "matmul", {})) as one:
+        fastest = min(contest.work(one) for _ in range(5))
+        return one.facts["flops"] / fastest, one.facts["environment"]
+
+
+# ----------------------------------------------------------------------------------- whole programs
+
+
+def start(rounds: int) -> list[dict]:
+    """Seconds from the start of scripts/train.py to the first line of the log, the small CNN on
+    digits; of Keras to its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = pathlib.Path(folder) / "cache"
+
+        def ours(cold: bool) -> float:
+            workdir = pathlib.Path(folder) / "run"
+            shutil.rmtree(workdir, ignore_errors=True)
+            if cold:
+                shutil.rmtree(cache, ignore_errors=True)
+            words = [sys.executable, "scripts/train.py", "--config", "configs/vision/digits.py:cnn"]
+            words += ["--config.train.log_every=1 steps"]
+            words += ["--workdir", str(workdir), "--config.train.duration=1000000 steps"]
             begun = time.perf_counter()
-            (first, second)[which]()
-            times[which].append(time.perf_counter() - begun)
-    return times
+            process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+                stderr=subprocess.DEVNULL,
+            )
+            written = workdir / "metrics.jsonl"
+            while not (written.exists() and '"train/loss"' in written.read_text()):
+                if process.poll() is not None:
+                    raise config.BadInput("start: scripts/train.py ended before its first step")
+                time.sleep(0.005)
+            took = time.perf_counter() - begun
+            process.kill()
+            process.wait()
+            return took
+
+        def keras() -> float:  # it ends behind its first step, as it is told nothing
+            begun = time.perf_counter()
+            settings = {"batch_size": 128, "backend": "jax"}
+            words = [sys.executable, "scripts/contender.py", "keras_cnn", json.dumps(settings)]
+            subprocess.run(words, cwd=ROOT, capture_output=True, stdin=subprocess.DEVNULL)
+            return time.perf_counter() - begun
+
+        jobs = [lambda: ours(False), lambda: ours(True), keras]
+        names = f"{OURS}, warm cache", f"{OURS}, cold cache", "keras on jax"
+        ours(True)  # reads the libraries from the disk
+        return _rows(names, contest.in_turn(jobs, rounds))
 
 
-def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> dict:
+def sweep(rounds: int) -> list[dict]:
+    """Seconds for six trials of the MLP on digits, from start to finish."""
+
+    def by(launcher: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--config", "configs/vision/digits.py:mlp", "--sweep", "grid", "--trials", "6"]
+            words += ["--workdir", folder, "--launcher", launcher, "--jobs", str(os.cpu_count())]
+            begun = time.perf_counter()
+            command = [sys.executable, "scripts/sweep.py", *words]
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+            return time.perf_counter() - begun
+
+    jobs = [lambda: by("vmap"), lambda: by("local")]
+    return _rows((f"{OURS}, vmap", f"{OURS}, local"), contest.in_turn(jobs, rounds))
+
+
+def _rows(names: Sequence[str], seconds: Sequence[Sequence[float]]) -> list[dict]:
+    return [
+        {"name": name, "seconds": statistics.median(mine), **contest.ratio(mine, seconds[0])}
+        for name, mine in zip(names, seconds, strict=True)
+    ]
+
+
+def overhead(rounds: int) -> list[dict]:
+    """A step of 20 ms or more for the ratio, and a short one, in which what the loop adds stands
+    out of the noise."""
+    long = against_step("cnn", ["--config.train.batch_size=1024"], rounds, 30)
+    return [*long, *against_step("mlp", [], rounds, 600)]
+
+
+def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> list[dict]:
     """The whole loop, with its log on disk, against the bare step; both on one compiled program."""
+    runtime.start()
     path = str(ROOT / "configs/vision/digits.py") + f":{variant}"
     made = program.prepare(config.load(path, settings, program.sections))
     made = made._replace(plan=made.plan._replace(log_every=10), every={})
     state = program.initial_state(made)
 
-    def by_hand():
+    def by_hand() -> float:
         nonlocal state
-        before = None
+        begun, before = time.perf_counter(), None
         for _ in range(steps):
             state, _, finite = made.step(made.hypers, state, {}, made.resident)
             jax.block_until_ready(before)  # two in flight: an unbounded queue hangs several devices
             before = finite
         jax.block_until_ready(state)
+        return (time.perf_counter() - begun) / steps
 
     with tempfile.TemporaryDirectory() as folder, runtime.Preemption() as preemption:
 
-        def by_program():
+        def by_program() -> float:
             nonlocal state
-            start = int(state.step)
-            ours = made._replace(plan=made.plan._replace(total=start + steps))
+            begun, first = time.perf_counter(), int(state.step)
+            ours = made._replace(plan=made.plan._replace(total=first + steps))
             metrics = log.Log(
-                folder, start, writing=True, name="bench", config={}, tensorboard=False, wandb=""
+                folder, first, writing=True, name="bench", config={}, tensorboard=False, wandb=""
             )
-            progress = log.Progress(start + steps, made.plan.batch_size, start, 0.0, show=False)
+            progress = log.Progress(first + steps, made.plan.batch_size, first, 0.0, show=False)
             state = train.loop(ours, state, metrics, progress, preemption=preemption)
             jax.block_until_ready(state)
             metrics.close()
+            return (time.perf_counter() - begun) / steps
 
         by_hand(), by_program()  # compile, warm up
-        hand, ours = interleaved(by_hand, by_program, rounds)
-    ratios = [b / a for a, b in zip(hand, ours, strict=True)]
-    differences = [(b - a) / steps for a, b in zip(hand, ours, strict=True)]
-    return {
-        "by_hand_ms": 1e3 * statistics.median(hand) / steps,
-        "program_ms": 1e3 * statistics.median(ours) / steps,
-        "ratio": statistics.median(ratios),
-        "quartiles": tuple(statistics.quantiles(ratios, n=4)[::2]) if rounds > 1 else ratios * 2,
-        "added_ms": 1e3 * statistics.median(differences),
-    }
+        seconds = contest.in_turn([by_hand, by_program], rounds)
+    return _rows((f"{variant}, step by hand", f"{variant}, program"), seconds)
 
 
-def overhead(rounds: int, steps: int) -> dict:
-    """A long step for the ratio, and a short one, in which what the loop adds stands out of the
-    noise."""
-    long = ["--config.train.batch_size=1024"]
-    return {
-        "case": "overhead",
-        "cnn": against_step("cnn", long, rounds, steps),
-        "mlp": against_step("mlp", [], rounds, 20 * steps),
-    }
+PROGRAMS = {case.__name__: case for case in (start, sweep, overhead)}
+
+
+def growth(rounds: int) -> list[dict]:
+    """Our step at sizes from a sixteenth to eight times the base."""
+    rows = []
+    for what, sizes in GROWTH.items():
+        for size in sizes:
+            settings = BASE | {what: size}
+            row = contest.against([_grown(**settings)], rounds)[0]
+            rows.append(row | {"what": what, "size": size})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+def text(result: dict) -> str:
+    """The table of a case for people."""
+    top, rows, notes = result.get("peak_flops_per_second"), [], []
+    for row in result["rows"]:
+        if "missing" in row:
+            notes.append(f"{row['name']}: {row['missing']} is missing: pip install -e '.[bench]'\n")
+            continue
+        low, high = row["quartiles"]
+        speed = f"{row['per_second']:.4g} {row['unit']}s" if "per_second" in row else ""
+        flops = row.get("flops_per_second")
+        rows.append(
+            (
+                f"{row['what']} {row['size']}" if "what" in row else row["name"],
+                _duration(row["seconds"]),
+                f"{row['ratio']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                speed,
+                f"{flops / 1e9:.1f}" if flops else "",
+                f"{100 * flops / top:.0f}%" if flops and top else "",
+            )
+        )
+    header = "", "time", "of ours", "quartiles", "a second", "GFLOP/s", "of peak"
+    filled = [k for k in range(len(header)) if any(row[k] for row in rows)]
+    pick = lambda row: tuple(row[k] for k in filled)
+    table = tree.table_text(pick(header), map(pick, rows)) if rows else ""
+    return table + "".join(notes)
+
+
+def _duration(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f} ms" if seconds < 1 else f"{seconds:.3f} s"
+
+
+def growth_figure(rows: list[dict], peak_flops: float):
+    """Seconds a step against the model's FLOPs, a line for each kind of size, and examples a second
+    against the batch."""
+    figure = plots.figure(9, 3.6)
+    cost, speed = figure.subplots(1, 2)
+    for what in GROWTH:
+        mine = [row for row in rows if row["what"] == what]
+        flops = [row["flops"] / 1e9 for row in mine]
+        cost.loglog(flops, [1e3 * row["seconds"] for row in mine], "o-", label=what, ms=4)
+        if what == "batch":
+            batches = [row["size"] for row in mine]
+            speed.loglog(batches, [row["per_second"] for row in mine], "o-", ms=4)
+    ends = [min(row["flops"] for row in rows), max(row["flops"] for row in rows)]
+    bound = [1e3 * flops / peak_flops for flops in ends]
+    cost.loglog([e / 1e9 for e in ends], bound, "k--", lw=1, label="a matrix product's speed")
+    cost.set(xlabel="GFLOP a step, by the model's count", ylabel="milliseconds a step")
+    speed.set(xlabel="rows a step", ylabel="rows a second")
+    cost.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def speed_figure(case: str, rows: list[dict]):
+    """A bar for each contender: how often it does the work while we do it once."""
+    rows = [row for row in rows if "ratio" in row][::-1]
+    figure = plots.figure(6, 0.6 + 0.4 * len(rows))
+    axes = figure.subplots()
+    speeds = [1 / row["ratio"] for row in rows]
+    bars = axes.barh([row["name"] for row in rows], speeds)
+    axes.bar_label(bars, [_duration(row["seconds"]) for row in rows], padding=3, fontsize="small")
+    axes.set(xlabel="speed, ours is 1", title=case, xlim=(0, 1.25 * max(speeds)))
+    return figure
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("case", help="overhead")
-    parser.add_argument("--rounds", type=int, default=40, help="pairs of runs")
-    parser.add_argument("--steps", type=int, default=30, help="steps a run")
+    every = *STEPS, *PROGRAMS, "growth"
+    parser.add_argument("case", help=", ".join(every))
+    parser.add_argument("--rounds", type=int, help="of all contenders")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--png", metavar="FILE", help="draw it as well")
     args = parser.parse_args(argv)
-    cases = {"overhead": overhead}
-    config.choice("CASE", args.case, cases)
-    runtime.start()
-    result = cases[args.case](args.rounds, args.steps) | {"environment": runtime.environment()}
+    config.choice("CASE", args.case, every)
+    config.require(args.rounds is None or args.rounds > 0, "--rounds: not a positive number")
+    result: dict[str, Any] = {"case": args.case}
+    if args.case in PROGRAMS:
+        result["rows"] = PROGRAMS[args.case](args.rounds or {"overhead": 40}.get(args.case, 5))
+        result["environment"] = runtime.environment()
+    else:  # this process leaves the device to the contenders
+        result["peak_flops_per_second"], result["environment"] = peak()
+        if args.case == "growth":
+            result["rows"] = growth(args.rounds or 5)
+        else:
+            cpu = result["environment"]["platform"] == "cpu"
+            result["rows"] = contest.against(STEPS[args.case](cpu), args.rounds or 15)
+    if args.png:
+        figure = speed_figure(args.case, result["rows"])
+        if args.case == "growth":
+            figure = growth_figure(result["rows"], result["peak_flops_per_second"])
+        figure.savefig(args.png, dpi=120)
     if args.json:
         print(json.dumps(result))
         return 0
     facts = result["environment"]
-    print(f"{facts['device']}, {facts['host']['cores']} cores, jax {facts['versions']['jax']}")
-    for name in ("cnn", "mlp"):
-        found = result[name]
-        low, high = found["quartiles"]
-        print(
-            f"{name}: step by hand {found['by_hand_ms']:.3f} ms, by the program "
-            f"{found['program_ms']:.3f} ms, ratio {found['ratio']:.4f} (median of {args.rounds} "
-            f"pairs; half lie in {low:.4f} to {high:.4f})"
-        )
-    added = result["mlp"]["added_ms"]
-    print(f"the program adds {added:.3f} ms a step: {100 * added / 20:.2f}% of a step of 20 ms")
+    versions = {name: v for row in result["rows"] for name, v in row.get("versions", {}).items()}
+    versions = versions or {"jax": facts["versions"]["jax"]}
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{args.case} on {facts['device']}, {facts['host']['cores']} cores; {libraries}")
+    print(text(result), end="")
     return 0
 
 

@@ -270,6 +270,24 @@ def test_the_state_is_donated():
     assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
 
 
+def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path):
+    """What waits for the device, or sends to it, would be an implicit transfer."""
+    made = prepare(short())
+    with jax.set_mesh(made.layout.mesh):
+        state = made.create(made.hypers)
+        state, _, _ = made.step(made.hypers, state, {}, made.resident)
+        options = {"name": "", "config": {}, "tensorboard": False, "wandb": ""}
+        metrics = log.Log(tmp_path, 1, writing=True, **options)
+        progress = log.Progress(12, 64, 1, 0.0, show=False)
+        made = made._replace(every={})
+        before = made.step._cache_size()
+        with jax.transfer_guard("disallow"):
+            state = train.loop(made, state, metrics, progress)
+        metrics.close()
+    assert int(state.step) == 12
+    assert made.step._cache_size() == before == 1
+
+
 def test_runs_begin_from_another_runs_parameters_and_from_pretrained_ones(tmp_path):
     train.run(load(TOY), tmp_path / "a", show=False)
     made = prepare(load(TOY, **{"init.path": str(tmp_path / "a"), "init.skip": "('label/.*',)"}))

@@ -127,16 +127,6 @@ def test_a_script_is_a_process(tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_the_bench_prints_a_ratio(capsys):
-    assert exit_code("bench", "overhead", "--rounds", "1", "--steps", "2", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["cnn"]["ratio"] > 0
-    assert found["mlp"]["by_hand_ms"] > 0
-    assert exit_code("bench", "overhaed") == 2
-    assert "did you mean 'overhead'" in capsys.readouterr().err
-
-
 def test_the_laws_are_a_command(capsys, monkeypatch):
     from common import cli, laws
 

@@ -1,0 +1,383 @@
+"""One contender of scripts/bench.py: python scripts/contender.py KIND JSON
+
+Makes some work ready, does it once, and says so in a line of JSON on standard output with what it
+is: {"unit": "example", "units": 128, …}. Then it does the work as often as each line of standard
+input says, and answers with the seconds that it took. A process of its own keeps one library's
+threads, memory and settings from another's.
+
+KIND is a function here. The networks of other libraries are written as their users write them: for
+Keras `train_on_batch`, for torch the loop of its tutorials, for `transformers` the class that it
+has.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+LIBRARIES = "jax", "flax", "keras", "torch", "transformers"
+
+
+def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Callable, dict]:
+    """Our training step, on one batch of random numbers.
+
+    Args:
+      config: FILE.py:VARIANT.
+      overrides: as on the command line of scripts/train.py.
+      high: {name of an array of the batch: random whole numbers below this}; what is not named
+        is 1.
+    """
+    import jax
+
+    from common import compiled, mesh, program, runtime, tree
+    from common.config import call, load, plain
+
+    settings = plain(load(config, overrides, program.sections))
+    call(runtime.start, settings["runtime"])
+    made = compiled.outline(settings, jax.devices())._replace(resident={})
+    rng = np.random.default_rng(0)
+
+    def filled(name, like):
+        whole = np.issubdtype(like.dtype, np.integer)
+        numbers = rng.integers(0, high[name], like.shape) if name in high else np.ones(like.shape)
+        numbers = numbers if whole or name not in high else rng.random(like.shape)
+        return jax.device_put(numbers.astype(like.dtype), like.sharding)
+
+    batch = {name: filled(name, like) for name, like in compiled.arguments(made)[2].items()}
+    hypers = mesh.put_replicated(made.layout, made.hypers)
+    jax.set_mesh(made.layout.mesh)
+    state = made.create(hypers)
+
+    def work(times):
+        nonlocal state
+        before = None
+        for _ in range(times):
+            state, _, finite = made.step(hypers, state, batch, {})
+            jax.block_until_ready(before)
+            before = finite
+        jax.block_until_ready(state)
+
+    units = made.plan.batch_size
+    flops = made.task.flops and made.task.flops * units
+    parameters = tree.count(state.params)
+    return work, {"units": units, "flops": flops, "parameters": parameters}
+
+
+# ------------------------------------------------------------------------- the small CNN, elsewhere
+
+
+def _digits(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(f32[B, 28, 28, 1], i32[B]) of random numbers."""
+    rng = np.random.default_rng(0)
+    images = rng.random((batch_size, 28, 28, 1), np.float32)
+    return images, rng.integers(0, 10, batch_size).astype(np.int32)
+
+
+def flax_cnn(batch_size: int) -> tuple[Callable, dict]:
+    """The small CNN in plain flax and optax."""
+    import flax.linen as nn
+    import jax
+    import optax
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for width in (32, 64):
+                x = nn.relu(nn.Conv(width, (3, 3), padding="VALID")(x))
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
+            return nn.Dense(10)(x)
+
+    images, labels = _digits(batch_size)
+    model, optimizer = Plain(), optax.adam(1e-3)
+    params = model.init(jax.random.key(0), images)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, images, labels):
+        def loss(params):
+            logits = model.apply(params, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    def work(times):
+        nonlocal params, state
+        for _ in range(times):
+            params, state = step(params, state, images, labels)
+        jax.block_until_ready(params)
+
+    return work, {"units": batch_size, "parameters": count}
+
+
+def keras_cnn(batch_size: int, backend: str) -> tuple[Callable, dict]:
+    """The small CNN in Keras, on "jax" or "torch"."""
+    os.environ["KERAS_BACKEND"] = backend
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((28, 28, 1))])
+    for width in (32, 64):
+        model.add(layers.Conv2D(width, 3, activation="relu"))
+        model.add(layers.MaxPooling2D())
+    model.add(layers.Flatten())
+    model.add(layers.Dense(64, activation="relu"))
+    model.add(layers.Dense(10))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss)
+    images, labels = _digits(batch_size)
+
+    def work(times):
+        for _ in range(times):
+            model.train_on_batch(images, labels)
+
+    return work, {"units": batch_size, "parameters": model.count_params()}
+
+
+def torch_cnn(batch_size: int, compiled: bool) -> tuple[Callable, dict]:
+    """The small CNN in torch, eager or by `torch.compile`."""
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(1600, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+    images, labels = _digits(batch_size)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    targets = torch.from_numpy(labels).long()
+    loss = lambda model: nn.functional.cross_entropy(model(inputs), targets)
+    work = _torch_steps(model, loss, compiled, torch.optim.Adam)
+    return work, {"units": batch_size, "parameters": _count(model)}
+
+
+def _count(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _torch_steps(model, loss: Callable, compiled: bool, optimizer) -> Callable:
+    """The loop of torch's tutorials."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).train()
+    run = torch.compile(model) if compiled else model
+    optimizer = optimizer(model.parameters(), lr=1e-3)
+
+    def work(times):
+        for _ in range(times):
+            optimizer.zero_grad()
+            loss(run).backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work
+
+
+# ----------------------------------------------------------------------------------- transformers
+
+
+def transformers(
+    model: str, settings: dict, inputs: dict[str, list], batch_size: int
+) -> tuple[Callable, dict]:
+    """A training step of a class of `transformers`, on torch, with its AdamW.
+
+    Args:
+      model: e.g. "BertForMaskedLM".
+      settings: of its config class.
+      inputs: {name: [shape without B, whole numbers below this, or 0 for floats]}.
+      batch_size: B.
+    """
+    import torch
+    import transformers as library
+
+    cls = getattr(library, model)
+    torch.manual_seed(0)
+    made = cls(cls.config_class(**settings))
+    rng = np.random.default_rng(0)
+
+    def filled(shape, high):
+        shape = batch_size, *shape
+        numbers = rng.integers(0, high, shape) if high else rng.random(shape, np.float32)
+        return torch.from_numpy(numbers).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    batch = {name: filled(*one) for name, one in inputs.items()}
+    loss = lambda model: model(**batch).loss
+    work = _torch_steps(made, loss, False, torch.optim.AdamW)
+    return work, {"units": batch_size, "parameters": _count(made)}
+
+
+# -------------------------------------------------------------------------------------- generation
+
+
+def generate_ours(settings: dict, batch_size: int, prompt: int, new: int) -> tuple[Callable, dict]:
+    """Greedy writing by our GPT with its cache.
+
+    Args:
+      settings: fields of `lm.gpt.GPT`.
+      batch_size, prompt, new: rows, tokens given, tokens written.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from common import runtime
+    from lm import generate, gpt
+
+    runtime.start()
+    model = gpt.GPT(**settings)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, settings["vocab_size"], (batch_size, prompt)), jnp.int32)
+    key, lengths = jax.random.key(0), jnp.full(batch_size, prompt, jnp.int32)
+    params = jax.jit(model.init)(key, tokens)["params"]
+
+    def work(times):
+        for _ in range(times):
+            written = generate.generate(model, params, tokens, lengths, key, steps=new)
+            jax.block_until_ready(written.tokens)
+
+    return work, {"unit": "token", "units": batch_size * new}
+
+
+def generate_transformers(
+    settings: dict, batch_size: int, prompt: int, new: int
+) -> tuple[Callable, dict]:
+    """Greedy writing by GPT-2 of `transformers` with its cache; arguments as `generate_ours`, the
+    settings those of `GPT2Config`."""
+    import torch
+    import transformers as library
+
+    torch.manual_seed(0)
+    model = library.GPT2LMHeadModel(library.GPT2Config(**settings)).eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = torch.randint(0, settings["vocab_size"], (batch_size, prompt)).to(model.device)
+
+    def work(times):
+        for _ in range(times):
+            with torch.inference_mode():
+                model.generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    max_new_tokens=new,
+                    min_new_tokens=new,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+
+    return work, {"unit": "token", "units": batch_size * new}
+
+
+# ---------------------------------------------------------------------------------------- pipelines
+
+
+def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
+    """Our pipeline alone: images from the host's memory, in a keyed order, onto the device.
+
+    Args:
+      count: images of 28x28, uint8.
+      batch_size: rows a step.
+      workers: processes that read; 0 reads by threads.
+    """
+    import jax
+
+    from common import data, mesh, runtime
+
+    runtime.start()
+    images, labels = _images(count)
+    source = data.from_arrays({"image": images, "label": labels}, resident=False)
+    batches = data.train_batches(source, 0, 0, 2**40, batch_size, mesh.make(), workers)
+
+    def work(times):
+        for _ in range(times):
+            jax.block_until_ready(next(batches))
+
+    return work, {"units": batch_size}
+
+
+def input_torch(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
+    """torch's `DataLoader` over the same images, shuffled."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    images, labels = map(torch.from_numpy, _images(count))
+    loader = DataLoader(
+        TensorDataset(images, labels), batch_size, shuffle=True, num_workers=workers
+    )
+    forever = (batch for _ in iter(int, 1) for batch in loader)
+
+    def work(times):
+        for _ in range(times):
+            next(forever)
+
+    return work, {"units": batch_size}
+
+
+def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(u8[N, 28, 28, 1], i32[N]) of random numbers."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
+    return images, rng.integers(0, 10, count).astype(np.int32)
+
+
+# ---------------------------------------------------------------------------------------- the ruler
+
+
+def matmul() -> tuple[Callable, dict]:
+    """A product of two square matrices by XLA, float32 on a CPU and bfloat16 elsewhere: what the
+    others' FLOP/s are measured against."""
+    import jax
+
+    from common import runtime
+
+    runtime.start()
+    size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+
+    def work(times):
+        for _ in range(times):
+            found = product(a, b)
+        jax.block_until_ready(found)
+
+    facts = {"unit": "product", "units": 1, "flops": 2 * size**3}
+    return work, facts | {"environment": runtime.environment()}
+
+
+def _machine() -> dict:
+    """What the libraries of this process run on."""
+    found = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
+    device = platform.machine()
+    if "jax" in sys.modules:
+        device = sys.modules["jax"].devices()[0].device_kind
+    elif "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        device = sys.modules["torch"].cuda.get_device_name()
+    return {"device": device, "versions": found}
+
+
+def main() -> None:
+    """Makes ready, says so, and works as standard input says."""
+    say = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is no answer
+    kind, settings = sys.argv[1:]
+    try:
+        work, facts = globals()[kind](**json.loads(settings))
+    except ModuleNotFoundError as error:
+        print(json.dumps({"missing": error.name}), file=say, flush=True)
+        return
+    work(1)
+    print(json.dumps({"unit": "example"} | facts | _machine()), file=say, flush=True)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        work(int(line))
+        print(time.perf_counter() - begun, file=say, flush=True)
+
+
+if __name__ == "__main__":
+    main()
