@@ -193,11 +193,12 @@ GROWTH = {
 }
 
 
-def _grown(batch: int, length: int, depth: int, width: int) -> Contender:
+def _grown(cpu: bool, batch: int, length: int, depth: int, width: int) -> Contender:
     """A GPT of this size."""
     words = [f"train.batch_size={batch}", "train.accumulate=1", f"data.length={length}"]
     words += [f"model.max_length={length}", f"model.layers={depth}", f"model.width={width}"]
     words += [f"model.heads={width // 32}", f"model.hidden={4 * width}"]
+    words += ["model.dtype=None"] * cpu
     return _ours("configs/lm/gpt2_small.py", [*words, "data.vocab_size=4096"], tokens=4096)
 
 
@@ -326,13 +327,13 @@ def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> 
 PROGRAMS = {case.__name__: case for case in (start, sweep, overhead)}
 
 
-def growth(rounds: int) -> list[dict]:
+def growth(rounds: int, cpu: bool) -> list[dict]:
     """Our step at sizes from a sixteenth to eight times the base."""
     rows = []
     for what, sizes in GROWTH.items():
         for size in sizes:
             settings = BASE | {what: size}
-            row = contest.against([_grown(**settings)], rounds)[0]
+            row = contest.against([_grown(cpu, **settings)], rounds)[0]
             rows.append(row | {"what": what, "size": size})
     return rows
 
@@ -422,10 +423,10 @@ def main(argv=None) -> int:
         result["environment"] = runtime.environment()
     else:  # this process leaves the device to the contenders
         result["peak_flops_per_second"], result["environment"] = peak()
+        cpu = result["environment"]["platform"] == "cpu"
         if args.case == "growth":
-            result["rows"] = growth(args.rounds or 5)
+            result["rows"] = growth(args.rounds or 5, cpu)
         else:
-            cpu = result["environment"]["platform"] == "cpu"
             result["rows"] = contest.against(STEPS[args.case](cpu), args.rounds or 15)
     if args.png:
         figure = speed_figure(args.case, result["rows"])

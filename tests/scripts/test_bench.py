@@ -82,7 +82,7 @@ def test_a_case_prints_a_table_and_draws(case, capsys, tmp_path):
 def test_cost_grows_as_the_model_says(tmp_path):
     bench = script("bench")
     bench.GROWTH = {"batch": (1, 2), "width": (64,)}
-    rows = bench.growth(1)
+    rows = bench.growth(1, cpu=True)
     assert [row["size"] for row in rows] == [1, 2, 64]
     assert rows[1]["flops"] == 2 * rows[0]["flops"]
     bench.growth_figure(rows, 1e11).savefig(tmp_path / "growth.png")
