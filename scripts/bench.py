@@ -355,8 +355,8 @@ def text(result: dict) -> str:
             (
                 f"{row['what']} {row['size']}" if "what" in row else row["name"],
                 _duration(row["seconds"]),
-                f"{row['ratio']:.3f}",
-                f"{low:.3f} to {high:.3f}",
+                "" if "what" in row else f"{row['ratio']:.3f}",
+                "" if "what" in row else f"{low:.3f} to {high:.3f}",
                 speed,
                 f"{flops / 1e9:.1f}" if flops else "",
                 f"{100 * flops / top:.0f}%" if flops and top else "",
