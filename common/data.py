@@ -8,6 +8,7 @@ time, by threads or worker processes, each process reading exactly the rows that
 Letters: B global batch, N examples in a set, b rows asked for.
 """
 
+import functools
 import hashlib
 import os
 import signal
@@ -28,6 +29,7 @@ from common.task import Source
 from common.tree import mix
 
 ROUNDS = 24
+BLOCK = 4096  # rows
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
 
 
@@ -68,6 +70,24 @@ def order(seed, step, batch_size: int, size: int, xp=np):
         position = start + xp.arange(batch_size, dtype=xp.uint32)
         n = xp.uint32(size)
         return _shuffled(seed, epoch + position // n, position % n, n, xp)
+
+
+def order_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """`order` by numpy, which takes as long for a few thousand rows as for a hundred: worked out
+    for several steps at once, and kept for the next ones."""
+    steps = max(1, BLOCK // batch_size)
+    with _working_out:  # a thread each reads a step, and all ask for one block at a time
+        block = _block(int(seed), int(step) // steps, batch_size * steps, size)
+    start = int(step) % steps * batch_size
+    return block[start : start + batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _block(seed: int, number: int, rows: int, size: int) -> np.ndarray:
+    return order(seed, number, rows, size)
+
+
+_working_out = threading.Lock()
 
 
 def rows_at(seed, index, size: int, xp=np):
@@ -169,7 +189,7 @@ class _ReadStep(grain.transforms.Map):
         self.source, self.seed, self.batch_size, self.local = source, seed, batch_size, local
 
     def map(self, step):
-        rows = order(self.seed, step, self.batch_size, self.source.size)[self.local]
+        rows = order_on_host(self.seed, step, self.batch_size, self.source.size)[self.local]
         index = stream_index(step, self.batch_size)[self.local]
         return self.source.read(rows) | {"index": index, "valid": np.ones(len(rows), np.float32)}
 

@@ -34,6 +34,15 @@ def test_host_and_device_agree(batch_size, size):
         np.testing.assert_array_equal(expected, traced(np.uint32(seed), np.uint32(step)))
 
 
+@pytest.mark.parametrize(("batch_size", "size"), [(128, 60000), (300, 100), (5000, 60000), (1, 7)])
+def test_the_host_works_out_several_steps_at_once(batch_size, size):
+    for seed in (0, 2**32 - 1):
+        for step in (0, 1, 13, 31, 32, 33, 4095, 4096, 4_000_000_000, 2):
+            expected = data.order(seed, step, batch_size, size)
+            found = data.order_on_host(seed, step, batch_size, size)
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_rows_are_known_from_their_positions():
     size, batch_size = 37, 16
     for step in (0, 3, 11):
