@@ -85,10 +85,19 @@ def ready(contender: Contender) -> Iterator[Running]:
 
 
 def work(one: Running) -> float:
-    """The seconds that a contender's work takes once, by the mean of a round."""
-    one.process.stdin.write(f"{one.times}\n")
-    one.process.stdin.flush()
-    return float(one.process.stdout.readline()) / one.times
+    """The seconds that a contender's work takes once, by the mean of a round.
+
+    Raises:
+      BadInput: if its process has ended.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        one.process.stdin.write(f"{one.times}\n")
+        one.process.stdin.flush()
+    answer = one.process.stdout.readline()
+    if not answer:
+        code = one.process.wait()
+        raise BadInput(f"{one.contender.name}: its process ended with {code} (-9: no memory)")
+    return float(answer) / one.times
 
 
 def in_turn(jobs: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:

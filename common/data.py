@@ -84,7 +84,9 @@ def order_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
 @functools.lru_cache(maxsize=4)
 def _block(seed: int, number: int, rows: int, size: int) -> np.ndarray:
-    return order(seed, number, rows, size)
+    found = order(seed, number, rows, size)
+    found.flags.writeable = False
+    return found
 
 
 _working_out = threading.Lock()

@@ -71,7 +71,7 @@ def start(
         # and to touch it again costs a page fault every 4 KiB: a third of the time of a BERT's
         # step. Kept, it is up to 1.6 times as much.
         _allocator(M_MMAP_MAX, 0)
-        _allocator(M_TRIM_THRESHOLD, 2**31 - 1)
+        _allocator(M_TRIM_THRESHOLD, -1)
     else:
         _allocator(M_ARENA_MAX, 0)
 

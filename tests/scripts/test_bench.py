@@ -52,6 +52,14 @@ def test_a_contender_that_fails_says_why(capsys):
         pass
 
 
+def test_a_contender_that_is_killed_is_named():
+    with contest.ready(contest.Contender("product", "matmul", {})) as one:
+        assert contest.work(one) > 0
+        one.process.kill()
+        with pytest.raises(contest.BadInput, match="product: its process ended with -9"):
+            contest.work(one)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["cnn", "resnet18", "vit", "bert", "gpt"])
 def test_contenders_train_the_same_network(case, capsys):
