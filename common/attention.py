@@ -1,6 +1,7 @@
 """Attention: positions, what sees what, grouped key heads, the cache of decoding.
 
-What may be seen by what is one boolean mask, made once for all blocks (`visibility`).
+What may be seen by what is a boolean mask (`visibility`), which all blocks of a program share;
+fused kernels are told the rule itself instead.
 
 Letters: B batch, L positions, S positions looked at, T positions of a cache, D width, H heads, G
 heads of keys and values, K width of a head.
@@ -15,9 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.layers import Dense, Dropout, identity, wanted
+from common import kernels
+from common.layers import Dense, Dropout, identity, on_parts, wanted
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["plain", "splash"]
 Dtype = Literal["bfloat16"]
 
 
@@ -105,24 +107,50 @@ def visibility(length: int, causal: bool, window: int | None, segments=None):
     return seen
 
 
-def attention_map(query, key, mask, causal: bool):
+def cached_visibility(positions, length: int, window: int | None):
+    """bool[B, 1, L, T]: what new positions see of a cache: themselves and those in front of them.
+
+    Args:
+      positions: i32[B, L].
+      length: T.
+      window: as in `visibility`.
+    """
+    distance = positions[:, :, None] - jnp.arange(length)
+    seen = distance >= 0
+    return (seen if window is None else seen & (distance < window))[:, None]
+
+
+def attention_map(query, key, mask):
     """Softmax of the scaled products: [B, H, L, S], at least f32.
 
     Args:
       query: [B, H, L, K].
       key: [B, H, S, K].
       mask: bool, broadcastable to [B, H, L, S], or None.
-      causal: whether positions see only those in front of them.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bhlk,bhsk->bhls", query, key, preferred_element_type=dtype)
     logits = logits / math.sqrt(query.shape[-1])
-    if causal:
-        here = visibility(query.shape[2], True, None)
-        mask = here if mask is None else mask & here
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
     return jax.nn.softmax(logits, axis=-1)
+
+
+def plain(query, key, value, mask=None, on_map: Callable = identity):
+    """Attention with its map in memory: [B, L, H, K].
+
+    Args:
+      query: [B, L, H, K].
+      key, value: [B, S, G, K].
+      mask: bool, broadcastable to [B, H, L, S], or None.
+      on_map: what is done to the map, [B, H, L, S], before the values are weighed by it.
+    """
+    repeats = query.shape[2] // key.shape[2]
+    heads_first = lambda y, repeats: jnp.repeat(y.swapaxes(1, 2), repeats, axis=1)
+    query = heads_first(query, 1)
+    key, value = heads_first(key, repeats), heads_first(value, repeats)
+    maps = on_map(attention_map(query, key, mask)).astype(value.dtype)
+    return jnp.einsum("bhls,bhsk->bhlk", maps, value).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -132,11 +160,14 @@ class Attention(nn.Module):
     Attributes:
       heads: H.
       kv_heads: G, which divides H; None is H.
+      causal: whether a position sees only itself and those in front of it.
+      window: it sees only those at a distance below this; None is all.
       bias: whether the four projections have biases.
       theta: base of rotary positions; None is none.
       dropout: rate on the attention map; None is none. May be traced.
-      implementation: of `jax.nn.dot_product_attention`; None computes the map plainly, which is
-        faster on CPU. So do dropout, and maps that are asked for.
+      implementation: "splash", a kernel for long rows on TPUs, see `common.kernels`; "plain"; None
+        is cuDNN's kernel in bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
+        maps that are asked for and a cache are always plain.
       dtype: of the computation; None is that of the parameters.
       kernel_init, out_init: of the projections in, and of the one out.
       constrain: pins activations to a mesh.
@@ -144,6 +175,8 @@ class Attention(nn.Module):
 
     heads: int
     kv_heads: int | None = None
+    causal: bool = False
+    window: int | None = None
     bias: bool = True
     theta: float | None = None
     dropout: float | None = None
@@ -154,16 +187,16 @@ class Attention(nn.Module):
     constrain: Callable = identity
 
     @nn.compact
-    def __call__(self, x, positions, mask, causal: bool, train: bool, cache=None):
+    def __call__(self, x, positions, segments, train: bool, cache=None):
         """Returns ([B, L, D], cache).
 
         Args:
           x: [B, L, D].
           positions: i32[B, L], for rotary positions and the cache.
-          mask: bool[B or 1, 1, L, S] or None.
-          causal, train: flags.
+          segments: i32[B, L] or None: what has another number is not seen. Not with a cache.
+          train: whether dropout is active.
           cache: None, or (keys, values) [B, T, G, K]: the new ones are written at `positions`, and
-            the mask is over T.
+            what is in front of them is seen.
         """
         width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
         size = width // self.heads
@@ -185,19 +218,36 @@ class Attention(nn.Module):
             value = write(cache[1], value.astype(cache[1].dtype), positions[:, 0])
             cache = key, value
         dropped = self.dropout is not None and train
-        if self.implementation is None or dropped or wanted(self):
-            heads_first = lambda y, repeats: jnp.repeat(y.swapaxes(1, 2), repeats, axis=1)
-            query, repeats = heads_first(query, 1), self.heads // groups
-            key, value = heads_first(key, repeats), heads_first(value, repeats)
-            maps = attention_map(query, key, mask, causal)
-            if wanted(self):
-                self.sow("intermediates", "attention", maps)
-            maps = Dropout(self.dropout)(maps, train).astype(value.dtype)
-            y = jnp.einsum("bhls,bhsk->bhlk", maps, value).swapaxes(1, 2)
+        kernels_may = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
+        if cache is not None:
+            mask = cached_visibility(positions, key.shape[1], self.window)
         else:
-            y = jax.nn.dot_product_attention(
-                query, key, value, mask=mask, is_causal=causal, implementation=self.implementation
-            )
+            mask = visibility(x.shape[1], self.causal, self.window, segments)
+        if kernels_may and self.implementation == "splash":
+            arrays = (query, key, value) if segments is None else (query, key, value, segments)
+            attend = partial(kernels.splash, causal=self.causal, window=self.window)
+            names = "batch", None, "heads", None
+            y = on_parts(self.constrain, attend, names, key.shape, *arrays)
+        elif kernels_may and self.implementation is None:
+            y = self._by_device(query, key, value, mask, segments)
+        else:
+
+            def on_map(maps):
+                if wanted(self):
+                    self.sow("intermediates", "attention", maps)
+                return Dropout(self.dropout)(maps, train)
+
+            y = plain(query, key, value, mask, on_map)
         y = y.reshape(*x.shape[:2], width)
         out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
         return out(width, name="out")(y), cache
+
+    def _by_device(self, query, key, value, mask, segments):
+        """cuDNN's attention in a program for NVIDIA if it takes these, else the plain one."""
+        cudnn = {"mask": mask, "causal": False, "window": None}
+        if segments is None and (self.causal or self.window is None):
+            cudnn = {"causal": self.causal, "window": self.window}  # it passes over what is hidden
+        if not kernels.cudnn_takes(query, key, value, **cudnn):
+            return plain(query, key, value, mask)
+        cuda, default = partial(kernels.cudnn, **cudnn), partial(plain, mask=mask)
+        return jax.lax.platform_dependent(query, key, value, cuda=cuda, default=default)

@@ -39,6 +39,7 @@ class Report(NamedTuple):
       fits: whether `total` is below `limit`; True where the limit is not known.
       aliased_bytes: of the state that is updated in place.
       collectives: rows {kind, axes, times, bytes}, summed over the program; bytes sent in a step.
+      kernels: {name: times a step} of what is called by name: cuDNN's attention, Pallas' kernels.
       model_flops: of the task's own count; None where it has none.
       flops: of matrix products and convolutions as traced, with what is computed again, over the
         devices.
@@ -60,6 +61,7 @@ class Report(NamedTuple):
     fits: bool
     aliased_bytes: int
     collectives: list
+    kernels: dict
     model_flops: float | None
     flops: float
     xla_flops: float | None
@@ -206,6 +208,7 @@ def _report(
             {"kind": kind, "axes": axes, "times": times, "bytes": int(sent)}
             for (kind, axes), (times, sent) in sorted(rows.items())
         ],
+        kernels=hlo.kernels(module) if module else {},
         model_flops=per_example and per_example * made.plan.batch_size / count,
         flops=each,
         xla_flops=xla_flops,
@@ -249,6 +252,8 @@ def text(report: Report) -> str:
             for row in report.collectives
         )
         lines += [tree.table_text(("collective", "over", "times", "sent a device"), rows)]
+    if report.kernels:
+        lines += [tree.table_text(("kernel", "times"), sorted(report.kernels.items()))]
     rows = [("FLOPs a device", f"{report.flops:.4g}")]
     if report.model_flops:
         rows += [("by the model's own count", f"{report.model_flops:.4g}")]

@@ -12,7 +12,8 @@ from jax.extend.core import jaxprs_in_params
 def traced(jaxpr) -> int:
     """FLOPs of the matrix multiplications and convolutions of a jaxpr, two a multiply-add.
 
-    What a backward pass computes again is counted again; a `while` loop counts once.
+    What a backward pass computes again is counted again; a `while` loop counts once, and of the
+    branches of a `cond` the largest.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -24,6 +25,10 @@ def traced(jaxpr) -> int:
         elif name == "conv_general_dilated":
             features = shapes[1][params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // features
-        inside = sum(traced(inner) for inner in jaxprs_in_params(params))
-        total += inside * params.get("length", 1)  # of a scan
+        inside = [traced(inner) for inner in jaxprs_in_params(params)]
+        if name == "cond":  # one of them runs
+            inside = [max(inside)]
+        elif name == "pallas_call":
+            inside = [math.prod(params["grid_mapping"].grid) * n for n in inside]
+        total += sum(inside) * params.get("length", 1)  # of a scan
     return total

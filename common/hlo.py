@@ -108,7 +108,7 @@ def parse(text: str) -> Module:
         if header:
             inside = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # attributes of kernels may go over several lines
             inside = None
         elif inside is not None and (found := _instruction(line)):
             inside.append(found)
@@ -160,6 +160,17 @@ def loops(module: Module) -> int:
         for one in module.computations[name]
         if one.opcode == "while"
     )
+
+
+def kernels(module: Module) -> dict[str, int]:
+    """{target: times a step} of kernels that are called by name: cuDNN's, Pallas' and others."""
+    found: dict[str, int] = {}
+    for name, count in module.times.items():
+        for one in module.computations[name]:
+            if one.opcode == "custom-call" and one.operands:
+                target = re.search(r'custom_call_target="([^"]*)"', one.attributes)[1]
+                found[target] = found.get(target, 0) + count
+    return found
 
 
 # ------------------------------------------------------------------------------------------- bytes

@@ -38,6 +38,21 @@ def gathered(constrain: Callable, x, names: Names):
     return use(x)
 
 
+def on_parts(constrain: Callable, function: Callable, names: Names, like: tuple, *arrays):
+    """`function(*arrays)` on each device with its part: for kernels, which XLA cannot divide.
+
+    Args:
+      constrain: a module's `constrain` field.
+      function: of arrays whose first dimensions are split alike; what it returns is split so too.
+      names: the logical names of those dimensions.
+      like: a shape that decides which of them can be split.
+      arrays: may have fewer dimensions than there are names.
+    """
+    if constrain is identity:
+        return function(*arrays)
+    return constrain.on_parts(function, names, like, arrays)
+
+
 def wanted(module: nn.Module) -> bool:
     """Whether the caller asked for intermediates."""
     return module.is_mutable_collection("intermediates") and not module.is_initializing()

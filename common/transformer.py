@@ -26,7 +26,6 @@ from common.attention import (
     Dtype,
     Implementation,
     sinusoids,
-    visibility,
 )
 from common.config import require
 from common.layers import Dense, Dropout, identity, wanted
@@ -102,14 +101,12 @@ class Block(nn.Module):
     constrain: Callable = identity
 
     @nn.compact
-    def __call__(self, x, positions, mask, causal: bool, train: bool, cache=None):
+    def __call__(self, x, positions, segments, train: bool, cache=None):
         """Returns ([B, L, D], cache); arguments as in `Attention`."""
         attention, mlp = self.attention(name="attention"), self.mlp(name="mlp")
         norms = self.norm(name="attention_norm"), self.norm(name="mlp_norm")
         drop = Dropout(self.dropout)
-        y, cache = attention(
-            norms[0](x) if self.pre_norm else x, positions, mask, causal, train, cache
-        )
+        y, cache = attention(norms[0](x) if self.pre_norm else x, positions, segments, train, cache)
         x = x + drop(y, train)
         x = x if self.pre_norm else norms[0](x)
         x = self.constrain(x, "batch", None, None)
@@ -144,7 +141,7 @@ class Transformer(nn.Module):
       dropout: rate behind embeddings, attention and MLP; None is none. May be traced.
       attention_dropout: rate on the attention maps.
       init_std: standard deviation of matrices and embeddings at first.
-      implementation: of `jax.nn.dot_product_attention`; None is our own plain one.
+      implementation: of attention, see `common.attention.Attention`.
       dtype: of the computation; None is that of the parameters.
       remat: what the backward pass computes again: "none" of it, all but the matrix products
         ("dots"), or the whole "block" from its input.
@@ -233,6 +230,8 @@ class Transformer(nn.Module):
             Attention,
             heads=self.heads,
             kv_heads=self.kv_heads,
+            causal=self.CAUSAL,
+            window=self.window,
             theta=self.theta if self.positions == "rotary" else None,
             dropout=self.attention_dropout,
             implementation=self.implementation,
@@ -245,7 +244,7 @@ class Transformer(nn.Module):
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             policy = policy if self.remat == "dots" else None
-            block = nn.remat(Block, static_argnums=(4, 5), policy=policy)
+            block = nn.remat(Block, static_argnums=(4,), policy=policy)
         return block(
             attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain, **where
         )
@@ -286,36 +285,28 @@ class Transformer(nn.Module):
             T. Segments do not go with it.
         """
         if cache is None:
-            mask, causal = None, self.CAUSAL and self.window is None and segments is None
-            if not causal:
-                mask = visibility(x.shape[1], self.CAUSAL, self.window, segments)
-            x = self._blocks(x, positions, mask, causal, train)
+            x = self._blocks(x, positions, segments, train)
             return self.final_norm(x) if self.pre_norm else x
-        seen = jnp.arange(cache.keys[0].shape[1])
-        distance = positions[:, :, None] - seen
-        mask = distance >= 0
-        if self.window is not None:
-            mask &= distance < self.window
         keys, values = [], []
         for i in range(self.layers):
             x, (key, value) = getattr(self, f"block_{i}")(
-                x, positions, mask[:, None], False, train, (cache.keys[i], cache.values[i])
+                x, positions, None, train, (cache.keys[i], cache.values[i])
             )
             keys.append(key)
             values.append(value)
         cache = Cache(tuple(keys), tuple(values), cache.length + x.shape[1])
         return (self.final_norm(x) if self.pre_norm else x), cache
 
-    def _blocks(self, x, positions, mask, causal: bool, train: bool):
+    def _blocks(self, x, positions, segments, train: bool):
         if self.scan and not self.is_initializing():
-            return self._scanned(x, positions, mask, causal, train)
+            return self._scanned(x, positions, segments, train)
         for i in range(self.layers):
-            x, _ = getattr(self, f"block_{i}")(x, positions, mask, causal, train)
+            x, _ = getattr(self, f"block_{i}")(x, positions, segments, train)
             if wanted(self):
                 self.sow("intermediates", f"hidden_{i}", x)
         return x
 
-    def _scanned(self, x, positions, mask, causal: bool, train: bool):
+    def _scanned(self, x, positions, segments, train: bool):
         params = [self.variables["params"][f"block_{i}"] for i in range(self.layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         block, asked = self.make_block(parent=None), wanted(self)
@@ -325,7 +316,7 @@ class Transformer(nn.Module):
             params, key = inputs
             (x, _), kept = block.apply(
                 {"params": params},
-                *(x, positions, mask, causal, train),
+                *(x, positions, segments, train),
                 rngs={"dropout": key},
                 mutable=["intermediates"] if asked else [],
             )

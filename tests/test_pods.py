@@ -113,3 +113,25 @@ def test_seven_billion_parameters_fit_64_chips(request):
     assert found.mesh == {"data": 1, "fsdp": 16, "tensor": 4}
     assert found.fits
     assert compiled.bound(found)[0] == "compute"
+
+
+def test_splash_attention_has_no_maps_in_memory():
+    """Two blocks of Llama's shape on long rows: three kernels a block, forward and backward, each
+    device with its rows and heads."""
+    small = {"model.layers": 2, "model.max_length": 2048, "data.length": 2048}
+    small |= {"train.batch_size": 32, "train.accumulate": 1, "evals.valid.batch_size": 32}
+    small |= {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    found = {
+        way: compiled.examine(
+            load(f"{ROOT}/configs/lm/gpt2_small.py:llama", **small | {"model.implementation": way}),
+            "v5e:2x4",
+        )
+        for way in ("plain", "splash")
+    }
+    plain, splash = found["plain"], found["splash"]
+    assert not plain.kernels.get("tpu_custom_call")
+    assert splash.kernels["tpu_custom_call"] == 2 * 3
+    assert splash.memory["working"] < 0.9 * plain.memory["working"]
+    assert splash.traffic_bytes < 0.85 * plain.traffic_bytes
+    told = lambda report: {(c["kind"], c["axes"]): c["times"] for c in report.collectives}
+    assert told(splash).keys() <= told(plain).keys()
