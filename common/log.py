@@ -291,7 +291,7 @@ class Progress:
         self._begun, self._before = time.perf_counter(), seconds
         self._live = show and sys.stderr.isatty()
         self._last_shown, self._width = -math.inf, 0
-        self._busy, self._mark, self._steps, self._first = 0.0, None, 0, step
+        self._busy, self._mark, self._steps, self._first = 0.0, None, 0, None
         self.start()
 
     def seconds(self) -> float:
@@ -309,12 +309,11 @@ class Progress:
             self._mark = None
 
     def done(self, step: int) -> None:
-        """`step` updates are complete. The first, which compiles, does not count towards the
+        """`step` updates are complete. The first call, which compiles, does not count towards the
         speed."""
-        if step == self._first + 1:
-            self._busy, self._mark, self._steps = 0.0, time.perf_counter(), 0
-        else:
-            self._steps = step - self._first - 1
+        if self._first is None:
+            self._busy, self._mark, self._first = 0.0, time.perf_counter(), step
+        self._steps = step - self._first
 
     def examples_per_second(self) -> float:
         """Mean speed of training since this start; 0 before it is known."""

@@ -136,11 +136,11 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
         rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         return jax.device_put(rows, by_trial)
 
-    states, terms, finite = None, None, None
+    states, terms, made = None, None, None
     outcomes: dict[int, Any] = {}
 
     def numbers_of(k):
-        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, finite))
+        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, made))
 
     def advance(k):
         """Takes a trial to its next update, or notes how it ended."""
@@ -171,28 +171,31 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             next_step = {k: advance(k) for k in begun}
             del begun, some
         while going := {k: s for k, s in next_step.items() if k not in outcomes}:
-            now = min(going.values())
-            turn = [k for k, s in going.items() if s == now]
+            now = min(going.values(), key=lambda call: call.start)
+            turn = [k for k, call in going.items() if call == now]
             live = np.isin(np.arange(padded), turn)
             with jax.set_mesh(layout.mesh):
-                states, terms, finite = step(hypers, states, live, first.resident)
+                many = np.int32(len(now))
+                states, terms, made = step(hypers, states, live, many, first.resident)
             with jax.set_mesh(first.layout.mesh):
                 next_step |= {k: advance(k) for k in turn}
     return [outcomes[k] for k in range(count)]
 
 
 def _stacked_step(program: Program, by_trial: NamedSharding):
-    """(hypers, states, live bool[n], resident) -> (states, Terms, finite), all stacked; what is not
-    live stays as it is."""
-    update = program.step.__wrapped__
+    """(hypers, states, live bool[n], count, resident) -> (states, Terms, made), all stacked; what
+    is not live stays as it is."""
+    step, steps = program.step.__wrapped__, program.steps and program.steps.__wrapped__
 
-    def one(hypers, state: TrainState, live, resident):
-        changed, terms, finite = update(hypers, state, {}, resident)
+    def one(hypers, state: TrainState, live, count, resident):
+        changed, terms, made = (
+            steps(hypers, state, count, resident) if steps else step(hypers, state, {}, resident)
+        )
         changed = jax.tree.map(lambda new, old: jnp.where(live, new, old), changed, state)
-        return changed, terms, finite
+        return changed, terms, made
 
     return jax.jit(
-        jax.vmap(one, in_axes=(0, 0, 0, None), spmd_axis_name=AXIS),
+        jax.vmap(one, in_axes=(0, 0, 0, None, None), spmd_axis_name=AXIS),
         donate_argnums=1,
         out_shardings=by_trial,
     )
@@ -200,7 +203,7 @@ def _stacked_step(program: Program, by_trial: NamedSharding):
 
 def _trial(
     program: Program, folder, count: int, preemption, state, numbers
-) -> Iterator[TrainState | int]:
+) -> Iterator[TrainState | range]:
     """An ordinary run whose updates somebody else makes: yields first the state that it begins
     with, on the host, then what `train.course` yields; returns its result."""
     with (

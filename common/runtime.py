@@ -133,11 +133,12 @@ class Told:
 
 
 class Preemption(Told):
-    """`Told` as a question asked once a step. With several processes SIGTERM is jax's, which tells
-    all of them, and SIGINT is passed on as one."""
+    """`Told` as a question asked between steps. With several processes SIGTERM is jax's, which
+    tells all of them, and SIGINT is passed on as one."""
 
     def __enter__(self):
         self._numbers = Told._numbers[1:] if jax.process_count() > 1 else Told._numbers
+        self._asked = 0
         return super().__enter__()
 
     def _notice(self, number, frame):
@@ -145,11 +146,12 @@ class Preemption(Told):
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def noticed(self, step: int) -> bool:
-        """Whether to save and leave now; with several processes all get the same answer at
-        `step`."""
+    def noticed(self) -> bool:
+        """Whether to save and leave now; with several processes all get the same answer to the
+        same question, counted from the first."""
+        self._asked += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self.signal is not None
 
 

@@ -1,4 +1,5 @@
-"""One update: the pure function (hypers, state, batch, resident) -> (state, Terms, finite).
+"""One update: the pure function (hypers, state, batch, resident) -> (state, Terms, finite); and
+several as one computation.
 
 The floats of a config enter as traced numbers, `hypers`, and task and optimizer are built from
 them while the step is traced: another learning rate compiles nothing anew, and `jax.vmap` over
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     accumulate: int
     average: float | None
     log_every: int
+    steps_per_call: int
 
 
 def _gradients(
@@ -150,6 +152,30 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
         return TrainState(state.step + 1, params, extra, opt_state, average), terms, finite
 
     return step
+
+
+def make_steps(step: Callable) -> Callable:
+    """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, made).
+
+    A step is the same program whatever `count` is, so the bits do not depend on how steps are
+    grouped. The Terms are those of the last step; `made` i32[] is how many steps there were until
+    one was not finite: `count` if all were.
+
+    Args:
+      step: what `make_step` gives.
+    """
+
+    def steps(hypers, state: TrainState, count, resident: dict):
+        def one(i, carry):
+            state, _, made = carry
+            state, terms, finite = step(hypers, state, {}, resident)
+            return state, terms, jnp.where(finite & (made == i), made + 1, made)
+
+        _, terms, _ = jax.eval_shape(step, hypers, state, {}, resident)
+        terms = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), terms)
+        return jax.lax.fori_loop(0, count, one, (state, terms, jnp.int32(0)))
+
+    return steps
 
 
 def _norm(grads) -> jax.Array:

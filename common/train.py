@@ -7,6 +7,7 @@ saved, and a run that was killed ends bit for bit like one that was not.
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import zlib
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from common import checkpoint, chips, data, log, runtime, tree, workdir
+from common import checkpoint, chips, data, log, mesh, runtime, tree, workdir
 from common.config import call, choice, plain, require
 from common.program import Program, initial_state, metric_keys, prepare, should_stop
 from common.step import TrainState
@@ -66,17 +67,20 @@ def loop(
     folder=None,
 ) -> TrainState:
     """Takes `state` to the end of the run, or to where it stops early; see `course`."""
-    step, terms, finite = int(state.step), None, None
+    step, terms, made = int(state.step), None, None
     batches = batches_from(program, step)
+    count = functools.cache(lambda n: mesh.put_replicated(program.layout, np.int32(n)))
     around = metrics, progress, checkpoints, preemption, folder
     with contextlib.closing(
-        course(program, step, lambda: state, lambda: (terms, finite), *around)
+        course(program, step, lambda: state, lambda: (terms, made), *around)
     ) as steps:
-        for step in steps:
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, terms, finite = program.step(
-                    program.hypers, state, next(batches), program.resident
-                )
+        for now in steps:
+            with jax.profiler.StepTraceAnnotation("train", step_num=now.start):
+                if program.steps is None:
+                    update, given = program.step, next(batches)
+                else:
+                    update, given = program.steps, count(len(now))
+                state, terms, made = update(program.hypers, state, given, program.resident)
     return state
 
 
@@ -90,17 +94,17 @@ def course(
     checkpoints: checkpoint.Checkpoints | None = None,
     preemption: runtime.Preemption | None = None,
     folder=None,
-) -> Iterator[int]:
-    """What a run does around its updates, from `step` on: yields the number of each update that is
-    to be made next, and ends where the run does.
+) -> Iterator[range]:
+    """What a run does around its updates, from `step` on: yields the numbers of those that are to
+    be made next, by one call, and ends where the run does.
 
     What is due after a step (evaluation, a save) is found from its number and the log, so a run
-    that was cut anywhere does what is missing and no more. A step's numbers are read while the
+    that was cut anywhere does what is missing and no more. A call's numbers are read while the
     next one runs, and no more than two are in flight.
 
     Args:
       state: () -> the TrainState as it is now.
-      numbers: () -> what the newest update gave: (Terms, finite).
+      numbers: () -> what the newest call gave: (Terms, how many of its steps were finite).
 
     Raises:
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
@@ -137,7 +141,7 @@ def course(
             if stop:
                 evaluate(program.every)
             last = stop or end
-            told = preemption is not None and not last and preemption.noticed(step)
+            told = preemption is not None and not last and preemption.noticed()
             is_best = bool(due) and best_key is not None and metrics.has(step, best_key)
             save = last or told or is_best or (step and step % program.saving.every == 0)
             if checkpoints and save and step not in saved:
@@ -159,13 +163,24 @@ def course(
 
             if len(profiled) and step == profiled.start:
                 profile.enter_context(jax.profiler.trace(str(folder / "profile")))
-            yield step
-            step += 1
+            now = _next_call(program, step, profiled)
+            yield now
+            step = now.stop
             # Before the next update is made, which takes the state's memory.
             logs = step % plan.log_every == 0 or step == plan.total
             digests = tree.digests(state()) if logs else None
             observe()
-            pending = (step, *numbers(), digests)
+            pending = (now, *numbers(), digests)
+
+
+def _next_call(program: Program, step: int, profiled: range) -> range:
+    """The steps that are made by one call from `step` on: none behind one after which something is
+    due."""
+    plan = program.plan
+    every = *program.every.values(), program.saving.every, plan.log_every
+    due = [step - step % n + n for n in every]
+    due += [s for s in (plan.total, profiled.start, profiled.stop) if s > step]
+    return range(step, min(step + plan.steps_per_call, *due))
 
 
 def batches_from(program: Program, step: int) -> Iterator[dict]:
@@ -179,12 +194,15 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
     )
 
 
-def _read(step: int, terms, finite, digests, metrics: log.Log, progress: log.Progress) -> None:
-    """Reads what a step computed: stops at what is not finite, logs what is due (`digests`)."""
-    if not jax.device_get(finite):
+def _read(now: range, terms, made, digests, metrics: log.Log, progress: log.Progress) -> None:
+    """Reads what a call computed: stops at what is not finite, logs what is due (`digests`)."""
+    made, step = int(jax.device_get(made)), now.stop
+    if made < len(now):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
         values = {n: float(v) for n, v in values.items()}
-        raise NotFinite(f"step {step}: loss or update is not finite: {log.spelled(values)}")
+        raise NotFinite(
+            f"step {now[made] + 1}: loss or update is not finite: {log.spelled(values)}"
+        )
     progress.done(step)
     if digests is None:
         return

@@ -5,7 +5,7 @@ generate    tokens a second with the cache
 input       the input pipeline alone
 start       from the start of the process to the first step, its programs compiled before or not
 sweep       a sweep with stacked trials, and with a process for each
-overhead    the training program against the same jitted step called by hand
+overhead    the training program against the same jitted step called by hand; many steps a call
 growth      our step against batch, length, depth and width: how cost grows
 
 Contenders run in turn (A B C, C B A, …), each in a process of its own, so that what else the
@@ -281,17 +281,25 @@ def _rows(names: Sequence[str], seconds: Sequence[Sequence[float]]) -> list[dict
 
 def overhead(rounds: int) -> list[dict]:
     """A step of 20 ms or more for the ratio, and a short one, in which what the loop adds stands
-    out of the noise."""
-    long = against_step("cnn", ["--config.train.batch_size=1024"], rounds, 30)
-    return [*long, *against_step("mlp", [], rounds, 600)]
+    out of the noise, alone and 50 of them a call."""
+    long = against_step("cnn", ["train.batch_size=1024"], rounds, 30, 10)
+    return [*long, *against_step("mlp", [], rounds, 1000, 50, 50)]
 
 
-def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> list[dict]:
-    """The whole loop, with its log on disk, against the bare step; both on one compiled program."""
+def against_step(
+    variant: str, settings: list[str], rounds: int, steps: int, log_every: int, calls: int = 1
+) -> list[dict]:
+    """The whole loop, with its log on disk, against the bare step; both on one compiled program.
+    With `calls`, the loop with so many steps a call as well."""
     runtime.start()
     path = str(ROOT / "configs/vision/digits.py") + f":{variant}"
-    made = program.prepare(config.load(path, settings, program.sections))
-    made = made._replace(plan=made.plan._replace(log_every=10), every={})
+
+    def prepared(calls):
+        words = [f"--config.{word}" for word in (*settings, f"train.steps_per_call={calls}")]
+        made = program.prepare(config.load(path, words, program.sections))
+        return made._replace(plan=made.plan._replace(log_every=log_every), every={})
+
+    made = prepared(1)
     state = program.initial_state(made)
 
     def by_hand() -> float:
@@ -306,7 +314,7 @@ def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> 
 
     with tempfile.TemporaryDirectory() as folder, runtime.Preemption() as preemption:
 
-        def by_program() -> float:
+        def by_program(made: program.Program) -> float:
             nonlocal state
             begun, first = time.perf_counter(), int(state.step)
             ours = made._replace(plan=made.plan._replace(total=first + steps))
@@ -319,9 +327,15 @@ def against_step(variant: str, settings: list[str], rounds: int, steps: int) -> 
             metrics.close()
             return (time.perf_counter() - begun) / steps
 
-        by_hand(), by_program()  # compile, warm up
-        seconds = contest.in_turn([by_hand, by_program], rounds)
-    return _rows((f"{variant}, step by hand", f"{variant}, program"), seconds)
+        names, jobs = ["step by hand", "program"], [by_hand, lambda: by_program(made)]
+        if calls > 1:
+            several = prepared(calls)
+            names.append(f"program, {calls} steps a call")
+            jobs.append(lambda: by_program(several))
+        for job in jobs:  # compile, warm up
+            job()
+        seconds = contest.in_turn(jobs, rounds)
+    return _rows([f"{variant}, {name}" for name in names], seconds)
 
 
 PROGRAMS = {case.__name__: case for case in (start, sweep, overhead)}
@@ -374,23 +388,28 @@ def _duration(seconds: float) -> str:
 
 
 def growth_figure(rows: list[dict], peak_flops: float):
-    """Seconds a step against the model's FLOPs, a line for each kind of size, and examples a second
-    against the batch."""
-    figure = plots.figure(9, 3.6)
-    cost, speed = figure.subplots(1, 2)
+    """Seconds a step against the model's FLOPs, a line for each kind of size; rows a second against
+    the batch, and against the model's size."""
+    figure = plots.figure(12, 3.6)
+    cost, by_batch, by_size = figure.subplots(1, 3)
     for what in GROWTH:
         mine = [row for row in rows if row["what"] == what]
         flops = [row["flops"] / 1e9 for row in mine]
         cost.loglog(flops, [1e3 * row["seconds"] for row in mine], "o-", label=what, ms=4)
+        speeds = [row["per_second"] for row in mine]
         if what == "batch":
-            batches = [row["size"] for row in mine]
-            speed.loglog(batches, [row["per_second"] for row in mine], "o-", ms=4)
+            by_batch.loglog([row["size"] for row in mine], speeds, "o-", ms=4)
+        elif what in ("depth", "width"):
+            parameters = [row["parameters"] / 1e6 for row in mine]
+            by_size.loglog(parameters, speeds, "o-", label=what, ms=4)
     ends = [min(row["flops"] for row in rows), max(row["flops"] for row in rows)]
     bound = [1e3 * flops / peak_flops for flops in ends]
     cost.loglog([e / 1e9 for e in ends], bound, "k--", lw=1, label="a matrix product's speed")
     cost.set(xlabel="GFLOP a step, by the model's count", ylabel="milliseconds a step")
-    speed.set(xlabel="rows a step", ylabel="rows a second")
-    cost.legend(frameon=False, fontsize="small")
+    by_batch.set(xlabel="rows a step", ylabel="rows a second")
+    by_size.set(xlabel="million parameters", ylabel="rows a second")
+    for axes in (cost, by_size):
+        axes.legend(frameon=False, fontsize="small")
     return figure
 
 

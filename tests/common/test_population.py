@@ -27,12 +27,13 @@ STOP = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)])
+def trained(request, tmp_path_factory):
     """(configs, folder, outcomes): on eight devices five trials, of which one stops early, one
     diverges and one is out of range."""
     root = tmp_path_factory.mktemp("population")
-    configs = [load(TOY, **STOP, **numbers) for numbers in NUMBERS]
+    calls = {"train.steps_per_call": request.param, "train.log_every": "2 steps"}
+    configs = [load(TOY, **STOP, **calls, **numbers) for numbers in NUMBERS]
     folders = [root / str(k) for k in range(len(configs))]
     return configs, root, population.run(configs, folders)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, TOY, load, result, timeless
 
-from common import log, train, tree
+from common import log, mesh, train, tree
 from common.config import BadInput
 from common.program import prepare, should_stop
 
@@ -191,7 +191,8 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch):
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
     from common import optim
 
     make = optim.make
@@ -207,13 +208,55 @@ def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch):
 
         return found._replace(update=update)
 
-    config = short(**{"checkpoint.every": "1 steps"})
+    saved = 5 if calls == 1 else 4  # a call ends where something is due, and none holds a NaN
+    config = short(**{"checkpoint.every": f"{calls} steps", "train.steps_per_call": calls})
+    config["train"]["log_every"] = "4 steps"
     monkeypatch.setattr("common.program.optim.make", poisoned)
     with pytest.raises(train.NotFinite, match="step 6"):
         train.run(config, tmp_path, show=False)
     from common.checkpoint import Checkpoints
 
-    assert Checkpoints(tmp_path).steps()[-1] == 5
+    assert Checkpoints(tmp_path).steps()[-1] == saved
+
+
+# --------------------------------------------------------------------------- several steps a call
+
+
+def test_several_steps_a_call_write_the_same_log(tmp_path):
+    """Whatever is due when: every line is where it was, of the same numbers."""
+    often = {"train.log_every": "3 steps", "checkpoint.every": "5 steps", "train.average": 0.9}
+    for calls in (1, 7):
+        config = short(**often, **{"train.steps_per_call": calls})
+        train.run(config, tmp_path / str(calls), show=False)
+    one, several = timeless(tmp_path / "1"), timeless(tmp_path / "7")
+    assert [x["step"] for x in several] == [3, 4, 6, 8, 9, 12, 12]
+    for a, b in zip(one, several, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"digests"}:
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
+
+
+def test_how_steps_are_grouped_changes_no_bit(tmp_path):
+    """The program of a call does not know how many steps it makes, so a run that was cut ends as
+    one that was not."""
+    made = prepare(short(**{"train.steps_per_call": 8}))
+    count = lambda n: mesh.put_replicated(made.layout, np.int32(n))
+    found = set()
+    with jax.set_mesh(made.layout.mesh):
+        for calls in ((8,), (3, 5), (1,) * 8):
+            state = made.create(made.hypers)
+            for n in calls:
+                state, _, finite = made.steps(made.hypers, state, count(n), made.resident)
+                assert int(finite) == n
+            found.add(tree.hexdigest(state))
+    assert len(found) == 1
+
+
+def test_what_is_read_on_the_host_comes_a_step_at_a_time():
+    with pytest.raises(BadInput, match="read on the host, a step at a time"):
+        prepare(load(TOY, **{"data.resident": False, "train.steps_per_call": 2}))
+    with pytest.raises(BadInput, match="steps_per_call: 0 is not positive"):
+        prepare(short(**{"train.steps_per_call": 0}))
 
 
 # --------------------------------------------------------------------------- the rest of the
@@ -270,22 +313,26 @@ def test_the_state_is_donated():
     assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
 
 
-def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path):
+@pytest.mark.parametrize("calls", [1, 3])
+def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
     """What waits for the device, or sends to it, would be an implicit transfer."""
-    made = prepare(short())
+    made = prepare(short(**{"train.steps_per_call": calls}))
+    update, given = made.step, {}
     with jax.set_mesh(made.layout.mesh):
+        if calls > 1:
+            update, given = made.steps, mesh.put_replicated(made.layout, np.int32(1))
         state = made.create(made.hypers)
-        state, _, _ = made.step(made.hypers, state, {}, made.resident)
+        state, _, _ = update(made.hypers, state, given, made.resident)
         options = {"name": "", "config": {}, "tensorboard": False, "wandb": ""}
         metrics = log.Log(tmp_path, 1, writing=True, **options)
         progress = log.Progress(12, 64, 1, 0.0, show=False)
         made = made._replace(every={})
-        before = made.step._cache_size()
+        before = update._cache_size()
         with jax.transfer_guard("disallow"):
             state = train.loop(made, state, metrics, progress)
         metrics.close()
     assert int(state.step) == 12
-    assert made.step._cache_size() == before == 1
+    assert update._cache_size() == before == 1
 
 
 def test_runs_begin_from_another_runs_parameters_and_from_pretrained_ones(tmp_path):

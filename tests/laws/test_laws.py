@@ -46,6 +46,7 @@ CONFIGS = {
         },
     ),
     "toy": (TOY, {}),
+    "toy_calls": (TOY, {"train.steps_per_call": 4}),
     "mlm": (
         f"{ROOT}/configs/lm/bert_sotu.py",
         {
@@ -68,7 +69,7 @@ TEXT = ("mlm", "clm")
 
 # These take the longest to compile: what the others show as well, they show in the slow tests.
 IMAGES = ("resnet", "vit")
-LARGE = ("cnn", *IMAGES, *TEXT)
+LARGE = ("cnn", "toy_calls", *IMAGES, *TEXT)
 
 
 MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in CONFIGS]
@@ -93,7 +94,11 @@ def config(name: str, **more) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in IMAGES else ()) for n in CONFIGS]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in (*IMAGES, "toy_calls") else ())
+        for n in CONFIGS
+    ],
 )
 def test_position_is_step(name):
     laws.position_is_step(config(name))
@@ -255,7 +260,7 @@ def test_accumulation_changes_nothing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("toy", "resnet")])
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in ("toy", "toy_calls", "resnet")])
 def test_rows_are_independent(name):
     laws.rows_are_independent(config(name))
 
