@@ -355,6 +355,22 @@ def plain(config: ml_collections.ConfigDict) -> dict:
     return config.to_dict(preserve_field_references=False)
 
 
+def completed(config: dict, sections: Callable) -> dict:
+    """The config of an earlier run with the defaults of keys that there were not when it began,
+    which mean what was without them. One that cannot be completed is left as it is.
+
+    Args:
+      config: nested dicts.
+      sections: as in `load`.
+    """
+    whole = ml_collections.ConfigDict(config)
+    try:
+        complete(whole, sections(whole))
+    except BadInput:
+        return config
+    return plain(whole)
+
+
 def changed(config, **overrides) -> dict:
     """A copy of a config as nested dicts with keys replaced:
     changed(c, **{"train.batch_size": 8})."""

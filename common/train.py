@@ -19,8 +19,15 @@ import numpy as np
 from etils import epath
 
 from common import checkpoint, chips, data, log, mesh, runtime, tree, workdir
-from common.config import call, choice, plain, require
-from common.program import Program, initial_state, metric_keys, prepare, should_stop
+from common.config import call, choice, completed, plain, require
+from common.program import (
+    Program,
+    initial_state,
+    metric_keys,
+    prepare,
+    sections,
+    should_stop,
+)
 from common.step import TrainState
 from common.task import EvalContext, purpose_key
 
@@ -333,7 +340,8 @@ def begun(
     prints = {name: source.fingerprint for name, source in program.task.sources.items()}
     main, files = runtime.is_main(), program.task.files
     facts = {"steps": program.plan.total, "population": population}
-    folder = workdir.claim(folder, config, prints, main, files, lock, facts)
+    with_defaults = functools.partial(completed, sections=sections)
+    folder = workdir.claim(folder, config, prints, main, files, lock, facts, with_defaults)
 
     history: list[dict] = []
     checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from etils import epath
 
@@ -136,6 +137,7 @@ def claim(
     files: dict[str, str] | None = None,
     lock: Lock | None = None,
     facts: dict | None = None,
+    completed: Callable = lambda config: config,
 ) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
 
@@ -147,6 +149,7 @@ def claim(
       files: {name: contents} of small files that the task keeps there, such as its tokenizer.
       lock: of this folder, taken as soon as the folder is there.
       facts: what else environment.json is to say of this start.
+      completed: config -> the same with the defaults of what it lacks.
 
     Raises:
       BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
@@ -165,7 +168,7 @@ def claim(
                 lock.hold()
         starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
         if begun(folder):
-            check_same(folder, read_config(folder), config)
+            check_same(folder, completed(read_config(folder)), config)
             starts = check_data(folder, fingerprints)
         if write:
             replace_text(folder / "environment.json", _environment(starts, begin))

@@ -78,6 +78,18 @@ def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
             train.run(short(**{key: value}), tmp_path, show=False)
 
 
+def test_a_run_of_before_a_key_was_there_goes_on(tmp_path):
+    """A program that is newer has more keys, and their defaults mean what was without them."""
+    train.run(short(), tmp_path, show=False)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["train"]["steps_per_call"], written["checkpoint"]["keep_latest"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(BadInput, match="steps_per_call was 1 and is 2"):
+        train.run(short(**{"train.steps_per_call": 2}), tmp_path, show=False)
+    assert train.run(short(), tmp_path, show=False)["steps"] == 12
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps_per_call"] == 1
+
+
 def test_changed_data_is_another_run(tmp_path):
     train.run(short(), tmp_path, show=False)
     path = tmp_path / "environment.json"
