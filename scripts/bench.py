@@ -59,7 +59,7 @@ def cnn(cpu: bool) -> list[Contender]:
     path, words = "configs/vision/fashion_mnist.py:cnn", [f"train.batch_size={size}"]
     of = {"batch_size": size}
     return [
-        _ours(path, words + CNN * cpu, image=256, label=10),
+        _ours(path, words, image=256, label=10),
         Contender("flax", "flax_cnn", of),
         Contender("keras on jax", "keras_cnn", of | {"backend": "jax"}),
         Contender("keras on torch", "keras_cnn", of | {"backend": "torch"}),

@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "optim": {"name": "adamw", "lr": 2e-3, "schedule": "cosine", "warmup": "2%"},
             "train": {"batch_size": 128, "duration": "10 epochs", "log_every": "50 steps"},
             "checkpoint": {"every": "1 epoch"},
+            "runtime": {"cpu_devices": 2},
         }
     )
     if variant == "smoke":
@@ -93,7 +94,6 @@ def _airbench(config, widths: tuple[int, ...], epochs: float, average: float, ev
     config.train.duration = f"{epochs} epochs"
     config.train.average = average
     config.checkpoint.every = every
-    config.runtime = {"cpu_devices": 2}
 
 
 def sweep():
