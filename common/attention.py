@@ -107,6 +107,14 @@ def visibility(length: int, causal: bool, window: int | None, segments=None):
     return seen
 
 
+def for_cudnn(length: int, causal: bool, window: int | None, segments=None) -> dict:
+    """`visibility` as cuDNN is told it: arguments of `common.kernels.cudnn`. It passes over what
+    causality hides, and a window if there is nothing else; the rest is a mask."""
+    by_itself = causal and segments is None
+    mask = visibility(length, False, None if by_itself else window, segments)
+    return {"mask": mask, "causal": causal, "window": window if by_itself else None}
+
+
 def cached_visibility(positions, length: int, window: int | None):
     """bool[B, 1, L, T]: what new positions see of a cache: themselves and those in front of them.
 
@@ -244,9 +252,7 @@ class Attention(nn.Module):
 
     def _by_device(self, query, key, value, mask, segments):
         """cuDNN's attention in a program for NVIDIA if it takes these, else the plain one."""
-        cudnn = {"mask": mask, "causal": False, "window": None}
-        if segments is None and (self.causal or self.window is None):
-            cudnn = {"causal": self.causal, "window": self.window}  # it passes over what is hidden
+        cudnn = for_cudnn(query.shape[1], self.causal, self.window, segments)
         if not kernels.cudnn_takes(query, key, value, **cudnn):
             return plain(query, key, value, mask)
         cuda, default = partial(kernels.cudnn, **cudnn), partial(plain, mask=mask)

@@ -15,14 +15,16 @@ from common.config import require
 TILE = 128  # lanes of a TPU, which blocks of positions are multiples of
 
 
-def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None):
+def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by: str = "cudnn"):
     """Attention by cuDNN, for programs on NVIDIA (Ampere or later).
 
     Args:
       query: bf16[B, L, H, K].
       key, value: bf16[B, L, G, K].
-      mask: bool[B or 1, 1, L, L]: what is seen; None if `causal` and `window` say all.
+      mask: bool[B or 1, 1, L, L]: what is seen of what `causal` and `window` let be seen; None is
+        all of it.
       causal, window: as in `common.attention.visibility`. A window goes with causal alone.
+      by: "xla" computes the same on any device, which tests need.
 
     Returns:
       bf16[B, L, H, K].
@@ -32,7 +34,7 @@ def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None):
         mask=mask,
         is_causal=causal,
         local_window_size=None if window is None else (window - 1, 0),
-        implementation="cudnn",
+        implementation=by,
     )
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import attention, mesh
+from common import attention, kernels, mesh
 from common.config import BadInput
 
 SEGMENTS = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 18]), jnp.int32)[None].repeat(2, axis=0)
@@ -48,7 +48,14 @@ def test_splash_is_the_plain_map(causal, window, segments):
 
 @pytest.mark.parametrize(
     ("causal", "window", "segments"),
-    [(True, None, None), (False, None, None), (True, 30, None), (False, 20, SEGMENTS)],
+    [
+        (True, None, None),
+        (False, None, None),
+        (True, 30, None),
+        (False, 20, SEGMENTS),
+        (True, 20, SEGMENTS),
+        (False, 30, None),
+    ],
 )
 def test_the_plain_one_is_jaxs(causal, window, segments):
     sizes = (2, 128, 4, 16), (2, 128, 2, 16), (2, 128, 2, 16)
@@ -62,6 +69,9 @@ def test_the_plain_one_is_jaxs(causal, window, segments):
         local_window_size=window and (window - 1, 0 if causal else window - 1),
     )
     found = attention.plain(*arrays, attention.visibility(128, causal, window, segments))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    told = attention.for_cudnn(128, causal, window, segments)
+    found = kernels.cudnn(*arrays, **told, by="xla")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
