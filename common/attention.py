@@ -1,7 +1,7 @@
 """Attention: positions, what sees what, grouped key heads, the cache of decoding.
 
-What may be seen by what is a boolean mask (`visibility`), which all blocks of a program share;
-fused kernels are told the rule itself instead.
+What may be seen by what is a boolean mask (`visibility`), which a compiler makes once for all
+blocks; fused kernels are told the rule itself instead.
 
 Letters: B batch, L positions, S positions looked at, T positions of a cache, D width, H heads, G
 heads of keys and values, K width of a head.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from common import kernels
+from common.config import require
 from common.layers import Dense, Dropout, identity, on_parts, wanted
 
 Implementation = Literal["plain", "splash"]
@@ -107,12 +108,13 @@ def visibility(length: int, causal: bool, window: int | None, segments=None):
     return seen
 
 
-def for_cudnn(length: int, causal: bool, window: int | None, segments=None) -> dict:
-    """`visibility` as cuDNN is told it: arguments of `common.kernels.cudnn`. It passes over what
-    causality hides, and a window if there is nothing else; the rest is a mask."""
+def for_cudnn(length: int, causal: bool, window: int | None, segments=None) -> tuple:
+    """`visibility` as cuDNN is told it: (mask, {"causal", "window"}) of `common.kernels.cudnn`. It
+    passes over what causality hides, and a window if there is nothing else; the rest is a mask."""
     by_itself = causal and segments is None
     mask = visibility(length, False, None if by_itself else window, segments)
-    return {"mask": mask, "causal": causal, "window": window if by_itself else None}
+    mask = mask if mask is None else mask.swapaxes(1, 2)
+    return mask, {"causal": causal, "window": window if by_itself else None}
 
 
 def cached_visibility(positions, length: int, window: int | None):
@@ -227,18 +229,18 @@ class Attention(nn.Module):
             cache = key, value
         dropped = self.dropout is not None and train
         kernels_may = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
-        if cache is not None:
-            mask = cached_visibility(positions, key.shape[1], self.window)
+        if kernels_may and self.implementation == "splash":
+            platform = getattr(self.constrain, "platform", "tpu")
+            known = platform in ("tpu", "cpu")
+            require(known, f"config.model.implementation: splash is for TPUs, not a {platform}")
+            attend = partial(kernels.splash, causal=self.causal, window=self.window)
+            y = self._on_parts(attend, query, key, value, segments)
+        elif kernels_may and self.implementation is None:
+            y = self._by_device(query, key, value, segments)
         else:
             mask = visibility(x.shape[1], self.causal, self.window, segments)
-        if kernels_may and self.implementation == "splash":
-            arrays = (query, key, value) if segments is None else (query, key, value, segments)
-            attend = partial(kernels.splash, causal=self.causal, window=self.window)
-            names = "batch", None, "heads", None
-            y = on_parts(self.constrain, attend, names, key.shape, *arrays)
-        elif kernels_may and self.implementation is None:
-            y = self._by_device(query, key, value, mask, segments)
-        else:
+            if cache is not None:
+                mask = cached_visibility(positions, key.shape[1], self.window)
 
             def on_map(maps):
                 if wanted(self):
@@ -250,10 +252,20 @@ class Attention(nn.Module):
         out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
         return out(width, name="out")(y), cache
 
-    def _by_device(self, query, key, value, mask, segments):
+    def _on_parts(self, attend, query, key, value, seen):
+        """`attend(query, key, value, seen)` on each device with its rows and heads; `seen` [B, L]
+        or [B or 1, L, 1, S] or None."""
+        names = "batch", None, "heads", None
+        arrays = [x for x in (query, key, value, seen) if x is not None]
+        return on_parts(self.constrain, attend, names, key.shape, *arrays)
+
+    def _by_device(self, query, key, value, segments):
         """cuDNN's attention in a program for NVIDIA if it takes these, else the plain one."""
-        cudnn = for_cudnn(query.shape[1], self.causal, self.window, segments)
-        if not kernels.cudnn_takes(query, key, value, **cudnn):
-            return plain(query, key, value, mask)
-        cuda, default = partial(kernels.cudnn, **cudnn), partial(plain, mask=mask)
+        rule = query.shape[1], self.causal, self.window, segments
+        default = partial(plain, mask=visibility(*rule))
+        mask, told = for_cudnn(*rule)
+        if not kernels.cudnn_takes(query, key, value, mask, **told):
+            return default(query, key, value)
+        attend = partial(kernels.cudnn, **told)
+        cuda = lambda *arrays: self._on_parts(attend, *arrays, mask)
         return jax.lax.platform_dependent(query, key, value, cuda=cuda, default=default)

@@ -113,6 +113,7 @@ def causes(a, b) -> list[str]:
             lines += [
                 f"config.{key} of {folder} was {was} when it ran, and its config.json says {says}"
                 for key, (was, says) in config.differing(then, now).items()
+                if key in config.flatten(then)  # others are newer than the run
             ]
     if not all(starts):
         return [*lines, "environment.json of one of them is gone"]

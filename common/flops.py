@@ -28,6 +28,8 @@ def traced(jaxpr) -> int:
         inside = [traced(inner) for inner in jaxprs_in_params(params)]
         if name == "cond":  # one of them runs
             inside = [max(inside)]
+        elif name == "shard_map":  # what one device does
+            inside = [params["mesh"].size * n for n in inside]
         elif name == "pallas_call":
             inside = [math.prod(params["grid_mapping"].grid) * n for n in inside]
         total += sum(inside) * params.get("length", 1)  # of a scan

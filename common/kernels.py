@@ -6,6 +6,7 @@ Letters as in `common.attention`.
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by:
     Args:
       query: bf16[B, L, H, K].
       key, value: bf16[B, L, G, K].
-      mask: bool[B or 1, 1, L, L]: what is seen of what `causal` and `window` let be seen; None is
+      mask: bool[B or 1, L, 1, L]: what is seen of what `causal` and `window` let be seen; None is
         all of it.
       causal, window: as in `common.attention.visibility`. A window goes with causal alone.
       by: "xla" computes the same on any device, which tests need.
@@ -31,7 +32,7 @@ def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by:
     """
     return jax.nn.dot_product_attention(
         *(query, key, value),
-        mask=mask,
+        mask=None if mask is None else mask.swapaxes(1, 2),
         is_causal=causal,
         local_window_size=None if window is None else (window - 1, 0),
         implementation=by,
@@ -40,7 +41,7 @@ def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by:
 
 def cudnn_takes(query, key, value, mask=None, *, causal: bool, window: int | None) -> bool:
     """Whether cuDNN is here and has a kernel for arguments of these shapes and dtypes, forward and
-    backward."""
+    backward; asked of the GPU that is here, or of any if there is none."""
     if query.dtype != jnp.bfloat16:
         return False
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (query, key, value, mask))
@@ -49,6 +50,9 @@ def cudnn_takes(query, key, value, mask=None, *, causal: bool, window: int | Non
 
 @functools.cache
 def _cudnn_takes(query, key, value, mask, causal: bool, window: int | None) -> bool:
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    if any(re.fullmatch(r"[1-7]\.\d", device.compute_capability) for device in gpus):
+        return False  # older than Ampere
     arrays = [x and jax.ShapeDtypeStruct(*x) for x in (query, key, value, mask)]
 
     def both_ways(query, key, value, mask):

@@ -46,7 +46,7 @@ def on_parts(constrain: Callable, function: Callable, names: Names, like: tuple,
       function: of arrays whose first dimensions are split alike; what it returns is split so too.
       names: the logical names of those dimensions.
       like: a shape that decides which of them can be split.
-      arrays: may have fewer dimensions than there are names.
+      arrays: may have fewer dimensions than there are names; one of size 1 is not split.
     """
     if constrain is identity:
         return function(*arrays)

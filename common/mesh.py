@@ -152,7 +152,7 @@ def follow(layout: Layout, state, params, params_shardings) -> Any:
 
 def constrainer(layout: Layout) -> Callable:
     """A function (x, *logical names) -> x that pins an activation's sharding, for a module's
-    `constrain` field."""
+    `constrain` field; with `on_parts`, see `common.layers`, and the devices' `platform`."""
 
     def constrain(x, *names):
         sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape))
@@ -160,12 +160,14 @@ def constrainer(layout: Layout) -> Callable:
 
     def on_parts(function, names, like, arrays):
         whole = spec(layout, names, like)
-        specs = tuple(P(*whole[: x.ndim]) for x in arrays)
+        part = lambda x: P(*(None if n == 1 else p for n, p in zip(x.shape, whole, strict=False)))
+        specs = tuple(map(part, arrays))
         return jax.shard_map(
             function, mesh=layout.mesh, in_specs=specs, out_specs=whole, check_vma=False
         )(*arrays)
 
     constrain.on_parts = on_parts
+    constrain.platform = layout.mesh.devices.flat[0].platform
     return constrain
 
 

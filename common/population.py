@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from common import compiled, mesh, runtime, train, workdir
-from common.config import call
+from common.config import call, changed
 from common.program import Program, lay_out, prepare, with_numbers
 from common.step import TrainState
 
@@ -125,7 +125,11 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
         first.layout.rules,
     )
     by_trial = NamedSharding(layout.mesh, P(AXIS))
-    step = _stacked_step(lay_out(first.config, layout, first.task.sources), by_trial)
+    config = first.config
+    if config.get("model", {}).get("implementation", "plain") is None:
+        # jax cannot stack cuDNN's attention with masks.
+        config = changed(config, **{"model.implementation": "plain"})
+    step = _stacked_step(lay_out(config, layout, first.task.sources), by_trial)
     pick = jax.jit(
         lambda states, k: jax.tree.map(lambda x: x[k], states),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, first.like),

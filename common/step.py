@@ -158,8 +158,8 @@ def make_steps(step: Callable) -> Callable:
     """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, made).
 
     A step is the same program whatever `count` is, so the bits do not depend on how steps are
-    grouped. The Terms are those of the last step; `made` i32[] is how many steps there were until
-    one was not finite: `count` if all were.
+    grouped. `made` i32[] is how many steps there were until one was not finite, `count` if all
+    were; the Terms are of that one, or of the last.
 
     Args:
       step: what `make_step` gives.
@@ -167,8 +167,9 @@ def make_steps(step: Callable) -> Callable:
 
     def steps(hypers, state: TrainState, count, resident: dict):
         def one(i, carry):
-            state, _, made = carry
+            state, before, made = carry
             state, terms, finite = step(hypers, state, {}, resident)
+            terms = jax.tree.map(lambda new, old: jnp.where(made == i, new, old), terms, before)
             return state, terms, jnp.where(finite & (made == i), made + 1, made)
 
         _, terms, _ = jax.eval_shape(step, hypers, state, {}, resident)

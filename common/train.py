@@ -19,15 +19,8 @@ import numpy as np
 from etils import epath
 
 from common import checkpoint, chips, data, log, mesh, runtime, tree, workdir
-from common.config import call, choice, completed, plain, require
-from common.program import (
-    Program,
-    initial_state,
-    metric_keys,
-    prepare,
-    sections,
-    should_stop,
-)
+from common.config import call, choice, plain, require
+from common.program import Program, initial_state, metric_keys, prepare, should_stop
 from common.step import TrainState
 from common.task import EvalContext, purpose_key
 
@@ -340,8 +333,7 @@ def begun(
     prints = {name: source.fingerprint for name, source in program.task.sources.items()}
     main, files = runtime.is_main(), program.task.files
     facts = {"steps": program.plan.total, "population": population}
-    with_defaults = functools.partial(completed, sections=sections)
-    folder = workdir.claim(folder, config, prints, main, files, lock, facts, with_defaults)
+    folder = workdir.claim(folder, config, prints, main, files, lock, facts)
 
     history: list[dict] = []
     checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)

@@ -165,8 +165,7 @@ def finished(trial: Trial, folder) -> bool:
     not."""
     if not (epath.Path(folder) / "result.json").exists():
         return False
-    began_with = config.completed(workdir.read_config(folder), program.sections)
-    differ = config.differing(began_with, trial.config)
+    differ = config.differing(workdir.read_config(folder), trial.config)
     return all(key.startswith(workdir.LAID_OUT) for key in differ)
 
 

@@ -16,13 +16,12 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
 
 from etils import epath
 
-from common import log, runtime
+from common import log, program, runtime
 from common.checkpoint import absolute, steps_in, together
-from common.config import BadInput, differing, flatten, from_json, require, to_json
+from common.config import BadInput, completed, differing, flatten, from_json, require, to_json
 from common.log import replace_text
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
@@ -137,7 +136,6 @@ def claim(
     files: dict[str, str] | None = None,
     lock: Lock | None = None,
     facts: dict | None = None,
-    completed: Callable = lambda config: config,
 ) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
 
@@ -149,7 +147,6 @@ def claim(
       files: {name: contents} of small files that the task keeps there, such as its tokenizer.
       lock: of this folder, taken as soon as the folder is there.
       facts: what else environment.json is to say of this start.
-      completed: config -> the same with the defaults of what it lacks.
 
     Raises:
       BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
@@ -168,7 +165,7 @@ def claim(
                 lock.hold()
         starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
         if begun(folder):
-            check_same(folder, completed(read_config(folder)), config)
+            check_same(folder, read_config(folder), config)
             starts = check_data(folder, fingerprints)
         if write:
             replace_text(folder / "environment.json", _environment(starts, begin))
@@ -235,7 +232,8 @@ def check_same(folder, old: dict, new: dict) -> None:
 
 
 def read_config(folder) -> dict:
-    """The config of a run as a nested dict. Raises `BadInput` if there is none or it is torn."""
+    """The config of a run as a nested dict, with the defaults of keys that are newer than the run.
+    Raises `BadInput` if there is none or it is torn."""
     path = epath.Path(folder) / "config.json"
     require(path.exists(), f"{folder}: no run there (no config.json)")
     try:
@@ -243,7 +241,7 @@ def read_config(folder) -> dict:
     except ValueError as error:  # no JSON, or not even text
         raise BadInput(f"{path} is damaged: {error}") from error
     require(isinstance(config, dict), f"{path} is damaged: it holds no config")
-    return config
+    return completed(config, program.sections)
 
 
 def read_result(folder: epath.Path) -> dict | None:

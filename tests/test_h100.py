@@ -5,7 +5,8 @@ import jax
 import pytest
 from helpers import ROOT, load
 
-from common import compiled, tree
+from common import compiled, population, tree
+from common.config import BadInput
 from lm import gpt
 
 SMALL = {"model.layers": 2, "train.accumulate": 1, "train.batch_size": 16}
@@ -61,6 +62,27 @@ def test_each_device_attends_for_its_rows_and_heads():
     told = lambda report: {(c["kind"], c["axes"]): c["times"] for c in report.collectives}
     assert sum(cudnn(found[None]).values()) == 4
     assert told(found[None]) == told(found["plain"])
+
+
+def test_key_heads_that_tensor_does_not_divide_are_whole_everywhere():
+    few = {"model.kv_heads": 2, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4}
+    found = report("lm/gpt2_small.py:llama", "h100:8", **SMALL | few)
+    assert cudnn(found) == dict.fromkeys(MASKED, 2)
+
+
+def test_splash_is_for_tpus():
+    with pytest.raises(BadInput, match="splash is for TPUs, not a gpu"):
+        report("lm/gpt2_small.py", **SMALL | {"model.implementation": "splash"})
+
+
+def test_stacked_trials_attend_plainly(tmp_path):
+    """jax cannot stack cuDNN's attention with masks."""
+    sizes = {"model.layers": 1, "model.width": 32, "model.hidden": 48, "model.dtype": "bfloat16"}
+    sizes |= {"train.duration": "2 steps", "data.vocab_size": 300, "data.length": 32}
+    sizes |= {"data.folder": str(tmp_path / "data"), "train.batch_size": 8}
+    configs = [load(f"{ROOT}/configs/lm/gpt_sotu.py", **sizes, seed=seed) for seed in (0, 1)]
+    found = population.run(configs, [tmp_path / "0", tmp_path / "1"])
+    assert [one["steps"] for one in found] == [2, 2]
 
 
 def test_on_another_device_it_is_plain():

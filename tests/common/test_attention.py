@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import attention, kernels, mesh
+from common import attention, flops, kernels, mesh
 from common.config import BadInput
 
 SEGMENTS = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 18]), jnp.int32)[None].repeat(2, axis=0)
@@ -70,9 +70,26 @@ def test_the_plain_one_is_jaxs(causal, window, segments):
     )
     found = attention.plain(*arrays, attention.visibility(128, causal, window, segments))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    told = attention.for_cudnn(128, causal, window, segments)
-    found = kernels.cudnn(*arrays, **told, by="xla")
+    mask, told = attention.for_cudnn(128, causal, window, segments)
+    found = kernels.cudnn(*arrays, mask, **told, by="xla")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_splash_counts_as_the_plain_one():
+    """FLOPs as traced: about those of the plain map (it computes the map again behind), and on a
+    mesh those of all devices."""
+    x, positions = jnp.zeros((4, 512, 64)), jnp.broadcast_to(jnp.arange(512), (4, 512))
+    layout = mesh.make(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
+
+    def counted(**fields):
+        model = module(**fields)
+        params = jax.eval_shape(model.init, jax.random.key(0), x, positions, None, False)
+        apply = lambda params: model.apply(params, x, positions, None, False)[0]
+        return flops.traced(jax.make_jaxpr(apply)(params).jaxpr)
+
+    alone = counted(implementation="splash")
+    assert alone == pytest.approx(counted(), rel=0.05)
+    assert counted(implementation="splash", constrain=mesh.constrainer(layout)) == alone
 
 
 def test_splash_needs_whole_tiles():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, TOY, load, result, timeless
 
-from common import log, mesh, train, tree
+from common import log, mesh, train, tree, workdir
 from common.config import BadInput
 from common.program import prepare, should_stop
 
@@ -86,7 +86,9 @@ def test_a_run_of_before_a_key_was_there_goes_on(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match="steps_per_call was 1 and is 2"):
         train.run(short(**{"train.steps_per_call": 2}), tmp_path, show=False)
-    assert train.run(short(), tmp_path, show=False)["steps"] == 12
+    before = workdir.read_config(tmp_path)
+    assert before == short()
+    assert train.run(before, tmp_path, show=False)["steps"] == 12
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps_per_call"] == 1
 
 
@@ -224,8 +226,9 @@ def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
     config = short(**{"checkpoint.every": f"{calls} steps", "train.steps_per_call": calls})
     config["train"]["log_every"] = "4 steps"
     monkeypatch.setattr("common.program.optim.make", poisoned)
-    with pytest.raises(train.NotFinite, match="step 6"):
+    with pytest.raises(train.NotFinite, match=r"step 6: .*loss \d") as raised:
         train.run(config, tmp_path, show=False)
+    assert "loss nan" not in str(raised.value)  # as it is from the next step on
     from common.checkpoint import Checkpoints
 
     assert Checkpoints(tmp_path).steps()[-1] == saved
