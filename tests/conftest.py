@@ -10,9 +10,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
+from common import runtime
+
 # NVIDIA's compiler has an environment of its own: without a GPU its plugin complains in every
 # program.
 collect_ignore = [] if importlib.util.find_spec("jax_cuda12_plugin") else ["test_h100.py"]
+
+
+# These processes do all kinds of things one after the other, and would keep the memory of each.
+runtime._allocator = lambda *setting: None
 
 
 def pytest_addoption(parser):
