@@ -119,11 +119,13 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict:
 
 
 def against(contenders: Sequence[Contender], rounds: int) -> list[dict]:
-    """A row for each contender, the first being ours."""
+    """A row for each contender, the first being ours, whose FLOPs count for all: they do the same
+    work."""
     with contextlib.ExitStack() as stack:
         every = [stack.enter_context(ready(one)) for one in contenders]
         there = [one for one in every if "missing" not in one.facts]
         seconds = in_turn([lambda one=one: work(one) for one in there], rounds)
+    flops = every[0].facts.get("flops")
     rows, times = [], dict(zip((one.contender.name for one in there), seconds, strict=True))
     for one in every:
         row = {"name": one.contender.name, **one.facts}
@@ -132,7 +134,7 @@ def against(contenders: Sequence[Contender], rounds: int) -> list[dict]:
             median = statistics.median(mine)
             row |= {"seconds": median, "per_second": one.facts["units"] / median}
             row |= ratio(mine, seconds[0])
-            if one.facts.get("flops"):
-                row["flops_per_second"] = one.facts["flops"] / median
+            if flops:
+                row |= {"flops": flops, "flops_per_second": flops / median}
         rows.append(row)
     return rows

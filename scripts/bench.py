@@ -11,7 +11,7 @@ growth      our step against batch, length, depth and width: how cost grows
 Contenders run in turn (A B C, C B A, …), each in a process of its own, so that what else the
 machine does hits all of them. "of ours" is the time over ours in the same round, above 1 where we
 are faster: the median over the rounds, and the quartiles. FLOPs are the model's, by its own count,
-and their share is of a large matrix product in the same run. The others come with
+for all of them, and their share is of a large matrix product in the same run. The others come with
 pip install -e '.[bench]'.
 """
 
@@ -459,7 +459,9 @@ def main(argv=None) -> int:
     versions = {name: v for row in result["rows"] for name, v in row.get("versions", {}).items()}
     versions = versions or {"jax": facts["versions"]["jax"]}
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{args.case} on {facts['device']}, {facts['host']['cores']} cores; {libraries}")
+    flops = result["rows"][0].get("flops") if args.case in STEPS else None
+    work = f"; {flops / 1e9:.4g} GFLOP a step" if flops else ""
+    print(f"{args.case} on {facts['device']}, {facts['host']['cores']} cores; {libraries}{work}")
     print(text(result), end="")
     return 0
 

@@ -71,6 +71,7 @@ def test_contenders_train_the_same_network(case, capsys):
     for row in others:
         assert row["parameters"] == pytest.approx(ours["parameters"], rel=0.02)
         assert row["units"] == ours["units"]
+        assert row["flops"] == ours["flops"]
         assert row["ratio"] > 0
     assert 0 < ours["flops_per_second"] < 1.2 * found["peak_flops_per_second"]
 
@@ -82,6 +83,7 @@ def test_a_case_prints_a_table_and_draws(case, capsys, tmp_path):
     assert exit_code("bench", case, "--rounds", "1", "--png", str(picture)) == 0
     table = capsys.readouterr().out
     assert "of ours" in table
+    assert "GFLOP a step" not in table  # as nothing counts them
     assert "missing" not in table
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
