@@ -38,22 +38,25 @@ def wait_for_step(workdir, step: int, seconds: float = 120) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-def test_killed_and_told_to_end_it_ends_the_same(tmp_path):
-    length = "--config.train.duration=1200 steps"
-    finish(start("train", *RUN, length, "--workdir", str(tmp_path / "whole")))
+@pytest.mark.parametrize("calls", [1, pytest.param(7, marks=pytest.mark.slow)])
+def test_killed_and_told_to_end_it_ends_the_same(tmp_path, calls):
+    # Several steps a call go by faster.
+    total = 1200 if calls == 1 else 6000
+    length = f"--config.train.duration={total} steps", f"--config.train.steps_per_call={calls}"
+    finish(start("train", *RUN, *length, "--workdir", str(tmp_path / "whole")))
     cut = "--workdir", str(tmp_path / "cut")
-    process = start("train", *RUN, length, *cut)
+    process = start("train", *RUN, *length, *cut)
     wait_for_step(tmp_path / "cut", 240)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "cut/result.json").exists()
-    process = start("train", *RUN, length, *cut)
+    process = start("train", *RUN, *length, *cut)
     wait_for_step(tmp_path / "cut", 620)
     process.send_signal(signal.SIGTERM)
     said = finish(process, 75)
     assert "saved step" in said
     assert "run the same command again" in said
-    finish(start("train", *RUN, length, *cut))
+    finish(start("train", *RUN, *length, *cut))
     same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -81,18 +84,20 @@ def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
 # -------------------------------------------------------------------------------- several processes
 
 
-def begin(workdir, count: int = 2):
+def begin(workdir, count: int = 2, *more: str):
     """A long run of several processes that has logged its first steps."""
-    command = *RUN, "--config.train.duration=50000 steps", "--workdir", str(workdir)
+    command = *RUN, "--config.train.duration=50000 steps", "--workdir", str(workdir), *more
     started = start_all("train", *command, processes=count)
     process_kills.wait_until(lambda: process_kills.last_step(workdir) > 0, started)
     return started
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_all_processes_save_when_one_is_told_to_end(tmp_path, number):
-    started = begin(tmp_path)
+@pytest.mark.parametrize(
+    ("number", "calls"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 7)]
+)
+def test_all_processes_save_when_one_is_told_to_end(tmp_path, number, calls):
+    started = begin(tmp_path, 2, f"--config.train.steps_per_call={calls}")
     started[1].send_signal(number)
     said = [finish(process, 75).splitlines()[-1] for process in started]
     assert said[0] == said[1]
