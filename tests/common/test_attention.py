@@ -18,7 +18,12 @@ def module(**fields) -> attention.Attention:
 
 @pytest.mark.parametrize(
     ("causal", "window", "segments"),
-    [(True, None, None), (False, None, SEGMENTS), (True, 30, SEGMENTS), (False, 20, None)],
+    [
+        (True, 30, SEGMENTS),
+        pytest.param(True, None, None, marks=pytest.mark.slow),
+        pytest.param(False, None, SEGMENTS, marks=pytest.mark.slow),
+        pytest.param(False, 20, None, marks=pytest.mark.slow),
+    ],
 )
 def test_splash_is_the_plain_map(causal, window, segments):
     """Outputs and gradients, with fewer key heads than heads, on one device and divided over
