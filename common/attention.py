@@ -238,8 +238,9 @@ class Attention(nn.Module):
         elif kernels_may and self.implementation is None:
             y = self._by_device(query, key, value, segments)
         else:
-            mask = visibility(x.shape[1], self.causal, self.window, segments)
-            if cache is not None:
+            if cache is None:
+                mask = visibility(x.shape[1], self.causal, self.window, segments)
+            else:
                 mask = cached_visibility(positions, key.shape[1], self.window)
 
             def on_map(maps):

@@ -39,7 +39,6 @@ OURS = "touchstone"
 
 # ------------------------------------------------------------------------------------------- cases
 
-CNN = ["runtime.cpu_devices=2"]
 SMALL = {"vocab_size": 8192, "width": 384, "layers": 6, "heads": 6, "hidden": 1536}
 
 
@@ -72,7 +71,8 @@ def resnet18(cpu: bool) -> list[Contender]:
     """ResNet-18 on 8 images of 224x224x3; ResNet-50 on 256 of them on an accelerator."""
     size, kind = (8, "resnet18") if cpu else (256, "resnet50")
     shape = resnet.SIZES[kind]
-    words = [f"model.{name}={value}" for name, value in shape.items()] + CNN * cpu
+    words = [f"model.{name}={value}" for name, value in shape.items()]
+    words += ["runtime.cpu_devices=2"] * cpu
     words += [f"train.batch_size={size}", "augment.resized_crop=None", "augment.flip=none"]
     variant = "float32" if cpu else "bfloat16"
     settings = {"layer_type": shape["block"], "depths": shape["stages"]}

@@ -27,7 +27,7 @@ def module(**fields) -> attention.Attention:
 )
 def test_splash_is_the_plain_map(causal, window, segments):
     """Outputs and gradients, with fewer key heads than heads, on one device and divided over
-    eight."""
+    four."""
     x = jax.random.normal(jax.random.key(0), (2, 128, 64))
     positions = jnp.broadcast_to(jnp.arange(128), (2, 128))
     plain = module(causal=causal, window=window)

@@ -251,7 +251,7 @@ def test_several_steps_a_call_write_the_same_log(tmp_path):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
 
 
-def test_how_steps_are_grouped_changes_no_bit(tmp_path):
+def test_how_steps_are_grouped_changes_no_bit():
     """The program of a call does not know how many steps it makes, so a run that was cut ends as
     one that was not."""
     made = prepare(short(**{"train.steps_per_call": 8}))
