@@ -1,2 +1,6 @@
-"""What every task shares: configs, data order, the step, the loop, checkpoints. Knows nothing of
-text or images."""
+"""Everything that does not know what an example is: no text, images, sound or items.
+
+Directly here is the contract and what every task needs: `errors`, `config`, `task`, `losses`,
+`evaluate`, `tree`, `cli`. The rooms beside it have one subject each; README.md lists them and the
+order of their imports.
+"""

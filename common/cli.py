@@ -11,7 +11,9 @@ from collections.abc import Callable
 import absl.logging
 import jax
 
-from common import config, processes, program, runtime, train
+from common import config
+from common.devices import processes, runtime
+from common.training import program, train
 
 PLACE = {
     "--coordinator": "JAX_COORDINATOR_ADDRESS",

@@ -18,7 +18,7 @@ ahead.
 
 `make` is called again inside the compiled step with traced numbers in place of the floats of
 `common.config.TRACED` sections, so it must not branch on their values (ask `is None`). `constrain`
-is what a model's activations pass at block boundaries (`common.mesh.constrainer`).
+is what a model's activations pass at block boundaries (`common.devices.mesh.constrainer`).
 """
 
 import zlib

@@ -20,11 +20,11 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common import attention, transformer
 from common.config import require
-from common.layers import Dense, Dropout, Embedding, TiedEmbedding
+from common.nn import attention, transformer
+from common.nn.layers import Dense, Dropout, Embedding, TiedEmbedding
+from common.nn.transformer import ACTIVATIONS, Transformer
 from common.task import Table
-from common.transformer import ACTIVATIONS, Transformer
 
 
 def _size(layers: int, width: int) -> dict:
@@ -49,7 +49,7 @@ class Encoder(Transformer, kw_only=True):
     Attributes:
       vocab_size: V.
       types: how many token types (sentence A and B) are told apart; 0 is none.
-      Others: see `common.transformer.Transformer`; the defaults are BERT base's.
+      Others: see `common.nn.transformer.Transformer`; the defaults are BERT base's.
     """
 
     vocab_size: int
@@ -59,7 +59,7 @@ class Encoder(Transformer, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.mesh`."""
+        """Where the parameters live; see `common.devices.mesh`."""
         learned = ["position"] * (self.positions == "learned") + ["type"] * (self.types > 0)
         rows = [(f"({'|'.join(learned)})/embedding", (None, "embed"))] if learned else []
         return ((r"token/embedding", ("vocab", "embed")), *rows, *transformer.PARTITION)
@@ -127,7 +127,7 @@ class Bert(Encoder, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.mesh`."""
+        """Where the parameters live; see `common.devices.mesh`."""
         rows = [(r"head_dense/kernel", ("embed", "mlp"))] if self.head else []
         if self.next_sentence:
             rows += [(r"pooler/kernel", ("embed", "mlp")), (r"next/kernel", ("mlp", None))]
@@ -207,7 +207,7 @@ class Classifier(Encoder, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.mesh`."""
+        """Where the parameters live; see `common.devices.mesh`."""
         pooler = [(r"pooler/kernel", ("embed", "mlp"))] if self.pooling == "first" else []
         return (*super().PARTITION, *pooler, (r"classifier/kernel", ("mlp", None)))
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from common import config as configs
 from common import losses
-from common import model as models
 from common.evaluate import mean_evaluator
+from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
-from lm import labelled, weights
+from lm import weights
+from lm.data import labelled
 
 MODEL = "lm.bert:Classifier"
 GIVEN = ("vocab_size", "num_classes")

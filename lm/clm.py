@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from common import config as configs
 from common import losses
-from common import model as models
 from common.evaluate import mean_evaluator
-from common.layers import identity
+from common.nn import model as models
+from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, splits, training_flops
-from lm import baseline, text, weights
+from lm import baseline, weights
+from lm.data import text
 
 MODEL = "lm.gpt:GPT"
 GIVEN = ("vocab_size",)

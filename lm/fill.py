@@ -64,7 +64,7 @@ def fill(model: nn.Module, params, facts: dict, texts: Sequence[str], k: int = 5
     Args:
       model: called as `lm.mlm` calls it.
       params: its parameters.
-      facts: of `lm.tokenizer`.
+      facts: of `lm.data.tokenizer`.
       texts: each with one [MASK] at least.
       k: guesses a mask.
 

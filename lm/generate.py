@@ -165,7 +165,7 @@ def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
 
 
 def end_of(facts: dict) -> int | None:
-    """The token that ends a document, as `lm.store` writes it; facts: of `lm.tokenizer`."""
+    """The token that ends a document, as `lm.data.store` writes it; facts: of `tokenizer`."""
     special = facts["special"]
     return special["end" if special["mask"] is None else "sep"]
 
@@ -176,7 +176,7 @@ def encode(facts: dict, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     Where documents begin with <|endoftext|>, so do prompts, and one may be empty.
 
     Args:
-      facts: of `lm.tokenizer`.
+      facts: of `lm.data.tokenizer`.
       texts: B of them.
 
     Raises:
@@ -199,7 +199,7 @@ def decode(facts: dict, prompts, lengths, written: Written) -> list[str]:
     first bytes are there is left out.
 
     Args:
-      facts: of `lm.tokenizer`.
+      facts: of `lm.data.tokenizer`.
       prompts, lengths: as `encode` gives them.
       written: as `generate` gives it.
     """

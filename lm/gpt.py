@@ -15,11 +15,11 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common import attention, transformer
-from common.attention import Cache
-from common.layers import Dropout, Embedding, TiedEmbedding
+from common.nn import attention, transformer
+from common.nn.attention import Cache
+from common.nn.layers import Dropout, Embedding, TiedEmbedding
+from common.nn.transformer import Activation, Transformer
 from common.task import Table
-from common.transformer import Activation, Transformer
 
 
 def _gpt2(layers: int, width: int) -> dict:
@@ -83,7 +83,7 @@ class GPT(Transformer, kw_only=True):
     Attributes:
       vocab_size: V.
       tied: whether the embeddings are the output projection as well.
-      Others: see `common.transformer.Transformer`; the defaults are GPT-2's.
+      Others: see `common.nn.transformer.Transformer`; the defaults are GPT-2's.
     """
 
     vocab_size: int
@@ -95,7 +95,7 @@ class GPT(Transformer, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.mesh`."""
+        """Where the parameters live; see `common.devices.mesh`."""
         rows = [(r"token/embedding", ("vocab", "embed"))]
         if self.positions == "learned":
             rows += [(r"position/embedding", (None, "embed"))]

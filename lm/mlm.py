@@ -19,12 +19,13 @@ from jax.sharding import PartitionSpec
 
 from common import config as configs
 from common import losses
-from common import model as models
 from common.config import require
 from common.evaluate import mean_evaluator
-from common.layers import identity
+from common.nn import model as models
+from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
-from lm import baseline, fill, masking, text, weights
+from lm import baseline, fill, masking, weights
+from lm.data import text
 
 MODEL = "lm.bert:Bert"
 GIVEN = ("vocab_size", "next_sentence")

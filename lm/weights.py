@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import fetch, tree
+from common import tree
 from common.config import require
-from common.layers import padded
-from common.tensors import json_object, read, settings, write
+from common.data import fetch
+from common.nn.layers import padded
+from common.weights.tensors import json_object, read, settings, write
 from lm import layouts
 
 

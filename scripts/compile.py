@@ -11,7 +11,8 @@ put in memory. Overrides as in train.py: --config.mesh.fsdp=8.
 import logging
 import sys
 
-from common import cli, compiled, config
+from common import cli, config
+from common.planning import compiled
 
 SEARCHED = ("mesh", "remat", "batch")
 

@@ -33,8 +33,11 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
     """
     import jax
 
-    from common import compiled, mesh, program, runtime, tree
+    from common import tree
     from common.config import call, load, plain
+    from common.devices import mesh, runtime
+    from common.planning import compiled
+    from common.training import program
 
     settings = plain(load(config, overrides, program.sections))
     call(runtime.start, settings["runtime"])
@@ -228,7 +231,7 @@ def generate_ours(settings: dict, batch_size: int, prompt: int, new: int) -> tup
     import jax
     import jax.numpy as jnp
 
-    from common import runtime
+    from common.devices import runtime
     from lm import generate, gpt
 
     runtime.start()
@@ -287,7 +290,8 @@ def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dic
     """
     import jax
 
-    from common import data, mesh, runtime
+    from common.data import batches as data
+    from common.devices import mesh, runtime
 
     runtime.start()
     images, labels = _images(count)
@@ -334,7 +338,7 @@ def matmul() -> tuple[Callable, dict]:
     others' FLOP/s are measured against."""
     import jax
 
-    from common import runtime
+    from common.devices import runtime
 
     runtime.start()
     size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")

@@ -5,7 +5,8 @@ their logs (`--config.train.log_every='1 steps'` logs every step), and what diff
 versions and machine. Exit code 0 if they are bit-identical, 1 if not.
 """
 
-from common import cli, compare
+from common import cli
+from common.reports import compare
 
 
 def main(argv=None) -> int:

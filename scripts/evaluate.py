@@ -7,8 +7,9 @@ training logged.
 
 import json
 
-from common import cli, train
-from common.log import encode
+from common import cli
+from common.runs.log import encode
+from common.training import train
 
 
 def main(argv=None) -> int:

@@ -20,11 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import cli, plots, train, workdir
-from common import model as models
+from common import cli
 from common.config import require
-from common.layers import identity
-from vision import augment, explain
+from common.nn import model as models
+from common.nn.layers import identity
+from common.reports import plots
+from common.runs import workdir
+from common.training import train
+from vision import explain
+from vision.data import augment
 
 
 def main(argv=None) -> int:

@@ -5,8 +5,10 @@ below it the guesses for each, with their probabilities. Several masks of a text
 once, none knowing what was put in the others. `--step` is latest (default), best, or a number.
 """
 
-from common import cli, train, workdir
+from common import cli
 from common.config import require
+from common.runs import workdir
+from common.training import train
 from lm import fill, mlm
 
 

@@ -5,9 +5,11 @@ writes behind it. `--step` is latest (default), best, or a number. The same seed
 text.
 """
 
-from common import cli, train, workdir
+from common import cli
 from common.config import require
+from common.runs import workdir
 from common.task import purpose_key
+from common.training import train
 from lm import clm, generate
 
 TOKENS = 64  # written unless the command line says otherwise

@@ -17,9 +17,10 @@ a config.
 import json
 import os
 
-from common import cli, fetch, splits
+from common import cli
 from common.config import choice
-from lm import labelled, prose
+from common.data import fetch, splits
+from lm.data import labelled, prose
 
 
 def main(argv=None) -> int:
@@ -50,7 +51,7 @@ def main(argv=None) -> int:
 
 
 def _fashion_mnist(folder: str, files: str) -> None:
-    from vision import datasets, fashion_mnist
+    from vision.data import datasets, fashion_mnist
 
     fashion_mnist.prepare(splits.data_dir(folder), files)
     builder = splits.open_prepared("fashion_mnist", folder)

@@ -31,8 +31,10 @@ from html import escape
 
 from etils import epath
 
-from common import cli, log, plots, report, tree
+from common import cli, tree
 from common.config import BadInput, require
+from common.reports import plots, report
+from common.runs import log
 
 
 def main(argv=None) -> int:

@@ -8,8 +8,11 @@ Exit code 0 if it was reproduced, 1 if it is different.
 
 from etils import epath
 
-from common import cli, compare, train, workdir
+from common import cli
 from common.config import require
+from common.reports import compare
+from common.runs import workdir
+from common.training import train
 
 
 def main(argv=None) -> int:

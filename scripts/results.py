@@ -14,8 +14,10 @@ import sys
 
 from etils import epath
 
-from common import cli, config, launch, report, trials
+from common import cli, config
 from common.config import require
+from common.reports import report
+from common.sweeps import launch, trials
 
 SEEDS = (0, 1, 2)
 METRIC = "eval/test/accuracy"

@@ -20,19 +20,11 @@ import shlex
 import sys
 import traceback
 
-from common import (
-    checkpoint,
-    cli,
-    config,
-    launch,
-    launch_ray,
-    launch_slurm,
-    population,
-    train,
-    trials,
-    workdir,
-)
+from common import cli, config
 from common.config import BadInput, require
+from common.runs import checkpoint, workdir
+from common.sweeps import launch, launch_ray, launch_slurm, population, trials
+from common.training import train
 
 EXPECTED = BadInput, train.NotFinite, train.CannotWrite
 

@@ -7,8 +7,11 @@ the run is gone, and 75 told to end and saved: start all of them again.
 
 import json
 
-from common import cli, describe, runtime, train
+from common import cli
 from common.config import require
+from common.devices import runtime
+from common.planning import describe
+from common.training import train
 
 
 def main(argv=None) -> int:

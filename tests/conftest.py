@@ -10,7 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
-from common import runtime
+from common.devices import runtime
 
 # NVIDIA's compiler has an environment of its own: without a GPU its plugin complains in every
 # program.

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, load
 
-from common import compiled, describe, laws, optim, program
 from common import config as configs
+from common.laws import checks as laws
+from common.planning import compiled, describe
+from common.training import optim, program
 
 VARIANTS = {
     "vision/digits": ("cnn", "mlp"),

@@ -5,8 +5,10 @@ import jax
 import pytest
 from helpers import ROOT, load
 
-from common import compiled, population, tree
+from common import tree
 from common.config import BadInput
+from common.planning import compiled
+from common.sweeps import population
 from lm import gpt
 
 SMALL = {"model.layers": 2, "train.accumulate": 1, "train.batch_size": 16}

@@ -14,7 +14,7 @@ from importlib import metadata
 import pytest
 from helpers import ROOT, load
 
-from common import compiled
+from common.planning import compiled
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import losses, optim
+from common import losses
+from common.training import optim
 
 
 class TwoLayers(nn.Module):

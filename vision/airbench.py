@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from common.layers import Dense, identity, max_pool, named
+from common.nn.layers import Dense, identity, max_pool, named
 from common.task import Table
 
 
@@ -37,7 +37,7 @@ class Airbench(nn.Module):
         `config.optim.freeze = ()`).
       momentum: of the running statistics of batch norm.
       dtype: of the computation; None is that of the parameters.
-      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
     num_classes: int

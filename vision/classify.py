@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import data, fetch, losses, tree
-from common import model as models
+from common import losses, tree
 from common.config import require
+from common.data import batches as data
+from common.data import fetch
 from common.evaluate import mean_evaluator
+from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
-from vision import augment, datasets, weights
+from vision import weights
+from vision.data import augment, datasets
 
 FITTED_TO = 1000  # images that `fitted` is given
 

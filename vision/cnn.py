@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from common.layers import Dropout, identity, max_pool, named
+from common.nn.layers import Dropout, identity, max_pool, named
 from common.task import Table
 
 
@@ -33,7 +33,7 @@ class CNN(nn.Module):
       padding: "VALID" or "SAME".
       hidden: widths of the dense layers in front of the head.
       dropout: rate in front of the head; None is none. May be a traced number.
-      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
     num_classes: int
@@ -89,7 +89,7 @@ class MLP(nn.Module):
       num_classes: K.
       hidden: widths of the dense layers in front of the head.
       dropout: rate in front of the head; None is none. May be a traced number.
-      constrain: pins activations to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
     num_classes: int

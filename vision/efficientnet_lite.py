@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.config import require
-from common.layers import Dense, Dropout, identity, named
+from common.nn.layers import Dense, Dropout, identity, named
 from common.task import Table
 
 STEM, TOP = 32, 1280  # channels
@@ -72,7 +72,7 @@ class EfficientNetLite(nn.Module):
       drop_path: rate at which a row loses what a block adds to it (stochastic depth, Huang et al.
         2016): block i of n has i / n of this rate. None is none; published: 0.2. May be traced.
       dtype: of the computation in front of the head; None is that of the parameters.
-      constrain: pins activations and gathered parameters to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
     num_classes: int

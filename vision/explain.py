@@ -21,7 +21,7 @@ import numpy as np
 
 from common import tree
 from common.config import choice, require
-from common.plots import figure
+from common.reports.plots import figure
 
 # -------------------------------------------------------------------------------------------- maps
 
@@ -97,7 +97,7 @@ def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None 
     """Grad-CAM (Selvaraju et al. 2017): f32[B, h, w], where a layer speaks for the label, >= 0.
 
     Args:
-      apply: of a linen module whose layers have names (`common.layers.named`).
+      apply: of a linen module whose layers have names (`common.nn.layers.named`).
       variables: of the module.
       images: f32[B, H, W, C], as the model takes them.
       labels: i32[B].

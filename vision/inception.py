@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.config import require
-from common.layers import Dense, Dropout, identity, named
+from common.nn.layers import Dense, Dropout, identity, named
 from common.task import Table
 
 
@@ -137,7 +137,7 @@ class InceptionV3(nn.Module):
       auxiliary: whether there is a second head, behind the last block of 17x17 positions.
       dropout: rate in front of the head; None is none. May be traced.
       dtype: of the computation in front of the heads; None is that of the parameters.
-      constrain: pins activations and gathered parameters to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
     num_classes: int

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.config import require
-from common.layers import Dense, Dropout, identity, named
+from common.nn.layers import Dense, Dropout, identity, named
 from common.task import Table
 
 Kind = Literal["basic", "bottleneck"]
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
       stem_width: channels out of the stem.
       dropout: rate in front of the last convolution of every block; None is none. May be traced.
       dtype: of the computation in front of the head; None is that of the parameters.
-      constrain: pins activations and gathered parameters to a mesh (`common.mesh.constrainer`).
+      constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
     num_classes: int

@@ -17,12 +17,12 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common import transformer
-from common.attention import sinusoids
 from common.config import require
-from common.layers import Dense, Dropout, Embedding, named
+from common.nn import transformer
+from common.nn.attention import sinusoids
+from common.nn.layers import Dense, Dropout, Embedding, named
+from common.nn.transformer import Transformer
 from common.task import Table
-from common.transformer import Transformer
 
 Pooling = Literal["class", "mean"]
 
@@ -55,7 +55,7 @@ class ViT(Transformer, kw_only=True):
       positions: "learned", a vector for each place; or "sine", fixed waves along rows in half of
         the columns and along columns in the others (Chen et al. 2021, MoCo v3), nothing for the
         class token. With sines, images may be of any size.
-      Others: see `common.transformer.Transformer`; the defaults are those of ViT-B/16.
+      Others: see `common.nn.transformer.Transformer`; the defaults are those of ViT-B/16.
     """
 
     num_classes: int
@@ -71,7 +71,7 @@ class ViT(Transformer, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.mesh`."""
+        """Where the parameters live; see `common.devices.mesh`."""
         rows = [(r"patch/kernel", (None, "embed"))]
         if self.pooling == "class":
             rows += [(r"class_token", (None, "embed"))]

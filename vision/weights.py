@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import tensors, tree
+from common import tree
 from common.config import require
+from common.weights import tensors
 from vision import layouts
 from vision.layouts import Layout
 

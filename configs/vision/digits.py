@@ -8,7 +8,7 @@ and `mlp`.
 import ml_collections
 
 from common.config import choice
-from common.sweep import over, product
+from common.sweeps.sweep import over, product
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ choosing. Not run where this was written, because the set could not be had there
 
 What differs from it: random crops are taken, on the device, from the centre square of images of
 256 pixels on the shorter side; colours are scaled by the set's mean and deviation; RandAugment's
-operations resample as `vision.rand_augment` says.
+operations resample as `vision.data.rand_augment` says.
 """
 
 import ml_collections

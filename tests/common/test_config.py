@@ -10,8 +10,8 @@ import pytest
 from helpers import DIGITS, ROOT, TOY, load
 
 from common import config as configs
-from common import duration, program
 from common.config import BadInput
+from common.training import duration, program
 
 
 def toy_section(
@@ -170,7 +170,7 @@ def test_an_error_in_a_config_file_is_not_hidden(tmp_path):
 
 def test_importing_common_imports_neither_images_nor_text():
     code = (
-        "import sys, common.train, common.laws, common.describe;"
+        "import sys, common.training.train, common.laws, common.planning.describe;"
         "bad = [m for m in sys.modules if m.split('.')[0] in"
         " ('vision', 'lm', 'configs', 'tensorflow', 'torch', 'tensorflow_datasets')];"
         "assert not bad, bad"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from common import mesh, tree
+from common import tree
 from common.config import BadInput
+from common.devices import mesh
 
 TREE = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "b": {"kernel": np.zeros((3, 1))}}
 

@@ -15,9 +15,10 @@ from collections import Counter
 import pytest
 from helpers import DIGITS, ROOT, exit_code, finish, load, result, start, timeless
 
-from common import checkpoint, tree, workdir
-from common.laws import flip
-from common.program import prepare
+from common import tree
+from common.laws.checks import flip
+from common.runs import checkpoint, workdir
+from common.training.program import prepare
 
 pytestmark = pytest.mark.slow
 

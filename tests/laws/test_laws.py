@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from helpers import DIGITS, ROOT, TOY, load
 
-from common import checkpoint, laws, mesh, tree
-from common.program import initial_state, prepare
+from common import tree
+from common.devices import mesh
+from common.laws import checks as laws
+from common.runs import checkpoint
+from common.training.program import initial_state, prepare
 
 CONFIGS = {
     "mlp": (f"{DIGITS}:mlp", {"model.dropout": 0.1, "augment.crop_padding": 1}),

@@ -12,7 +12,7 @@ import process_kills
 import pytest
 from helpers import DIGITS, ROOT, finish, free_port, same, start, start_all
 
-from common import processes
+from common.devices import processes
 
 RUN = (
     "--config",

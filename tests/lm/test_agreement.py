@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import duration, optim, tensors
+from common.training import duration, optim
+from common.weights import tensors
 from lm import bert, gpt, weights
 
 LENGTHS = np.array([12, 7, 9])  # of three rows; padding behind

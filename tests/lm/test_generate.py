@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.attention import Cache
 from common.config import BadInput
-from lm import generate, gpt, tokenizer
+from common.nn.attention import Cache
+from lm import generate, gpt
+from lm.data import tokenizer
 
 SMALL = {"vocab_size": 200, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "max_length": 32}
 LLAMA = gpt.LLAMA | {"layers": 1, "kv_heads": 2, "tied": False, "window": 4, "remat": "block"}

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from helpers import ROOT, load
 
-from common import losses, program, train
+from common import losses
 from common.config import BadInput
 from common.task import row_keys
-from lm import corpora, masking
+from common.training import program, train
+from lm import masking
+from lm.data import corpora
 
 SMALL = {
     "model.layers": 1, "model.width": 32, "model.hidden": 48, "data.vocab_size": 300,
@@ -163,7 +165,7 @@ def test_metrics_of_numbers_are_numpys(labelled):
     assert batch["types"].max() == 1
     terms, _ = jax.jit(made.task.loss)(state.params, {}, batch, jax.random.key(0))
     assert set(terms) == {"loss"}
-    from common import model as models
+    from common.nn import model as models
 
     model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=1)
     inputs = batch["tokens"], batch["segments"], batch["types"]

@@ -13,8 +13,10 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from common import fetch, tensors, tree
+from common import tree
 from common.config import BadInput
+from common.data import fetch
+from common.weights import tensors
 from lm import bert, gpt, layouts, weights
 
 TINY = {"vocab_size": 150, "width": 16, "layers": 2, "heads": 2, "hidden": 24, "max_length": 12}

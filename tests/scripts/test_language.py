@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, exit_code, finish, load, start
 
-from common import checkpoint, program, workdir
+from common.runs import checkpoint, workdir
+from common.training import program
 from lm import clm, mlm
 
 CONFIG = str(ROOT / "tests/support/language_config.py")

@@ -15,7 +15,9 @@ import pytest
 from helpers import DIGITS, exit_code, load, result
 from PIL import Image
 
-from common import plots, train, workdir
+from common.reports import plots
+from common.runs import workdir
+from common.training import train
 
 TEST = "eval/test/accuracy"
 

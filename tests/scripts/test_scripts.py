@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers import DIGITS, ROOT, exit_code, finish, result, start, timeless
 
-from common import processes
+from common.devices import processes
 
 MLP = f"{DIGITS}:mlp"
 NOWHERE = "--config.data.folder=/nowhere"
@@ -128,7 +128,8 @@ def test_a_script_is_a_process(tmp_path):
 
 
 def test_the_laws_are_a_command(capsys, monkeypatch):
-    from common import cli, laws
+    from common import cli
+    from common.laws import checks as laws
 
     monkeypatch.setattr(
         laws, "LAWS", {k: laws.LAWS[k] for k in ("5 no dead knob", "6 plain parameters")}

@@ -10,7 +10,8 @@ import pytest
 import slurm
 from helpers import ROOT, exit_code, finish, result, same, start, timeless
 
-from common import checkpoint, trials, workdir
+from common.runs import checkpoint, workdir
+from common.sweeps import trials
 
 CONFIG = str(ROOT / "tests/support/sweep_config.py")
 GOOD = [trial.name for trial in trials.of(CONFIG)]

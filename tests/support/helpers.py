@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 
-from common import cli, config, program
+from common import cli, config
+from common.training import program
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs/vision/digits.py")

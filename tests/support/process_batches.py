@@ -6,14 +6,15 @@ import sys
 
 import numpy as np
 
-from common import data, mesh, runtime
+from common.data import batches as data
+from common.devices import mesh, runtime
 
 if __name__ == "__main__":
     runtime.start(cache="none")
     import helpers
     import jax
 
-    from common.program import prepare
+    from common.training.program import prepare
 
     workers = int(sys.argv[1])
     config = helpers.load(helpers.TOY, **{"data.resident": False, "data.workers": workers})
@@ -34,7 +35,7 @@ if __name__ == "__main__":
         assert sorted(parts) == rows.tolist()
         found[step] = {row: sha.hexdigest()[:16] for row, sha in parts.items()}
     # Steps as well: all processes take part, and each prints the same losses.
-    from common.laws import train_losses
+    from common.laws.checks import train_losses
 
     losses, _ = train_losses(made, 2)
     print(json.dumps({"rows": found, "losses": losses, "processes": jax.process_count()}))

@@ -16,7 +16,7 @@ import time
 
 from helpers import DIGITS, finish, same, start_all
 
-from common import processes, runtime
+from common.devices import processes, runtime
 
 STEPS = 60  # of progress between two kills, at most; steps, saves and evaluations alternate in them
 

@@ -8,9 +8,11 @@ import json
 import pathlib
 import sys
 
-from common import checkpoint, mesh, runtime, tree, workdir
+from common import tree
 from common.config import BadInput
-from common.laws import flip
+from common.devices import mesh, runtime
+from common.laws.checks import flip
+from common.runs import checkpoint, workdir
 
 RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
 

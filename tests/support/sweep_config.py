@@ -1,6 +1,6 @@
 """Sweeps of a short run on digits: good trials, and bad ones among them."""
 
-from common.sweep import Choice, LogUniform, chain, over, product
+from common.sweeps.sweep import Choice, LogUniform, chain, over, product
 from configs.vision import digits
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import data, losses, tree
+from common import losses, tree
+from common.data import batches as data
 from common.evaluate import mean_evaluator
-from common.layers import Dropout, identity
+from common.nn.layers import Dropout, identity
 from common.task import Evaluator, Task, row_keys
 
 CLASSES = 3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import data
+from common.data import batches as data
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Task
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from helpers import DIGITS, load
 
-from common import flops, laws, program
+from common.laws import checks as laws
+from common.nn import flops
+from common.training import program
 from vision import airbench
 
 

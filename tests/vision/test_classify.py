@@ -7,10 +7,13 @@ import optax
 import pytest
 from helpers import DIGITS, load
 
-from common import checkpoint, data, program, train, tree
-from common import model as models
+from common import tree
 from common.config import BadInput
-from common.layers import identity
+from common.data import batches as data
+from common.nn import model as models
+from common.nn.layers import identity
+from common.runs import checkpoint
+from common.training import program, train
 from vision import classify, efficientnet_lite
 
 

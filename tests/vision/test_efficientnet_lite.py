@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import fetch, flops, tree
+from common import tree
 from common.config import BadInput
-from vision import photographs, weights
+from common.data import fetch
+from common.nn import flops
+from vision import weights
+from vision.data import photographs
 from vision.efficientnet_lite import RESOLUTIONS, SIZES, Block, EfficientNetLite
 
 B, K = 4, 5

@@ -13,9 +13,10 @@ import pytest
 from helpers import DIGITS, exit_code, load
 from PIL import Image
 
-from common import checkpoint, program, train, workdir
 from common.config import BadInput
-from common.layers import named
+from common.nn.layers import named
+from common.runs import checkpoint, workdir
+from common.training import program, train
 from vision import cnn, explain, vit
 
 RNG = np.random.default_rng(0)

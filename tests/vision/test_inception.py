@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from common import flops, tree
+from common import tree
 from common.config import BadInput
+from common.nn import flops
 from vision import inception
 from vision.inception import Branch, InceptionV3
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import flops, tree
+from common import tree
 from common.config import BadInput
+from common.nn import flops
 from vision import resnet, weights
 from vision.resnet import ResNet
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import flops, tree
+from common import tree
 from common.config import BadInput
+from common.nn import flops
 from vision import vit
 
 SMALL = {"width": 32, "layers": 1, "heads": 4, "hidden": 48, "image_size": 12, "patch_size": 4}

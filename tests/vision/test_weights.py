@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from common import fetch, tensors, tree
+from common import tree
 from common.config import BadInput
+from common.data import fetch
+from common.weights import tensors
 from vision import efficientnet_lite, layouts, weights
 from vision.efficientnet_lite import EfficientNetLite
 from vision.resnet import SIZES, ResNet

@@ -1,0 +1,218 @@
+"""The device mesh: axes data, fsdp and tensor; where each array lives; rows of the host to global
+arrays.
+
+A model states its parameters' dimensions in logical names (`embed`, `mlp`, …) in a table beside
+it; the rules of the config map logical names to mesh axes. The global batch is split over `data`
+and `fsdp`.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from common import tree
+from common.config import require
+from common.task import Table
+
+AXES = ("data", "fsdp", "tensor")
+Axes = str | tuple[str, ...]
+
+RULES: tuple[tuple[str, Axes], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+)
+
+
+class Layout(NamedTuple):
+    """A mesh and the rules {logical name: mesh axes} that map arrays onto it."""
+
+    mesh: jax.sharding.Mesh
+    rules: dict[str, tuple[str, ...]]
+
+
+def make(
+    devices=None,
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    rules: tuple[tuple[str, str | tuple[str, ...]], ...] = RULES,
+) -> Layout:
+    """Lays out the devices as data x fsdp x tensor; one axis may be -1, for what is left.
+
+    Args:
+      devices: which ones; None is all that there are.
+      data, fsdp, tensor: sizes of the axes.
+      rules: rows (logical name, the mesh axis or axes that split it).
+
+    Raises:
+      BadInput: if the sizes do not multiply to the number of devices, or a rule names no axis.
+    """
+    sizes = [data, fsdp, tensor]
+    devices = jax.devices() if devices is None else devices
+    there = len(devices)
+    require(
+        all(s == -1 or s > 0 for s in sizes), f"config.mesh: sizes are positive or -1, got {sizes}"
+    )
+    require(sizes.count(-1) <= 1, f"config.mesh: only one axis can be -1, got {sizes}")
+    known = math.prod(s for s in sizes if s != -1)
+    sizes = [there // known if s == -1 else s for s in sizes]
+    require(
+        math.prod(sizes) == there,
+        f"config.mesh: {' x '.join(map(str, sizes))} is not the number of devices, {there}",
+    )
+    mapped = {name: (axes,) if isinstance(axes, str) else tuple(axes) for name, axes in rules}
+    for name, axes in mapped.items():
+        for axis in axes:
+            require(axis in AXES, f"config.mesh.rules: {name!r} names {axis!r}, not one of {AXES}")
+    return Layout(
+        jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices), mapped
+    )
+
+
+def spec(
+    layout: Layout, names: tuple[str | None, ...], shape: tuple[int, ...], where: str = ""
+) -> P:
+    """The PartitionSpec of an array whose dimensions have these logical names.
+
+    A dimension that its axes do not divide is replicated, with a warning if `where` names the
+    array.
+    """
+    parts: list[Any] = []
+    for name, size in zip(names, shape, strict=True):
+        axes = layout.rules.get(name, ())
+        axes = tuple(a for a in axes if layout.mesh.shape[a] > 1)
+        ways = math.prod(layout.mesh.shape[a] for a in axes)
+        if size % ways:
+            if where:
+                logging.warning(
+                    "%s: %s=%d is not divisible by %d: replicated", where, name, size, ways
+                )
+            axes = ()
+        parts.append(axes or None)
+    return P(*parts)
+
+
+def replicated(layout: Layout) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(layout.mesh, P())
+
+
+def shardings(layout: Layout, table: Table, params) -> Any:
+    """The NamedSharding of every parameter, by the first row of `table` that matches its path.
+
+    Raises:
+      BadInput: if a parameter of two or more dimensions matches no row, a row matches no
+        parameter, or a row has another number of dimensions than its parameter.
+    """
+    flat = tree.flatten(params)
+    matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2]
+    tree.check_table("partition table", table, flat, cover=matrices)
+
+    def place(path, leaf):
+        names = tree.lookup(table, path, (None,) * len(leaf.shape))
+        require(
+            len(names) == len(leaf.shape),
+            f"partition table: {path} has shape {tuple(leaf.shape)}, its row names {names}",
+        )
+        return NamedSharding(layout.mesh, spec(layout, names, leaf.shape, path))
+
+    return tree.map_paths(place, params)
+
+
+def follow(layout: Layout, state, params, params_shardings) -> Any:
+    """Shardings of an optimizer state: a leaf lives where the parameter lives whose path ends its
+    own."""
+    known = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            tree.flatten(params).items(), jax.tree.leaves(params_shardings), strict=True
+        )
+    }
+
+    def place(path, leaf):
+        parts = path.split("/")
+        for i in range(len(parts)):
+            shape, sharding = known.get("/".join(parts[i:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(layout)
+
+    return tree.map_paths(place, state)
+
+
+def constrainer(layout: Layout) -> Callable:
+    """A function (x, *logical names) -> x that pins an activation's sharding, for a module's
+    `constrain` field; with `on_parts`, see `common.nn.layers`, and the devices' `platform`."""
+
+    def constrain(x, *names):
+        sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    def on_parts(function, names, like, arrays):
+        whole = spec(layout, names, like)
+        part = lambda x: P(*(None if n == 1 else p for n, p in zip(x.shape, whole, strict=False)))
+        specs = tuple(map(part, arrays))
+        return jax.shard_map(
+            function, mesh=layout.mesh, in_specs=specs, out_specs=whole, check_vma=False
+        )(*arrays)
+
+    constrain.on_parts = on_parts
+    constrain.platform = layout.mesh.devices.flat[0].platform
+    return constrain
+
+
+def check_batch(layout: Layout, batch_size: int, where: str) -> None:
+    """Raises `BadInput` unless the devices that split the batch divide it."""
+    require(batch_size > 0, f"{where}: {batch_size} is not a positive number of examples")
+    ways = math.prod(layout.mesh.shape[a] for a in layout.rules.get("batch", ()))
+    require(
+        batch_size % ways == 0,
+        f"{where}: {batch_size} examples cannot be divided over {ways} devices; "
+        f"take {max(batch_size // ways, 1) * ways}",
+    )
+
+
+def batch_sharding(layout: Layout) -> NamedSharding:
+    """How the first dimension of a batch is split; the others are whole."""
+    axes = tuple(a for a in layout.rules.get("batch", ()) if layout.mesh.shape[a] > 1)
+    return NamedSharding(layout.mesh, P(axes or None))
+
+
+def local_rows(layout: Layout, batch_size: int) -> np.ndarray:
+    """u32[n]: the rows of a global batch that this process's devices hold, in increasing order."""
+    places = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
+    every = np.arange(batch_size, dtype=np.uint32)
+    return np.unique(np.concatenate([every[index] for index in places.values()]))
+
+
+def to_global(
+    layout: Layout, batch_size: int, local: dict[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """Global arrays [B, ...] from this process's rows, given in the order of `local_rows`."""
+    rows, sharding = local_rows(layout, batch_size), batch_sharding(layout)
+
+    def put(value):
+        def part(index):
+            start, stop, _ = index[0].indices(batch_size)
+            return value[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+
+        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, part)
+
+    return {name: put(value) for name, value in local.items()}
+
+
+def put_replicated(layout: Layout, arrays) -> Any:
+    """Host arrays, the same on every process, onto every device."""
+    put = lambda x: jax.make_array_from_callback(x.shape, replicated(layout), lambda i: x[i])
+    with jax.transfer_guard("allow"):  # this one was asked for
+        return jax.tree.map(put, arrays)

@@ -1,0 +1,272 @@
+"""Attention: positions, what sees what, grouped key heads, the cache of decoding.
+
+What may be seen by what is a boolean mask (`visibility`), which a compiler makes once for all
+blocks; fused kernels are told the rule itself instead.
+
+Letters: B batch, L positions, S positions looked at, T positions of a cache, D width, H heads, G
+heads of keys and values, K width of a head.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from common.config import require
+from common.nn import kernels
+from common.nn.layers import Dense, Dropout, identity, on_parts, wanted
+
+Implementation = Literal["plain", "splash"]
+Dtype = Literal["bfloat16"]
+
+
+# --------------------------------------------------------------------------------------- positions
+
+
+def places(segments):
+    """i32[B, L]: each position's place in its own segment, counted from 0.
+
+    Args:
+      segments: i32[B, L]; a segment is a run of equal numbers.
+    """
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    first = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def sinusoids(positions, width: int, dtype=jnp.float32):
+    """[..., D]: sines in the even columns and cosines in the odd ones (Vaswani et al. 2017).
+
+    Args:
+      positions: i32[...].
+      width: D, even.
+      dtype: of the result.
+    """
+    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angles = positions[..., None].astype(dtype) * frequencies
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+
+
+def rotate(x, positions, theta):
+    """Rotary position embedding (Su et al. 2021), pairing column i with i + K/2 as Llama does.
+
+    Args:
+      x: [B, L, H, K], K even.
+      positions: i32[B, L].
+      theta: the base of the wavelengths; may be traced.
+    """
+    half = x.shape[-1] // 2
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = jnp.asarray(theta, dtype) ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = positions[:, :, None, None].astype(dtype) * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+# --------------------------------------------------------------------------------------- attention
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions seen so far: a value that goes in and comes out.
+
+    Attributes:
+      keys, values: a tuple over blocks of [B, T, G, K].
+      length: i32[B], how many positions each row holds; what lies behind them is not looked at.
+    """
+
+    keys: tuple
+    values: tuple
+    length: jax.Array
+
+
+def visibility(length: int, causal: bool, window: int | None, segments=None):
+    """What sees what: bool[B or 1, 1, L, L], or None where everything does.
+
+    Args:
+      length: L.
+      causal: a position sees itself and those in front of it.
+      window: it sees only those at a distance below this.
+      segments: i32[B, L] or None; it sees only its own segment. Padding is a segment like others.
+    """
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+    seen = None
+    if causal:
+        seen = (distance >= 0)[None, None]
+    if window is not None:
+        near = (jnp.abs(distance) < window)[None, None]
+        seen = near if seen is None else seen & near
+    if segments is not None:
+        same = (segments[:, :, None] == segments[:, None, :])[:, None]
+        seen = same if seen is None else seen & same
+    return seen
+
+
+def for_cudnn(length: int, causal: bool, window: int | None, segments=None) -> tuple:
+    """`visibility` as cuDNN is told it: (mask, {"causal", "window"}) of `kernels.cudnn`. It
+    passes over what causality hides, and a window if there is nothing else; the rest is a mask."""
+    by_itself = causal and segments is None
+    mask = visibility(length, False, None if by_itself else window, segments)
+    mask = mask if mask is None else mask.swapaxes(1, 2)
+    return mask, {"causal": causal, "window": window if by_itself else None}
+
+
+def cached_visibility(positions, length: int, window: int | None):
+    """bool[B, 1, L, T]: what new positions see of a cache: themselves and those in front of them.
+
+    Args:
+      positions: i32[B, L].
+      length: T.
+      window: as in `visibility`.
+    """
+    distance = positions[:, :, None] - jnp.arange(length)
+    seen = distance >= 0
+    return (seen if window is None else seen & (distance < window))[:, None]
+
+
+def attention_map(query, key, mask):
+    """Softmax of the scaled products: [B, H, L, S], at least f32.
+
+    Args:
+      query: [B, H, L, K].
+      key: [B, H, S, K].
+      mask: bool, broadcastable to [B, H, L, S], or None.
+    """
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bhlk,bhsk->bhls", query, key, preferred_element_type=dtype)
+    logits = logits / math.sqrt(query.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def plain(query, key, value, mask=None, on_map: Callable = identity):
+    """Attention with its map in memory: [B, L, H, K].
+
+    Args:
+      query: [B, L, H, K].
+      key, value: [B, S, G, K].
+      mask: bool, broadcastable to [B, H, L, S], or None.
+      on_map: what is done to the map, [B, H, L, S], before the values are weighed by it.
+    """
+    repeats = query.shape[2] // key.shape[2]
+    heads_first = lambda y, repeats: jnp.repeat(y.swapaxes(1, 2), repeats, axis=1)
+    query = heads_first(query, 1)
+    key, value = heads_first(key, repeats), heads_first(value, repeats)
+    maps = on_map(attention_map(query, key, mask)).astype(value.dtype)
+    return jnp.einsum("bhls,bhsk->bhlk", maps, value).swapaxes(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017), with fewer key heads if asked (Ainslie et al.
+    2023).
+
+    Attributes:
+      heads: H.
+      kv_heads: G, which divides H; None is H.
+      causal: whether a position sees only itself and those in front of it.
+      window: it sees only those at a distance below this; None is all.
+      bias: whether the four projections have biases.
+      theta: base of rotary positions; None is none.
+      dropout: rate on the attention map; None is none. May be traced.
+      implementation: "splash", a kernel for long rows on TPUs, see `kernels`; "plain"; None
+        is cuDNN's kernel in bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
+        maps that are asked for and a cache are always plain.
+      dtype: of the computation; None is that of the parameters.
+      kernel_init, out_init: of the projections in, and of the one out.
+      constrain: pins activations to a mesh.
+    """
+
+    heads: int
+    kv_heads: int | None = None
+    causal: bool = False
+    window: int | None = None
+    bias: bool = True
+    theta: float | None = None
+    dropout: float | None = None
+    implementation: Implementation | None = None
+    dtype: Dtype | None = None
+    kernel_init: Callable = nn.initializers.normal(0.02)
+    out_init: Callable = nn.initializers.normal(0.02)
+    constrain: Callable = identity
+
+    @nn.compact
+    def __call__(self, x, positions, segments, train: bool, cache=None):
+        """Returns ([B, L, D], cache).
+
+        Args:
+          x: [B, L, D].
+          positions: i32[B, L], for rotary positions and the cache.
+          segments: i32[B, L] or None: what has another number is not seen. Not with a cache.
+          train: whether dropout is active.
+          cache: None, or (keys, values) [B, T, G, K]: the new ones are written at `positions`, and
+            what is in front of them is seen.
+        """
+        width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
+        size = width // self.heads
+        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
+
+        def project(name, heads):
+            names = "embed", "heads"
+            y = dense(heads * size, kernel_init=self.kernel_init, names=names, name=name)(x)
+            y = y.reshape(*x.shape[:2], heads, size)
+            return self.constrain(y, "batch", None, "heads", None)
+
+        query, key = project("query", self.heads), project("key", groups)
+        value = project("value", groups)
+        if self.theta is not None:
+            query, key = rotate(query, positions, self.theta), rotate(key, positions, self.theta)
+        if cache is not None:
+            write = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
+            key = write(cache[0], key.astype(cache[0].dtype), positions[:, 0])
+            value = write(cache[1], value.astype(cache[1].dtype), positions[:, 0])
+            cache = key, value
+        dropped = self.dropout is not None and train
+        kernels_may = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
+        if kernels_may and self.implementation == "splash":
+            platform = getattr(self.constrain, "platform", "tpu")
+            known = platform in ("tpu", "cpu")
+            require(known, f"config.model.implementation: splash is for TPUs, not a {platform}")
+            attend = partial(kernels.splash, causal=self.causal, window=self.window)
+            y = self._on_parts(attend, query, key, value, segments)
+        elif kernels_may and self.implementation is None:
+            y = self._by_device(query, key, value, segments)
+        else:
+            if cache is None:
+                mask = visibility(x.shape[1], self.causal, self.window, segments)
+            else:
+                mask = cached_visibility(positions, key.shape[1], self.window)
+
+            def on_map(maps):
+                if wanted(self):
+                    self.sow("intermediates", "attention", maps)
+                return Dropout(self.dropout)(maps, train)
+
+            y = plain(query, key, value, mask, on_map)
+        y = y.reshape(*x.shape[:2], width)
+        out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
+        return out(width, name="out")(y), cache
+
+    def _on_parts(self, attend, query, key, value, seen):
+        """`attend(query, key, value, seen)` on each device with its rows and heads; `seen` [B, L]
+        or [B or 1, L, 1, S] or None."""
+        names = "batch", None, "heads", None
+        arrays = [x for x in (query, key, value, seen) if x is not None]
+        return on_parts(self.constrain, attend, names, key.shape, *arrays)
+
+    def _by_device(self, query, key, value, segments):
+        """cuDNN's attention in a program for NVIDIA if it takes these, else the plain one."""
+        rule = query.shape[1], self.causal, self.window, segments
+        default = partial(plain, mask=visibility(*rule))
+        mask, told = for_cudnn(*rule)
+        if not kernels.cudnn_takes(query, key, value, mask, **told):
+            return default(query, key, value)
+        attend = partial(kernels.cudnn, **told)
+        cuda = lambda *arrays: self._on_parts(attend, *arrays, mask)
+        return jax.lax.platform_dependent(query, key, value, cuda=cuda, default=default)

@@ -1,0 +1,151 @@
+"""Two runs side by side: whether they are the same, where they part, and what differs around them.
+
+    found = compare.runs("runs/a", "runs/b")
+    print(found.verdict, found.parted, found.causes)
+
+A run's log holds digests of its state, by module, at every line of training, so that two runs can
+be compared step by step when their checkpoints are gone.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+from etils import epath
+
+from common import config
+from common.config import require
+from common.runs import workdir
+
+IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
+# Of environment.json: what a result does not depend on, or what is compared by itself.
+ASIDE = ("command", "data", "config", "steps")
+NO_DIGESTS = "the logs hold no digests of a step that both have"
+
+
+class Comparison(NamedTuple):
+    """What two runs have in common.
+
+    Attributes:
+      verdict: "bit-identical", "equal within tolerance" or "different".
+      parted: where their states part, in a line; "" if they do not.
+      causes: what differs in config, data and environment, a line each.
+      largest: the largest relative difference among numbers of the last evaluation and the last
+        loss, and the key that has it; (0.0, "") if there is none.
+    """
+
+    verdict: str
+    parted: str
+    causes: list[str]
+    largest: tuple[float, str]
+
+
+def runs(a, b, tolerance: float = 1e-3) -> Comparison:
+    """Compares two runs by what their workdirs hold.
+
+    Args:
+      a, b: workdirs.
+      tolerance: of relative differences; see `Comparison.largest`.
+
+    Raises:
+      BadInput: if one of them is no run.
+    """
+    logs = workdir.read_log(a), workdir.read_log(b)
+    for folder, lines in zip((a, b), logs, strict=True):
+        require(bool(lines), f"{folder}: its log is empty")
+    results = [workdir.read_result(epath.Path(folder)) or {} for folder in (a, b)]
+    parted, largest = first_difference(*logs), largest_difference(*logs)
+    ends = {result.get("digest") for result in results}
+    same_end = len(ends) == 1 and None not in ends
+    if parted in ("", NO_DIGESTS) and same_end and logs[0][-1]["step"] == logs[1][-1]["step"]:
+        verdict = IDENTICAL
+    else:
+        verdict = EQUAL if largest[0] <= tolerance else DIFFERENT
+    return Comparison(verdict, parted, causes(a, b), largest)
+
+
+def first_difference(a: list[dict], b: list[dict]) -> str:
+    """Where the states of two runs part, by the digests in their logs; "" if they do not."""
+    states = [{x["step"]: x["digests"] for x in lines if "digests" in x} for lines in (a, b)]
+    steps = sorted(states[0].keys() & states[1].keys())
+    if not steps:
+        return NO_DIGESTS
+    before = None
+    for step in steps:
+        x, y = states[0][step], states[1][step]
+        differ = [name for name in x.keys() | y.keys() if x.get(name) != y.get(name)]
+        if differ:
+            differ.sort(key=lambda name: (not name.startswith("params"), name))
+            up_to = "at" if before is None else f"the same up to step {before}; at"
+            rest = f", and {len(differ) - 6} more" if len(differ) > 6 else ""
+            return f"{up_to} step {step} these differ: {', '.join(differ[:6])}{rest}"
+        before = step
+    return ""
+
+
+def largest_difference(a: list[dict], b: list[dict]) -> tuple[float, str]:
+    """(relative difference, key) of the numbers of the last evaluation and the last loss."""
+    ends = [{k: v for line in lines for k, v in line.items()} for lines in (a, b)]
+    keys = [
+        key
+        for key, value in ends[0].items()
+        if (key.startswith("eval/") or key == "train/loss") and isinstance(value, int | float)
+    ]
+    found = [(_relative(ends[0][key], ends[1].get(key)), key) for key in keys]
+    worst = max(found, default=(0.0, ""))
+    return worst if worst[0] else (0.0, "")
+
+
+def _relative(x: float, y) -> float:
+    if not isinstance(y, int | float):
+        return math.inf
+    return abs(x - y) / max(abs(x), abs(y), 1e-12)
+
+
+def causes(a, b) -> list[str]:
+    """What may make two runs differ: config, data, versions, machine; a line each, what is most
+    likely to matter first."""
+    starts = [workdir.read_starts(folder) for folder in (a, b)]
+    settings = [workdir.read_config(folder) for folder in (a, b)]
+    lines = [f"config.{line}" for line in _lines(*settings)]
+    for folder, now, known in zip((a, b), settings, starts, strict=True):
+        if known and "config" in known[-1]:
+            then = config.from_json(config.to_json(known[-1]["config"]))
+            lines += [
+                f"config.{key} of {folder} was {was} when it ran, and its config.json says {says}"
+                for key, (was, says) in config.differing(then, now).items()
+                if key in config.flatten(then)  # others are newer than the run
+            ]
+    if not all(starts):
+        return [*lines, "environment.json of one of them is gone"]
+    for folder, known in zip((a, b), starts, strict=True):
+        for before, after in itertools.pairwise(map(_place, known)):
+            lines += [f"between two starts of {folder}: {line}" for line in _lines(before, after)]
+    x, y = (known[-1] for known in starts)
+    lines += [f"the data set {line}" for line in _lines(x["data"], y["data"])]
+    return list(dict.fromkeys(lines + _lines(_place(x), _place(y))))
+
+
+def _place(start: dict) -> dict:
+    """What environment.json says of a start that a result may depend on: its machine, versions,
+    and the keys of the config that may change between two starts."""
+    here = {key: value for key, value in start.items() if key not in ASIDE}
+    settings = start.get("config", {})
+    return here | {f"config.{k}": v for k, v in settings.items() if k.startswith("train.duration")}
+
+
+def _lines(x: dict, y: dict) -> list[str]:
+    return [f"{key}: {there} and {here}" for key, (there, here) in config.differing(x, y).items()]
+
+
+def text(found: Comparison) -> str:
+    """A comparison for people to read."""
+    lines = [found.verdict]
+    if found.parted:
+        lines.append(f"states: {found.parted}")
+    if found.largest[1]:
+        lines.append(f"numbers: {found.largest[1]} differs most, by {found.largest[0]:.2g} of it")
+    lines += [f"differs: {line}" for line in found.causes]
+    if found.verdict != IDENTICAL and not found.causes:
+        lines.append("nothing differs in config, data and environment: the program is not exact")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,332 @@
+"""The files of a run beside its log and checkpoints: config.json, environment.json, result.json,
+and what its task keeps there, such as tokenizer.json.
+
+A workdir belongs to one run. The same command may be given to it again, to go on; what may differ
+then is how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is
+another run. While a run is alive, no second one can begin there (`Lock`).
+
+What is damaged in these files is put right where that can be done without a loss, and otherwise
+said in one line.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+
+from etils import epath
+
+from common.config import BadInput, completed, differing, flatten, from_json, require, to_json
+from common.devices import runtime
+from common.runs import log
+from common.runs.checkpoint import absolute, steps_in, together
+from common.runs.log import replace_text
+from common.training import program
+
+MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
+# How a run is laid out and watched: what makes it no other run, nor its result another one.
+LAID_OUT = tuple(key for key in MAY_CHANGE if key != "train.duration")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def _naming(folder):
+    """What the file system refuses is raised as `BadInput`; that it is full stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise BadInput(f"--workdir: {folder}: {error.strerror or error}") from error
+
+
+class Lock:
+    """Keeps a second run out of a workdir while this one is alive; a context manager.
+
+    It is the kernel's lock (flock) on WORKDIR/.lock, which ends with the process, however that
+    ends: nothing stale is left behind. Worker processes are started afresh and do not inherit it.
+    The file says who holds it. Entered, it takes the lock of a workdir that there is; `hold` makes
+    a new one. Reading a run (`train.opened`) asks for no lock.
+
+    Object stores (gs://, s3://, …) and file systems that know no locks have none: there it is up to
+    the user. With several processes the main one alone holds it.
+
+    Raises:
+      BadInput: in all processes, if another run holds it or the folder cannot be written.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._file = absolute(folder), None
+
+    def __enter__(self):
+        with together(), _naming(self._folder):
+            if runtime.is_main() and log.can_append(self._folder):
+                self._check_place()
+                if (self._folder / ".lock").exists():
+                    self._take()
+        return self
+
+    def __exit__(self, *_):
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def hold(self) -> None:
+        """Takes the lock of a workdir, which must exist by now, if it is not held yet."""
+        if runtime.is_main() and log.can_append(self._folder) and self._file is None:
+            self._take()
+
+    def _check_place(self) -> None:
+        """Raises `OSError` where it is plain from the start that nothing can be written."""
+        there = next(p for p in (self._folder, *self._folder.parents) if os.path.lexists(p))
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{there} cannot be written")
+
+    def _take(self) -> None:
+        file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            if error.errno in NO_LOCKS:
+                return
+            require(
+                not isinstance(error, BlockingIOError),
+                f"--workdir: {self._folder} is in use by {holder}; wait until that run ends, or "
+                "take another --workdir",
+            )
+            raise
+        self._file = file
+        with contextlib.suppress(OSError):  # the words are a help, and not needed
+            words = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            os.ftruncate(file, os.pwrite(file, words, 0))
+
+
+def in_use(folder) -> bool:
+    """Whether a run is alive in `folder`, as far as its file system can say."""
+    path = absolute(folder) / ".lock"
+    if not log.can_append(path) or not path.exists():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
+
+
+def begun(folder) -> bool:
+    """Whether a run has made `folder` its own."""
+    try:
+        return (absolute(folder) / "config.json").exists()
+    except OSError:
+        return False  # `claim` says why
+
+
+def claim(
+    folder,
+    config: dict,
+    fingerprints: dict[str, str],
+    write: bool,
+    files: dict[str, str] | None = None,
+    lock: Lock | None = None,
+    facts: dict | None = None,
+) -> epath.Path:
+    """Makes `folder` the workdir of this run, or finds that it is.
+
+    Args:
+      folder: any path that epath knows.
+      config: nested dict.
+      fingerprints: of the data sets.
+      write: whether this process writes.
+      files: {name: contents} of small files that the task keeps there, such as its tokenizer.
+      lock: of this folder, taken as soon as the folder is there.
+      facts: what else environment.json is to say of this start.
+
+    Raises:
+      BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
+        be written.
+      OSError: if there is no room.
+    """
+    folder = absolute(folder)
+    with together(), _naming(folder):
+        require(
+            begun(folder) or not any((folder / "checkpoints").glob("*")),
+            f"{folder} holds checkpoints and no config.json: not a run of this program",
+        )
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            if lock is not None:
+                lock.hold()
+        starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
+        if begun(folder):
+            check_same(folder, read_config(folder), config)
+            starts = check_data(folder, fingerprints)
+        if write:
+            replace_text(folder / "environment.json", _environment(starts, begin))
+            for name, contents in (files or {}).items():
+                replace_text(folder / name, contents)
+            replace_text(folder / "config.json", to_json(config))
+    return folder
+
+
+def _environment(starts: list[dict], begin: dict) -> str:
+    return json.dumps([*starts, runtime.environment() | begin], indent=1) + "\n"
+
+
+def read_starts(folder) -> list[dict]:
+    """environment.json: what is known of each start. Raises `BadInput` if it is damaged."""
+    path = epath.Path(folder) / "environment.json"
+    if not path.exists():
+        logging.warning("%s is gone: the data cannot be compared with that of earlier starts", path)
+        return []
+    try:
+        starts = json.loads(path.read_text())
+        whole = bool(starts) and all(isinstance(start["data"], dict) for start in starts)
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    require(
+        whole,
+        f"{path} is damaged; delete it to go on without comparing the data with that of before",
+    )
+    return starts
+
+
+def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
+    """Compares data sets with those that the run in `folder` began with.
+
+    Args:
+      folder: the workdir.
+      fingerprints: {name: of the set}.
+
+    Returns:
+      What environment.json holds of earlier starts.
+
+    Raises:
+      BadInput: if a set has changed, or environment.json is damaged.
+    """
+    starts = read_starts(folder)
+    before = starts[-1]["data"] if starts else {}
+    changed = sorted(n for n, found in fingerprints.items() if before.get(n, found) != found)
+    require(
+        not changed,
+        f"{folder}: the data set {', '.join(changed)} has changed since the run began; put it back "
+        "as it was, or begin another run in another --workdir",
+    )
+    return starts
+
+
+def check_same(folder, old: dict, new: dict) -> None:
+    """Raises `BadInput`, naming the keys, if the two configs are of different runs."""
+    differ = {k: v for k, v in differing(old, new).items() if not k.startswith(MAY_CHANGE)}
+    told = ", ".join(
+        f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
+    )
+    more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+    require(not differ, f"{folder} belongs to another run: {told}{more}; take another --workdir")
+
+
+def read_config(folder) -> dict:
+    """The config of a run as a nested dict, with the defaults of keys that are newer than the run.
+    Raises `BadInput` if there is none or it is torn."""
+    path = epath.Path(folder) / "config.json"
+    require(path.exists(), f"{folder}: no run there (no config.json)")
+    try:
+        config = from_json(path.read_text())
+    except ValueError as error:  # no JSON, or not even text
+        raise BadInput(f"{path} is damaged: {error}") from error
+    require(isinstance(config, dict), f"{path} is damaged: it holds no config")
+    return completed(config, program.sections)
+
+
+def read_result(folder: epath.Path) -> dict | None:
+    """result.json; None if the run is not finished, or with a warning if the file is damaged."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    with contextlib.suppress(ValueError):
+        result = json.loads(path.read_text())
+        if isinstance(result, dict):
+            return result
+    logging.warning("%s is damaged: it is written anew", path)
+    return None
+
+
+def finish(folder: epath.Path, result: dict) -> None:
+    """Writes result.json: the run is finished."""
+    replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+# --------------------------------------------------------------------------------------------- log
+
+
+def _line(text: bytes) -> dict | None:
+    """A line of the log, or None if it is none."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+
+
+def _lines(path: epath.Path) -> tuple[list[bytes], list[dict], list[dict]]:
+    """(all lines as they stand, those before the first that is damaged, what is good behind it)."""
+    raw = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    raw = [] if raw == [b""] else raw
+    lines = [_line(text) for text in raw]
+    whole = lines.index(None) if None in lines else len(lines)
+    return raw, lines[:whole], [line for line in lines[whole:] if line is not None]
+
+
+def read_log(folder) -> list[dict]:
+    """The lines of a run's log; one that a crash tore at the end is left out.
+
+    Raises:
+      BadInput: if a line in the middle is damaged.
+    """
+    path = epath.Path(folder) / log.NAME
+    if not path.exists():
+        return log.read(folder)  # in parts, or none
+    _, before, behind = _lines(path)
+    require(not behind, f"{path} is damaged at line {len(before) + 1}")
+    return before
+
+
+def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None:
+    """Makes sure that the log is whole up to the checkpoint that a run goes on from.
+
+    Lines behind that step are taken back in any case, so what a crash left there (a torn line, NUL
+    bytes) is cut off. A line up to it that is missing or damaged would be lost: that is an error.
+
+    Args:
+      folder: the workdir.
+      step: of the checkpoint; 0 is none.
+      log_every: steps between lines of training, or 0 where that may have changed.
+      write: whether this process writes.
+
+    Raises:
+      BadInput: in all processes, if the log is damaged or ends before the step.
+    """
+    path = folder / log.NAME
+    with together():
+        raw, before, behind = _lines(path) if path.exists() else ([], log.read(folder), [])
+        trained = [x["step"] for x in before if any(key.startswith("train/") for key in x)]
+        last = max(trained, default=0)
+        due = step - step % log_every if log_every else 0
+        later = [s for s in steps_in(folder) if s > last]
+        require(
+            last >= due and all(line["step"] > step for line in behind),
+            f"{path} is damaged at line {len(before) + 1}: it is whole up to step {last}, and the "
+            f"newest checkpoint is of step {step}; mend that line, or move the checkpoints of "
+            f"steps {later} away to have the rest computed again",
+        )
+        if write and raw and len(before) < len(raw):
+            logging.warning("%s: cut off at line %d, which is damaged", path, len(before) + 1)
+            replace_text(path, b"".join(text + b"\n" for text in raw[: len(before)]).decode())

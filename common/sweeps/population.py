@@ -1,0 +1,229 @@
+"""Several trials as one program: the same pure step under `jax.vmap`, over stacked numbers, seeds
+and states.
+
+    results = population.run([config_0, config_1], ["runs/0", "runs/1"])
+
+Trials can be stacked if their configs differ in traced numbers and the seed alone. Each is an
+ordinary run all the same, with a workdir, log and checkpoints of its own: what `train.course` does
+around the updates of a run is done for each of them, and only the updates are made together. A
+trial that stops early, that diverges, or that waits for others which are behind, is masked.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from common.config import call, changed
+from common.devices import mesh, runtime
+from common.planning import compiled
+from common.runs import workdir
+from common.training import train
+from common.training.program import Program, lay_out, prepare, with_numbers
+from common.training.step import TrainState
+
+AXIS = "population"
+
+
+def run(configs: Sequence[dict], folders: Sequence, say=lambda text: None) -> list:
+    """Trains configs that differ in traced numbers alone, each in its workdir.
+
+    Args:
+      configs: completed, as nested dicts.
+      folders: a workdir each.
+      say: is told, in a line, why they are trained one after the other, if they are.
+
+    Returns:
+      For each what `train.run` returns, or the exception that ended it; `train.Preempted` where
+      the process was told to end and the trial is saved, or did not begin.
+    """
+    call(runtime.start, configs[0]["runtime"])
+    programs = _programs(configs)
+    ready = [k for k, program in enumerate(programs) if isinstance(program, Program)]
+    if not ready:
+        return programs
+    why = obstacle(programs[ready[0]])
+    if why:
+        say(f"{len(ready)} trials one after the other, as {why}")
+    train_them = _one_by_one if why else stack
+    found = train_them([programs[k] for k in ready], [folders[k] for k in ready])
+    return [found[ready.index(k)] if k in ready else programs[k] for k in range(len(programs))]
+
+
+def _programs(configs: Sequence[dict]) -> list:
+    """For each config its Program, sharing what is compiled, or what is wrong with it."""
+    first, found = None, []
+    for config in configs:
+        try:
+            program = prepare(config) if first is None else with_numbers(first, config)
+            first = first or program
+        except Exception as error:
+            program = error
+        found.append(program)
+    return found
+
+
+def obstacle(program: Program) -> str | None:
+    """Why trials of this program are not stacked, or None."""
+    layout = program.layout
+    if jax.process_count() > 1:
+        return "the run has several processes"
+    if layout.mesh.shape["fsdp"] * layout.mesh.shape["tensor"] > 1:
+        return "its mesh divides the parameters of one"
+    if not program.resident:
+        return "the training set is not resident"
+    if program.config["log"]["wandb"]:
+        return "W&B knows one run a process at a time"
+    if program.config["runtime"]["profile"]:
+        return "a profile is of one run"
+    if layout.mesh.devices.flat[0].platform == "cpu":
+        with jax.set_mesh(layout.mesh):
+            traced = program.step.trace(*compiled.arguments(program)).jaxpr
+        if "conv_general_dilated" in str(traced):
+            return "stacked convolutions are slower than single ones on a CPU"
+    return None
+
+
+def _one_by_one(programs: Sequence[Program], folders: Sequence) -> list:
+    found = []
+    for program, folder in zip(programs, folders, strict=True):
+        try:
+            with workdir.Lock(folder) as lock, train.refusals(folder):
+                found.append(train.run_program(program, folder, lock, show=False))
+        except train.Preempted as error:
+            return found + [error] * (len(programs) - len(found))
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ stacked
+
+
+class _Row:
+    """A row of an array on the device, which `jax.device_get` copies with all others, once."""
+
+    def __init__(self, array: jax.Array, row: int):
+        self._array, self._row = array, row
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._array)[self._row]
+
+
+def stack(programs: Sequence[Program], folders: Sequence) -> list:
+    """`run` for programs that `with_numbers` made of one, each update as one computation.
+
+    The population is divided over the devices; each of them holds whole trials.
+    """
+    first, count = programs[0], len(programs)
+    devices = first.layout.mesh.devices.reshape(-1)
+    padded = -(-count // len(devices)) * len(devices)
+    layout = mesh.Layout(
+        Mesh(devices.reshape(-1, 1, 1, 1), (AXIS, *mesh.AXES), axis_types=(AxisType.Auto,) * 4),
+        first.layout.rules,
+    )
+    by_trial = NamedSharding(layout.mesh, P(AXIS))
+    config = first.config
+    if config.get("model", {}).get("implementation", "plain") is None:
+        # jax cannot stack cuDNN's attention with masks.
+        config = changed(config, **{"model.implementation": "plain"})
+    step = _stacked_step(lay_out(config, layout, first.task.sources), by_trial)
+    pick = jax.jit(
+        lambda states, k: jax.tree.map(lambda x: x[k], states),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, first.like),
+    )
+
+    def stacked(trees: list) -> Any:
+        rows = [trees[k] if k < count else trees[0] for k in range(padded)]
+        rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return jax.device_put(rows, by_trial)
+
+    states, terms, made = None, None, None
+    outcomes: dict[int, Any] = {}
+
+    def numbers_of(k):
+        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, made))
+
+    def advance(k):
+        """Takes a trial to its next update, or notes how it ended."""
+        try:
+            return next(trials[k])
+        except StopIteration as end:
+            outcomes[k] = end.value
+        except Exception as error:
+            outcomes[k] = error
+        return None
+
+    with runtime.Preemption() as preemption, contextlib.ExitStack() as cleanup:
+        trials = [
+            _trial(program, folder, count, preemption, lambda k=k: pick(states, k), numbers_of(k))
+            for k, (program, folder) in enumerate(zip(programs, folders, strict=True))
+        ]
+        for trial in trials:
+            cleanup.callback(trial.close)
+        with jax.set_mesh(first.layout.mesh):
+            begun = {k: advance(k) for k in range(count)}
+            begun = {k: state for k, state in begun.items() if k not in outcomes}
+            if not begun:
+                return [outcomes[k] for k in range(count)]
+            # Those that did not begin are filled up with any state: they are masked.
+            some = next(iter(begun.values()))
+            states = stacked([begun.get(k, some) for k in range(count)])
+            hypers = stacked([jax.device_get(program.hypers) for program in programs])
+            next_step = {k: advance(k) for k in begun}
+            del begun, some
+        while going := {k: s for k, s in next_step.items() if k not in outcomes}:
+            now = min(going.values(), key=lambda call: call.start)
+            turn = [k for k, call in going.items() if call == now]
+            live = np.isin(np.arange(padded), turn)
+            with jax.set_mesh(layout.mesh):
+                many = np.int32(len(now))
+                states, terms, made = step(hypers, states, live, many, first.resident)
+            with jax.set_mesh(first.layout.mesh):
+                next_step |= {k: advance(k) for k in turn}
+    return [outcomes[k] for k in range(count)]
+
+
+def _stacked_step(program: Program, by_trial: NamedSharding):
+    """(hypers, states, live bool[n], count, resident) -> (states, Terms, made), all stacked; what
+    is not live stays as it is."""
+    step, steps = program.step.__wrapped__, program.steps and program.steps.__wrapped__
+
+    def one(hypers, state: TrainState, live, count, resident):
+        changed, terms, made = (
+            steps(hypers, state, count, resident) if steps else step(hypers, state, {}, resident)
+        )
+        changed = jax.tree.map(lambda new, old: jnp.where(live, new, old), changed, state)
+        return changed, terms, made
+
+    return jax.jit(
+        jax.vmap(one, in_axes=(0, 0, 0, None, None), spmd_axis_name=AXIS),
+        donate_argnums=1,
+        out_shardings=by_trial,
+    )
+
+
+def _trial(
+    program: Program, folder, count: int, preemption, state, numbers
+) -> Iterator[TrainState | range]:
+    """An ordinary run whose updates somebody else makes: yields first the state that it begins
+    with, on the host, then what `train.course` yields; returns its result."""
+    with (
+        workdir.Lock(folder) as lock,
+        train.refusals(folder),
+        train.begun(program, folder, lock, show=False, population=count) as here,
+    ):
+        # A copy: on a CPU what `device_get` gives may be the very memory that is let go.
+        first = jax.tree.map(np.array, jax.device_get(here.state))
+        jax.tree.map(lambda x: x.delete(), here.state)
+        yield first
+        del first
+        around = here.metrics, here.progress, here.checkpoints, preemption, here.folder
+        begun = int(here.step)
+        yield from train.course(program, begun, state, numbers, *around)
+        return train.finish(here, state())

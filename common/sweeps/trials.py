@@ -1,0 +1,213 @@
+"""The trials of a sweep: ordinary runs, each in its own folder, named by its overrides.
+
+    for trial in trials.of("configs/vision/digits.py:mlp"):
+        print(trial.name, trials.standing(trial, "runs/sweep").state)
+
+What is known of a trial lies in its folder, so that any process can find out where a sweep stands:
+its log, its result, and in `failed.txt` why the last try did not come to its end, or in
+`stopped.txt` who ended it early.
+"""
+
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+from etils import epath
+
+from common import config
+from common.config import BadInput, require
+from common.runs import log, workdir
+from common.sweeps import sweep
+from common.training import program
+
+FAILED, STOPPED = "failed.txt", "stopped.txt"
+
+
+class Trial(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      index: its place in the sweep, from 0.
+      name: of its folder.
+      overrides: {'optim.lr': 0.1, …}.
+      words: all overrides as on a command line, also those that are not of the sweep.
+      config: completed, as nested dicts; None if it is refused.
+      refused: why; "" if it is not.
+    """
+
+    index: int
+    name: str
+    overrides: sweep.Overrides
+    words: tuple[str, ...]
+    config: dict | None
+    refused: str
+
+
+def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | None = None):
+    """The trials of a config's sweep, as a list of `Trial`.
+
+    Args:
+      path: FILE.py or FILE.py:ARG.
+      words: overrides for all trials, as on a command line.
+      name: the function of the file that yields the trials' overrides, or returns a space of them.
+      count: how many; None is all, and needed for a space.
+
+    Raises:
+      BadInput: if there is no such sweep, nothing in it, or a trial in it twice. What is wrong with
+        one trial is said by that `Trial`.
+    """
+    module, arg = config.experiment(path)
+    file = path.partition(":")[0]
+    require(count is None or count > 0, f"--trials: {count} is not a positive number")
+    found = _found(module, file, name)
+    if isinstance(found, dict):
+        require(count is not None, f"--trials: say how many, as {name}() of {file} is a space")
+        found = sweep.sample(count, found)
+    # What is wrong for all is said once.
+    config.overridden(ml_collections.ConfigDict(module.get_config(arg)), words, program.sections)
+    trials = [
+        one(module.get_config, arg, k, overrides, words)
+        for k, overrides in enumerate(itertools.islice(found, count))
+    ]
+    require(len(trials) > 0, f"{name}() of {file} yields no trial")
+    names = [trial.name for trial in trials]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
+    return trials
+
+
+def space(path: str, name: str) -> sweep.Space:
+    """The space that a function of a config file returns. Raises `BadInput` if it is none."""
+    module, _ = config.experiment(path)
+    found = _found(module, path.partition(":")[0], name)
+    require(isinstance(found, dict), f"--sweep: {name}() yields trials; a space is needed here")
+    return found
+
+
+def _found(module, file: str, name: str):
+    require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
+    return getattr(module, name)()
+
+
+def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Sequence[str]):
+    """The `Trial` with these overrides; `words` are those of all trials."""
+    own = (f"--config.{key}={value}" for key, value in overrides.items())
+    words = (*words, *own)
+    completed, refused = None, ""
+    try:
+        base = ml_collections.ConfigDict(get_config(arg))
+        completed = config.plain(config.overridden(base, words, program.sections))
+    except BadInput as error:
+        refused = str(error)
+    return Trial(index, folder_name(overrides), overrides, words, completed, refused)
+
+
+def folder_name(overrides: sweep.Overrides) -> str:
+    """'optim.lr=0.001,seed=0'. What no folder can be called is replaced, with a sum of the whole
+    behind it."""
+    whole = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
+    name = re.sub(r"[^\w.,=+()-]+", "_", whole)[:150]
+    return name if name == whole else f"{name}-{zlib.crc32(whole.encode()):08x}"
+
+
+# ------------------------------------------------------------------------------------ where it is
+
+
+class Standing(NamedTuple):
+    """Where a trial is.
+
+    Attributes:
+      state: "finished", "stopped" (early, by the launcher), "failed", "begun" or "new".
+      step, steps: done, and of the whole run; 0 where it is not known.
+      metric: the newest value of the sweep's metric, or None.
+      seconds: that training took so far.
+      reason: why it failed or was stopped; "" if it was not.
+    """
+
+    state: str
+    step: int = 0
+    steps: int = 0
+    metric: Any = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def standing(trial: Trial, root, metric: str = "") -> Standing:
+    """What the folder of a trial in `root` says of it.
+
+    Args:
+      metric: a key of the log; "" is none.
+    """
+    folder = epath.Path(root) / trial.name
+    reason = trial.refused or noted(folder / FAILED)
+    if trial.config is None or not workdir.begun(folder):
+        return Standing("failed", reason=reason) if reason else Standing("new")
+    lines = log.tail(folder)
+    last = lambda key, missing: next((x[key] for x in reversed(lines) if key in x), missing)
+    known = {
+        "step": last("step", 0),
+        "steps": _steps(folder),
+        "metric": last(metric, None),
+        "seconds": last("time/seconds", 0.0),
+        "reason": reason,
+    }
+    if finished(trial, folder):
+        return Standing("finished", **known | {"reason": ""})
+    stopped = noted(folder / STOPPED)
+    if stopped:
+        return Standing("stopped", **known | {"reason": stopped})
+    return Standing("failed" if reason else "begun", **known)
+
+
+def finished(trial: Trial, folder) -> bool:
+    """Whether the run in `folder` is this trial, at its end. One whose config now asks for more is
+    not."""
+    if not (epath.Path(folder) / "result.json").exists():
+        return False
+    differ = config.differing(workdir.read_config(folder), trial.config)
+    return all(key.startswith(workdir.LAID_OUT) for key in differ)
+
+
+def _steps(folder: epath.Path) -> int:
+    """Of the whole run, as its last start said; 0 if that cannot be read."""
+    try:
+        return json.loads((folder / "environment.json").read_text())[-1]["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def noted(note: epath.Path) -> str:
+    """What a note in a trial's folder says; "" if there is none."""
+    try:
+        return note.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def note_failure(folder, reason: str) -> None:
+    """Writes into a trial's folder why it did not come to its end; "" takes back what was noted
+    before."""
+    folder = epath.Path(folder)
+    if reason:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
+        return
+    for note in (folder / FAILED, folder / STOPPED):
+        note.unlink(missing_ok=True)
+
+
+def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:
+    """Trials that can share one program, at most `most` together, in the order of the sweep."""
+    shared: dict[str, list[Trial]] = {}
+    for trial in trials:
+        key = json.dumps(config.untraced(trial.config), sort_keys=True)
+        shared.setdefault(key, []).append(trial)
+    return [
+        whole[start : start + (most or len(whole))]
+        for whole in shared.values()
+        for start in range(0, len(whole), most or len(whole))
+    ]

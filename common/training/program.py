@@ -1,0 +1,382 @@
+"""From a config to a `Program`: the task, the optimizer, where everything lives, and the compiled
+step.
+
+Training, evaluation, the laws, benchmarks and dry runs all begin here.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.config import (
+    BadInput,
+    call,
+    choice,
+    parameters,
+    plain,
+    require,
+    substitute,
+    traced,
+    untraced,
+)
+from common.data import batches as data
+from common.devices import mesh, runtime
+from common.runs import checkpoint, log
+from common.task import Source, Task, Terms, purpose_key
+from common.training import optim
+from common.training.duration import steps
+from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_steps
+
+
+class Program(NamedTuple):
+    """A config made ready to run.
+
+    Attributes:
+      config: the nested dict of every key.
+      plan, saving: the sections `train` and `checkpoint` in steps.
+      task, optimizer: built with the config's own numbers, for use outside the step.
+      layout: the mesh and its rules.
+      hypers: the traced numbers, on the device.
+      create: jitted: hypers -> TrainState.
+      adopt: jitted: (hypers, params, extra) -> TrainState of step 0 around these parameters.
+      step: jitted: (hypers, state, batch, resident) -> (state, Terms, finite); donates the state.
+      steps: jitted: (hypers, state, count, resident) -> (state, Terms, made), see
+        `common.training.step.make_steps`; None where a call is one step.
+      build: {'optim.lr': 0.1, …} -> (Task, Optimizer) of the config with these traced numbers.
+      like: ShapeDtypeStructs with shardings of a TrainState.
+      resident: the training set on the device, or {}.
+      every: {evaluator: steps}.
+    """
+
+    config: dict
+    plan: Plan
+    saving: checkpoint.Policy
+    task: Task
+    optimizer: optim.Optimizer
+    layout: mesh.Layout
+    hypers: dict
+    create: Callable
+    adopt: Callable
+    step: Callable
+    steps: Callable | None
+    build: Callable
+    like: TrainState
+    resident: dict
+    every: dict
+
+
+# ---------------------------------------------------------------------------------------- sections
+
+
+def task_module(name: str):
+    """The module of `config.task`. Raises `BadInput` if it cannot be imported or is no task."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        require(error.name is not None and name.startswith(error.name), f"config.task: {error}")
+        raise BadInput(f"config.task: there is no module {name!r}") from error
+    for function in ("sections", "sources", "make"):
+        require(
+            hasattr(module, function),
+            f"config.task: {name!r} has no {function}; see common/task.py",
+        )
+    return module
+
+
+def sections(config) -> dict[str, Callable]:
+    """{section: the function that it feeds}, the program's and the task's."""
+    require(isinstance(config.get("task"), str), "config.task: required, e.g. 'vision.classify'")
+    name = (config.get("optim") or {}).get("name", parameters(optim.make)["name"].default)
+    return {
+        **task_module(config["task"]).sections(config),
+        "optim": optim.make,
+        "optim.direction": optim.direction(name),
+        "mesh": mesh.make,
+        "train": plan,
+        "train.stop": should_stop,
+        "checkpoint": checkpoint.policy,
+        "init": checkpoint.initialise,
+        "runtime": runtime.start,
+        "log": log.options,
+    }
+
+
+def plan(
+    size: int,
+    *,
+    batch_size: int = 128,
+    duration: str = "1 epoch",
+    accumulate: int = 1,
+    average: float | None = None,
+    log_every: str = "50 steps",
+    steps_per_call: int = 1,
+) -> Plan:
+    """Checks the section `train`.
+
+    Args:
+      size: examples in the training set.
+      batch_size: examples a step, over all devices.
+      duration: of the whole run.
+      accumulate: parts that a batch is computed in, one after the other; the result is the same.
+      average: decay of an exponential average of the parameters, which evaluation then uses.
+      log_every: a duration between lines of the log.
+      steps_per_call: how many steps the compiled program makes before it comes back, if nothing is
+        due before: saves some 0.15 ms a step, where the training set is resident. A run that is
+        told to end makes those of two calls first. Not for convolutions on CPUs, which are ten
+        times slower in a loop there.
+
+    Raises:
+      BadInput: for a value out of range.
+    """
+    require(
+        batch_size > 0,
+        f"config.train.batch_size: {batch_size} is not a positive number of examples",
+    )
+    require(accumulate > 0, f"config.train.accumulate: {accumulate} is not positive")
+    in_range = steps_per_call > 0
+    require(in_range, f"config.train.steps_per_call: {steps_per_call} is not positive")
+    require(
+        batch_size % accumulate == 0,
+        f"config.train.accumulate: {accumulate} does not divide the batch of {batch_size}",
+    )
+    in_range = average is None or 0 < average < 1
+    require(in_range, f"config.train.average: {average} is not between 0 and 1")
+    total = steps(duration, where="config.train.duration", batch_size=batch_size, size=size, low=1)
+    every = steps(
+        log_every,
+        where="config.train.log_every",
+        batch_size=batch_size,
+        size=size,
+        total=total,
+        low=1,
+    )
+    return Plan(batch_size, total, accumulate, average, every, steps_per_call)
+
+
+def should_stop(
+    history: list[dict], *, metric: str = "", patience: int = 5, min_delta: float = 0.0
+) -> bool:
+    """Early stopping: a pure function of the log, so that a resumed run decides the same.
+
+    Args:
+      history: the lines of the log.
+      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never
+        stops.
+      patience: how many of its values in a row may fail to beat the best one before them.
+      min_delta: by how much they must beat it.
+    """
+    require(patience > 0, f"config.train.stop.patience: {patience} is not positive")
+    require(min_delta >= 0, f"config.train.stop.min_delta: {min_delta} is negative")
+    parsed = checkpoint.parse_best("config.train.stop.metric", metric)
+    if parsed is None:
+        return False
+    sign, key = parsed
+    best, waited = -np.inf, 0
+    for value in (line[key] for line in history if key in line):
+        score = sign * checkpoint.number(value)
+        score = -np.inf if np.isnan(score) else score
+        best, waited = (score, 0) if score > best + min_delta else (best, waited + 1)
+    return waited >= patience
+
+
+# ----------------------------------------------------------------------------------------- prepare
+
+
+def prepare(config, devices=None) -> Program:
+    """Makes a completed config ready: reads its data, checks the rest, lays it out. Writes nothing.
+
+    Args:
+      config: what `common.config.load` gives, or the same as nested dicts.
+      devices: which ones to use; None is all.
+
+    Raises:
+      BadInput: for anything that the user can mend.
+    """
+    config = config if isinstance(config, dict) else plain(config)
+    layout = call(mesh.make, config["mesh"], devices)
+    made = lay_out(config, layout, task_module(config["task"]).sources(config))
+    return made._replace(
+        hypers=mesh.put_replicated(layout, made.hypers),
+        resident=mesh.put_replicated(layout, made.resident),
+    )
+
+
+def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Program:
+    """A Program on these devices with nothing on them yet: they may be of a machine that is
+    elsewhere. Its `hypers` and `resident` are still on the host.
+
+    Raises:
+      BadInput: for anything that the user can mend.
+    """
+    module = task_module(config["task"])
+    size = sources["train"].size
+    schedule = call(plan, config["train"], size)
+    require(
+        schedule.steps_per_call == 1 or bool(sources["train"].resident),
+        "config.train.steps_per_call: this training set is read on the host, a step at a time",
+    )
+    mesh.check_batch(layout, schedule.batch_size // schedule.accumulate, "config.train.batch_size")
+    for name, section in config.get("evals", {}).items():
+        if "batch_size" in section:
+            mesh.check_batch(layout, section["batch_size"], f"config.evals.{name}.batch_size")
+
+    def to_steps(text, where, low=0):
+        return steps(
+            text,
+            where=where,
+            batch_size=schedule.batch_size,
+            size=size,
+            total=schedule.total,
+            low=low,
+        )
+
+    saving = call(checkpoint.policy, config["checkpoint"], to_steps)
+    call(should_stop, config["train"]["stop"], [])
+    hypers = _hypers(config)
+
+    def build(values):
+        changed = substitute(config, values)
+        task = module.make(changed, sources, mesh.constrainer(layout))
+        section = changed["optim"]
+        return task, call(optim.make, section, schedule.total, to_steps, section["direction"])
+
+    task, optimizer = build({})
+    _check_task(config, task, schedule)
+
+    def adopt(hypers, params, extra):
+        _, optimizer = build(hypers)
+        average = {"params": params, "extra": extra} if schedule.average is not None else {}
+        average = jax.tree.map(jnp.copy, average)
+        return TrainState(jnp.uint32(0), params, extra, optimizer.init(params), average)
+
+    def create(hypers):
+        task, _ = build(hypers)
+        return adopt(hypers, *task.init(purpose_key(hypers["seed"], "init")))
+
+    shapes = jax.eval_shape(create, hypers)
+    optim.check_tables(config["optim"], shapes.params)
+    placed = mesh.shardings(layout, task.partition, shapes.params)
+    rest = shapes._replace(params={})
+    places = mesh.follow(layout, rest, shapes.params, placed)._replace(params=placed)
+    like = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
+    )
+    whole = mesh.replicated(layout)
+    step = make_step(build, layout, schedule, size)
+    compiled = partial(jax.jit, donate_argnums=1, out_shardings=(places, whole, whole))
+    return Program(
+        config=config,
+        plan=schedule,
+        saving=saving,
+        task=task,
+        optimizer=optimizer,
+        layout=layout,
+        hypers=hypers,
+        create=jax.jit(create, out_shardings=places),
+        adopt=jax.jit(adopt, out_shardings=places),
+        step=compiled(step),
+        steps=compiled(make_steps(step)) if schedule.steps_per_call > 1 else None,
+        build=build,
+        like=like,
+        resident=sources["train"].resident or {},
+        every={
+            name: to_steps(evaluator.every, f"config.evals.{name}.every", low=1)
+            for name, evaluator in task.evaluators.items()
+        },
+    )
+
+
+def _hypers(config: dict) -> dict:
+    """The traced numbers of a config, on the host."""
+    require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
+    return {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in traced(config).items()}
+
+
+def with_numbers(program: Program, config: dict) -> Program:
+    """The program of a config that differs from `program`'s in traced numbers alone. It shares
+    everything that is compiled and on the devices.
+
+    Raises:
+      BadInput: for a number out of range.
+    """
+    assert untraced(config) == untraced(program.config), "the configs differ in more than numbers"
+    hypers, values = _hypers(config), traced(config)
+    task, optimizer = program.build(values)
+    before = traced(program.config)
+    differ = {key for key in values if values[key] != before[key]}
+    if all(key == "seed" or key.startswith("optim.") for key in differ):
+        # Evaluation knows neither: its randomness comes from the context's key.
+        task = task._replace(evaluators=program.task.evaluators)
+    return program._replace(
+        config=config,
+        task=task,
+        optimizer=optimizer,
+        hypers=mesh.put_replicated(program.layout, hypers),
+    )
+
+
+def _terms_of(task: Task) -> Terms:
+    """The shapes of a task's terms, on a batch of one row."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    row = data.batch_shapes(task.sources["train"], 1)
+
+    def terms(key, row):
+        params, extra = task.init(key)
+        return task.loss(params, extra, task.prepare(key, row, True), key)[0]
+
+    return jax.eval_shape(terms, key, row)
+
+
+def _check_task(config: dict, task: Task, schedule: Plan) -> None:
+    """Raises `BadInput` where the task and the config do not go together.
+
+    The keys by which runs stop and checkpoints are best must be of terms or evaluators that there
+    are. Which metrics an evaluator has is known when it has run: see `common.training.train`.
+    """
+    terms = set(_terms_of(task))
+    unknown = sorted(set(task.objective) - terms)
+    require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
+    require(
+        schedule.accumulate == 1 or task.rows_independent,
+        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
+    )
+    require(
+        schedule.accumulate == 1 or task.gradients is None,
+        "config.train.accumulate: this task computes its own gradients, which cannot be split",
+    )
+    valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
+    for where, key in metric_keys(config).items():
+        kind, *rest = key.split("/")
+        kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
+        require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
+        choice(where, rest[0] if rest else "", valid[kind])
+
+
+def metric_keys(config: dict) -> dict[str, str]:
+    """{where in the config: the key of the log that stands there}, of those that are set."""
+    found = {
+        "config.checkpoint.best": config["checkpoint"]["best"],
+        "config.train.stop.metric": config["train"]["stop"]["metric"],
+    }
+    return {where: text.split()[-1] for where, text in found.items() if text}
+
+
+def initial_state(program: Program) -> TrainState:
+    """The state of step 0: fresh, or with what the section `init` brings."""
+    state = program.create(program.hypers)
+    section = program.config["init"]
+    if not any(section.values()):
+        return state
+    fresh = state.params, state.extra
+    whole = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
+    fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(fresh))
+    task = program.task
+    found = call(checkpoint.initialise, section, *fresh, task.pretrained, task.files)
+    put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
+    found = jax.tree.map(put, found, (program.like.params, program.like.extra))
+    return program.adopt(program.hypers, *found)

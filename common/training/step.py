@@ -1,0 +1,184 @@
+"""One update: the pure function (hypers, state, batch, resident) -> (state, Terms, finite); and
+several as one computation.
+
+The floats of a config enter as traced numbers, `hypers`, and task and optimizer are built from
+them while the step is traced: another learning rate compiles nothing anew, and `jax.vmap` over
+hypers, states and seeds trains a population. Everything random is keyed by (seed, purpose, step).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from common.data import batches as data
+from common.devices import mesh
+from common.task import Task, purpose_key
+
+# What the step adds to a task's terms.
+STEP_TERMS = {"loss", "learning_rate", "gradient_norm", "update_norm"}
+
+
+class TrainState(NamedTuple):
+    """Arrays only. `step` counts completed updates; `average` is {} or {"params", "extra"}."""
+
+    step: jax.Array
+    params: dict
+    extra: dict
+    opt_state: Any
+    average: dict
+
+
+class Plan(NamedTuple):
+    """The section `train`, checked, in steps."""
+
+    batch_size: int
+    total: int
+    accumulate: int
+    average: float | None
+    log_every: int
+    steps_per_call: int
+
+
+def _gradients(
+    task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable, unroll: bool
+):
+    """(gradients, loss, Terms, extra) of the objective sum_i c_i S_i / W_i over the whole batch."""
+
+    def objective(terms, weights):
+        return sum(
+            c * terms[n][0] / jnp.maximum(jax.lax.stop_gradient(weights[n]), 1e-30)
+            for n, c in task.objective.items()
+        )
+
+    def loss(params, extra, batch, key, weights=None):
+        terms, extra = task.loss(params, extra, batch, key)
+        weights = {n: w for n, (_, w) in terms.items()} if weights is None else weights
+        return objective(terms, weights), (terms, extra)
+
+    if task.gradients is not None:
+        grads, terms, extra = task.gradients(loss, params, extra, batch, key)
+        return grads, objective(terms, {n: w for n, (_, w) in terms.items()}), terms, extra
+    if accumulate == 1:
+        (value, (terms, extra)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, extra, batch, key
+        )
+        return grads, value, terms, extra
+
+    # The weights of the whole batch first: only then is a sum over parts the whole objective. They
+    # do not depend on the parameters, so the compiler drops the rest of this pass.
+    weights = {n: w for n, (_, w) in task.loss(params, extra, batch, key)[0].items()}
+
+    def part(carry, inputs):
+        grads, value, extra = carry
+        number, rows = inputs
+        (v, (terms, extra)), g = jax.value_and_grad(loss, has_aux=True)(
+            params, extra, rows, jax.random.fold_in(key, number), weights
+        )
+        return (jax.tree.map(jnp.add, grads, g), value + v, extra), terms
+
+    start = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0), extra)
+    (grads, value, extra), terms = jax.lax.scan(
+        part, start, (jnp.arange(accumulate), split(batch)), unroll=unroll
+    )
+    return grads, value, jax.tree.map(lambda x: x.sum(axis=0), terms), extra
+
+
+def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Callable:
+    """The pure step: (hypers, state, batch, resident) -> (state, Terms, finite).
+
+    Args:
+      build: hypers -> (Task, Optimizer), called while tracing.
+      layout: where batches live.
+      plan: batch size, accumulation, average.
+      size: examples in the training set.
+
+    The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
+    The Terms are the task's, and `loss` (the objective), `learning_rate`, `gradient_norm`,
+    `update_norm`. `finite` is whether loss, gradients and update are.
+    """
+    by_rows = mesh.batch_sharding(layout)
+    # On CPU parts are unrolled: XLA's convolutions are ten times slower inside a loop there.
+    unroll = layout.mesh.devices.flat[0].platform == "cpu"
+
+    def split(batch):
+        """[B, ...] -> [accumulate, B / accumulate, ...], strided, so that rows stay on their
+        devices."""
+
+        def one(x):
+            parts = x.reshape(-1, plan.accumulate, *x.shape[1:])
+            parts = jax.lax.with_sharding_constraint(parts, by_rows)
+            return jnp.swapaxes(parts, 0, 1)
+
+        return jax.tree.map(one, batch)
+
+    def step(hypers, state: TrainState, batch: dict, resident: dict):
+        task, optimizer = build(hypers)
+        seed = hypers["seed"]
+        if resident:
+            batch = data.gather(seed, state.step, plan.batch_size, size, resident)
+            batch = jax.lax.with_sharding_constraint(batch, by_rows)
+        batch = task.prepare(purpose_key(seed, "prepare", state.step), batch, True)
+        grads, loss, terms, extra = _gradients(
+            task._replace(loss=lambda params, *rest: task.loss(optimizer.trained(params), *rest)),
+            state.params,
+            state.extra,
+            batch,
+            purpose_key(seed, "loss", state.step),
+            plan.accumulate,
+            split,
+            unroll,
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        average = state.average
+        if plan.average is not None:
+            count = state.step.astype(jnp.float32)
+            keep = jnp.minimum(plan.average, (1 + count) / (10 + count))
+            average = jax.tree.map(
+                lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype),
+                average,
+                {"params": params, "extra": extra},
+            )
+        one = jnp.float32(1)
+        norms = {"gradient_norm": _norm(grads), "update_norm": _norm(updates)}
+        terms = {
+            **terms,
+            "loss": (loss, one),
+            "learning_rate": (optimizer.learning_rate(state.step), one),
+            **{name: (norm, one) for name, norm in norms.items()},
+        }
+        finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
+        return TrainState(state.step + 1, params, extra, opt_state, average), terms, finite
+
+    return step
+
+
+def make_steps(step: Callable) -> Callable:
+    """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, made).
+
+    A step is the same program whatever `count` is, so the bits do not depend on how steps are
+    grouped. `made` i32[] is how many steps there were until one was not finite, `count` if all
+    were; the Terms are of that one, or of the last.
+
+    Args:
+      step: what `make_step` gives.
+    """
+
+    def steps(hypers, state: TrainState, count, resident: dict):
+        def one(i, carry):
+            state, before, made = carry
+            state, terms, finite = step(hypers, state, {}, resident)
+            terms = jax.tree.map(lambda new, old: jnp.where(made == i, new, old), terms, before)
+            return state, terms, jnp.where(finite & (made == i), made + 1, made)
+
+        _, terms, _ = jax.eval_shape(step, hypers, state, {}, resident)
+        terms = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), terms)
+        return jax.lax.fori_loop(0, count, one, (state, terms, jnp.int32(0)))
+
+    return steps
+
+
+def _norm(grads) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)))

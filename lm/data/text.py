@@ -1,0 +1,322 @@
+"""Text to pretrain on, as Sources: rows of tokens that are a pure function of their number.
+
+A corpus (see `corpora`) is divided by whole documents into "train", "valid" and "test"; of a
+corpus of several sources there are also "test-wikipedia" and the like. Each is a stream of tokens
+(see `store`), which is cut into rows. Splits are written as TFDS writes them, and count rows:
+`train`, `valid[:256]`, `valid+test`.
+
+Letters: L length, N rows, b rows asked for, V vocabulary.
+"""
+
+import bisect
+import random
+import zlib
+from typing import Literal
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from common import config as configs
+from common.config import nearest, require
+from common.data import batches as data
+from common.data import fetch
+from common.data import splits as grammar
+from common.task import Source
+from lm.data import store
+from lm.data import tokenizer as tokenizers
+
+Form = Literal["mlm", "pairs", "clm"]
+RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
+CHUNK = 4096  # rows that are made at a time for a resident set
+SEED = 19  # of the pairs
+OUTLINE_ROWS = 1 << 20  # of a set that is not there
+
+
+def load(
+    splits: dict[str, str],
+    form: Form,
+    *,
+    name: str = "sotu",
+    train: str = "train",
+    tokenizer: str = "wordpiece",
+    vocab_size: int = 8192,
+    length: int = 128,
+    folder: str = "",
+    resident: bool | None = None,
+    workers: int = 0,
+) -> dict[str, Source]:
+    """The section `data` of pretraining.
+
+    Rows by their form; tokens are u16, or i32 for more than 65,536 of them:
+
+    mlm: tokens[L], segments[L]. [CLS] and the next L - 1 tokens of the stream, which holds each
+      document with a [SEP] behind it. Every token is in exactly one row. `segments` numbers the
+      documents in a row from 1 ([CLS] belongs to the first); 0 is padding, which only the last row
+      of a stream has.
+    clm: tokens[L + 1], segments[L + 1]. Consecutive tokens; a row begins with the token that ends
+      the row before it, so every token is predicted exactly once. A document is <|endoftext|>, its
+      tokens, <|endoftext|> (its tokens, [SEP] for WordPiece).
+    pairs: tokens[L], segments[L], types u8[L], next i32[]. [CLS] A [SEP] B [SEP] and padding
+      (Devlin et al. 2019, A.2). A and B are whole sentences, cut only if they do not fit. In half
+      of the rows B follows A in its document (`next` = 1); in the others B comes from another
+      document, and the sentences behind A begin the next row. `segments` is 1, or 0 for padding;
+      `types` is 1 for B and its [SEP].
+
+    Args:
+      splits: {name of the Source: split}.
+      form: of the rows.
+      name: of the corpus: "sotu", "prose", "folder:DIR" or "tfds:NAME".
+      train: the split to train on (it comes back in `splits`).
+      tokenizer: "wordpiece" or "bpe", trained on the corpus; or what `find_tokenizer` finds.
+      vocab_size: of a tokenizer that is trained.
+      length: L.
+      folder: where prepared corpora and tokens are kept; "" is TOUCHSTONE_DATA or
+        ~/.cache/touchstone/data.
+      resident: whether the rows live in memory and on the device; None decides by their size.
+      workers: processes that read a set that is not resident; 0 reads by threads.
+
+    Returns:
+      Sources whose facts are those of `tokenizer.facts`, `counts` i64[V] (of the stream to train
+      on), `length` and `form`.
+
+    Raises:
+      BadInput: for a corpus, split or tokenizer that is not there, or that does not fit the form.
+    """
+    require(length >= 8, f"config.data.length: {length} is less than 8")
+    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    require(splits.get("train", train) == train, "config.data.train: given twice")
+    opened = _open(name, tokenizer, vocab_size, folder)
+    facts = tokenizers.facts(opened.tokenizer)
+    facts |= {"counts": np.array(opened.counts), "length": length, "form": form}
+    special = facts["special"]
+    lacking = [role for role in ("cls", "sep", "mask") if special[role] is None]
+    require(
+        form == "clm" or not lacking,
+        f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token, which masked "
+        "language models need; use 'wordpiece'",
+    )
+    tables = {}
+    found = {}
+    for key, split in splits.items():
+        where = grammar.where(key)
+        for part in grammar.names(split):
+            known = part in opened.splits
+            require(known, f"{where}: unknown split {part!r}; {nearest(part, opened.splits)}")
+            if part not in tables:
+                tables[part] = _table(opened, part, form, length, where)
+        sizes = {part: len(table) for part, table in tables.items()}
+        parts = [tables[part][at] for part, at in grammar.ranges(split, sizes, where)]
+        reader = _Reader(opened, form, length, special, np.concatenate(parts))
+        fingerprint = f"{opened.digest}:{form}:{length}:{split}"
+        found[key] = _source(reader, resident, facts, fingerprint)
+    return found
+
+
+def outline(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
+    """What `load` would give, from the config alone: Sources of the same shapes that hold nothing.
+
+    A tokenizer that would be trained is taken to reach its `vocab_size`; the number of rows is made
+    up. For `scripts/compile.py`.
+
+    Args:
+      splits, form: as in `load`.
+      section: the section `data`.
+    """
+    kind, length = section["tokenizer"], section["length"]
+    trained = kind in tokenizers.KINDS
+    tokenizer = (
+        tokenizers.stand_in(kind, section["vocab_size"])
+        if trained
+        else find_tokenizer(kind, section["folder"])
+    )
+    facts = tokenizers.facts(tokenizer)
+    counts = np.ones(facts["vocab_size"], np.int64)
+    facts |= {"counts": counts, "length": length, "form": form}
+    empty = store.Store(
+        path="",
+        tokens=np.zeros(length + 2, store.dtype_of(facts["vocab_size"])),
+        documents=np.array([0, length + 2]),
+        sentences=np.array([0]),
+        splits={},
+        tokenizer=tokenizer,
+        counts=counts,
+        digest="outline",
+    )
+    row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
+    reader = _Reader(empty, form, length, facts["special"], row)
+    one = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
+    return dict.fromkeys(("train", *splits), one)
+
+
+def tokenizer_of(section: dict) -> Tokenizer:
+    """The tokenizer of a section `data`, of pretraining or of labelled texts."""
+    if section["tokenizer"] in tokenizers.KINDS:
+        keys = ("name", "tokenizer", "vocab_size", "folder")
+        return _open(*(section[key] for key in keys)).tokenizer
+    return find_tokenizer(section["tokenizer"], section["folder"])
+
+
+def find_tokenizer(name: str, folder: str = "") -> Tokenizer:
+    """A tokenizer by its files, see `tokenizer.load`; by the name of prepared weights, such as
+    "minilm"; or that of the workdir of a run."""
+    path = fetch.find(name, folder, where="config.data.tokenizer")
+    config = path / "config.json"
+    if path.is_dir() and config.exists() and not tokenizers.has_files(path):
+        section = configs.from_json(config.read_text()).get("data") or {}
+        require(
+            "tokenizer" in section,
+            f"config.data.tokenizer: {path} has no tokenizer, and is no run that has one",
+        )
+        return tokenizer_of(section)
+    return tokenizers.load(path)
+
+
+def _open(name: str, tokenizer: str, vocab_size: int, folder: str) -> store.Store:
+    trained = tokenizer in tokenizers.KINDS
+    kind = tokenizer if trained else find_tokenizer(tokenizer, folder)
+    return store.get(name, kind, vocab_size, folder)
+
+
+# -------------------------------------------------------------------------------------------- rows
+
+
+def _table(opened: store.Store, split: str, form: Form, length: int, where: str) -> np.ndarray:
+    """Where the rows of a split come from: i64[N, 2], their first token and the end of the stream;
+    or for pairs i64[N, 5], the beginning and end of A and of B, and `next`."""
+    first, last = opened.splits[split]
+    count = len(opened.documents) - 1
+    require(
+        last > first,
+        f"{where}: none of the {count} documents is in {split!r}: whole documents are held out, by "
+        "a hash of their names, so this needs more of them",
+    )
+    if form == "pairs":
+        require(last - first > 1, f"{where}: pairs need two documents, and {split!r} has one")
+        return _pairs(opened, first, last, length - 3, SEED + zlib.crc32(split.encode()))
+    begin, end = int(opened.documents[first]), int(opened.documents[last])
+    stride = length - 1 if form == "mlm" else length
+    starts = np.arange(begin, end - (form == "clm"), stride)
+    return np.stack([starts, np.full_like(starts, end)], 1)
+
+
+def _pairs(opened: store.Store, first: int, last: int, room: int, seed: int) -> np.ndarray:
+    """i64[N, 5]: pairs of texts of up to `room` tokens from the documents first <= d < last."""
+    rng = random.Random(seed)
+    ends = opened.documents[first : last + 1].tolist()
+    starts = opened.sentences[slice(*np.searchsorted(opened.sentences, [ends[0], ends[-1]]))]
+    cuts = np.searchsorted(starts, ends)
+    starts = starts.tolist()
+    # Where the sentences of each document begin, and where its last one ends: at its [SEP].
+    bounds = [[*starts[a:b], end - 1] for a, b, end in zip(cuts, cuts[1:], ends[1:], strict=False)]
+    below = lambda n: int(rng.random() * n)
+
+    def whole(where: list[int], i: int, room: int) -> int:
+        """The end of the most sentences from the i-th on that fit; one at least."""
+        return max(i + 1, bisect.bisect_right(where, where[i] + room) - 1)
+
+    rows, owed, coins = [], 0, []
+    for d, own in enumerate(bounds):
+        i, count = 0, len(own) - 1
+        while i < count:
+            j = whole(own, i, room)
+            coins = coins or ([True, False] if rng.random() < 0.5 else [False, True])
+            follows = coins.pop()
+            if j == i + 1:
+                j = min(i + 2, count)
+            # The last sentence has nothing behind it. What it cannot give, a later row does, so
+            # that half of the rows still follow.
+            if follows and j - i < 2:
+                follows, owed = False, owed + 1
+            elif not follows and owed and j - i >= 2:
+                follows, owed = True, owed - 1
+            cut = i + 1 + below(max(j - i - 1, 1))
+            a, b = own[i], own[cut]
+            if follows:
+                c, e, i = own[cut], own[j], j
+            else:
+                other = bounds[(d + 1 + below(len(bounds) - 1)) % len(bounds)]
+                k = below(len(other) - 1)
+                c = other[k]
+                while cut > i + 1 and b - a + other[k + 1] - c > room:
+                    cut -= 1
+                    b = own[cut]
+                e, i = other[whole(other, k, room - (b - a))], cut
+            # Too long: the longer one is cut, at the ends that do not meet.
+            second = min(e - c, max(room // 2, room - (b - a)))
+            rows.append((max(a, b - (room - second)), b, c, c + second, follows))
+    return np.array(rows, np.int64)
+
+
+class _Reader:
+    """rows u32[b] -> arrays, from the store on disk; a class, so that worker processes can be sent
+    it."""
+
+    def __init__(self, opened: store.Store, form: Form, length: int, special: dict, table):
+        self.path, self.form, self.length, self.table = opened.path, form, length, table
+        self.cls, self.sep, self.pad = (special[role] or 0 for role in ("cls", "sep", "pad"))
+        self.tokens, self.documents = opened.tokens, opened.documents
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in ("tokens", "documents")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.tokens, self.documents = (
+            np.load(f"{self.path}/{key}.npy", mmap_mode="r") for key in ("tokens", "documents")
+        )
+
+    def __call__(self, rows) -> dict[str, np.ndarray]:
+        at = self.table[rows]
+        return self._pairs(at) if self.form == "pairs" else self._stream(at)
+
+    def _take(self, index: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """The tokens at `index`, padding where not `inside`."""
+        tokens = np.where(inside, self.tokens[np.where(inside, index, 0)], self.pad)
+        return tokens.astype(np.uint16 if self.tokens.dtype == np.uint16 else np.int32)
+
+    def _stream(self, at: np.ndarray) -> dict[str, np.ndarray]:
+        start, end = at[:, :1], at[:, 1:]
+        index = start + np.arange(self.length - 1 if self.form == "mlm" else self.length + 1)
+        inside = index < end
+        tokens = self._take(index, inside)
+        document = np.searchsorted(self.documents, index, side="right")
+        segments = np.where(inside, document - document[:, :1] + 1, 0)
+        # A document has two tokens at least, so this many of them begin in a row.
+        segments = segments.astype(np.uint8 if self.length // 2 + 2 < 256 else np.uint16)
+        if self.form == "mlm":
+            first = np.full_like(tokens[:, :1], self.cls)
+            tokens = np.concatenate([first, tokens], 1)
+            segments = np.concatenate([segments[:, :1], segments], 1)
+        return {"tokens": tokens, "segments": segments}
+
+    def _pairs(self, at: np.ndarray) -> dict[str, np.ndarray]:
+        a, b, c, d, follows = (column[:, None] for column in at.T)
+        place = np.arange(self.length)
+        middle = 1 + b - a  # the first [SEP]
+        last = middle + 1 + d - c
+        index = np.where(place < middle, a + place - 1, c + place - middle - 1)
+        inside = (place > 0) & (place != middle) & (place < last)
+        tokens = self._take(index, inside)
+        tokens[:, 0] = self.cls
+        tokens[(place == middle) | (place == last)] = self.sep
+        return {
+            "tokens": tokens,
+            "segments": (place <= last).astype(np.uint8),
+            "types": ((place > middle) & (place <= last)).astype(np.uint8),
+            "next": follows[:, 0].astype(np.int32),
+        }
+
+
+def _source(reader: _Reader, resident: bool | None, facts: dict, fingerprint: str) -> Source:
+    size = len(reader.table)
+    sample = reader(np.zeros(1, np.uint32))
+    row_bytes = sum(array.nbytes for array in sample.values())
+    if resident or (resident is None and size * row_bytes <= RESIDENT_BYTES):
+        arrays = {key: np.empty((size, *one.shape[1:]), one.dtype) for key, one in sample.items()}
+        for start in range(0, size, CHUNK):
+            for key, rows in reader(np.arange(start, min(start + CHUNK, size))).items():
+                arrays[key][start : start + CHUNK] = rows
+        return data.from_arrays(arrays, True, facts)._replace(fingerprint=fingerprint)
+    spec = {key: jax.ShapeDtypeStruct(one.shape[1:], one.dtype) for key, one in sample.items()}
+    return Source(size, reader, None, spec, fingerprint, facts)

@@ -1,0 +1,216 @@
+"""The log: whole after a crash, in parts where files cannot be appended to, and in TensorBoard and
+W&B."""
+
+import json
+import pathlib
+
+import corpus
+import numpy as np
+import pytest
+from etils import epath
+from helpers import ROOT, load
+
+from common.devices import chips
+from common.runs import log
+from common.training import train
+
+
+@epath.register_path_cls("bucket://")
+class Bucket:
+    """A path of a file system like an object store, which takes whole objects: bucket:///tmp/x is
+    /tmp/x. It has what the log uses, and nothing that appends."""
+
+    def __init__(self, path):
+        self.real = pathlib.Path(str(path).removeprefix("bucket://"))
+        self.name = self.real.name
+
+    def __fspath__(self):
+        return f"bucket://{self.real}"
+
+    __str__ = __fspath__
+
+    def joinpath(self, *parts):
+        return Bucket(self.real.joinpath(*parts))
+
+    __truediv__ = joinpath
+
+    def __lt__(self, other):
+        return self.real < other.real
+
+    def glob(self, pattern):
+        return [Bucket(path) for path in self.real.glob(pattern)]
+
+    def __getattr__(self, name):
+        if name in ("exists", "mkdir", "unlink", "read_text", "write_text"):
+            return getattr(self.real, name)
+        raise AttributeError(f"an object store has no {name}")
+
+
+def make(folder, step=0, **options):
+    options = {"tensorboard": False, "wandb": ""} | options
+    return log.Log(folder, step, writing=True, name="test", config={"a": 1}, **options)
+
+
+@pytest.fixture(params=["files", "objects"])
+def folder(request, tmp_path):
+    return epath.Path(f"bucket://{tmp_path}" if request.param == "objects" else tmp_path)
+
+
+def test_a_log_goes_on_where_the_state_does(folder):
+    first = make(folder)
+    for step in range(1, 7):
+        first.write(step, {"train/loss": 1 / step})
+        if step in (2, 4):
+            first.sync()
+    first.close()
+    second = make(folder, step=3)
+    assert [line["step"] for line in second.history] == [1, 2, 3]
+    for step in (4, 5):
+        second.write(step, {"train/loss": 1 / step})
+    second.close()
+    assert [line["step"] for line in log.read(folder)] == [1, 2, 3, 4, 5]
+    assert log.read(folder)[2] == {"step": 3, "train/loss": 1 / 3}
+    assert second.has(5, "train/")
+    assert not second.has(5, "eval/")
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    (tmp_path / log.NAME).write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
+    resumed = make(tmp_path, step=3)
+    resumed.write(3, {"x": 1})
+    resumed.close()
+    assert log.read(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "x": 1}]
+
+
+def test_what_is_synced_is_there_without_closing(folder):
+    metrics = make(folder)
+    metrics.write(1, {"x": 1})
+    metrics.sync()
+    assert log.read(folder) == [{"step": 1, "x": 1}]
+
+
+def test_arrays_text_and_what_is_not_finite(folder):
+    metrics = make(folder)
+    metrics.write(1, {"a": np.arange(3), "b": "text", "c": np.float32("nan"), "d": float("inf")})
+    metrics.close()
+    assert log.read(folder) == [{"step": 1, "a": [0, 1, 2], "b": "text", "c": None, "d": None}]
+
+
+def test_nothing_is_written_by_another_process(tmp_path):
+    metrics = log.Log(tmp_path, 0, writing=False, name="", config={}, tensorboard=False, wandb="")
+    metrics.write(1, {"x": 1})
+    metrics.close()
+    assert metrics.history == [{"step": 1, "x": 1}]
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_files_hold_the_numbers(tmp_path):
+    reader = pytest.importorskip("tensorboardX.proto.event_pb2")
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+
+    metrics = make(tmp_path, tensorboard=True)
+    metrics.write(7, {"train/loss": 0.25, "eval/test/text": "words"})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    raw, at, values = file.read_bytes(), 0, {}
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 8], "little")
+        event = reader.Event.FromString(raw[at + 12 : at + 12 + length])
+        values |= {v.tag: (event.step, v) for v in event.summary.value}
+        at += 16 + length
+    assert values["train/loss"][0] == 7
+    assert values["train/loss"][1].simple_value == 0.25
+    assert any("eval/test/text" in tag for tag in values)
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    metrics = make(tmp_path, wandb="touchstone-test")
+    metrics.write(1, {"train/loss": 0.25})
+    metrics.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    import sys
+
+    from common.config import BadInput
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):
+        log.options(tensorboard=True)
+
+
+def test_replaced_files_are_whole_or_old(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "x.json")
+    log.replace_text(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        log.replace_text(path, "new" * 1000)
+    assert path.read_text() == "old"
+
+
+def test_durations_and_progress_lines(capsys):
+    assert log.duration(187) == "3:07"
+    assert log.duration(7387) == "2:03:07"
+    progress = log.Progress(total_steps=10, batch_size=4, step=0, seconds=0.0, show=True)
+    progress.done(1)
+    progress.done(2)
+    progress.show(2, {"train/loss": 0.5, "train/learning_rate": 1.0})
+    line = capsys.readouterr().err
+    assert line.startswith("step 2/10 (20%)  loss 0.5  ")
+    assert "ETA" in line
+    assert "examples/s  ETA" in line
+    json.dumps(progress.examples_per_second())
+
+
+def test_speeds_say_what_is_known():
+    chip = chips.of("NVIDIA H100 80GB HBM3")
+    assert log.speeds(10.0) == {"examples_per_second": 10.0}
+    assert log.speeds(10.0, flops=1e12) == {"examples_per_second": 10.0}  # of what share?
+    assert log.speeds(10.0, chip=chip) == {"examples_per_second": 10.0}
+    text = {"examples_per_second": 10.0, "tokens_per_second": 1280.0}
+    assert log.speeds(10.0, tokens=128) == text
+    # A tenth of the peak of eight devices, done in examples of half the peak of one.
+    found = log.speeds(1.6, chip.flops / 2, 128, chip, devices=8)
+    assert found == {"examples_per_second": 1.6, "tokens_per_second": 204.8, "mfu": 0.1}
+
+
+def test_progress_of_text_shows_tokens_and_mfu(capsys):
+    chip = chips.of("TPU v5 lite")
+    progress = log.Progress(10, 4, 0, 0.0, True, flops=chip.flops, tokens=100, chip=chip, devices=2)
+    progress.done(1)
+    progress.done(2)
+    progress.pause()
+    known = progress.speeds()
+    assert known["tokens_per_second"] == pytest.approx(100 * known["examples_per_second"], rel=1e-3)
+    assert known["mfu"] == pytest.approx(known["examples_per_second"] / 2, rel=1e-3)
+    progress.show(2, {"train/loss": 0.5})
+    line = capsys.readouterr().err
+    tokens, mfu = f"{known['tokens_per_second']:,.0f} tokens/s", f"{known['mfu']:.1%} MFU"
+    assert line.startswith(f"step 2/10 (20%)  loss 0.5  {tokens}  {mfu}  ETA ")
+    assert "examples" not in line
+
+
+@pytest.mark.slow
+def test_a_run_of_text_says_tokens_a_second_and_on_cpu_no_mfu(tmp_path):
+    small = {"model.width": 16, "model.hidden": 16, "data.vocab_size": 290, "data.length": 16}
+    data = {"data.name": corpus.write(tmp_path / "texts"), "data.folder": str(tmp_path / "data")}
+    often = {"train.duration": "3 steps", "train.batch_size": 8, "train.log_every": "1 steps"}
+    config = load(f"{ROOT}/tests/support/language_config.py:clm", **small, **data, **often)
+    result = train.run(config, tmp_path / "run", show=False)
+    lines = log.read(tmp_path / "run")
+    assert not any("time/mfu" in line for line in lines)
+    assert "mfu" not in result
+    last = lines[-1]
+    assert last["time/tokens_per_second"] == pytest.approx(
+        16 * last["time/examples_per_second"], 0.01
+    )
+    for name in ("examples_per_second", "tokens_per_second"):
+        assert result[name] == last[f"time/{name}"] > 0

@@ -1,0 +1,141 @@
+"""The algebra of sweeps, and trials: their names, who shares a program, which are finished."""
+
+import collections
+import json
+import math
+
+import pytest
+from helpers import DIGITS, TOY
+
+from common.config import BadInput
+from common.sweeps import trials
+from common.sweeps.sweep import Choice, Integers, LogUniform, chain, over, product, sample, zipit
+
+A, B = list(over("a", (1, 2, 3))), list(over("b", "xyz"))
+
+
+def test_a_product_has_every_pair_once_and_the_last_changes_fastest():
+    found = [(trial["a"], trial["b"]) for trial in product(A, B)]
+    assert found == [(a, b) for a in (1, 2, 3) for b in "xyz"]
+    assert list(product(A, [{}])) == A
+    assert list(product()) == [{}]
+    nested = [dict(t) for t in product(product(A, B), over("c", (0, 1)))]
+    assert nested == list(product(A, product(B, over("c", (0, 1)))))
+
+
+def test_zipit_pairs_and_chain_appends():
+    assert list(zipit(A, B)) == [{"a": a, "b": b} for a, b in zip((1, 2, 3), "xyz", strict=True)]
+    assert list(chain(A, B)) == A + B
+    with pytest.raises(BadInput, match=r"different lengths: \[3, 2\]"):
+        zipit(A, B[:2])
+
+
+@pytest.mark.parametrize("pair", [product, zipit])
+def test_a_key_is_set_once(pair):
+    with pytest.raises(BadInput, match="sets a twice"):
+        list(pair(A, A))
+
+
+def test_a_sample_is_a_function_of_seed_number_and_key():
+    space = {"lr": LogUniform(1e-4, 1e-1), "n": Integers(-1, 3), "c": Choice(("x", None))}
+    long = list(sample(200, space))
+    assert list(sample(50, space)) == long[:50]
+    assert [trial["lr"] for trial in sample(200, {"lr": space["lr"]})] == [t["lr"] for t in long]
+    assert list(sample(50, space, seed=1)) != long[:50]
+    # These are the values on any machine: a sweep that was begun elsewhere goes on.
+    assert long[0] == {"lr": 0.00050338, "n": 2, "c": "x"}
+    json.dumps(long)
+
+
+def test_samples_are_spread_as_they_should_be():
+    space = {"lr": LogUniform(1e-4, 1e-1), "n": Integers(-1, 3), "c": Choice(("x", "y"))}
+    found = list(sample(3000, space))
+    decades = collections.Counter(math.floor(math.log10(trial["lr"])) for trial in found)
+    assert set(decades) == {-4, -3, -2}
+    for counts, kinds in (
+        (decades, 3),
+        (collections.Counter(trial["n"] for trial in found), 5),
+        (collections.Counter(trial["c"] for trial in found), 2),
+    ):
+        expected = 3000 / kinds
+        assert len(counts) == kinds
+        # chi-squared: beyond 30 for at most four degrees of freedom is one in 200,000
+        assert sum((n - expected) ** 2 / expected for n in counts.values()) < 30
+
+
+@pytest.mark.parametrize(
+    "space", [{"lr": LogUniform(0.0, 1.0)}, {"n": Integers(3, 2)}, {"c": Choice(())}]
+)
+def test_a_space_with_nothing_in_it_is_refused(space):
+    with pytest.raises(BadInput, match=next(iter(space))):
+        sample(1, space)
+
+
+# ------------------------------------------------------------------------------------------- trials
+
+
+def test_trials_are_named_by_their_overrides_and_refused_one_by_one(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"exec(open({TOY!r}).read())\n"
+        "from common.sweeps.sweep import LogUniform\n"
+        "def sweep():\n"
+        "    yield {'optim.lr': 1e-3, 'seed': 0}\n"
+        "    yield {'optim.lr': 'fast'}\n"
+        "    yield {'init.path': 'a/b c'}\n"
+        "    yield {}\n"
+        "def space():\n"
+        "    return {'optim.lr': LogUniform(1e-3, 1e-1)}\n"
+        "def twice():\n"
+        "    return [{'seed': 1}, {'seed': 1}]\n"
+    )
+    found = trials.of(str(path), ["--config.train.batch_size=80"])
+    assert [trial.index for trial in found] == [0, 1, 2, 3]
+    assert found[0].name == "optim.lr=0.001,seed=0"
+    assert found[0].config["optim"]["lr"] == 0.001
+    assert {trial.config["train"]["batch_size"] for trial in found if trial.config} == {80}
+    assert found[0].words == (
+        "--config.train.batch_size=80",
+        "--config.optim.lr=0.001",
+        "--config.seed=0",
+    )
+    assert "optim.lr" in found[1].refused
+    assert found[1].config is None
+    assert found[2].name.startswith("init.path=a_b_c-")
+    assert found[3].name == "base"
+
+    sampled = trials.of(str(path), name="space", count=3)
+    assert [trial.overrides for trial in sampled] == list(
+        sample(3, {"optim.lr": LogUniform(1e-3, 1e-1)})
+    )
+    for name, count, words in (
+        ("space", None, "--trials: say how many"),
+        ("twice", None, "yields a trial twice: seed=1"),
+        ("other", None, "defines no other"),
+        ("sweep", 0, "not a positive number"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            trials.of(str(path), name=name, count=count)
+
+
+def test_names_tell_long_and_odd_overrides_apart():
+    long = [{"data.folder": "/x" * 200 + str(k)} for k in range(2)]
+    odd = [{"a": "x/y"}, {"a": "x:y"}]
+    names = [trials.folder_name(overrides) for overrides in (*long, *odd)]
+    assert len(set(names)) == 4
+    assert all(len(name) < 200 and "/" not in name for name in names)
+
+
+def test_trials_share_a_program_if_only_numbers_differ():
+    grid = product(
+        over("optim.lr", (0.1, 0.2)), over("seed", (0, 1)), over("model.hidden", ((8,), (16,)))
+    )
+    file = DIGITS
+    base = trials.of(f"{file}:mlp", name="sweep", count=1)[0]
+    module = trials.config.experiment(f"{file}:mlp")[0]
+    every = [trials.one(module.get_config, "mlp", k, o, ()) for k, o in enumerate(grid)]
+    groups = trials.groups(every)
+    assert [[t.index for t in group] for group in groups] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    small = trials.groups(every, most=3)
+    assert [[t.index for t in group] for group in small] == [[0, 2, 4], [6], [1, 3, 5], [7]]
+    assert len(trials.groups([*every, base])) == 3

@@ -1,0 +1,398 @@
+"""Whole runs in this process: what a workdir holds, how runs end, go on, stop early and are
+refused."""
+
+import functools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from helpers import DIGITS, TOY, load, result, timeless
+
+from common import tree
+from common.config import BadInput
+from common.devices import mesh
+from common.runs import log, workdir
+from common.training import train
+from common.training.program import prepare, should_stop
+
+
+def short(**overrides) -> dict:
+    """A run of the small perceptron: 12 steps, evaluated every 4, saved every 4."""
+    base = {
+        "train.duration": "12 steps", "train.log_every": "1 steps", "checkpoint.every": "4 steps",
+        "evals.test.every": "4 steps", "mesh.data": 8,
+    }  # fmt: skip
+    return load(f"{DIGITS}:mlp", **(base | overrides))
+
+
+def test_a_workdir_holds_what_it_should(tmp_path):
+    found = train.run(short(), tmp_path / "run", show=False)
+    assert found == result(tmp_path / "run")
+    assert found["steps"] == 12
+    assert found["parameters"] == 4810
+    lines = timeless(tmp_path / "run")
+    assert [x["step"] for x in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
+    assert found["eval"]["test"] == {k[10:]: v for k, v in lines[-1].items() if k != "step"}
+    assert json.loads((tmp_path / "run/config.json").read_text())["train"]["batch_size"] == 64
+    (facts,) = json.loads((tmp_path / "run/environment.json").read_text())
+    assert facts["versions"]["jax"] == jax.__version__
+    assert set(facts["data"]) == {"train", "test"}
+    assert math.isfinite(lines[0]["train/loss"])
+    assert {"train/learning_rate", "train/gradient_norm", "train/accuracy"} <= set(lines[0])
+
+
+def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
+    config = short(**{"optim.schedule": "constant"})
+    longer = short(
+        **{"optim.schedule": "constant", "train.duration": "16 steps", "optim.warmup": "1 steps"}
+    )
+    config["optim"]["warmup"] = longer["optim"]["warmup"]
+    first = train.run(config, tmp_path / "a", show=False)
+    again = train.run(config, tmp_path / "a", show=False)
+    assert again == first
+    extended = train.run(longer, tmp_path / "a", show=False)
+    straight = train.run(longer, tmp_path / "b", show=False)
+    assert extended["digest"] == straight["digest"]
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
+    train.run(short(), tmp_path, show=False)
+    before = timeless(tmp_path)
+    with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, and .* has done \[12\]"):
+        train.run(short(**{"train.duration": "8 steps"}), tmp_path, show=False)
+    assert timeless(tmp_path) == before
+
+
+def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
+    train.run(short(), tmp_path, show=False)
+    train.run(
+        short(**{"checkpoint.keep_latest": 1, "mesh.data": 4, "mesh.fsdp": 2}), tmp_path, show=False
+    )
+    for key, value in (
+        ("optim.lr", 0.1),
+        ("seed", 1),
+        ("model.hidden", "(8,)"),
+        ("data.train", "train[:50%]"),
+    ):
+        with pytest.raises(BadInput, match=rf"belongs to another run: config\.{key} was"):
+            train.run(short(**{key: value}), tmp_path, show=False)
+
+
+def test_a_run_of_before_a_key_was_there_goes_on(tmp_path):
+    """A program that is newer has more keys, and their defaults mean what was without them."""
+    train.run(short(), tmp_path, show=False)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["train"]["steps_per_call"], written["checkpoint"]["keep_latest"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(BadInput, match="steps_per_call was 1 and is 2"):
+        train.run(short(**{"train.steps_per_call": 2}), tmp_path, show=False)
+    before = workdir.read_config(tmp_path)
+    assert before == short()
+    assert train.run(before, tmp_path, show=False)["steps"] == 12
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps_per_call"] == 1
+
+
+def test_changed_data_is_another_run(tmp_path):
+    train.run(short(), tmp_path, show=False)
+    path = tmp_path / "environment.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())[0]["data"]["train"], "x"))
+    with pytest.raises(BadInput, match="the data set train has changed"):
+        train.run(short(), tmp_path, show=False)
+
+
+def test_checkpoints_without_a_config_are_not_overwritten(tmp_path):
+    train.run(short(), tmp_path, show=False)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BadInput, match="holds checkpoints and no config"):
+        train.run(short(), tmp_path, show=False)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="damaged"):
+        train.run(short(), tmp_path, show=False)
+
+
+def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
+    train.run(short(), tmp_path / "a", show=False)
+    monkeypatch.setattr(log, "can_append", lambda path: False)
+    train.run(short(), tmp_path / "b", show=False)
+    assert not (tmp_path / "b/metrics.jsonl").exists()
+    assert len(list((tmp_path / "b/metrics").glob("part_*"))) > 2
+    strip = lambda line: {k: v for k, v in line.items() if not k.startswith("time/")}
+    assert [strip(line) for line in log.read(tmp_path / "b")] == timeless(tmp_path / "a")
+
+
+# -------------------------------------------------------------------------------------- early stop
+
+
+def lines(values, key="eval/v/loss"):
+    return [{"step": i, key: v} for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3, 2, 1], False),
+        ([1, 2], False),
+        ([1, 2, 3], True),
+        ([3, 1, 2, 0.5, 1], False),
+        ([1, None, None], True),
+        ([1, 0.99, 0.98], True),  # less than min_delta better
+        ([], False),
+    ],
+)
+def test_early_stopping_is_a_function_of_the_log(values, expected):
+    found = should_stop(lines(values), metric="min eval/v/loss", patience=2, min_delta=0.05)
+    assert found is expected
+
+
+def test_early_stopping_ignores_what_it_is_not_told_of():
+    assert not should_stop(lines([1, 2, 3, 4, 5, 6, 7]))
+    assert should_stop(lines([1, 0, 0]), metric="max eval/v/loss", patience=2)
+
+
+def test_a_run_that_stops_early_says_so_and_stays_stopped(tmp_path):
+    stop = {"train.stop.metric": "min eval/test/loss", "train.stop.patience": 1, "optim.lr": 30.0}
+    config = short(**stop, **{"train.duration": "40 steps", "optim.schedule": "constant"})
+    first = train.run(config, tmp_path, show=False)
+    assert first["steps"] in (8, 12, 16, 20)
+    assert first["eval"]["test"]
+    again = train.run(config, tmp_path, show=False)
+    assert (again["steps"], again["digest"]) == (first["steps"], first["digest"])
+
+
+def test_a_run_stops_by_a_metric_of_training_without_evaluations(tmp_path):
+    stop = {"train.stop.metric": "min train/learning_rate", "train.stop.patience": 3}
+    config = short(**stop, **{"optim.schedule": "constant", "optim.warmup": "0 steps"})
+    config["evals"] = {}
+    assert train.run(config, tmp_path, show=False)["steps"] == 4
+
+
+def test_a_metric_that_its_evaluator_lacks_is_named_at_the_first_evaluation(tmp_path):
+    with pytest.raises(BadInput, match="did you mean 'eval/test/accuracy'"):
+        train.run(short(**{"checkpoint.best": "max eval/test/acc"}), tmp_path, show=False)
+
+
+def test_metrics_that_no_evaluator_has_are_refused():
+    for key in ("train.stop.metric", "checkpoint.best"):
+        with pytest.raises(BadInput, match="did you mean 'test'"):
+            prepare(short(**{key: "max eval/tset/accuracy"}))
+    with pytest.raises(BadInput, match="did you mean 'loss'"):
+        prepare(short(**{"train.stop.metric": "min train/lss"}))
+
+
+# --------------------------------------------------------------------------------------------- NaN
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = short(
+        **{
+            "optim.name": "sgd",
+            "optim.lr": 1e9,
+            "checkpoint.every": "1 steps",
+            "train.duration": "40 steps",
+        }
+    )
+    with pytest.raises(
+        train.NotFinite, match=r"step \d+: loss or update is not finite.*newest checkpoint"
+    ):
+        train.run(config, tmp_path, show=False)
+    made = prepare(config)
+    from common.runs.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(tmp_path)
+    state, _ = checkpoints.restore(made.like)
+    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(jax.device_get(state.params)))
+    checkpoints.close()
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
+    from common.training import optim
+
+    make = optim.make
+
+    @functools.wraps(make)
+    def poisoned(*args, **kwargs):
+        found = make(*args, **kwargs)
+
+        def update(grads, state, params, step):
+            updates, state = found.update(grads, state, params, step)
+            bad = jax.numpy.where(step == 5, jax.numpy.nan, 1.0)
+            return jax.tree.map(lambda u: u * bad, updates), state
+
+        return found._replace(update=update)
+
+    saved = 5 if calls == 1 else 4  # a call ends where something is due, and none holds a NaN
+    config = short(**{"checkpoint.every": f"{calls} steps", "train.steps_per_call": calls})
+    config["train"]["log_every"] = "4 steps"
+    monkeypatch.setattr("common.training.program.optim.make", poisoned)
+    with pytest.raises(train.NotFinite, match=r"step 6: .*loss \d") as raised:
+        train.run(config, tmp_path, show=False)
+    assert "loss nan" not in str(raised.value)  # as it is from the next step on
+    from common.runs.checkpoint import Checkpoints
+
+    assert Checkpoints(tmp_path).steps()[-1] == saved
+
+
+# --------------------------------------------------------------------------- several steps a call
+
+
+def test_several_steps_a_call_write_the_same_log(tmp_path):
+    """Whatever is due when: every line is where it was, of the same numbers."""
+    often = {"train.log_every": "3 steps", "checkpoint.every": "5 steps", "train.average": 0.9}
+    for calls in (1, 7):
+        config = short(**often, **{"train.steps_per_call": calls})
+        train.run(config, tmp_path / str(calls), show=False)
+    one, several = timeless(tmp_path / "1"), timeless(tmp_path / "7")
+    assert [x["step"] for x in several] == [3, 4, 6, 8, 9, 12, 12]
+    for a, b in zip(one, several, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"digests"}:
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
+
+
+def test_how_steps_are_grouped_changes_no_bit():
+    """The program of a call does not know how many steps it makes, so a run that was cut ends as
+    one that was not."""
+    made = prepare(short(**{"train.steps_per_call": 8}))
+    count = lambda n: mesh.put_replicated(made.layout, np.int32(n))
+    found = set()
+    with jax.set_mesh(made.layout.mesh):
+        for calls in ((8,), (3, 5), (1,) * 8):
+            state = made.create(made.hypers)
+            for n in calls:
+                state, _, finite = made.steps(made.hypers, state, count(n), made.resident)
+                assert int(finite) == n
+            found.add(tree.hexdigest(state))
+    assert len(found) == 1
+
+
+def test_what_is_read_on_the_host_comes_a_step_at_a_time():
+    with pytest.raises(BadInput, match="read on the host, a step at a time"):
+        prepare(load(TOY, **{"data.resident": False, "train.steps_per_call": 2}))
+    with pytest.raises(BadInput, match="steps_per_call: 0 is not positive"):
+        prepare(short(**{"train.steps_per_call": 0}))
+
+
+# --------------------------------------------------------------------------- the rest of the
+# contract
+
+
+def test_the_toy_trains_with_two_terms_text_and_an_average(tmp_path):
+    found = train.run(load(TOY), tmp_path, show=False)
+    history = timeless(tmp_path)
+    assert history[0]["train/loss"] == pytest.approx(
+        history[0]["train/label"] + 0.5 * history[0]["train/value"], rel=1e-6
+    )
+    assert history[-3]["train/loss"] < history[0]["train/loss"]
+    assert found["eval"]["words"]["text"].endswith(" of 37")
+    assert np.sum(found["eval"]["words"]["table"]) == 37
+    assert set(found["eval"]["scores"]) == {"loss", "accuracy", "rmse"}
+
+
+def test_the_average_follows_parameters_and_batch_statistics():
+    from common.laws.checks import train_losses
+
+    made = prepare(load(TOY), jax.devices()[:1])
+    _, one = train_losses(made, 1)
+    before = jax.device_get((one.params, one.extra, one.average))
+    _, two = train_losses(made, 1, one)
+    after = jax.device_get((two.params, two.extra, two.average))
+    keep = min(0.9, 2 / 11)
+    for part, name in ((0, "params"), (1, "extra")):
+        wanted = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, before[2][name], after[part])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            wanted,
+            after[2][name],
+        )
+
+
+def test_another_value_of_a_traced_number_compiles_nothing():
+    made = prepare(load(f"{DIGITS}:mlp", **{"loss.label_smoothing": 0.1}), jax.devices()[:1])
+    state = made.create(made.hypers)
+    for rate in (0.1, 0.01):
+        hypers = made.hypers | {
+            k: v * 0 + rate
+            for k, v in made.hypers.items()
+            if k in ("optim.lr", "loss.label_smoothing")
+        }
+        state, _, _ = made.step(hypers, state, {}, made.resident)
+    assert made.step._cache_size() == 1
+
+
+def test_the_state_is_donated():
+    made = prepare(load(f"{DIGITS}:mlp"), jax.devices()[:1])
+    compiled = made.step.lower(made.hypers, made.like, {}, made.resident).compile()
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made.like))
+    assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
+    """What waits for the device, or sends to it, would be an implicit transfer."""
+    made = prepare(short(**{"train.steps_per_call": calls}))
+    update, given = made.step, {}
+    with jax.set_mesh(made.layout.mesh):
+        if calls > 1:
+            update, given = made.steps, mesh.put_replicated(made.layout, np.int32(1))
+        state = made.create(made.hypers)
+        state, _, _ = update(made.hypers, state, given, made.resident)
+        options = {"name": "", "config": {}, "tensorboard": False, "wandb": ""}
+        metrics = log.Log(tmp_path, 1, writing=True, **options)
+        progress = log.Progress(12, 64, 1, 0.0, show=False)
+        made = made._replace(every={})
+        before = update._cache_size()
+        with jax.transfer_guard("disallow"):
+            state = train.loop(made, state, metrics, progress)
+        metrics.close()
+    assert int(state.step) == 12
+    assert update._cache_size() == before == 1
+
+
+def test_runs_begin_from_another_runs_parameters_and_from_pretrained_ones(tmp_path):
+    train.run(load(TOY), tmp_path / "a", show=False)
+    made = prepare(load(TOY, **{"init.path": str(tmp_path / "a"), "init.skip": "('label/.*',)"}))
+    from common.training.program import initial_state
+
+    state = jax.device_get(initial_state(made))
+    fresh = jax.device_get(prepare(load(TOY)).create(made.hypers))
+    assert tree.hexdigest(state.params["label"]) == tree.hexdigest(fresh.params["label"])
+    assert tree.hexdigest(state.params["hidden"]) != tree.hexdigest(fresh.params["hidden"])
+    assert int(state.step) == 0
+    assert tree.hexdigest(state.average["params"]) == tree.hexdigest(state.params)
+    ones = jax.tree.map(np.ones_like, fresh.params)
+    np.savez(tmp_path / "ones.npz", **tree.flatten(ones))
+    brought = {"init.path": str(tmp_path / "ones.npz"), "init.skip": "('label/.*',)"}
+    state = jax.device_get(initial_state(prepare(load(TOY, **brought))))
+    assert tree.hexdigest(state.params["label"]) == tree.hexdigest(fresh.params["label"])
+    assert tree.hexdigest(state.params["hidden"]) == tree.hexdigest(ones["hidden"])
+
+
+def test_gradients_of_the_tasks_own_are_used(monkeypatch):
+    import toy
+
+    make = toy.make
+
+    def gradients(loss, params, extra, batch, key):
+        def half(p):
+            return loss(p, extra, batch, key)
+
+        grads, (terms, new) = jax.grad(lambda p: half(p), has_aux=True)(params)
+        return jax.tree.map(jax.numpy.zeros_like, grads), terms, new
+
+    monkeypatch.setattr(toy, "make", lambda *a: make(*a)._replace(gradients=gradients))
+    from common.laws.checks import train_losses
+
+    made = prepare(load(TOY, **{"optim.weight_decay": 0.0}), jax.devices()[:1])
+    _, state = train_losses(made, 1)
+    start = prepare(load(TOY, **{"optim.weight_decay": 0.0}), jax.devices()[:1]).create(made.hypers)
+    assert tree.hexdigest(state.params) == tree.hexdigest(start.params)
+
+
+def test_a_profile_is_written(tmp_path):
+    train.run(short(**{"runtime.profile": "3:5"}), tmp_path, show=False)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

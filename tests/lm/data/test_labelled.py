@@ -1,0 +1,206 @@
+"""Labelled texts: what a row is, fixed splits, and lines that are no examples."""
+
+import collections
+import json
+import random
+
+import corpus
+import numpy as np
+import pytest
+
+from common.config import BadInput
+from lm.data import labelled
+from lm.data import tokenizer as tokenizers
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    texts = [corpus.text(random.Random(0), 60)]
+    tokenizers.train("wordpiece", 150, texts).save(str(path))
+    return str(path)
+
+
+def write(path, entries) -> str:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return f"file:{path}"
+
+
+def reviews(count=400) -> list[dict]:
+    rng = random.Random(0)
+    labels = ("positive", "negative")
+    return [{"text": corpus.text(rng, 2), "label": labels[i % 2]} for i in range(count)]
+
+
+def every(source) -> dict:
+    return source.read(np.arange(source.size))
+
+
+def test_a_text_and_its_class(tmp_path, tokenizer):
+    entries = reviews()
+    splits = {"train": "train+valid", "test": "test"}
+    sources = labelled.load(
+        splits,
+        name=write(tmp_path / "a.jsonl", entries),
+        train="train+valid",
+        tokenizer=tokenizer,
+        length=16,
+    )
+    facts = sources["train"].facts
+    assert facts["classes"] == ("negative", "positive")
+    assert facts["length"] == 16
+    kept = [e for e in entries if labelled.part((e["text"],)) == "test"]
+    rows = every(sources["test"])
+    assert sources["test"].size == len(kept)
+    assert sources["train"].size == len(entries) - len(kept)
+    for i, entry in enumerate(kept):
+        ids = facts["tokenizer"].encode(entry["text"], add_special_tokens=False).ids[:14]
+        used = len(ids) + 2
+        assert rows["tokens"][i].tolist() == [2, *ids, 3] + [0] * (16 - used)
+        assert rows["segments"][i].tolist() == [1] * used + [0] * (16 - used)
+        assert not rows["types"][i].any()
+        assert facts["classes"][rows["label"][i]] == entry["label"]
+    assert rows["label"].dtype == np.int32
+
+
+def test_splits_are_shares_that_a_text_never_leaves():
+    """Also a golden: texts that moved would be trained on and tested on."""
+    texts = [(f"text {i}",) for i in range(20000)]
+    shares = collections.Counter(map(labelled.part, texts))
+    for name, share in {"train": 0.72, "valid": 0.08, "test": 0.2}.items():
+        spread = np.sqrt(share * (1 - share) / len(texts))
+        assert shares[name] / len(texts) == pytest.approx(share, abs=4 * spread)
+    held = {i: labelled.part(one) for i, one in enumerate(texts[:27]) if i > 18}
+    assert {i for i, name in held.items() if name == "test"} == {19, 20, 26}
+    assert {i for i, name in held.items() if name == "valid"} == {25}
+
+
+@pytest.mark.parametrize("lengths", [(3, 4), (20, 3), (3, 20), (20, 30), (1, 1)])
+def test_two_texts_and_a_number(tmp_path, tokenizer, lengths):
+    one, two = ("the " * count for count in lengths)
+    entries = [{"text": one, "text_b": two, "label": 2.5, "split": "mine"}]
+    source = labelled.load(
+        {"valid": "mine"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer, length=16
+    )["valid"]
+    assert source.facts["classes"] == ()
+    (tokens,), (segments,), (types,) = (every(source)[k] for k in ("tokens", "segments", "types"))
+    assert every(source)["label"].tolist() == [2.5]
+    assert source.spec["label"].dtype == np.float32
+    the = source.facts["tokenizer"].token_to_id("the")
+    # Thirteen places: the longer text gives way until both are as long, or it fits.
+    first, second = lengths
+    while first + second > 13:
+        first, second = (first - 1, second) if first > second else (first, second - 1)
+    line = [2, *[the] * first, 3, *[the] * second, 3]
+    assert tokens[: len(line)].tolist() == line
+    assert segments.sum() == len(line)
+    assert np.flatnonzero(types).tolist() == list(range(first + 2, len(line)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["b", "a"], ("a", "b")),
+        ([7, 3], ("3", "7")),
+        ([True, False], ("False", "True")),
+        ([1, 2.5], ()),
+    ],
+)
+def test_kinds_of_labels(tmp_path, tokenizer, labels, classes):
+    entries = [{"sentence": "peace", "label": label, "split": "all-of-it"} for label in labels]
+    source = labelled.load(
+        {"valid": "all-of-it"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer
+    )["valid"]
+    assert source.facts["classes"] == classes
+    assert every(source)["label"].tolist() == (labels if not classes else [1, 0])
+
+
+def test_fingerprints_and_the_device(tmp_path, tokenizer):
+    load = lambda name, **changes: labelled.load(
+        {"train": "train"}, name=name, tokenizer=tokenizer, **changes
+    )["train"]
+    name = write(tmp_path / "a.jsonl", reviews())
+    other = write(tmp_path / "b.jsonl", [e | {"label": e["label"][:3]} for e in reviews()][1:])
+    first = load(name)
+    assert load(name, resident=False).resident is None
+    assert load(name, resident=False).fingerprint == first.fingerprint
+    assert len({first.fingerprint, load(name, length=20).fingerprint, load(other).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"text": "a", "label": 1}', "{"], "line 2, is no example"),
+        (['{"text": "a"}'], "line 1, is no example"),
+        (['{"text": 1, "label": 1}'], "line 1, is no example"),
+        (['{"text": "a", "label": [1]}'], "line 1, is no example"),
+        (['{"text": "a", "label": NaN}'], "a label is not finite"),
+        (['{"text": "a", "label": 1}', '{"text": "a", "label": "b"}'], "labels are of several"),
+        (['{"text": "a", "label": 1, "split": "x"}', '{"text": "a", "label": 1}'], "have a split"),
+        (['{"text": "a", "label": 1, "text_b": "x"}', '{"text": "a", "label": 1}'], "text_b"),
+        (["", ""], "is empty"),
+    ],
+)
+def test_lines_that_are_no_examples_are_named(tmp_path, tokenizer, lines, said):
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=rf"^config\.data\.name: .*{said}"):
+        labelled.load(
+            {"train": "x"}, name=f"file:{tmp_path}/a.jsonl", train="x", tokenizer=tokenizer
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "reviews"}, r"config\.data\.name: .*run: python scripts/prepare\.py reviews"),
+        ({"name": "topics"}, r"config\.data\.name: .*run: python scripts/prepare\.py topics"),
+        ({"name": "revews"}, r"config\.data\.name: unknown 'revews'"),
+        ({"name": "file:/no"}, r"config\.data\.name: no such file: /no"),
+        ({"name": "tfds:glue/sst2"}, r"config\.data\.name: .*run: tfds build glue/sst2"),
+        ({"tokenizer": "minilm"}, r"config\.data\.tokenizer: .*run: python scripts/prepare\.py m"),
+        ({"tokenizer": "/no"}, r"config\.data\.tokenizer: no such file or folder: /no"),
+        ({"length": 3}, r"config\.data\.length: 3"),
+        ({"split": "validation"}, r"config\.evals\.v\.split: unknown split 'validation'; .*'va"),
+    ],
+)  # fmt: skip
+def test_refusals(tmp_path, tokenizer, changes, said):
+    given = {"name": write(tmp_path / "a.jsonl", reviews()), "tokenizer": tokenizer}
+    given |= {"folder": str(tmp_path)} | changes
+    with pytest.raises(BadInput, match=rf"^{said}"):
+        labelled.load({"v": given.pop("split", "test")}, **given)
+
+
+def test_a_prepared_set(tmp_path, tokenizer):
+    folder = str(tmp_path)
+    rows = {
+        "train": [
+            {"sentence": corpus.text(random.Random(i), 1), "label": i % 3} for i in range(30)
+        ],
+        "test": [{"sentence": "Peace.", "label": -1}],
+    }
+    corpus.prepare(folder, "feelings", {"sentence": "text", "label": "label"}, rows)
+    load = lambda name, split: labelled.load(
+        {"v": split}, name=f"tfds:{name}", tokenizer=tokenizer, folder=folder
+    )["v"]
+    source = load("feelings", "train[:10]")
+    assert source.size == 10
+    assert source.facts["classes"] == ("no", "maybe", "yes")
+    decode = source.facts["tokenizer"].decode
+    texts = {decode(row[row > 0].tolist()) for row in every(source)["tokens"]}
+    known = {
+        " ".join(source.facts["tokenizer"].encode(row["sentence"]).tokens) for row in rows["train"]
+    }
+    assert len(texts) == 10
+    assert len(known) == 30
+    with pytest.raises(BadInput, match="has no labels in 'test'"):
+        load("feelings", "test")
+    pair = {"sentence1": "War.", "sentence2": "Peace.", "label": 0.5}
+    kinds = {"sentence1": "text", "sentence2": "text", "label": "number"}
+    corpus.prepare(folder, "likeness", kinds, {"train": [pair]})
+    likeness = load("likeness", "train")
+    assert likeness.facts["classes"] == ()
+    assert every(likeness)["label"].tolist() == [0.5]
+    assert every(likeness)["types"].sum() == 3
+    corpus.prepare(folder, "bare", {"label": "label"}, {"train": [{"label": 1}]})
+    with pytest.raises(BadInput, match="has no text with a label"):
+        load("bare", "train")

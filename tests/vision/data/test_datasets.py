@@ -1,0 +1,159 @@
+"""Sets of images: splits, what is refused, and that memory, disk and workers hold the same rows."""
+
+import gzip
+import os
+import pathlib
+
+import fabricated
+import numpy as np
+import pytest
+
+from common.config import BadInput
+from common.data import splits
+from vision.data import datasets, photographs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    fabricated.prepare(path, "cifar10", (6, 6, 3), {"train": 50, "test": 20})
+    fabricated.prepare(path, "ragged", (None, None, 3), {"train": 5})
+    return str(path)
+
+
+def test_digits_are_the_digits():
+    sets = datasets.load({"train": "train", "test": "test"}, name="digits")
+    assert (sets["train"].size, sets["test"].size) == (1437, 360)
+    batch = sets["train"].read(np.arange(1437))
+    assert batch["image"].dtype == np.uint8
+    assert batch["image"].shape == (1437, 8, 8, 1)
+    assert np.bincount(batch["label"]).min() > 130
+    mean, std = datasets.NORMALISATION["digits"]
+    assert batch["image"].mean() / 255 == pytest.approx(mean[0], abs=1e-3)
+    assert batch["image"].std() / 255 == pytest.approx(std[0], abs=1e-3)
+    assert batch["label"][:10].tolist() == list(range(10))
+
+
+def test_splits_are_tfds_splits():
+    splits = {"train": "train[:90%]", "valid": "train[90%:]", "both": "test+train[:10]"}
+    sets = datasets.load(splits, name="digits", train="train[:90%]")
+    whole = datasets.load({"train": "train"}, name="digits")["train"].resident["image"]
+    np.testing.assert_array_equal(
+        np.concatenate([sets["train"].resident["image"], sets["valid"].resident["image"]]), whole
+    )
+    assert sets["both"].size == 370
+
+
+def test_images_of_varying_size_become_squares_of_one(folder):
+    arguments = {"name": "tfds:ragged", "folder": folder}
+    with pytest.raises(BadInput, match=r"varying size; set config\.data\.image_size"):
+        datasets.load({"train": "train"}, **arguments)
+    with pytest.raises(BadInput, match="read as they are needed"):
+        datasets.load({"train": "train"}, image_size=16, resident=True, **arguments)
+    found = datasets.load({"train": "train"}, image_size=16, **arguments)["train"]
+    assert found.spec["image"].shape == (16, 16, 3)
+    assert found.resident is None
+    whole = splits.open_prepared("ragged", folder).as_data_source(split="train")
+    assert len({example["image"].shape for example in whole}) > 1
+    for row, image in enumerate(found.read(np.arange(5))["image"]):
+        expected = photographs.shorter_side(whole[row]["image"], 16)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
+    splits = {"train": "train[:90%]", "test": "test"}
+    section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
+    sets = datasets.load(splits, name="digits", train="train[:90%]")
+    for name, outline in datasets.outline(splits, section).items():
+        real = sets[name]
+        assert (outline.size, outline.spec) == (real.size, real.spec)
+        assert outline.facts == real.facts
+        shapes = lambda source: {k: (v.shape, v.dtype) for k, v in source.read([3, 5]).items()}
+        assert shapes(outline) == shapes(real)
+        assert outline.resident.keys() == real.resident.keys()
+    large = section | {"name": "tfds:imagenet2012", "image_size": 256}
+    found = datasets.outline({"train": "train[:99%]"}, large)["train"]
+    assert found.spec["image"].shape == (256, 256, 3)
+    assert (found.size, len(found.facts["classes"])) == (1_268_355, 1000)
+    with pytest.raises(BadInput, match="set it, to 256"):
+        datasets.outline({"train": "train"}, large | {"image_size": None})
+
+
+@pytest.mark.parametrize("split", ["trian", "train[:9x%]", "train[50%:50%]", ""])
+def test_bad_splits_are_named(split):
+    with pytest.raises(BadInput, match=r"config\.evals\.valid\.split"):
+        datasets.load({"valid": split}, name="digits")
+
+
+def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
+    arguments = {"name": "tfds:cifar10", "train": "train[10:]", "folder": folder}
+    splits = {"train": "train[10:]", "both": "test+train[:3]"}
+    memory = datasets.load(splits, **arguments)
+    disk = datasets.load(splits, resident=False, **arguments)
+    for name, size in (("train", 40), ("both", 23)):
+        assert memory[name].size == disk[name].size == size
+        assert memory[name].spec == disk[name].spec
+        rows = np.array([3, 0, 22, 3], np.uint32)
+        for key, value in memory[name].read(rows).items():
+            np.testing.assert_array_equal(value, disk[name].read(rows)[key])
+            assert value.dtype == disk[name].read(rows)[key].dtype
+    assert memory["train"].facts["mean"] == datasets.NORMALISATION["cifar10"][0]
+    assert len(memory["train"].facts["classes"]) == 10
+    assert disk["train"].resident is None
+
+
+def test_a_torn_cache_is_decoded_again(folder):
+    load = lambda: datasets.load({"train": "train"}, name="tfds:cifar10", folder=folder)["train"]
+    first = load()
+    (cached,) = pathlib.Path(folder).rglob("train.image.npy")
+    os.truncate(cached, 200)
+    assert load().fingerprint == first.fingerprint
+    assert np.load(cached).shape == (50, 6, 6, 3)
+
+
+def test_what_is_not_there_says_how_to_get_it(folder, tmp_path):
+    with pytest.raises(BadInput, match=r"run: python scripts/prepare\.py fashion_mnist"):
+        datasets.load({"train": "train"}, name="fashion_mnist", folder=str(tmp_path))
+    with pytest.raises(BadInput, match="run: tfds build svhn_cropped --file_format=array_record"):
+        datasets.load({"train": "train"}, name="tfds:svhn_cropped", folder=str(tmp_path))
+    with pytest.raises(BadInput, match="unknown 'cifar10'"):
+        datasets.load({"train": "train"}, name="cifar10")
+    with pytest.raises(BadInput, match="varying size"):
+        datasets.load({"train": "train"}, name="tfds:ragged", folder=folder)
+
+
+def test_damaged_originals_are_refused(tmp_path):
+    from vision.data import fashion_mnist
+
+    name, sha256 = next(iter(fashion_mnist.FILES.items()))
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab"))
+    with pytest.raises(BadInput, match="its contents have sha256"):
+        fashion_mnist.read_idx(path, sha256)
+    path.write_bytes(b"not gzip")
+    with pytest.raises(BadInput, match="cannot be read"):
+        fashion_mnist.read_idx(path, sha256)
+    with pytest.raises(BadInput, match="not all of"):
+        fashion_mnist.prepare(str(tmp_path / "out"), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
+    from helpers import exit_code
+
+    from vision.data import fashion_mnist
+
+    if not pathlib.Path(fashion_mnist.DEBIAN).exists():
+        pytest.skip(f"no {fashion_mnist.DEBIAN}: install Debian's dataset-fashion-mnist")
+    assert exit_code("prepare", "fashion_mnist", "--folder", str(tmp_path)) == 0
+    sets = datasets.load(
+        {"train": "train", "test": "test"}, name="fashion_mnist", folder=str(tmp_path)
+    )
+    train = sets["train"].resident
+    assert train["image"].shape == (60000, 28, 28, 1)
+    assert np.bincount(train["label"]).tolist() == [6000] * 10
+    assert np.bincount(sets["test"].resident["label"]).tolist() == [1000] * 10
+    mean, std = datasets.NORMALISATION["fashion_mnist"]
+    assert train["image"].mean() / 255 == pytest.approx(mean[0], abs=1e-4)
+    assert train["image"].std() / 255 == pytest.approx(std[0], abs=1e-4)
+    assert sets["train"].facts["classes"][9] == "Ankle boot"

@@ -1,0 +1,268 @@
+"""Sets of labelled images as Sources: `digits`, `fashion_mnist`, and any prepared TFDS directory.
+
+`tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build
+--file_format=array_record` or scripts/prepare.py wrote, without TensorFlow. Small sets are decoded
+once, kept beside the prepared files as .npy, and live in memory and on the device as uint8; large
+ones are read as they are needed. Splits are written as TFDS writes them: `train`, `train[:90%]`,
+`train[90%:]+test`.
+"""
+
+import gzip
+import importlib.resources
+import os
+import sys
+
+import jax
+import numpy as np
+from etils import epath
+
+from common.config import require
+from common.data import batches as data
+from common.data.splits import fingerprint, open_prepared, ranges, where
+from common.task import Source
+from vision.data import photographs
+
+# Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
+NORMALISATION = {
+    "digits": ((0.2873,), (0.3534,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# Sets whose outline is known without their files: shape, classes, examples a split.
+OUTLINES = {
+    "digits": ((8, 8, 1), 10, {"train": 1437, "test": 360}),
+    "fashion_mnist": ((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
+    "cifar10": ((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
+    "imagenet2012": ((None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}),
+}
+RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
+
+
+def load(
+    splits: dict[str, str],
+    *,
+    name: str = "digits",
+    train: str = "train",
+    folder: str = "",
+    image_size: int | None = None,
+    resident: bool | None = None,
+    workers: int = 0,
+) -> dict[str, Source]:
+    """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
+
+    Args:
+      splits: {name of the Source: split}.
+      name: "digits", "fashion_mnist" or "tfds:NAME".
+      train: the split to train on (it comes back in `splits`).
+      folder: where TFDS keeps prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image_size: for images of varying size: the shorter side becomes this, and what sticks out of
+        the centre square is cut off (`photographs.shorter_side`).
+      resident: whether the training set lives on the device; None decides by its size.
+      workers: processes that read a set that is not resident; 0 reads by threads.
+
+    Raises:
+      BadInput: if the set is not prepared, there is no such split, or it holds no images of one
+        size and the config names none.
+    """
+    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    require(splits.get("train", train) == train, "config.data.train: given twice")
+    require(
+        image_size is None or (image_size > 0 and not resident),
+        f"config.data.image_size: {image_size}: a positive number, for sets that are read as they "
+        "are needed (config.data.resident=false)",
+    )
+    require(
+        image_size is None or name.startswith("tfds:"),
+        f"config.data.image_size: the images of {name} have one size",
+    )
+    if name == "digits":
+        whole = _digits()
+        sizes = {split: len(arrays["label"]) for split, arrays in whole.items()}
+        facts = _facts("digits", tuple(map(str, range(10))))
+        take = lambda split, rows: {k: v[rows] for k, v in whole[split].items()}
+        return _sources(splits, sizes, take, facts, resident is not False)
+    require(
+        name == "fashion_mnist" or name.startswith("tfds:"),
+        f"config.data.name: unknown {name!r}; it is 'digits', 'fashion_mnist' or 'tfds:NAME'",
+    )
+    return _from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
+
+
+def _facts(name: str, classes: tuple[str, ...]) -> dict:
+    mean, std = NORMALISATION.get(name, ((0.5,), (0.5,)))
+    return {"classes": classes, "mean": mean, "std": std}
+
+
+def _spec(shape: tuple[int, ...]) -> dict:
+    image = jax.ShapeDtypeStruct(shape, np.uint8)
+    return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+
+
+def outline(splits: dict[str, str], section: dict) -> dict[str, Source]:
+    """What `load` gives for the sets of `OUTLINES`, all of whose images are black.
+
+    Args:
+      splits: {name of the Source: split}.
+      section: the section `data`, completed.
+    """
+    name = section["name"].removeprefix("tfds:")
+    if name not in OUTLINES:
+        return load(splits, **section)
+    shape, classes, sizes = OUTLINES[name]
+    if section["image_size"] is not None:
+        shape = section["image_size"], section["image_size"], shape[-1]
+    require(None not in shape, f"config.data.image_size: the images of {name} vary; set it, to 256")
+    facts, spec = _facts(name, tuple(map(str, range(classes)))), _spec(shape)
+    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
+    resident = _is_resident(section["resident"], section["image_size"], sizes, shape)
+    found = {}
+    for key, split in splits.items():
+        size = sum(at.stop - at.start for _, at in ranges(split, sizes, where(key)))
+        arrays = black(size) if resident else None  # memory that is never touched takes none
+        found[key] = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
+    return found
+
+
+def _is_resident(resident: bool | None, image_size: int | None, sizes: dict, shape) -> bool:
+    """Whether a set lives on the device, unless the config says so: if it is small."""
+    small = image_size is None and sum(sizes.values()) * int(np.prod(shape)) <= RESIDENT_BYTES
+    return small if resident is None else resident
+
+
+def _digits() -> dict[str, dict[str, np.ndarray]]:
+    """8x8 handwritten digits (Alpaydin & Kaynak 1998, CC BY 4.0; the test part of UCI's set, as in
+    scikit-learn): the first 1,437 to train, the other 360, of other writers, to test."""
+    packed = importlib.resources.files("vision.data").joinpath("digits.csv.gz").read_bytes()
+    table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), delimiter=",", dtype=np.int32)
+    images = (table[:, :-1] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..240
+    labels = table[:, -1].astype(np.int32)
+    parts = {"train": slice(0, 1437), "test": slice(1437, None)}
+    return {split: {"image": images[at], "label": labels[at]} for split, at in parts.items()}
+
+
+def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
+    """Sources in memory: `take(split, slice)` gives the arrays of a part of a split."""
+    found = {}
+    for name, split in splits.items():
+        parts = [take(part, at) for part, at in ranges(split, sizes, where(name))]
+        arrays = (
+            parts[0]
+            if len(parts) == 1
+            else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        )
+        found[name] = data.from_arrays(arrays, resident, facts)
+    return found
+
+
+# -------------------------------------------------------------------------------------------- TFDS
+
+
+def _from_tfds(
+    splits: dict[str, str], name: str, folder: str, image_size: int | None, resident: bool | None
+) -> dict[str, Source]:
+    builder = open_prepared(name, folder)
+    features = builder.info.features
+    for key in ("image", "label"):
+        require(
+            key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}"
+        )
+    shape = features["image"].shape
+    if image_size is not None:
+        shape = image_size, image_size, shape[-1]
+    require(
+        None not in shape,
+        f"config.data.name: {name!r} has images of varying size; set config.data.image_size=256",
+    )
+    facts = _facts(builder.name, tuple(features["label"].names))
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if _is_resident(resident, image_size, sizes, shape):
+        whole = {}
+
+        def take(split, at):
+            if split not in whole:
+                whole[split] = decoded(builder, split)
+            return {key: array[at] for key, array in whole[split].items()}
+
+        return _sources(splits, sizes, take, facts, True)
+    digest = fingerprint(builder)
+    found = {}
+    for key, split in splits.items():
+        parts = ranges(split, sizes, where(key))
+        reader = _Reader(
+            {part: builder.as_data_source(split=part) for part, _ in parts},
+            np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
+            np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
+            image_size,
+        )
+        said = split if image_size is None else f"{split}:{image_size}"
+        found[key] = Source(len(reader.rows), reader, None, _spec(shape), f"{digest}:{said}", facts)
+    return found
+
+
+class _Reader:
+    """rows u32[b] of a split -> arrays; a class, so that worker processes can be sent it."""
+
+    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None):
+        self.sources, self.rows, self.parts, self.image_size = sources, rows, parts, image_size
+
+    def __call__(self, rows):
+        found: list = [None] * len(rows)
+        for part, source in self.sources.items():
+            at = np.flatnonzero(self.parts[rows] == part)
+            for i, example in zip(
+                at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True
+            ):
+                found[i] = example
+                if self.image_size is not None:
+                    square = photographs.shorter_side(example["image"], self.image_size)
+                    found[i] = example | {"image": square}
+        return _stack(found)
+
+
+def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
+    return {
+        "image": np.stack([e["image"] for e in examples]),
+        "label": np.array([e["label"] for e in examples], np.int32),
+    }
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return np.load(file)
+
+
+def decoded(builder, split: str) -> dict[str, np.ndarray]:
+    """A whole split in memory, decoded once: kept as .npy beside the prepared files if they can be.
+
+    Returns:
+      {"image": u8[N, H, W, C], "label": i32[N]}.
+    """
+    folder = epath.Path(builder.data_dir) / "decoded"
+    size = builder.info.splits[split].num_examples
+    paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
+    try:
+        arrays = {key: _load(path) for key, path in paths.items()}
+        if {len(a) for a in arrays.values()} == {size}:
+            return arrays
+    except (OSError, ValueError, EOFError):  # not there, or torn: decode
+        pass
+    source = builder.as_data_source(split=split)
+    parts = []
+    for start in range(0, size, 1000):
+        parts.append(_stack(source.__getitems__(list(range(start, min(start + 1000, size))))))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\rdecoding {builder.name} {split}: {100 * start // size}% ")
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\rdecoding {builder.name} {split}: done\n")
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in paths}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, path in paths.items():
+            temporary = folder / f".{path.name}.{os.getpid()}"
+            with temporary.open("wb") as file:
+                np.save(file, arrays[key])
+            temporary.replace(path)
+    except OSError:
+        pass  # a read-only place: it is decoded again next time
+    return arrays
