@@ -13,6 +13,7 @@ import jax
 
 from common import config
 from common.devices import processes, runtime
+from common.errors import BadInput
 from common.training import program, train
 
 PLACE = {
@@ -24,7 +25,7 @@ PLACE = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise config.BadInput(message)
+        raise BadInput(message)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def exit(main: Callable[[], int]) -> None:
     said = None
     try:
         code = main()
-    except config.BadInput as error:
+    except BadInput as error:
         code, said = 2, error
     except (train.NotFinite, train.CannotWrite) as error:
         code, said = 1, error

@@ -10,7 +10,6 @@ compiled or written.
 
 import copy
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import json
@@ -19,7 +18,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,36 +27,14 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
+from common.errors import BadInput, choice, nearest, require
+
 # Keys that choose the function of a section. Overriding one returns the keys that it governs to the
 # defaults of the newly chosen function: the old one's arguments would not fit.
 SELECTORS = {"model.module": "model", "optim.name": "optim.direction"}
 
 # Sections whose floats become traced numbers, so that a change of value compiles nothing anew.
 TRACED = ("model", "augment", "loss", "optim")
-
-
-class BadInput(Exception):
-    """Something that the user can mend. The message is one line; scripts end with exit code 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises `BadInput(message)` unless `condition` holds."""
-    if not condition:
-        raise BadInput(message)
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for an error message: the nearest valid name, or all of them when none is near."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid) or 'nothing'}"
-
-
-def choice(where: str, name: str, valid: Iterable[str]) -> str:
-    """Returns `name` if it is one of `valid`; raises `BadInput` with the nearest one if not."""
-    valid = tuple(valid)
-    require(name in valid, f"{where}: unknown {name!r}; {nearest(name, valid)}")
-    return name
 
 
 # ---------------------------------------------------------------------------------------- sections

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import require
+from common.errors import require
 
 
 def _weighted(values, valid):

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from common.config import require
+from common.errors import require
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum f32[...], weight f32[])
 Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> one logical name a dimension

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import require
+from common.errors import require
 
 Rows = tuple[tuple[str, Any], ...]
 

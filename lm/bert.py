@@ -20,7 +20,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 from common.nn import attention, transformer
 from common.nn.layers import Dense, Dropout, Embedding, TiedEmbedding
 from common.nn.transformer import ACTIVATIONS, Transformer

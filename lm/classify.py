@@ -16,6 +16,7 @@ import numpy as np
 
 from common import config as configs
 from common import losses
+from common.errors import require
 from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
@@ -100,14 +101,14 @@ def _loss(logits, label, valid, label_smoothing=None):
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
-    configs.require(
+    require(
         len(facts["classes"]) != 1,
         f"config.data.name: every label is {facts['classes'][:1]}; two classes are the least",
     )
     given = {"vocab_size": facts["vocab_size"], "num_classes": len(facts["classes"]) or 1}
     model = models.build(config["model"], constrain, **given)
     label_smoothing = configs.call(losses.smoothing, config["loss"])
-    configs.require(
+    require(
         label_smoothing is None or bool(facts["classes"]),
         "config.loss.label_smoothing: the labels are numbers; it is for classes",
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import require
+from common.errors import require
 
 MASK = "[MASK]"  # how a user writes a mask token, whatever the tokenizer calls it
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import require
+from common.errors import require
 
 
 class Written(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from common.config import choice, require
+from common.errors import choice, require
 from lm import bert
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 
 SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word,
 SPAN_MOST = 10  # among those of so many words at most: 3.8 words in the mean

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from common import config as configs
 from common import losses
-from common.config import require
+from common.errors import require
 from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.nn.layers import identity

@@ -21,8 +21,8 @@ import numpy as np
 from etils import epath
 
 from common import tree
-from common.config import require
 from common.data import fetch
+from common.errors import require
 from common.nn.layers import padded
 from common.weights.tensors import json_object, read, settings, write
 from lm import layouts

@@ -32,6 +32,7 @@ import jax
 import contest
 from common import cli, config, tree
 from common.devices import runtime
+from common.errors import BadInput, choice, require
 from common.reports import plots
 from common.runs import log
 from common.training import program, train
@@ -241,7 +242,7 @@ def start(rounds: int) -> list[dict]:
             written = workdir / "metrics.jsonl"
             while not (written.exists() and '"train/loss"' in written.read_text()):
                 if process.poll() is not None:
-                    raise config.BadInput("start: scripts/train.py ended before its first step")
+                    raise BadInput("start: scripts/train.py ended before its first step")
                 time.sleep(0.005)
             took = time.perf_counter() - begun
             process.kill()
@@ -439,8 +440,8 @@ def main(argv=None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--png", metavar="FILE", help="draw it as well")
     args = parser.parse_args(argv)
-    config.choice("CASE", args.case, every)
-    config.require(args.rounds is None or args.rounds > 0, "--rounds: not a positive number")
+    choice("CASE", args.case, every)
+    require(args.rounds is None or args.rounds > 0, "--rounds: not a positive number")
     result: dict[str, Any] = {"case": args.case}
     if args.case in PROGRAMS:
         result["rows"] = PROGRAMS[args.case](args.rounds or {"overhead": 40}.get(args.case, 5))

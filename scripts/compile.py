@@ -12,6 +12,7 @@ import logging
 import sys
 
 from common import cli, config
+from common.errors import choice
 from common.planning import compiled
 
 SEARCHED = ("mesh", "remat", "batch")
@@ -38,7 +39,7 @@ def main(argv=None) -> int:
         return 0 if report.fits else 1
     over = tuple(args.search) or SEARCHED
     for name in over:
-        config.choice("--search", name, SEARCHED)
+        choice("--search", name, SEARCHED)
     tell = lambda line: print(line, file=sys.stderr, flush=True)
     found = compiled.search(completed, args.topology, over, tell)
     if args.json:

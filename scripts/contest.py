@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from common.config import BadInput
+from common.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROUND = 0.7  # seconds of work that a contender does in a round, at least once

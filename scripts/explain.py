@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from common import cli
-from common.config import require
+from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.reports import plots

@@ -6,7 +6,7 @@ once, none knowing what was put in the others. `--step` is latest (default), bes
 """
 
 from common import cli
-from common.config import require
+from common.errors import require
 from common.runs import workdir
 from common.training import train
 from lm import fill, mlm

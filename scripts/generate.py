@@ -6,7 +6,7 @@ text.
 """
 
 from common import cli
-from common.config import require
+from common.errors import require
 from common.runs import workdir
 from common.task import purpose_key
 from common.training import train

@@ -18,8 +18,8 @@ import json
 import os
 
 from common import cli
-from common.config import choice
 from common.data import fetch, splits
+from common.errors import choice
 from lm.data import labelled, prose
 
 

@@ -32,7 +32,7 @@ from html import escape
 from etils import epath
 
 from common import cli, tree
-from common.config import BadInput, require
+from common.errors import BadInput, require
 from common.reports import plots, report
 from common.runs import log
 

@@ -9,7 +9,7 @@ Exit code 0 if it was reproduced, 1 if it is different.
 from etils import epath
 
 from common import cli
-from common.config import require
+from common.errors import require
 from common.reports import compare
 from common.runs import workdir
 from common.training import train

@@ -15,7 +15,7 @@ import sys
 from etils import epath
 
 from common import cli, config
-from common.config import require
+from common.errors import require
 from common.reports import report
 from common.sweeps import launch, trials
 

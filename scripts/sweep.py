@@ -21,7 +21,7 @@ import sys
 import traceback
 
 from common import cli, config
-from common.config import BadInput, require
+from common.errors import BadInput, require
 from common.runs import checkpoint, workdir
 from common.sweeps import launch, launch_ray, launch_slurm, population, trials
 from common.training import train

@@ -8,8 +8,8 @@ the run is gone, and 75 told to end and saved: start all of them again.
 import json
 
 from common import cli
-from common.config import require
 from common.devices import runtime
+from common.errors import require
 from common.planning import describe
 from common.training import train
 

@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT, load
 
 from common import config as configs
+from common.errors import BadInput
 from common.laws import checks as laws
 from common.planning import compiled, describe
 from common.training import optim, program
@@ -190,5 +191,5 @@ def test_a_sweep_yields_overrides_that_fit(file, folder):
 
 @pytest.mark.parametrize("file", VARIANTS)
 def test_an_unknown_variant_is_refused(file):
-    with pytest.raises(configs.BadInput, match="nonsense"):
+    with pytest.raises(BadInput, match="nonsense"):
         load(f"{ROOT}/configs/{file}.py:nonsense")

@@ -6,7 +6,7 @@ import pytest
 from helpers import ROOT, load
 
 from common import tree
-from common.config import BadInput
+from common.errors import BadInput
 from common.planning import compiled
 from common.sweeps import population
 from lm import gpt

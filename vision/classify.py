@@ -20,9 +20,9 @@ import numpy as np
 
 from common import config as configs
 from common import losses, tree
-from common.config import require
 from common.data import batches as data
 from common.data import fetch
+from common.errors import require
 from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 from common.nn.layers import Dense, Dropout, identity, named
 from common.task import Table
 

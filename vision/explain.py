@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import tree
-from common.config import choice, require
+from common.errors import choice, require
 from common.reports.plots import figure
 
 # -------------------------------------------------------------------------------------------- maps

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from common.config import choice, require
+from common.errors import choice, require
 from vision.efficientnet_lite import EfficientNetLite
 from vision.resnet import ResNet
 from vision.vit import ViT

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 from common.nn import transformer
 from common.nn.attention import sinusoids
 from common.nn.layers import Dense, Dropout, Embedding, named

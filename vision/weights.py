@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from common import tree
-from common.config import require
+from common.errors import require
 from common.weights import tensors
 from vision import layouts
 from vision.layouts import Layout

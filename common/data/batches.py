@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from common.config import require
 from common.devices import mesh
+from common.errors import require
 from common.task import Source
 from common.tree import mix
 

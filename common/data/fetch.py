@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
-from common.config import BadInput, choice, require
+from common.errors import BadInput, choice, require
 
 
 class Package(NamedTuple):

@@ -10,7 +10,7 @@ import types
 
 from etils import epath
 
-from common.config import BadInput, nearest, require
+from common.errors import BadInput, nearest, require
 
 
 def where(name: str) -> str:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from common import tree
-from common.config import require
+from common.errors import require
 from common.task import Table
 
 AXES = ("data", "fsdp", "tensor")

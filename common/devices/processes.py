@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import require
+from common.errors import require
 
 LOST = int(signal.SIGABRT)  # 6, an exit code: another process is gone: start all of them again
 FAILED = ("1", "2")  # exit codes that the others take over

@@ -14,8 +14,8 @@ from importlib import metadata
 import jax
 from jax.experimental import multihost_utils
 
-from common.config import require
 from common.devices import processes
+from common.errors import require
 
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # of mallopt(3)

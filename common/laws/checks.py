@@ -43,9 +43,10 @@ import ml_collections
 import numpy as np
 
 from common import cli, tree
-from common.config import BadInput, changed, flatten, overridden, parameters, plain, require
+from common.config import changed, flatten, overridden, parameters, plain
 from common.data import batches as data
 from common.devices import mesh, runtime
+from common.errors import BadInput, require
 from common.runs import checkpoint, log
 from common.task import purpose_key
 from common.training import optim, program

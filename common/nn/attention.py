@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 from common.nn import kernels
 from common.nn.layers import Dense, Dropout, identity, on_parts, wanted
 

@@ -11,7 +11,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 
 TILE = 128  # lanes of a TPU, which blocks of positions are multiples of
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from common import config as configs
-from common.config import BadInput, Parameter, require
+from common.config import Parameter
+from common.errors import BadInput, require
 
 
 def model_class(name: str) -> type[nn.Module]:

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.config import require
+from common.errors import require
 from common.nn.attention import (
     Attention,
     Cache,

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from common import tree
-from common.config import BadInput, call, changed
+from common.config import call, changed
 from common.data import batches as data
 from common.devices import chips, mesh
+from common.errors import BadInput
 from common.nn import flops
 from common.planning import hlo, topology
 from common.planning.describe import local_bytes, spelled_bytes

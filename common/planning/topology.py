@@ -17,8 +17,8 @@ import re
 import jax
 from jax.experimental import topologies
 
-from common.config import BadInput, require
 from common.devices import chips
+from common.errors import BadInput, require
 
 TPUS = ("v4", "v5e", "v5p", "v6e")  # as Cloud names its slices
 

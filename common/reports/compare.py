@@ -14,7 +14,7 @@ from typing import NamedTuple
 from etils import epath
 
 from common import config
-from common.config import require
+from common.errors import require
 from common.runs import workdir
 
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.config import BadInput
+from common.errors import BadInput
 
 FEW = 10  # as many colours as Matplotlib tells apart
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from etils import epath
 from scipy.special import stdtrit
 
-from common.config import flatten, require
+from common.config import flatten
+from common.errors import require
 from common.reports.plots import label
 from common.runs import workdir
 from common.runs.checkpoint import absolute, number, parse_best

@@ -27,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from common import tree
-from common.config import BadInput, require
+from common.errors import BadInput, require
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 

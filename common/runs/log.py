@@ -19,8 +19,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from common.config import BadInput
 from common.devices.chips import Chip
+from common.errors import BadInput
 
 NAME = "metrics.jsonl"
 

@@ -19,8 +19,9 @@ import socket
 
 from etils import epath
 
-from common.config import BadInput, completed, differing, flatten, from_json, require, to_json
+from common.config import completed, differing, flatten, from_json, to_json
 from common.devices import runtime
+from common.errors import BadInput, require
 from common.runs import log
 from common.runs.checkpoint import absolute, steps_in, together
 from common.runs.log import replace_text

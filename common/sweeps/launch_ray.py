@@ -19,7 +19,7 @@ from typing import NamedTuple
 from etils import epath
 
 from common import config
-from common.config import BadInput
+from common.errors import BadInput
 from common.runs import checkpoint, log, workdir
 from common.sweeps import launch, sweep, trials
 from common.sweeps.sweep import Overrides

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from common.config import BadInput, require
 from common.devices import runtime
+from common.errors import BadInput, require
 from common.runs import log
 from common.runs.checkpoint import absolute
 from common.sweeps import launch, trials

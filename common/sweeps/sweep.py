@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from common.config import require
+from common.errors import require
 
 Overrides = dict[str, Any]
 

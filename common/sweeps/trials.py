@@ -19,7 +19,7 @@ import ml_collections
 from etils import epath
 
 from common import config
-from common.config import BadInput, require
+from common.errors import BadInput, require
 from common.runs import log, workdir
 from common.sweeps import sweep
 from common.training import program

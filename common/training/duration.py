@@ -2,7 +2,7 @@
 
 import re
 
-from common.config import BadInput, require
+from common.errors import BadInput, require
 
 
 def steps(

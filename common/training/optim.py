@@ -20,7 +20,8 @@ import optax
 from optax import contrib
 
 from common import tree
-from common.config import BadInput, choice, nearest, parameters, require
+from common.config import parameters
+from common.errors import BadInput, choice, nearest, require
 
 DECAYED = ((r"(.*/)?(kernel|embedding)", 1.0),)
 Schedule = Literal["constant", "linear", "cosine", "rsqrt", "wsd"]

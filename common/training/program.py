@@ -13,19 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import (
-    BadInput,
-    call,
-    choice,
-    parameters,
-    plain,
-    require,
-    substitute,
-    traced,
-    untraced,
-)
+from common.config import call, parameters, plain, substitute, traced, untraced
 from common.data import batches as data
 from common.devices import mesh, runtime
+from common.errors import BadInput, choice, require
 from common.runs import checkpoint, log
 from common.task import Source, Task, Terms, purpose_key
 from common.training import optim

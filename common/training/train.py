@@ -19,9 +19,10 @@ import numpy as np
 from etils import epath
 
 from common import tree
-from common.config import call, choice, plain, require
+from common.config import call, plain
 from common.data import batches as data
 from common.devices import chips, mesh, runtime
+from common.errors import choice, require
 from common.runs import checkpoint, log, workdir
 from common.task import EvalContext, purpose_key
 from common.training.program import Program, initial_state, metric_keys, prepare, should_stop

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from common.config import require
+from common.errors import require
 from common.weights import torch_file
 
 # Where the tensors of a folder are: the first that is there, whole or as an index of parts.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from common.config import BadInput, require
+from common.errors import BadInput, require
 
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),

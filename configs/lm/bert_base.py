@@ -9,7 +9,7 @@ second at the rate where the first ends. No figure here: it has not been run.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from lm import bert
 
 

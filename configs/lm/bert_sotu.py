@@ -8,7 +8,7 @@ Two pre-norm blocks of 128 with rotary positions, Muon for the matrices, 64 toke
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

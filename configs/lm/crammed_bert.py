@@ -11,7 +11,7 @@ No figure here: it has not been run.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

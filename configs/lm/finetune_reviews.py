@@ -7,7 +7,7 @@ rate was chosen on the validation part: 0.8618 with 1e-4, 0.8582 with 2e-4.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 
 # nreimers/MiniLM-L6-H384-uncased, the encoder of all-MiniLM-L6-v2 (Wang et al. 2020).
 MINILM = {

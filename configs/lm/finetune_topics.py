@@ -7,7 +7,7 @@ reviews.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from configs.lm import finetune_reviews
 
 

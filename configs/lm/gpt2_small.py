@@ -9,7 +9,7 @@ Llama: RMSNorm, rotary positions, gated silu, no biases. 16 rows at a time are m
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from lm import gpt
 
 

@@ -11,7 +11,7 @@ tokens is trained on the text: English Wikipedia from TFDS (`tfds build wikipedi
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from lm import gpt
 
 

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from lm import gpt
 
 

@@ -14,7 +14,7 @@ Variants, with the test accuracy that others report for such a recipe:
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from vision import resnet
 
 

@@ -7,7 +7,7 @@ and `mlp`.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from common.sweeps.sweep import over, product
 
 

@@ -28,7 +28,7 @@ The learning rate of `cnn` was chosen on the last tenth of the training set, wit
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from vision import resnet
 
 # widths of the network, epochs, decay of the average, how often to evaluate.

@@ -14,7 +14,7 @@ middle 224 of 256 pixels.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from vision import resnet
 
 

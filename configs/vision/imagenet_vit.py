@@ -14,7 +14,7 @@ operations resample as `vision.data.rand_augment` says.
 
 import ml_collections
 
-from common.config import choice
+from common.errors import choice
 from vision import vit
 
 

@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
-from common.config import BadInput, nearest, require
 from common.data import fetch, splits
+from common.errors import BadInput, nearest, require
 
 PARTS = ("train", "valid", "test")
 

@@ -29,10 +29,10 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from common.config import BadInput, require
 from common.data import batches as data
 from common.data import fetch
 from common.data import splits as grammar
+from common.errors import BadInput, require
 from common.task import Source
 from lm.data import prose, text
 from lm.data import tokenizer as tokenizers

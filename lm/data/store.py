@@ -36,8 +36,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from common.config import require
 from common.data import fetch
+from common.errors import require
 from lm.data import corpora, tokenizer
 
 VERSION = 1

@@ -18,10 +18,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common import config as configs
-from common.config import nearest, require
 from common.data import batches as data
 from common.data import fetch
 from common.data import splits as grammar
+from common.errors import nearest, require
 from common.task import Source
 from lm.data import store
 from lm.data import tokenizer as tokenizers

@@ -24,7 +24,7 @@ from tokenizers import (
     trainers,
 )
 
-from common.config import BadInput, choice, require
+from common.errors import BadInput, choice, require
 
 KINDS = ("wordpiece", "bpe")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of WordPiece: ids 0 to 4

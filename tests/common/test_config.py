@@ -10,7 +10,7 @@ import pytest
 from helpers import DIGITS, ROOT, TOY, load
 
 from common import config as configs
-from common.config import BadInput
+from common.errors import BadInput
 from common.training import duration, program
 
 

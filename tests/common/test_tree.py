@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from common import tree
-from common.config import BadInput
 from common.devices import mesh
+from common.errors import BadInput
 
 TREE = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "b": {"kernel": np.zeros((3, 1))}}
 

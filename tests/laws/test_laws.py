@@ -371,7 +371,7 @@ def test_an_unread_argument_is_seen(monkeypatch):
 
 
 def test_an_idle_partition_row_is_seen(monkeypatch):
-    from common.config import BadInput
+    from common.errors import BadInput
 
     with pytest.raises(BadInput, match="matches no parameter"):
         laws.parameters_are_plain(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.nn.attention import Cache
 from lm import generate, gpt
 from lm.data import tokenizer

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from lm import masking
 
 V, L, B = 1000, 64, 1000  # one shape for nearly all: a program takes 3 s to compile

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, load
 
 from common import losses
-from common.config import BadInput
+from common.errors import BadInput
 from common.task import row_keys
 from common.training import program, train
 from lm import masking

@@ -14,8 +14,8 @@ import safetensors.numpy
 import tokenizers
 
 from common import tree
-from common.config import BadInput
 from common.data import fetch
+from common.errors import BadInput
 from common.weights import tensors
 from lm import bert, gpt, layouts, weights
 

@@ -9,8 +9,8 @@ import pathlib
 import sys
 
 from common import tree
-from common.config import BadInput
 from common.devices import mesh, runtime
+from common.errors import BadInput
 from common.laws.checks import flip
 from common.runs import checkpoint, workdir
 

@@ -8,8 +8,8 @@ import pytest
 from helpers import DIGITS, load
 
 from common import tree
-from common.config import BadInput
 from common.data import batches as data
+from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
 from common.runs import checkpoint

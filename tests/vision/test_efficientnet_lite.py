@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common import tree
-from common.config import BadInput
 from common.data import fetch
+from common.errors import BadInput
 from common.nn import flops
 from vision import weights
 from vision.data import photographs

@@ -13,7 +13,7 @@ import pytest
 from helpers import DIGITS, exit_code, load
 from PIL import Image
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.nn.layers import named
 from common.runs import checkpoint, workdir
 from common.training import program, train

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT
 
 from common import tree
-from common.config import BadInput
+from common.errors import BadInput
 from common.nn import flops
 from vision import inception
 from vision.inception import Branch, InceptionV3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import tree
-from common.config import BadInput
+from common.errors import BadInput
 from common.nn import flops
 from vision import resnet, weights
 from vision.resnet import ResNet

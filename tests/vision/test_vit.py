@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common import tree
-from common.config import BadInput
+from common.errors import BadInput
 from common.nn import flops
 from vision import vit
 

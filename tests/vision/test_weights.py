@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from common import tree
-from common.config import BadInput
 from common.data import fetch
+from common.errors import BadInput
 from common.weights import tensors
 from vision import efficientnet_lite, layouts, weights
 from vision.efficientnet_lite import EfficientNetLite

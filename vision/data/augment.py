@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from common import tree
-from common.config import choice, require
+from common.errors import choice, require
 from vision.data.rand_augment import affine, rand_augment, rotations
 
 Views = Literal["none", "flip", "flip_shift"]

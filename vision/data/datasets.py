@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from common.config import require
 from common.data import batches as data
 from common.data.splits import fingerprint, open_prepared, ranges, where
+from common.errors import require
 from common.task import Source
 from vision.data import photographs
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from common.config import BadInput, require
+from common.errors import BadInput, require
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -9,7 +9,7 @@ mean and deviation is the task's.
 import numpy as np
 from PIL import Image
 
-from common.config import require
+from common.errors import require
 
 
 def centre_crop(image: np.ndarray, size: int, fraction: float = 0.875) -> np.ndarray:

@@ -8,8 +8,8 @@ import pathlib
 import pytest
 from helpers import exit_code
 
-from common.config import BadInput
 from common.data import fetch
+from common.errors import BadInput
 from lm.data import corpora, labelled
 
 DIGEST = hashlib.sha256(b"contents").hexdigest()

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from common.config import BadInput
 from common.devices import mesh
+from common.errors import BadInput
 
 PARAMS = {
     "up": {

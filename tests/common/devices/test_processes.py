@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from common import cli
-from common.config import BadInput
 from common.devices import processes
+from common.errors import BadInput
 
 SLURM = {
     "SLURM_JOB_ID": "4711",

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.config import BadInput
 from common.devices import mesh
+from common.errors import BadInput
 from common.nn import attention, flops, kernels
 
 SEGMENTS = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 18]), jnp.int32)[None].repeat(2, axis=0)

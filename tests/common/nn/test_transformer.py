@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common import tree
-from common.config import BadInput
 from common.devices import mesh
+from common.errors import BadInput
 from common.nn import attention
 from common.nn.layers import Dense, padded
 from lm import bert, gpt

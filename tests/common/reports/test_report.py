@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.reports import report
 from common.reports.report import Run, compare, paired
 from common.runs import workdir

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common import tree
-from common.config import BadInput
+from common.errors import BadInput
 from common.laws.checks import flip
 from common.runs import checkpoint
 

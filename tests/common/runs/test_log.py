@@ -136,7 +136,7 @@ def test_wandb_offline_keeps_a_run(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named(monkeypatch):
     import sys
 
-    from common.config import BadInput
+    from common.errors import BadInput
 
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):

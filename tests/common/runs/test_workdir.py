@@ -13,7 +13,7 @@ import time
 import pytest
 from helpers import DIGITS, TOY, exit_code, finish, load, same, start
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.runs import checkpoint, workdir
 from common.training import train
 

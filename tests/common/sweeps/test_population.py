@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, TOY, load, result, same, timeless
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.sweeps import population
 from common.training import program, train
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from helpers import DIGITS, TOY
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.sweeps import trials
 from common.sweeps.sweep import Choice, Integers, LogUniform, chain, over, product, sample, zipit
 

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from common.config import BadInput, parameters
+from common.config import parameters
+from common.errors import BadInput
 from common.training import optim
 
 PARAMS = {

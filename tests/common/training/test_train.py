@@ -11,8 +11,8 @@ import pytest
 from helpers import DIGITS, TOY, load, result, timeless
 
 from common import tree
-from common.config import BadInput
 from common.devices import mesh
+from common.errors import BadInput
 from common.runs import log, workdir
 from common.training import train
 from common.training.program import prepare, should_stop

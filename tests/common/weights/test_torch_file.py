@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from common.weights import tensors, torch_file
 
 

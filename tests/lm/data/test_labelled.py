@@ -8,7 +8,7 @@ import corpus
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 

@@ -13,7 +13,7 @@ import corpus
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from lm.data import corpora, store, text
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test"}

@@ -10,7 +10,7 @@ import corpus
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from lm.data import tokenizer
 
 TIES = [" ".join(hashlib.sha256(bytes([i, j])).hexdigest()[:9] for j in range(200)) for i in (1, 2)]

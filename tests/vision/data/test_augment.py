@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from common.config import BadInput
+from common.errors import BadInput
 from vision.data import augment
 from vision.data.augment import make
 

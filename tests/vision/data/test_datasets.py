@@ -8,8 +8,8 @@ import fabricated
 import numpy as np
 import pytest
 
-from common.config import BadInput
 from common.data import splits
+from common.errors import BadInput
 from vision.data import datasets, photographs
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.config import BadInput
+from common.errors import BadInput
 from vision.data.photographs import centre_crop, shorter_side
 
 
