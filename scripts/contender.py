@@ -290,13 +290,13 @@ def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dic
     """
     import jax
 
-    from common.data import batches as data
+    from common.data import loading
     from common.devices import mesh, runtime
 
     runtime.start()
     images, labels = _images(count)
-    source = data.from_arrays({"image": images, "label": labels}, resident=False)
-    batches = data.train_batches(source, 0, 0, 2**40, batch_size, mesh.make(), workers)
+    source = loading.from_arrays({"image": images, "label": labels}, resident=False)
+    batches = loading.train_batches(source, 0, 0, 2**40, batch_size, mesh.make(), workers)
 
     def work(times):
         for _ in range(times):

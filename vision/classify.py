@@ -20,8 +20,7 @@ import numpy as np
 
 from common import config as configs
 from common import losses, tree
-from common.data import batches as data
-from common.data import fetch
+from common.data import fetch, order
 from common.errors import require
 from common.evaluate import mean_evaluator
 from common.nn import model as models
@@ -149,7 +148,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             images = images if size is None else augment.centre_crop(images, size)
             return batch | {"image": augment.normalise(scaled(images), mean, std)}
         labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
-        rows, epochs = data.rows_at(config["seed"], batch["index"], train_set.size, jnp)
+        rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": augment.normalise(images, mean, std), "target": labels}
 

@@ -44,7 +44,7 @@ import numpy as np
 
 from common import cli, tree
 from common.config import changed, flatten, overridden, parameters, plain
-from common.data import batches as data
+from common.data import loading, order
 from common.devices import mesh, runtime
 from common.errors import BadInput, require
 from common.runs import checkpoint, log
@@ -95,7 +95,7 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
         batches = itertools.repeat({})
         if not made.resident:
             size = made.plan.batch_size
-            batches = data.train_batches(source, seed, first, first + steps, size, made.layout)
+            batches = loading.train_batches(source, seed, first, first + steps, size, made.layout)
         found, update, one = [], made.step, None
         if made.steps is not None:
             update, one = made.steps, mesh.put_replicated(made.layout, np.int32(1))
@@ -121,13 +121,13 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     made = prepare(config, jax.devices()[:1])
     source, seed, size = made.task.sources["train"], made.config["seed"], made.plan.batch_size
     epoch = math.ceil(source.size / size)
-    rows = np.concatenate([data.order(seed, s, size, source.size) for s in range(epoch)])
+    rows = np.concatenate([order.rows(seed, s, size, source.size) for s in range(epoch)])
     first = np.sort(rows[: source.size])
     hold(np.array_equal(first, np.arange(source.size)), "an epoch does not visit every row once")
-    on_device = jax.jit(lambda s: data.order(jnp.uint32(seed), s, size, source.size, jnp))
+    on_device = jax.jit(lambda s: order.rows(jnp.uint32(seed), s, size, source.size, jnp))
     steps = (0, 1, epoch - 1, epoch, 12_345_678)
     for s in steps:
-        same = np.array_equal(data.order(seed, s, size, source.size), on_device(jnp.uint32(s)))
+        same = np.array_equal(order.rows(seed, s, size, source.size), on_device(jnp.uint32(s)))
         hold(same, f"step {s}: host and device differ in the order of rows")
 
     def prepared(batch, step):
@@ -137,21 +137,21 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     start, stop = 3, 7
     expected = [
         prepared(
-            source.read(data.order(seed, s, size, source.size))
-            | {"index": data.stream_index(s, size), "valid": np.ones(size, np.float32)},
+            source.read(order.rows(seed, s, size, source.size))
+            | {"index": order.stream_index(s, size), "valid": np.ones(size, np.float32)},
             s,
         )
         for s in range(start, stop)
     ]
     for count in workers:
-        found = data.train_batches(source, seed, start, stop, size, made.layout, count)
+        found = loading.train_batches(source, seed, start, stop, size, made.layout, count)
         for s, (batch, want) in enumerate(zip(found, expected, strict=True), start):
             for name, value in prepared(batch, s).items():
                 same = np.array_equal(value, want[name])
                 hold(same, f"step {s}, {count} workers: {name} is another")
     if source.resident is not None:
         whole = jax.tree.map(jnp.asarray, source.resident)
-        gather = jax.jit(lambda s, whole: data.gather(seed, s, size, source.size, whole))
+        gather = jax.jit(lambda s, whole: loading.gather(seed, s, size, source.size, whole))
         for s, want in enumerate(expected, start):
             for name, value in prepared(gather(np.uint32(s), whole), s).items():
                 hold(
@@ -275,8 +275,8 @@ def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
     if not task.rows_independent:
         raise DoesNotApply("the task says that its loss mixes rows (rows_independent=False)")
     source = task.sources["train"]
-    batch = source.read(data.order(seed, 0, rows, source.size))
-    batch |= {"index": data.stream_index(0, rows), "valid": np.ones(rows, np.float32)}
+    batch = source.read(order.rows(seed, 0, rows, source.size))
+    batch |= {"index": order.stream_index(0, rows), "valid": np.ones(rows, np.float32)}
     with jax.set_mesh(made.layout.mesh), jax.default_matmul_precision("highest"):
         state = initial_state(made)
         batch = jax.device_get(task.prepare(purpose_key(seed, "prepare"), batch, True))
@@ -321,7 +321,9 @@ def means_are_exact(config) -> str:
         state = initial_state(made)
         for name, source in task.sources.items():
             for size in (7, 64):
-                batches = [jax.device_get(b) for b in data.eval_batches(source, size, made.layout)]
+                batches = [
+                    jax.device_get(b) for b in loading.eval_batches(source, size, made.layout)
+                ]
                 rows = np.concatenate([b["index"][b["valid"] > 0] for b in batches])
                 whole = np.array_equal(rows, np.arange(source.size))
                 hold(whole, f"{name}, {size} rows at a time: not every row once")
@@ -343,7 +345,7 @@ def means_are_exact(config) -> str:
                 worst = max(worst, difference)
 
         def weights(params):
-            batch = next(data.eval_batches(task.sources["train"], 16, made.layout))
+            batch = next(loading.eval_batches(task.sources["train"], 16, made.layout))
             batch = task.prepare(purpose_key(0, "prepare"), batch, True)
             terms, _ = task.loss(params, state.extra, batch, purpose_key(0, "loss"))
             return {name: float(w) for name, (_, w) in terms.items()}

@@ -20,7 +20,7 @@ import numpy as np
 
 from common import tree
 from common.config import call, changed
-from common.data import batches as data
+from common.data import loading
 from common.devices import chips, mesh
 from common.errors import BadInput
 from common.nn import flops
@@ -97,7 +97,7 @@ def arguments(made: Program) -> tuple:
     everywhere = lambda values: jax.tree.map(place, values)
     batch = {}
     if not made.resident:
-        batch = data.batch_shapes(made.task.sources["train"], made.plan.batch_size, rows)
+        batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, rows)
     return everywhere(made.hypers), made.like, batch, everywhere(made.resident)
 
 

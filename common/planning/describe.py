@@ -10,7 +10,7 @@ import numpy as np
 
 from common import tree
 from common.config import call
-from common.data import batches as data
+from common.data import loading, order
 from common.devices.runtime import start
 from common.runs import checkpoint
 from common.training import optim
@@ -90,7 +90,7 @@ def dry_run(config) -> str:
         batch = {}
         if not program.resident:
             batch = next(
-                data.train_batches(
+                loading.train_batches(
                     source, program.config["seed"], 0, 1, plan.batch_size, program.layout
                 )
             )
@@ -107,7 +107,7 @@ def dry_run(config) -> str:
         memory.append(("working memory of the step", spelled_bytes(analysis.temp_size_in_bytes)))
     marks = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
     rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in marks]
-    rows = data.order(program.config["seed"], 0, plan.batch_size, source.size)[:8]
+    rows = order.rows(program.config["seed"], 0, plan.batch_size, source.size)[:8]
     rows = ", ".join(map(str, rows))
     lengths = [f"{name} {every}" for name, every in program.every.items()]
     return "\n".join(

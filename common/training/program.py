@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.config import call, parameters, plain, substitute, traced, untraced
-from common.data import batches as data
+from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, choice, require
 from common.runs import checkpoint, log
@@ -314,7 +314,7 @@ def with_numbers(program: Program, config: dict) -> Program:
 def _terms_of(task: Task) -> Terms:
     """The shapes of a task's terms, on a batch of one row."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    row = data.batch_shapes(task.sources["train"], 1)
+    row = loading.batch_shapes(task.sources["train"], 1)
 
     def terms(key, row):
         params, extra = task.init(key)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from common.data import batches as data
+from common.data import loading
 from common.devices import mesh
 from common.task import Task, purpose_key
 
@@ -117,7 +117,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
         task, optimizer = build(hypers)
         seed = hypers["seed"]
         if resident:
-            batch = data.gather(seed, state.step, plan.batch_size, size, resident)
+            batch = loading.gather(seed, state.step, plan.batch_size, size, resident)
             batch = jax.lax.with_sharding_constraint(batch, by_rows)
         batch = task.prepare(purpose_key(seed, "prepare", state.step), batch, True)
         grads, loss, terms, extra = _gradients(

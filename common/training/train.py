@@ -20,7 +20,7 @@ from etils import epath
 
 from common import tree
 from common.config import call, plain
-from common.data import batches as data
+from common.data import loading
 from common.devices import chips, mesh, runtime
 from common.errors import choice, require
 from common.runs import checkpoint, log, workdir
@@ -56,7 +56,7 @@ def eval_context(program: Program, state: TrainState, step: int, folder=None) ->
         extra=extra,
         step=step,
         key=purpose_key(np.uint32(program.config["seed"]), "evaluate"),
-        batches=lambda source, size: data.eval_batches(source, size, program.layout),
+        batches=lambda source, size: loading.eval_batches(source, size, program.layout),
         workdir=folder,
     )
 
@@ -193,7 +193,7 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
         return itertools.repeat({})
     plan, config = program.plan, program.config
     source, workers = program.task.sources["train"], config.get("data", {}).get("workers", 0)
-    return data.train_batches(
+    return loading.train_batches(
         source, config["seed"], step, plan.total, plan.batch_size, program.layout, workers
     )
 

@@ -29,8 +29,7 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from common.data import batches as data
-from common.data import fetch
+from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import BadInput, require
 from common.task import Source
@@ -115,7 +114,7 @@ def load(
                 rows[part] = _rows(take(part), found, facts)
             parts.append({name: array[at] for name, array in rows[part].items()})
         arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        sources[key] = data.from_arrays(arrays, resident is not False, facts)
+        sources[key] = loading.from_arrays(arrays, resident is not False, facts)
     return sources
 
 

@@ -18,8 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common import config as configs
-from common.data import batches as data
-from common.data import fetch
+from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import nearest, require
 from common.task import Source
@@ -317,6 +316,6 @@ def _source(reader: _Reader, resident: bool | None, facts: dict, fingerprint: st
         for start in range(0, size, CHUNK):
             for key, rows in reader(np.arange(start, min(start + CHUNK, size))).items():
                 arrays[key][start : start + CHUNK] = rows
-        return data.from_arrays(arrays, True, facts)._replace(fingerprint=fingerprint)
+        return loading.from_arrays(arrays, True, facts)._replace(fingerprint=fingerprint)
     spec = {key: jax.ShapeDtypeStruct(one.shape[1:], one.dtype) for key, one in sample.items()}
     return Source(size, reader, None, spec, fingerprint, facts)

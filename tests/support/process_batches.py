@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from common.data import batches as data
+from common.data import loading
 from common.devices import mesh, runtime
 
 if __name__ == "__main__":
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     source, size = made.task.sources["train"], made.plan.batch_size
     rows = mesh.local_rows(made.layout, size)
     found = {}
-    batches = data.train_batches(source, config["seed"], 2, 5, size, made.layout, workers)
+    batches = loading.train_batches(source, config["seed"], 2, 5, size, made.layout, workers)
     for step, batch in enumerate(batches, 2):
         parts = {}
         for name, value in sorted(batch.items()):

@@ -15,7 +15,7 @@ import numpy as np
 
 from common import config as configs
 from common import losses, tree
-from common.data import batches as data
+from common.data import loading
 from common.evaluate import mean_evaluator
 from common.nn.layers import Dropout, identity
 from common.task import Evaluator, Task, row_keys
@@ -60,9 +60,9 @@ def load(*, size: int = 203, resident: bool = True, workers: int = 0, file: str 
     if file:
         train["x"] = np.load(file)
     return {
-        "train": data.from_arrays(train, resident),
-        "test": data.from_arrays(make(1, 101), False),
-        "auxiliary": data.from_arrays(make(2, 37), False),
+        "train": loading.from_arrays(train, resident),
+        "test": loading.from_arrays(make(1, 101), False),
+        "auxiliary": loading.from_arrays(make(2, 37), False),
         "workers": workers,
     }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common.data import batches as data
+from common.data import loading
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Task
 
@@ -22,8 +22,8 @@ def load(*, size: int = 100) -> dict:
     x = np.random.default_rng(0).normal(size=(size + 30, 3)).astype(np.float32)
     y = np.sin(x).sum(axis=1)
     return {
-        "train": data.from_arrays({"x": x[:size], "y": y[:size]}),
-        "test": data.from_arrays({"x": x[size:], "y": y[size:]}),
+        "train": loading.from_arrays({"x": x[:size], "y": y[:size]}),
+        "test": loading.from_arrays({"x": x[size:], "y": y[size:]}),
     }
 
 

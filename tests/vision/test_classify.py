@@ -8,7 +8,7 @@ import pytest
 from helpers import DIGITS, load
 
 from common import tree
-from common.data import batches as data
+from common.data import order
 from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
@@ -53,7 +53,7 @@ def test_alternating_flips_know_row_and_epoch():
     task, config = task_of(**{"augment.flip": "alternating"})
     size = task.sources["train"].size
     batch = batch_of(4) | {"index": jnp.arange(4, dtype=jnp.uint32)}
-    rows = data.rows_at(config["seed"], np.arange(2 * size, dtype=np.uint32), size)[0]
+    rows = order.rows_at(config["seed"], np.arange(2 * size, dtype=np.uint32), size)[0]
     for place in range(4):
         again = size + int(np.flatnonzero(rows[size:] == rows[place])[0])  # in the next epoch
         both = batch | {"index": jnp.asarray([place, again, place, again], jnp.uint32)}

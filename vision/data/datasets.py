@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from common.data import batches as data
+from common.data import loading
 from common.data.splits import fingerprint, open_prepared, ranges, where
 from common.errors import require
 from common.task import Source
@@ -151,7 +151,7 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
             if len(parts) == 1
             else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         )
-        found[name] = data.from_arrays(arrays, resident, facts)
+        found[name] = loading.from_arrays(arrays, resident, facts)
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import toy
 from helpers import TOY, exit_code, load
 
-from common.data import batches as data
+from common.data import order
 from common.reports import compare
 from common.training import train
 
@@ -42,7 +42,7 @@ def test_the_same_run_is_bit_identical(runs):
 
 def test_runs_part_at_the_step_that_reads_the_byte_that_differs(runs, tmp_path, capsys):
     root, file = runs
-    rows = [data.order(3, step, 40, 203).tolist() for step in range(STEPS)]
+    rows = [order.rows(3, step, 40, 203).tolist() for step in range(STEPS)]
     row, first = rows[3][7], 4
     assert not any(row in before for before in rows[:3])
     whole = file.read_bytes()

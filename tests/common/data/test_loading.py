@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.data import batches as data
+from common.data import loading, order
 from common.devices import mesh
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(7, 10), (10, 7), (64, 1000), (3, 1), (5, 5)])
 def test_every_epoch_is_a_permutation(batch_size, size):
     steps = 12 * size // batch_size + 2
-    rows = np.concatenate([data.order(5, s, batch_size, size) for s in range(steps)])
+    rows = np.concatenate([order.rows(5, s, batch_size, size) for s in range(steps)])
     for epoch in range(len(rows) // size):
         part = rows[epoch * size : (epoch + 1) * size]
         assert sorted(part) == list(range(size))
@@ -22,16 +22,16 @@ def test_every_epoch_is_a_permutation(batch_size, size):
 @pytest.mark.parametrize(("batch_size", "size"), [(128, 60000), (4096, 2**31 - 1), (77, 33)])
 def test_positions_divide_exactly_beyond_32_bits(step, batch_size, size):
     with np.errstate(over="ignore"):
-        quotient, remainder = data._divide(np.uint32(step), batch_size, size, np)
+        quotient, remainder = order._divide(np.uint32(step), batch_size, size, np)
     epoch, start = divmod(step * batch_size, size)
     assert (int(quotient), int(remainder)) == (epoch % 2**32, start)
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(128, 60000), (64, 100), (300, 100)])
 def test_host_and_device_agree(batch_size, size):
-    traced = jax.jit(lambda seed, step: data.order(seed, step, batch_size, size, jnp))
+    traced = jax.jit(lambda seed, step: order.rows(seed, step, batch_size, size, jnp))
     for seed, step in [(0, 0), (2**32 - 1, 5), (1, 4_000_000_000)]:
-        expected = data.order(seed, step, batch_size, size)
+        expected = order.rows(seed, step, batch_size, size)
         np.testing.assert_array_equal(expected, traced(np.uint32(seed), np.uint32(step)))
 
 
@@ -39,30 +39,30 @@ def test_host_and_device_agree(batch_size, size):
 def test_the_host_works_out_several_steps_at_once(batch_size, size):
     for seed in (0, 2**32 - 1):
         for step in (0, 1, 13, 31, 32, 33, 4095, 4096, 4_000_000_000, 2):
-            expected = data.order(seed, step, batch_size, size)
-            found = data.order_on_host(seed, step, batch_size, size)
+            expected = order.rows(seed, step, batch_size, size)
+            found = order.rows_on_host(seed, step, batch_size, size)
             np.testing.assert_array_equal(found, expected)
 
 
 def test_rows_are_known_from_their_positions():
     size, batch_size = 37, 16
     for step in (0, 3, 11):
-        index = data.stream_index(step, batch_size)
-        rows, epochs = jax.jit(lambda index: data.rows_at(5, index, size, jnp))(index)
-        np.testing.assert_array_equal(rows, data.order(5, step, batch_size, size))
+        index = order.stream_index(step, batch_size)
+        rows, epochs = jax.jit(lambda index: order.rows_at(5, index, size, jnp))(index)
+        np.testing.assert_array_equal(rows, order.rows(5, step, batch_size, size))
         np.testing.assert_array_equal(epochs, index // size)
-        np.testing.assert_array_equal(rows, data.rows_at(5, index, size)[0])
+        np.testing.assert_array_equal(rows, order.rows_at(5, index, size)[0])
 
 
 def test_seeds_and_epochs_differ():
-    first = data.order(0, 0, 100, 100)
-    assert not np.array_equal(first, data.order(1, 0, 100, 100))
-    assert not np.array_equal(first, data.order(0, 1, 100, 100))
+    first = order.rows(0, 0, 100, 100)
+    assert not np.array_equal(first, order.rows(1, 0, 100, 100))
+    assert not np.array_equal(first, order.rows(0, 1, 100, 100))
 
 
 def test_the_shuffle_is_uniform():
     size, keys = 20, 1500
-    rows = np.stack([data.order(seed, 0, size, size) for seed in range(keys)]).astype(int)
+    rows = np.stack([order.rows(seed, 0, size, size) for seed in range(keys)]).astype(int)
     # Where each row lands, and where its neighbour lands relative to it: chi-squared over cells.
     places = np.stack([np.bincount(rows[:, i], minlength=size) for i in range(size)])
     expected = keys / size
@@ -73,28 +73,28 @@ def test_the_shuffle_is_uniform():
 
 
 def test_a_large_shuffle_has_no_serial_correlation():
-    rows = data.order(0, 0, 50_000, 50_000).astype(float)
+    rows = order.rows(0, 0, 50_000, 50_000).astype(float)
     assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.02
 
 
 def test_evaluation_batches_pad_the_last_one():
-    source = data.from_arrays({"x": np.arange(10.0)[:, None]})
+    source = loading.from_arrays({"x": np.arange(10.0)[:, None]})
     layout = mesh.make(jax.devices()[:2])
-    batches = [jax.device_get(b) for b in data.eval_batches(source, 4, layout)]
+    batches = [jax.device_get(b) for b in loading.eval_batches(source, 4, layout)]
     assert [b["valid"].tolist() for b in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
     assert np.concatenate([b["index"] for b in batches])[:10].tolist() == list(range(10))
 
 
 def test_prefetch_keeps_order_and_loses_nothing():
     for depth in (1, 2, 5):
-        assert list(data.prefetch(iter(range(7)), depth)) == list(range(7))
+        assert list(loading.prefetch(iter(range(7)), depth)) == list(range(7))
 
 
 def test_the_fingerprint_sees_bytes_names_and_shapes():
     x = np.zeros((4, 2), np.float32)
     prints = {
-        data.from_arrays(arrays).fingerprint
+        loading.from_arrays(arrays).fingerprint
         for arrays in (
             {"x": x},
             {"y": x},
@@ -103,4 +103,7 @@ def test_the_fingerprint_sees_bytes_names_and_shapes():
         )
     }
     assert len(prints) == 4
-    assert data.from_arrays({"x": x}).fingerprint == data.from_arrays({"x": x.copy()}).fingerprint
+    assert (
+        loading.from_arrays({"x": x}).fingerprint
+        == loading.from_arrays({"x": x.copy()}).fingerprint
+    )

@@ -1,0 +1,157 @@
+"""Sources in memory, and batches on the devices: resident, or read ahead on the host.
+
+Small sets are resident: they live on the device and the step gathers its own rows. Others are read
+by grain ahead of time, by threads or worker processes; each process reads exactly the rows that its
+devices hold.
+
+Letters: B global batch, N examples in a set, b rows requested.
+"""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from common.data import order
+from common.devices import mesh
+from common.errors import require
+from common.task import Source
+
+# ----------------------------------------------------------------------------------------- sources
+
+
+def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: dict | None = None):
+    """A Source over arrays [N, ...] in memory; fingerprinted by their bytes, names and types."""
+    sizes = {len(a) for a in arrays.values()}
+    require(len(sizes) == 1, f"arrays of one set have different lengths: {sorted(sizes)}")
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array))
+    return Source(
+        size=sizes.pop(),
+        read=lambda rows: {name: array[rows] for name, array in arrays.items()},
+        resident=arrays if resident else None,
+        spec={n: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for n, a in arrays.items()},
+        fingerprint=sha.hexdigest()[:16],
+        facts=facts or {},
+    )
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
+    """{name: ShapeDtypeStruct [B, ...]}: a batch of a set without its contents.
+
+    Args:
+      batch_size: B.
+      sharding: of the rows; None is left open.
+    """
+    spec = source.spec | {
+        "index": jax.ShapeDtypeStruct((), jnp.uint32),
+        "valid": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype, sharding=sharding)
+        for name, one in spec.items()
+    }
+
+
+def gather(seed, step, batch_size: int, size: int, resident: dict) -> dict:
+    """The training batch of `step`, taken from resident arrays inside the compiled step."""
+    rows = order.rows(seed, step, batch_size, size, jnp)
+    batch = {name: array[rows] for name, array in resident.items()}
+    return batch | {
+        "index": order.stream_index(step, batch_size, jnp),
+        "valid": jnp.ones(batch_size, jnp.float32),
+    }
+
+
+class _ReadStep(grain.transforms.Map):
+    """Step -> the host's rows of its batch. A class, so that worker processes can be sent it."""
+
+    def __init__(self, source: Source, seed: int, batch_size: int, local: np.ndarray):
+        self.source, self.seed, self.batch_size, self.local = source, seed, batch_size, local
+
+    def map(self, step):
+        rows = order.rows_on_host(self.seed, step, self.batch_size, self.source.size)[self.local]
+        index = order.stream_index(step, self.batch_size)[self.local]
+        return self.source.read(rows) | {"index": index, "valid": np.ones(len(rows), np.float32)}
+
+
+def _begin_worker(*_) -> None:
+    """A terminal's Ctrl-C reaches workers too; the parent saves first, and then ends them. A parent
+    that was killed cannot: they see that it is gone, and go."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def train_batches(
+    source: Source,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    layout: mesh.Layout,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Global training batches of the steps start <= step < stop, read ahead of their use.
+
+    Args:
+      workers: 0 reads by threads; more than 0 by that many processes. The batches are the same.
+    """
+    read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
+    steps = grain.MapDataset.range(start, stop).map(read)
+    options = grain.ReadOptions(
+        num_threads=0 if workers else 4, prefetch_buffer_size=0 if workers else 4
+    )
+    batches = steps.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags; ours are elsewhere
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_begin_worker,
+        )
+    return prefetch(mesh.to_global(layout, batch_size, batch) for batch in batches)
+
+
+def prefetch(batches: Iterator[dict], depth: int = 2) -> Iterator[dict]:
+    """The same batches, with the copies of the next `depth - 1` already under way."""
+    queue: deque = deque()
+    for batch in batches:
+        queue.append(batch)
+        if len(queue) >= depth:
+            yield queue.popleft()
+    yield from queue
+
+
+def eval_batches(source: Source, batch_size: int, layout: mesh.Layout) -> Iterator[dict]:
+    """Global batches over a finite set in its own order; the last is padded with `valid` = 0."""
+    local = mesh.local_rows(layout, batch_size)
+
+    def read(start):
+        rows = start + local.astype(np.int64)
+        valid = rows < source.size
+        rows = np.where(valid, rows, 0).astype(np.uint32)
+        batch = source.read(rows) | {"index": rows, "valid": valid.astype(np.float32)}
+        return mesh.to_global(layout, batch_size, batch)
+
+    return prefetch(read(start) for start in range(0, source.size, batch_size))

@@ -1,0 +1,119 @@
+"""The order of rows: which examples a training step reads, as a pure function of (seed, step).
+
+Each epoch is a keyed permutation of the set; numpy on the host and jax.numpy inside the compiled
+step give the same numbers, so nothing about the data is saved in a checkpoint.
+
+Letters: B global batch, N examples in a set.
+"""
+
+import functools
+import threading
+
+import jax
+import numpy as np
+
+from common.tree import mix
+
+ROUNDS = 24
+BLOCK = 4096  # rows
+GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
+
+
+def _divide(step, batch_size: int, size: int, xp):
+    """(step * batch_size) divided by size, as (quotient, remainder) u32[], without 64-bit
+    numbers."""
+    quotient, remainder = xp.uint32(0), xp.uint32(0)
+    add_quotient, add_remainder = divmod(batch_size, size)
+    for bit in reversed(range(32)):
+        carry = remainder >= xp.uint32(size - size // 2)
+        quotient = quotient * xp.uint32(2) + carry
+        remainder = remainder + xp.where(carry, remainder - xp.uint32(size), remainder)
+        one = (step >> xp.uint32(bit)) & xp.uint32(1)
+        remainder = remainder + one * xp.uint32(add_remainder)
+        carry = remainder >= xp.uint32(size)
+        remainder = xp.where(carry, remainder - xp.uint32(size), remainder)
+        quotient = quotient + one * xp.uint32(add_quotient) + carry
+    return quotient, remainder
+
+
+def rows(seed, step, batch_size: int, size: int, xp=np):
+    """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed,
+    epoch).
+
+    Positions run on without a break, so a batch may span the end of an epoch, and over an epoch
+    every row comes exactly once. The permutation is a swap-or-not shuffle (Hoang, Morris & Rogaway
+    2012): any size, no tables, no loops whose length depends on data.
+
+    Args:
+      seed, step: u32[]; numbers, or traced with `xp=jax.numpy`.
+      batch_size: B.
+      size: N, below 2^31.
+      xp: numpy or jax.numpy; both give the same numbers.
+    """
+    with np.errstate(over="ignore"):
+        seed, step = xp.asarray(seed, xp.uint32), xp.asarray(step, xp.uint32)
+        epoch, start = _divide(step, batch_size, size, xp)
+        position = start + xp.arange(batch_size, dtype=xp.uint32)
+        n = xp.uint32(size)
+        return _shuffled(seed, epoch + position // n, position % n, n, xp)
+
+
+def rows_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """`rows` by numpy, which takes as long for a few thousand rows as for a hundred: worked out
+    for several steps at once, and kept for the next ones."""
+    steps = max(1, BLOCK // batch_size)
+    with _working_out:  # a thread each reads a step, and all ask for one block at a time
+        block = _block(int(seed), int(step) // steps, batch_size * steps, size)
+    start = int(step) % steps * batch_size
+    return block[start : start + batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _block(seed: int, number: int, count: int, size: int) -> np.ndarray:
+    found = rows(seed, number, count, size)
+    found.flags.writeable = False
+    return found
+
+
+_working_out = threading.Lock()
+
+
+def rows_at(seed, index, size: int, xp=np):
+    """(rows of the set u32[B], epochs u32[B]) at the positions `index u32[B]` of the stream: what
+    `rows` gives, for a task that must know which rows it was given.
+
+    Positions are counted modulo 2^32; behind that many examples these are others.
+    """
+    with np.errstate(over="ignore"):
+        seed, index, n = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32), xp.uint32(size)
+        return _shuffled(seed, index // n, index % n, n, xp), index // n
+
+
+def _shuffled(seed, epoch, row, n, xp):
+    """u32[B]: where each `row` goes in the permutation of its epoch."""
+    with np.errstate(over="ignore"):
+        key = mix(mix(seed + xp.uint32(GOLDEN)) ^ epoch)
+
+        def half(i, row):
+            for r in range(1, ROUNDS // 2 + 1):
+                number = xp.uint32(i) * xp.uint32(ROUNDS // 2) + xp.uint32(r)
+                round_key = mix(key + number * xp.uint32(GOLDEN))
+                pivot = round_key % n
+                partner = xp.where(pivot >= row, pivot - row, pivot + (n - row))
+                coin = mix(xp.maximum(row, partner) ^ mix(round_key)) & xp.uint32(1)
+                row = xp.where(coin == 1, partner, row)
+            return row
+
+        if xp is np:
+            return half(1, half(0, row))
+        # A loop, so that the rows are worked out once: the compiler would otherwise fuse all rounds
+        # into each gather that uses them, and repeat them for every pixel.
+        return jax.lax.fori_loop(0, 2, half, row)
+
+
+def stream_index(step, batch_size: int, xp=np):
+    """u32[B]: the positions of a training step in the stream of examples (modulo 2^32)."""
+    with np.errstate(over="ignore"):
+        return xp.asarray(step, xp.uint32) * xp.uint32(batch_size) + xp.arange(
+            batch_size, dtype=xp.uint32
+        )
