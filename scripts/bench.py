@@ -35,6 +35,7 @@ from common.devices import runtime
 from common.errors import BadInput, choice, require
 from common.reports import plots
 from common.runs import log
+from common.runs.progress import Progress
 from common.training import program, train
 from contest import Contender
 from vision import resnet
@@ -327,7 +328,7 @@ def against_step(
             metrics = log.Log(
                 folder, first, writing=True, name="bench", config={}, tensorboard=False, wandb=""
             )
-            progress = log.Progress(first + steps, made.plan.batch_size, first, 0.0, show=False)
+            progress = Progress(first + steps, made.plan.batch_size, first, 0.0, show=False)
             state = train.loop(ours, state, metrics, progress, preemption=preemption)
             jax.block_until_ready(state)
             metrics.close()

@@ -22,7 +22,9 @@ import traceback
 
 from common import cli, config
 from common.errors import BadInput, require
-from common.runs import checkpoint, workdir
+from common.runs import workdir
+from common.runs.files import absolute
+from common.runs.history import parse_best
 from common.sweeps import launch, launch_ray, launch_slurm, population, trials
 from common.training import train
 
@@ -103,7 +105,7 @@ def _check(args) -> None:
     require(not (args.optuna and args.index), "--index: Optuna's trials have none; --overrides")
     if args.asha or args.optuna:
         require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
-        checkpoint.parse_best("--metric", args.metric)
+        parse_best("--metric", args.metric)
     if args.optuna:
         require(args.trials is not None, "--trials: say how many Optuna is to choose")
 
@@ -145,7 +147,7 @@ def _processes(args, words, jobs, board) -> None:
 
 def _absolute(args, words: list[str]) -> list[str]:
     """`_command` for processes that may begin in another folder."""
-    args.workdir = os.fspath(checkpoint.absolute(args.workdir))
+    args.workdir = os.fspath(absolute(args.workdir))
     file, _, argument = args.config.partition(":")
     args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
     return _command(args, words)
@@ -170,7 +172,7 @@ def _ray(args, words, left, board) -> None:
         return
     own = _absolute(args, words)
     command = lambda overrides: [*own, "--overrides", json.dumps(overrides)]
-    by = checkpoint.parse_best("--metric", args.metric) if args.asha or args.optuna else None
+    by = parse_best("--metric", args.metric) if args.asha or args.optuna else None
     asked = launch_ray.Options(
         address=args.address,
         at_once=args.jobs,

@@ -48,6 +48,7 @@ from common.data import loading, order
 from common.devices import mesh, runtime
 from common.errors import BadInput, require
 from common.runs import checkpoint, log
+from common.runs.progress import Progress
 from common.task import purpose_key
 from common.training import optim, program
 from common.training.program import Program, initial_state, prepare
@@ -456,7 +457,7 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
         metrics = log.Log(
             folder, 0, writing=True, name="laws", config={}, tensorboard=False, wandb=""
         )
-        progress = log.Progress(steps, made.plan.batch_size, 0, 0.0, show=False)
+        progress = Progress(steps, made.plan.batch_size, 0, 0.0, show=False)
         looped = loop(made, initial_state(made), metrics, progress)
         metrics.close()
         evaluated = {k for line in metrics.history for k in line if k.startswith("eval/")}

@@ -12,8 +12,8 @@ from common import tree
 from common.config import call
 from common.data import loading, order
 from common.devices.runtime import start
-from common.runs import checkpoint
 from common.training import optim
+from common.training.initialise import initialise
 from common.training.program import Program, prepare
 
 
@@ -84,7 +84,7 @@ def dry_run(config) -> str:
     program = prepare(config)
     plan, like, task = program.plan, program.like, program.task
     begin = program.config["init"], like.params, like.extra, task.pretrained, task.files
-    call(checkpoint.initialise, *begin)
+    call(initialise, *begin)
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):
         batch = {}

@@ -24,7 +24,8 @@ from common.config import flatten
 from common.errors import require
 from common.reports.plots import label
 from common.runs import workdir
-from common.runs.checkpoint import absolute, number, parse_best
+from common.runs.files import absolute
+from common.runs.history import number, parse_best
 from common.sweeps.trials import FAILED, STOPPED
 
 MORE_IS_BETTER = ("accuracy", "f1", "matthews", "pearson", "top_5")

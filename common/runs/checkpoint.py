@@ -12,22 +12,22 @@ that none waits for one that has given up (`together`).
 import contextlib
 import errno
 import itertools
-import json
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from common import tree
+from common.devices.agreement import gather, together
 from common.errors import BadInput, require
+from common.runs.files import absolute, error_number, refusals
+from common.runs.history import best_steps, parse_best
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 
@@ -39,92 +39,11 @@ NOT_DAMAGE_STATUS = re.compile(
 )
 
 
-def absolute(folder: epath.PathLike) -> epath.Path:
-    """A workdir as Orbax wants it: absolute, or with its scheme."""
-    folder = epath.Path(folder)
-    return folder if "://" in str(folder) else folder.expanduser().absolute()
-
-
 # ------------------------------------------------------------------------------------------ errors
 
 
 class _Damaged(Exception):
     """A checkpoint that cannot be read or is not what was saved."""
-
-
-def error_number(error: BaseException | None) -> int | None:
-    """The errno behind an exception, also where TensorStore spells it in a message; else None."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        spelled = re.search(r"os_error_code='(\d+)'", str(error))
-        if spelled:
-            return int(spelled[1])
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextlib.contextmanager
-def _refusals(folder):
-    """What the file system refuses is raised as one `OSError`, whatever library ran into it."""
-    try:
-        yield
-    except Exception as error:
-        number = error_number(error)
-        if number is None:
-            raise
-        raise OSError(number, os.strerror(number), os.fspath(folder)) from error
-
-
-@contextlib.contextmanager
-def together():
-    """A part of the work that every process does for itself: if it fails in one, it fails in all.
-
-    All processes of the run must come by. With one process it does nothing.
-
-    Raises:
-      the process's own error if it has one; elsewhere what another process ran into: `BadInput`
-      or `OSError` in the same words, and `RuntimeError` for anything else.
-    """
-    error = None
-    try:
-        yield
-    except Exception as found:
-        error = found
-    if jax.process_count() == 1:
-        if error is not None:
-            raise error
-        return
-    said = gather(None if error is None else _spell(error))
-    if error is not None:
-        raise error
-    for other, words in enumerate(said):
-        if words is not None:
-            raise _unspell(other, *words)
-
-
-def _spell(error: Exception) -> list:
-    if isinstance(error, OSError) and error.errno:
-        return ["OSError", error.errno, error.strerror, str(error.filename)]
-    return [type(error).__name__, str(error)]
-
-
-def _unspell(process: int, kind: str, *words) -> Exception:
-    kinds = {"OSError": OSError, "BadInput": BadInput, "_Damaged": _Damaged}
-    if kind in kinds:
-        return kinds[kind](*words)
-    return RuntimeError(f"process {process}: {kind}: {' '.join(map(str, words))}")
-
-
-def gather(value) -> list:
-    """A small value that JSON can say from each process, in their order. All must call it."""
-    if jax.process_count() == 1:
-        return [value]
-    raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(raw.size))).reshape(-1)
-    padded = np.full(sizes.max(), ord(" "), np.uint8)
-    padded[: raw.size] = raw
-    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
 
 
 # ------------------------------------------------------------------------------------------- saving
@@ -174,31 +93,6 @@ def policy(
     return Policy(every_steps, keep_latest, keep_best, parse_best("config.checkpoint.best", best))
 
 
-def parse_best(where: str, text: str) -> tuple[int, str] | None:
-    """'max eval/valid/accuracy' -> (1, 'eval/valid/accuracy'); '' -> None. Raises `BadInput`."""
-    if not text:
-        return None
-    matched = re.fullmatch(r"(max|min) +(\S+)", text)
-    require(matched is not None, f"{where}: {text!r}; write 'max eval/valid/accuracy' or 'min …'")
-    return (1 if matched[1] == "max" else -1), matched[2]
-
-
-def best_steps(best: tuple[int, str] | None, history: Iterable[dict]) -> list[int]:
-    """The steps of the log that hold the key, best first; of equal ones the earlier."""
-    if best is None:
-        return []
-    sign, key = best
-    found = [
-        (-sign * line[key], line["step"]) for line in history if np.isfinite(number(line.get(key)))
-    ]
-    return [step for _, step in sorted(found)]
-
-
-def number(value) -> float:
-    """A value of the log as a number; NaN if it is none."""
-    return value if isinstance(value, (int, float)) else float("nan")
-
-
 class _Preserve(preservation_policy.PreservationPolicy):
     """Keeps the newest few and, by the log, the best few of the steps that there are."""
 
@@ -212,7 +106,7 @@ class _Preserve(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def _structure(state) -> dict[str, list]:
+def structure(state) -> dict[str, list]:
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in tree.flatten(state).items()}
 
 
@@ -274,12 +168,12 @@ class Checkpoints:
             this one was going on. What was refused is no checkpoint.
         """
         digests = jax.device_get(tree.digests(state))
-        record = {p: [*s, int(digests[p])] for p, s in _structure(state).items()}
+        record = {p: [*s, int(digests[p])] for p, s in structure(state).items()}
         # Orbax stores dicts; a NamedTuple goes as its fields.
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
         )
-        with _refusals(self._folder):
+        with refusals(self._folder):
             self._manager.save(step, args=args, force=True)
 
     def restore(self, like, step: int | None = None) -> tuple[Any, int] | None:
@@ -341,7 +235,7 @@ class Checkpoints:
     def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape and dtype} of what a step holds. Raises `BadInput` if that is damaged."""
         try:
-            with together(), self._reading(step):
+            with together(_Damaged), self._reading(step):
                 return self._stored(step)
         except _Damaged as damage:
             raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
@@ -370,18 +264,18 @@ class Checkpoints:
             raise BadInput(f"{where} cannot be read: {_first_line(error)}") from error
 
     def _read(self, like, step: int):
-        folder, wanted = self._folder / str(step), _structure(like)
-        with together(), self._reading(step):
+        folder, wanted = self._folder / str(step), structure(like)
+        with together(_Damaged), self._reading(step):
             record = self._records.restore(folder / "digests")
             saved = {path: [shape, dtype] for path, (shape, dtype, _) in record.items()}
-            if saved != _structure(self._stored(step)):
+            if saved != structure(self._stored(step)):
                 raise _Damaged("its two records of names, shapes and dtypes differ")
             require(
                 saved == wanted,
                 f"the checkpoint of step {step} in {self._folder} is of another model or "
                 f"optimizer: {differences(saved, wanted)}",
             )
-        with together(), self._reading(step):
+        with together(_Damaged), self._reading(step):
             args = ocp.args.StandardRestore(_as_dicts(like))
             leaves = tree.flatten(self._states.restore(folder / "state", args=args))
             state = jax.tree.unflatten(
@@ -410,7 +304,7 @@ class Checkpoints:
         """Returns when every save is on disk; raises what a save in the background ran into, as
         `save` does."""
         if self._manager:
-            with _refusals(self._folder):
+            with refusals(self._folder):
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
 
@@ -418,7 +312,7 @@ class Checkpoints:
         """Waits and lets go; raises as `wait` does."""
         self._states.close()
         if self._manager:
-            with _refusals(self._folder):
+            with refusals(self._folder):
                 self._manager.close()
 
 
@@ -442,102 +336,3 @@ def differences(saved: dict, wanted: dict, most: int = 8) -> str:
     ]
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return "; ".join(lines[:most] + more)
-
-
-def initialise(
-    params: dict,
-    extra: dict,
-    pretrained: Callable | None = None,
-    files: dict[str, str] | None = None,
-    *,
-    path: str = "",
-    step: int | None = None,
-    rename: tuple[tuple[str, str], ...] = (),
-    skip: tuple[str, ...] = (),
-):
-    """What to begin with: parameters and statistics of another run's workdir or of weights that a
-    task can read, or `params` and `extra` as they are.
-
-    Args:
-      params: nested dicts of arrays.
-      extra: {collection: nested dicts of arrays}: batch norm's statistics, and the like. Their
-        paths, below, are without the collection.
-      pretrained: how the task reads another library's weights: path -> nested dicts of arrays, in
-        this model's names.
-      files: {name: contents} of what the task keeps in its workdir, such as its tokenizer; those of
-        the other run must be the same.
-      path: a workdir, or what `pretrained` reads; "" is none.
-      step: which checkpoint of a workdir; None is the newest.
-      rename: rows (regex, replacement) over this model's paths, first match counts: the name that
-        it has there.
-      skip: regexes of what keeps its fresh values in this model (a new head, say).
-
-    Returns:
-      (params, extra) with everything replaced that is not skipped. Statistics stay as they are
-      where there are none.
-
-    Raises:
-      BadInput: if a row matches nothing, or a parameter is missing there or has another shape or
-      dtype.
-    """
-    require(
-        bool(path) or not (rename or skip or step is not None), "config.init: the path is not set"
-    )
-    if not path:
-        return params, extra
-    places = {f"params/{p}": p for p in tree.flatten(params)}
-    places |= {f"{c}/{p}": p for c, inner in extra.items() for p in tree.flatten(inner)}
-    leaves = tree.flatten({"params": params, **extra})
-    flat = {p: leaves[place] for place, p in places.items()}
-    tree.check_table("config.init.rename", rename, flat)
-    tree.check_table("config.init.skip", tuple((r, 0) for r in skip), flat)
-    names = {
-        p: next((re.sub(f"^(?:{r})$", to, p) for r, to in rename if re.fullmatch(r, p)), p)
-        for p in flat
-        if not any(re.fullmatch(regex, p) for regex in skip)
-    }
-    if pretrained is None or (absolute(path) / "checkpoints").exists():
-        for name, contents in (files or {}).items():
-            kept = absolute(path) / name
-            require(
-                not kept.exists() or kept.read_text() == contents,
-                f"config.init.path: {path} has another {name}, so its parameters mean something "
-                "else; use the same one",
-            )
-        where, values = _parameters(path, step)
-    else:
-        require(step is None, f"config.init.step: {path} is no workdir, and has no steps")
-        where, values = path, tree.flatten(pretrained(path))
-    statistics = {p for place, p in places.items() if not place.startswith("params/")}
-    if not any(names.get(p) in values for p in statistics):  # of parameters alone
-        names = {p: n for p, n in names.items() if p not in statistics}
-    saved, taken = _structure(values), set(names.values())
-    wanted = {n: _structure({"x": flat[p]})["x"] for p, n in names.items()}
-    found = {n: entry for n, entry in saved.items() if n in taken}
-    require(found == wanted, f"config.init.path: {where}: {differences(found, wanted)}")
-    flat |= {p: np.asarray(values[name]) for p, name in names.items()}
-    found = tree.unflatten({place: flat[p] for place, p in places.items()})
-    return found.pop("params"), found
-
-
-def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]]:
-    """(what was read, {path: array}): parameters and statistics of a checkpoint in a workdir."""
-    with contextlib.closing(Checkpoints(path)) as there:
-        steps = there.steps()
-        require(bool(steps), f"config.init.path: no checkpoint in {path}")
-        step = steps[-1] if step is None else step
-        require(
-            step in steps,
-            f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
-        )
-        # Whole on every device: the run may have had others.
-        auto = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
-        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        struct = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
-        whole = {path: struct(s) for path, s in there.shapes(step).items()}
-        with jax.set_mesh(mesh):
-            values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
-    cut = re.compile(r"params/|extra/[^/]+/")
-    found = {p[m.end() :]: v for p, v in values.items() if (m := cut.match(p))}
-    return f"{path}, step {step}", found

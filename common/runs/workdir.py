@@ -21,10 +21,10 @@ from etils import epath
 
 from common.config import completed, differing, flatten, from_json, to_json
 from common.devices import runtime
+from common.devices.agreement import together
 from common.errors import BadInput, require
-from common.runs import log
-from common.runs.checkpoint import absolute, steps_in, together
-from common.runs.log import replace_text
+from common.runs import files, log
+from common.runs.checkpoint import steps_in
 from common.training import program
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
@@ -61,11 +61,11 @@ class Lock:
     """
 
     def __init__(self, folder):
-        self._folder, self._file = absolute(folder), None
+        self._folder, self._file = files.absolute(folder), None
 
     def __enter__(self):
         with together(), _naming(self._folder):
-            if runtime.is_main() and log.can_append(self._folder):
+            if runtime.is_main() and files.can_append(self._folder):
                 self._check_place()
                 if (self._folder / ".lock").exists():
                     self._take()
@@ -78,7 +78,7 @@ class Lock:
 
     def hold(self) -> None:
         """Takes the lock of a workdir, which must exist by now, if it is not held yet."""
-        if runtime.is_main() and log.can_append(self._folder) and self._file is None:
+        if runtime.is_main() and files.can_append(self._folder) and self._file is None:
             self._take()
 
     def _check_place(self) -> None:
@@ -112,8 +112,8 @@ class Lock:
 
 def in_use(folder) -> bool:
     """Whether a run is alive in `folder`, as far as its file system can say."""
-    path = absolute(folder) / ".lock"
-    if not log.can_append(path) or not path.exists():
+    path = files.absolute(folder) / ".lock"
+    if not files.can_append(path) or not path.exists():
         return False
     with open(path) as file:
         try:
@@ -126,7 +126,7 @@ def in_use(folder) -> bool:
 def begun(folder) -> bool:
     """Whether a run has made `folder` its own."""
     try:
-        return (absolute(folder) / "config.json").exists()
+        return (files.absolute(folder) / "config.json").exists()
     except OSError:
         return False  # `claim` says why
 
@@ -156,7 +156,7 @@ def claim(
         be written.
       OSError: if there is no room.
     """
-    folder = absolute(folder)
+    folder = files.absolute(folder)
     with together(), _naming(folder):
         require(
             begun(folder) or not any((folder / "checkpoints").glob("*")),
@@ -171,10 +171,10 @@ def claim(
             check_same(folder, read_config(folder), config)
             starts = check_data(folder, fingerprints)
         if write:
-            replace_text(folder / "environment.json", _environment(starts, begin))
+            files.replace_text(folder / "environment.json", _environment(starts, begin))
             for name, contents in (files or {}).items():
-                replace_text(folder / name, contents)
-            replace_text(folder / "config.json", to_json(config))
+                files.replace_text(folder / name, contents)
+            files.replace_text(folder / "config.json", to_json(config))
     return folder
 
 
@@ -262,7 +262,7 @@ def read_result(folder: epath.Path) -> dict | None:
 
 def finish(folder: epath.Path, result: dict) -> None:
     """Writes result.json: the run is finished."""
-    replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    files.replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
 # --------------------------------------------------------------------------------------------- log
@@ -330,4 +330,4 @@ def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None
         )
         if write and raw and len(before) < len(raw):
             logging.warning("%s: cut off at line %d, which is damaged", path, len(before) + 1)
-            replace_text(path, b"".join(text + b"\n" for text in raw[: len(before)]).decode())
+            files.replace_text(path, b"".join(text + b"\n" for text in raw[: len(before)]).decode())

@@ -19,7 +19,8 @@ from etils import epath
 
 from common import tree
 from common.devices import runtime
-from common.runs import log, workdir
+from common.runs import files, workdir
+from common.runs.progress import duration
 from common.sweeps import trials
 from common.sweeps.trials import Standing, Trial
 from common.training import train
@@ -91,7 +92,7 @@ def start(command: list[str], root, name: str, at_once: int = 1, cwd: str | None
       cwd: the folder that it begins in; None is that of this process.
     """
     output = epath.Path(root) / "output"
-    if log.can_append(output):
+    if files.can_append(output):
         output.mkdir(parents=True, exist_ok=True)
         path = os.fspath(output / f"{name}.txt")
     else:
@@ -196,7 +197,7 @@ class Board:
     def _row(self, k: int) -> tuple:
         s = self._seen[k]
         left = (s.steps - s.step) * s.seconds / s.step if s.step and s.seconds else None
-        eta = "" if left is None else log.duration(left)
+        eta = "" if left is None else duration(left)
         return self._trials[k].name, f"{s.step}/{s.steps or '?'}", spelled(s.metric), eta
 
     def _summary(self, running: int = 0) -> str:
@@ -204,7 +205,7 @@ class Board:
         failed = f", {states.count('failed')} failed" if "failed" in states else ""
         (done, total), (before, _) = self._steps(), self._first
         speed = (done - before) / (time.monotonic() - self._begun)
-        eta = f", ETA {log.duration((total - done) / speed)}" if speed and total > done else ""
+        eta = f", ETA {duration((total - done) / speed)}" if speed and total > done else ""
         going = f", {running} running" if running else ""
         return f"{states.count('finished')} of {len(states)} finished{failed}{going}{eta}"
 
@@ -222,7 +223,7 @@ class Board:
         """The table of all trials, those that failed with the reason."""
         found = list(zip(self._trials, self.standings(), strict=True))
         rows = [
-            (k, trial.name, s.state, s.step, spelled(s.metric), log.duration(s.seconds))
+            (k, trial.name, s.state, s.step, spelled(s.metric), duration(s.seconds))
             for k, (trial, s) in enumerate(found)
         ]
         header = "index", "trial", "state", "step", self._metric, "took"

@@ -20,7 +20,8 @@ from etils import epath
 
 from common import config
 from common.errors import BadInput
-from common.runs import checkpoint, log, workdir
+from common.runs import log, workdir
+from common.runs.files import absolute, replace_text
 from common.sweeps import launch, sweep, trials
 from common.sweeps.sweep import Overrides
 from common.sweeps.trials import FAILED, STOPPED
@@ -81,7 +82,7 @@ def run(
     os.environ["RAY_kill_child_processes_on_worker_exit"] = "false"  # noqa: SIM112
     ray = _need("ray")
     tune, schedulers = _need("ray.tune"), _need("ray.tune.schedulers")
-    root = os.fspath(checkpoint.absolute(root))
+    root = os.fspath(absolute(root))
     sign, metric = options.metric or (1, None)
     here, sharing = os.getcwd(), int(1 / options.gpus) if 0 < options.gpus < 1 else 1
 
@@ -103,7 +104,7 @@ def run(
             folder = epath.Path(root) / _name(overrides_of(trial.config))
             if options.grace and not (folder / "result.json").exists():
                 step = trial.last_result.get("step")
-                log.replace_text(folder / STOPPED, f"ended by ASHA at step {step}\n")
+                replace_text(folder / STOPPED, f"ended by ASHA at step {step}\n")
 
     search, parameters, samples = None, {"overrides": tune.grid_search(list(given))}, 1
     if space is not None:

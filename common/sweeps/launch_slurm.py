@@ -18,8 +18,7 @@ from etils import epath
 
 from common.devices import runtime
 from common.errors import BadInput, require
-from common.runs import log
-from common.runs.checkpoint import absolute
+from common.runs import files
 from common.sweeps import launch, trials
 from common.sweeps.trials import Trial
 from common.training import train
@@ -69,8 +68,10 @@ def run(
             "--launcher slurm: submitit is missing: pip install -e '.[sweep]'"
         ) from error
     require(shutil.which("sbatch") is not None, "--launcher slurm: there is no sbatch here")
-    require(log.can_append(absolute(root)), f"--workdir: {root}: SLURM's jobs need a folder")
-    folder = absolute(root) / "slurm"
+    require(
+        files.can_append(files.absolute(root)), f"--workdir: {root}: SLURM's jobs need a folder"
+    )
+    folder = files.absolute(root) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
     queued = _queue()
@@ -91,7 +92,7 @@ def run(
         except submitit.core.utils.FailedJobError as error:
             raise BadInput(f"--slurm: {str(error).strip().splitlines()[-1]}") from error
         jobs |= {t.name: handle.job_id for t, handle in zip(fresh, handles, strict=True)}
-        log.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
+        files.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
     mine = [trial for trial in left if trial.name in jobs]
     with runtime.Told() as told:
         while going := [t for t in mine if jobs[t.name] in _queue()]:

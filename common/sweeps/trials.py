@@ -21,6 +21,7 @@ from etils import epath
 from common import config
 from common.errors import BadInput, require
 from common.runs import log, workdir
+from common.runs.files import replace_text
 from common.sweeps import sweep
 from common.training import program
 
@@ -194,7 +195,7 @@ def note_failure(folder, reason: str) -> None:
     folder = epath.Path(folder)
     if reason:
         folder.mkdir(parents=True, exist_ok=True)
-        log.replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
+        replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
         return
     for note in (folder / FAILED, folder / STOPPED):
         note.unlink(missing_ok=True)

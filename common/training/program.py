@@ -18,9 +18,11 @@ from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, choice, require
 from common.runs import checkpoint, log
+from common.runs.history import metric_keys, should_stop
 from common.task import Source, Task, Terms, purpose_key
 from common.training import optim
 from common.training.duration import steps
+from common.training.initialise import initialise
 from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_steps
 
 
@@ -91,7 +93,7 @@ def sections(config) -> dict[str, Callable]:
         "train": plan,
         "train.stop": should_stop,
         "checkpoint": checkpoint.policy,
-        "init": checkpoint.initialise,
+        "init": initialise,
         "runtime": runtime.start,
         "log": log.options,
     }
@@ -147,32 +149,6 @@ def plan(
         low=1,
     )
     return Plan(batch_size, total, accumulate, average, every, steps_per_call)
-
-
-def should_stop(
-    history: list[dict], *, metric: str = "", patience: int = 5, min_delta: float = 0.0
-) -> bool:
-    """Early stopping: a pure function of the log, so that a resumed run decides the same.
-
-    Args:
-      history: the lines of the log.
-      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never
-        stops.
-      patience: how many of its values in a row may fail to beat the best one before them.
-      min_delta: by how much they must beat it.
-    """
-    require(patience > 0, f"config.train.stop.patience: {patience} is not positive")
-    require(min_delta >= 0, f"config.train.stop.min_delta: {min_delta} is negative")
-    parsed = checkpoint.parse_best("config.train.stop.metric", metric)
-    if parsed is None:
-        return False
-    sign, key = parsed
-    best, waited = -np.inf, 0
-    for value in (line[key] for line in history if key in line):
-        score = sign * checkpoint.number(value)
-        score = -np.inf if np.isnan(score) else score
-        best, waited = (score, 0) if score > best + min_delta else (best, waited + 1)
-    return waited >= patience
 
 
 # ----------------------------------------------------------------------------------------- prepare
@@ -348,15 +324,6 @@ def _check_task(config: dict, task: Task, schedule: Plan) -> None:
         choice(where, rest[0] if rest else "", valid[kind])
 
 
-def metric_keys(config: dict) -> dict[str, str]:
-    """{where in the config: the key of the log that stands there}, of those that are set."""
-    found = {
-        "config.checkpoint.best": config["checkpoint"]["best"],
-        "config.train.stop.metric": config["train"]["stop"]["metric"],
-    }
-    return {where: text.split()[-1] for where, text in found.items() if text}
-
-
 def initial_state(program: Program) -> TrainState:
     """The state of step 0: fresh, or with what the section `init` brings."""
     state = program.create(program.hypers)
@@ -367,7 +334,7 @@ def initial_state(program: Program) -> TrainState:
     whole = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
     fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(fresh))
     task = program.task
-    found = call(checkpoint.initialise, section, *fresh, task.pretrained, task.files)
+    found = call(initialise, section, *fresh, task.pretrained, task.files)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
     found = jax.tree.map(put, found, (program.like.params, program.like.extra))
     return program.adopt(program.hypers, *found)

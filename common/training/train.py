@@ -22,10 +22,21 @@ from common import tree
 from common.config import call, plain
 from common.data import loading
 from common.devices import chips, mesh, runtime
+from common.devices.agreement import gather
 from common.errors import choice, require
 from common.runs import checkpoint, log, workdir
+from common.runs.files import absolute
+from common.runs.history import (
+    best_steps,
+    last_speeds,
+    last_values,
+    metric_keys,
+    parse_best,
+    should_stop,
+)
+from common.runs.progress import Progress, spelled
 from common.task import EvalContext, purpose_key
-from common.training.program import Program, initial_state, metric_keys, prepare, should_stop
+from common.training.program import Program, initial_state, prepare
 from common.training.step import TrainState
 
 
@@ -65,7 +76,7 @@ def loop(
     program: Program,
     state: TrainState,
     metrics: log.Log,
-    progress: log.Progress,
+    progress: Progress,
     checkpoints: checkpoint.Checkpoints | None = None,
     preemption: runtime.Preemption | None = None,
     folder=None,
@@ -94,7 +105,7 @@ def course(
     state: Callable,
     numbers: Callable,
     metrics: log.Log,
-    progress: log.Progress,
+    progress: Progress,
     checkpoints: checkpoint.Checkpoints | None = None,
     preemption: runtime.Preemption | None = None,
     folder=None,
@@ -198,15 +209,13 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
     )
 
 
-def _read(now: range, terms, made, digests, metrics: log.Log, progress: log.Progress) -> None:
+def _read(now: range, terms, made, digests, metrics: log.Log, progress: Progress) -> None:
     """Reads what a call computed: stops at what is not finite, logs what is due (`digests`)."""
     made, step = int(jax.device_get(made)), now.stop
     if made < len(now):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
         values = {n: float(v) for n, v in values.items()}
-        raise NotFinite(
-            f"step {now[made] + 1}: loss or update is not finite: {log.spelled(values)}"
-        )
+        raise NotFinite(f"step {now[made] + 1}: loss or update is not finite: {spelled(values)}")
     progress.done(step)
     if digests is None:
         return
@@ -234,7 +243,7 @@ def _evaluate(
             if key.startswith(f"eval/{name}/"):
                 choice(where, key, [f"eval/{name}/{metric}" for metric in values])
         metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
-        progress.say(f"step {step}  {name}: {log.spelled(values)}")
+        progress.say(f"step {step}  {name}: {spelled(values)}")
         for text in (value for value in values.values() if isinstance(value, str)):
             progress.say(text)
     progress.start()
@@ -289,7 +298,7 @@ class Begun(NamedTuple):
     state: TrainState
     step: int
     metrics: log.Log
-    progress: log.Progress
+    progress: Progress
     checkpoints: checkpoint.Checkpoints
 
 
@@ -300,8 +309,8 @@ def refusals(folder):
     try:
         yield
     except OSError as error:
-        where = os.fspath(error.filename or checkpoint.absolute(folder))
-        inside = where.startswith(os.fspath(checkpoint.absolute(folder)))
+        where = os.fspath(error.filename or absolute(folder))
+        inside = where.startswith(os.fspath(absolute(folder)))
         if error.errno is None or not (inside or error.errno in refused):
             raise
         kept = checkpoint.steps_in(folder)[-1:]
@@ -327,7 +336,7 @@ def begun(
     """
     config = program.config
     # What the user asked to begin with is found, or found missing, before anything is written.
-    there = any(checkpoint.gather(workdir.begun(folder)))
+    there = any(gather(workdir.begun(folder)))
     fresh = None if there else initial_state(program)
     done = checkpoint.steps_in(folder)
     require(
@@ -373,10 +382,10 @@ def finish(here: Begun, state: TrainState) -> dict:
     history = here.metrics.history
     result = {
         "steps": int(state.step),
-        "eval": _last_values(history, int(state.step)),
+        "eval": last_values(history, int(state.step)),
         "wall_seconds": round(here.progress.seconds(), 2),
         "examples_per_second": None,
-        **_last_speeds(history),
+        **last_speeds(history),
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params),
     }
@@ -388,11 +397,11 @@ def finish(here: Begun, state: TrainState) -> dict:
     return result
 
 
-def _progress(program: Program, history: list[dict], step: int, show: bool) -> log.Progress:
+def _progress(program: Program, history: list[dict], step: int, show: bool) -> Progress:
     """The clock of a run, going on from the last line of its log."""
     clocks = [line["time/seconds"] for line in history if "time/seconds" in line]
     plan, task, devices = program.plan, program.task, program.layout.mesh.devices
-    return log.Progress(
+    return Progress(
         plan.total,
         plan.batch_size,
         step,
@@ -414,25 +423,6 @@ def _headline(program: Program, folder, step: int) -> str:
         f"{task.sources['train'].size:,} examples, {plan.total} steps of {plan.batch_size} on "
         f"{len(devices)} {devices[0].device_kind}; {begun}, in {folder}"
     )
-
-
-def _last_speeds(history: list[dict]) -> dict[str, float]:
-    """Examples a second, and what `log.speeds` says beside it, of the last line that knows it."""
-    line = next((line for line in reversed(history) if line.get("time/examples_per_second")), {})
-    names = ("examples_per_second", "tokens_per_second", "mfu")
-    return {name: line[f"time/{name}"] for name in names if f"time/{name}" in line}
-
-
-def _last_values(history: list[dict], step: int) -> dict:
-    """{evaluator: {metric: value}} of the lines of `step`."""
-    found: dict[str, dict] = {}
-    for line in history:
-        if line["step"] == step:
-            for key, value in line.items():
-                if key.startswith("eval/"):
-                    _, name, metric = key.split("/", 2)
-                    found.setdefault(name, {})[metric] = value
-    return found
 
 
 def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) -> dict:
@@ -483,14 +473,14 @@ def opened(config: dict, folder, step: str = "latest"):
     call(runtime.start, config["runtime"])
     program = prepare(config)
     prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-    workdir.check_data(checkpoint.absolute(folder), prints)
+    workdir.check_data(absolute(folder), prints)
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
         number = None
         if step == "best":
-            best = checkpoint.parse_best("config.checkpoint.best", config["checkpoint"]["best"])
+            best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
             require(best is not None, "--step best: the run's config.checkpoint.best is not set")
             there = checkpoints.steps()
-            kept = [s for s in checkpoint.best_steps(best, workdir.read_log(folder)) if s in there]
+            kept = [s for s in best_steps(best, workdir.read_log(folder)) if s in there]
             require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
             number = kept[0]
         elif step != "latest":

@@ -22,8 +22,8 @@ def noting(own: list[str]):
     real = checkpoint.together
 
     @contextlib.contextmanager
-    def together():
-        with real():
+    def together(*kinds):
+        with real(*kinds):
             try:
                 yield
             except Exception as error:

@@ -12,8 +12,8 @@ from common.data import order
 from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
-from common.runs import checkpoint
 from common.training import program, train
+from common.training.initialise import initialise
 from vision import classify, efficientnet_lite
 
 
@@ -121,6 +121,6 @@ def test_a_run_begins_with_published_weights_and_statistics():
     task, _ = task_of(**IMAGENET, **lite)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     fresh = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    found = checkpoint.initialise(*fresh, task.pretrained, path="efficientnet_lite0")
+    found = initialise(*fresh, task.pretrained, path="efficientnet_lite0")
     assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, fresh)
     assert all(np.any(x) for x in tree.flatten({"p": found[0], "e": found[1]}).values())

@@ -17,6 +17,8 @@ from common import tree
 from common.errors import BadInput
 from common.laws.checks import flip
 from common.runs import checkpoint
+from common.runs.history import best_steps, parse_best
+from common.training.initialise import initialise
 
 RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
 
@@ -196,7 +198,7 @@ def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
     saved("run")
     assert restore("run")[1] == 2
     params = jax.device_get(state(0)["params"])
-    found, _ = checkpoint.initialise(params, {}, path="run")
+    found, _ = initialise(params, {}, path="run")
     assert tree.hexdigest(found) == tree.hexdigest(state(2)["params"])
 
 
@@ -220,15 +222,15 @@ def test_another_model_is_an_error_that_lists_the_differences(tmp_path):
 def test_latest_and_best_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.2, 6: None}
     history = [{"step": s, "eval/v/accuracy": v} for s, v in scores.items()]
-    best = checkpoint.parse_best("x", "max eval/v/accuracy")
+    best = parse_best("x", "max eval/v/accuracy")
     rule = checkpoint.Policy(1, keep_latest=2, keep_best=2, best=best)
     saved(tmp_path, scores, rule, lambda: history)
     assert checkpoint.Checkpoints(tmp_path).steps() == [2, 3, 5, 6]
-    assert checkpoint.best_steps(best, history) == [2, 3, 1, 5, 4]
-    low = checkpoint.parse_best("x", "min eval/v/accuracy")
-    assert checkpoint.best_steps(low, history)[0] == 4
+    assert best_steps(best, history) == [2, 3, 1, 5, 4]
+    low = parse_best("x", "min eval/v/accuracy")
+    assert best_steps(low, history)[0] == 4
     with pytest.raises(BadInput, match="write 'max"):
-        checkpoint.parse_best("here", "eval/v/accuracy")
+        parse_best("here", "eval/v/accuracy")
 
 
 def test_a_checkpoint_restores_on_another_mesh(tmp_path):
@@ -260,14 +262,14 @@ def test_parameters_of_another_run(tmp_path):
     saved(tmp_path)
     theirs = jax.device_get(state(2)["params"])
     fresh = jax.tree.map(np.zeros_like, theirs)
-    found, _ = checkpoint.initialise(fresh, {}, path=str(tmp_path))
+    found, _ = initialise(fresh, {}, path=str(tmp_path))
     assert tree.hexdigest(found) == tree.hexdigest(theirs)
-    found, _ = checkpoint.initialise(fresh, {}, path=str(tmp_path), step=1, skip=("b/.*",))
+    found, _ = initialise(fresh, {}, path=str(tmp_path), step=1, skip=("b/.*",))
     assert tree.hexdigest(found["a"]) == tree.hexdigest(state(1)["params"]["a"])
     assert not found["b"]["kernel"].any()
     renamed = {"new": fresh["a"], "b": fresh["b"]}
     rename = ((r"new/(.*)", r"a/\1"),)
-    found, _ = checkpoint.initialise(renamed, {}, path=str(tmp_path), rename=rename)
+    found, _ = initialise(renamed, {}, path=str(tmp_path), rename=rename)
     assert tree.hexdigest(found["new"]) == tree.hexdigest(theirs["a"])
 
 
@@ -278,12 +280,12 @@ def test_statistics_come_with_the_parameters(tmp_path):
     checkpoints.save(1, jax.device_put({"params": params, "extra": statistics}))
     checkpoints.close()
     fresh = jax.tree.map(np.zeros_like, jax.device_get(jax.device_put((params, statistics))))
-    found = checkpoint.initialise(*fresh, path=str(tmp_path))
+    found = initialise(*fresh, path=str(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, found, (params, statistics))
     alone = lambda path: {"norm": {"scale": np.full(4, 5.0)}}
-    (_, kept) = checkpoint.initialise(params, statistics, alone, path=str(tmp_path / "file"))
+    (_, kept) = initialise(params, statistics, alone, path=str(tmp_path / "file"))
     jax.tree.map(np.testing.assert_array_equal, kept, statistics)  # there are none: they stay
-    found = checkpoint.initialise(*fresh, path=str(tmp_path), skip=("norm/var",))
+    found = initialise(*fresh, path=str(tmp_path), skip=("norm/var",))
     assert not found[1]["batch_stats"]["norm"]["var"].any()
     np.testing.assert_array_equal(found[1]["batch_stats"]["norm"]["mean"], np.arange(4.0))
 
@@ -302,7 +304,7 @@ def test_what_cannot_be_taken_is_said(tmp_path, arguments, message):
     saved(tmp_path)
     arguments = arguments | {"path": arguments.get("path", "").replace("HERE", str(tmp_path))}
     with pytest.raises(BadInput, match=message):
-        checkpoint.initialise(jax.device_get(state(0)["params"]), {}, **arguments)
+        initialise(jax.device_get(state(0)["params"]), {}, **arguments)
 
 
 def test_the_saved_step_is_a_folder_that_orbax_reads(tmp_path):

@@ -12,6 +12,8 @@ from helpers import ROOT, load
 
 from common.devices import chips
 from common.runs import log
+from common.runs.files import replace_text
+from common.runs.progress import Progress, duration, speeds
 from common.training import train
 
 
@@ -145,21 +147,21 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def test_replaced_files_are_whole_or_old(tmp_path, monkeypatch):
     path = epath.Path(tmp_path / "x.json")
-    log.replace_text(path, "old")
+    replace_text(path, "old")
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        log.replace_text(path, "new" * 1000)
+        replace_text(path, "new" * 1000)
     assert path.read_text() == "old"
 
 
 def test_durations_and_progress_lines(capsys):
-    assert log.duration(187) == "3:07"
-    assert log.duration(7387) == "2:03:07"
-    progress = log.Progress(total_steps=10, batch_size=4, step=0, seconds=0.0, show=True)
+    assert duration(187) == "3:07"
+    assert duration(7387) == "2:03:07"
+    progress = Progress(total_steps=10, batch_size=4, step=0, seconds=0.0, show=True)
     progress.done(1)
     progress.done(2)
     progress.show(2, {"train/loss": 0.5, "train/learning_rate": 1.0})
@@ -172,19 +174,19 @@ def test_durations_and_progress_lines(capsys):
 
 def test_speeds_say_what_is_known():
     chip = chips.of("NVIDIA H100 80GB HBM3")
-    assert log.speeds(10.0) == {"examples_per_second": 10.0}
-    assert log.speeds(10.0, flops=1e12) == {"examples_per_second": 10.0}  # of what share?
-    assert log.speeds(10.0, chip=chip) == {"examples_per_second": 10.0}
+    assert speeds(10.0) == {"examples_per_second": 10.0}
+    assert speeds(10.0, flops=1e12) == {"examples_per_second": 10.0}  # of what share?
+    assert speeds(10.0, chip=chip) == {"examples_per_second": 10.0}
     text = {"examples_per_second": 10.0, "tokens_per_second": 1280.0}
-    assert log.speeds(10.0, tokens=128) == text
+    assert speeds(10.0, tokens=128) == text
     # A tenth of the peak of eight devices, done in examples of half the peak of one.
-    found = log.speeds(1.6, chip.flops / 2, 128, chip, devices=8)
+    found = speeds(1.6, chip.flops / 2, 128, chip, devices=8)
     assert found == {"examples_per_second": 1.6, "tokens_per_second": 204.8, "mfu": 0.1}
 
 
 def test_progress_of_text_shows_tokens_and_mfu(capsys):
     chip = chips.of("TPU v5 lite")
-    progress = log.Progress(10, 4, 0, 0.0, True, flops=chip.flops, tokens=100, chip=chip, devices=2)
+    progress = Progress(10, 4, 0, 0.0, True, flops=chip.flops, tokens=100, chip=chip, devices=2)
     progress.done(1)
     progress.done(2)
     progress.pause()

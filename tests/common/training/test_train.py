@@ -13,9 +13,11 @@ from helpers import DIGITS, TOY, load, result, timeless
 from common import tree
 from common.devices import mesh
 from common.errors import BadInput
-from common.runs import log, workdir
+from common.runs import files, log, workdir
+from common.runs.history import should_stop
+from common.runs.progress import Progress
 from common.training import train
-from common.training.program import prepare, should_stop
+from common.training.program import prepare
 
 
 def short(**overrides) -> dict:
@@ -115,7 +117,7 @@ def test_checkpoints_without_a_config_are_not_overwritten(tmp_path):
 
 def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
     train.run(short(), tmp_path / "a", show=False)
-    monkeypatch.setattr(log, "can_append", lambda path: False)
+    monkeypatch.setattr(files, "can_append", lambda path: False)
     train.run(short(), tmp_path / "b", show=False)
     assert not (tmp_path / "b/metrics.jsonl").exists()
     assert len(list((tmp_path / "b/metrics").glob("part_*"))) > 2
@@ -343,7 +345,7 @@ def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
         state, _, _ = update(made.hypers, state, given, made.resident)
         options = {"name": "", "config": {}, "tensorboard": False, "wandb": ""}
         metrics = log.Log(tmp_path, 1, writing=True, **options)
-        progress = log.Progress(12, 64, 1, 0.0, show=False)
+        progress = Progress(12, 64, 1, 0.0, show=False)
         made = made._replace(every={})
         before = update._cache_size()
         with jax.transfer_guard("disallow"):

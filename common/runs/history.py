@@ -1,0 +1,90 @@
+"""What the log of a run decides: which checkpoints are best, and whether to stop early.
+
+Pure functions of the lines of a log, so that a resumed run decides the same.
+"""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from common.errors import require
+
+
+def parse_best(where: str, text: str) -> tuple[int, str] | None:
+    """'max eval/valid/accuracy' -> (1, 'eval/valid/accuracy'); '' -> None. Raises `BadInput`."""
+    if not text:
+        return None
+    matched = re.fullmatch(r"(max|min) +(\S+)", text)
+    require(matched is not None, f"{where}: {text!r}; write 'max eval/valid/accuracy' or 'min …'")
+    return (1 if matched[1] == "max" else -1), matched[2]
+
+
+def best_steps(best: tuple[int, str] | None, history: Iterable[dict]) -> list[int]:
+    """The steps of the log that hold the key, best first; of equal ones the earlier."""
+    if best is None:
+        return []
+    sign, key = best
+    found = [
+        (-sign * line[key], line["step"]) for line in history if np.isfinite(number(line.get(key)))
+    ]
+    return [step for _, step in sorted(found)]
+
+
+def number(value) -> float:
+    """A value of the log as a number; NaN if it is none."""
+    return value if isinstance(value, (int, float)) else float("nan")
+
+
+def should_stop(
+    history: list[dict], *, metric: str = "", patience: int = 5, min_delta: float = 0.0
+) -> bool:
+    """Early stopping: a pure function of the log, so that a resumed run decides the same.
+
+    Args:
+      history: the lines of the log.
+      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never
+        stops.
+      patience: how many of its values in a row may fail to beat the best one before them.
+      min_delta: by how much they must beat it.
+    """
+    require(patience > 0, f"config.train.stop.patience: {patience} is not positive")
+    require(min_delta >= 0, f"config.train.stop.min_delta: {min_delta} is negative")
+    parsed = parse_best("config.train.stop.metric", metric)
+    if parsed is None:
+        return False
+    sign, key = parsed
+    best, waited = -np.inf, 0
+    for value in (line[key] for line in history if key in line):
+        score = sign * number(value)
+        score = -np.inf if np.isnan(score) else score
+        best, waited = (score, 0) if score > best + min_delta else (best, waited + 1)
+    return waited >= patience
+
+
+def metric_keys(config: dict) -> dict[str, str]:
+    """{where in the config: the key of the log that stands there}, of those that are set."""
+    found = {
+        "config.checkpoint.best": config["checkpoint"]["best"],
+        "config.train.stop.metric": config["train"]["stop"]["metric"],
+    }
+    return {where: text.split()[-1] for where, text in found.items() if text}
+
+
+def last_speeds(history: list[dict]) -> dict[str, float]:
+    """Examples a second, and what `log.speeds` says beside it, of the last line that knows it."""
+    line = next((line for line in reversed(history) if line.get("time/examples_per_second")), {})
+    names = ("examples_per_second", "tokens_per_second", "mfu")
+    return {name: line[f"time/{name}"] for name in names if f"time/{name}" in line}
+
+
+def last_values(history: list[dict], step: int) -> dict:
+    """{evaluator: {metric: value}} of the lines of `step`."""
+    found: dict[str, dict] = {}
+    for line in history:
+        if line["step"] == step:
+            for key, value in line.items():
+                if key.startswith("eval/"):
+                    _, name, metric = key.split("/", 2)
+                    found.setdefault(name, {})[metric] = value
+    return found
