@@ -13,8 +13,8 @@ import jax
 
 from common import config
 from common.devices import processes, runtime
-from common.errors import BadInput
-from common.training import program, train
+from common.errors import BadInput, CannotWrite, NotFinite, Preempted
+from common.training import program
 
 PLACE = {
     "--coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -79,9 +79,9 @@ def exit(main: Callable[[], int]) -> None:
         code = main()
     except BadInput as error:
         code, said = 2, error
-    except (train.NotFinite, train.CannotWrite) as error:
+    except (NotFinite, CannotWrite) as error:
         code, said = 1, error
-    except train.Preempted as error:
+    except Preempted as error:
         code, said = runtime.PREEMPTED, f"{error}; run the same command again to go on"
     except processes.Lost as error:
         code, said = processes.LOST, f"{error}; start all processes again"

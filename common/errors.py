@@ -1,4 +1,5 @@
-"""`BadInput`, for whatever a user can mend, and the checks that raise it.
+"""Errors that end a program in one line with an exit code of their own, and the checks that raise
+`BadInput`.
 
 Imports nothing but the standard library, so that a model file costs no more than its layers.
 """
@@ -8,7 +9,20 @@ from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """Something that the user can mend. The message is one line; scripts end with exit code 2."""
+    """Something that the user can mend: one line, exit code 2."""
+
+
+class NotFinite(Exception):
+    """The loss or the update of a step is NaN or infinite: exit code 1."""
+
+
+class CannotWrite(Exception):
+    """The file system refuses to write, full for example; the newest checkpoint is intact: exit
+    code 1."""
+
+
+class Preempted(Exception):
+    """Told to end, and saved; the same command resumes the run: exit code 75."""
 
 
 def require(condition: bool, message: str) -> None:

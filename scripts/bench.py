@@ -36,7 +36,8 @@ from common.errors import BadInput, choice, require
 from common.reports import plots
 from common.runs import log
 from common.runs.progress import Progress
-from common.training import program, train
+from common.training import program
+from common.training.loop import Run, loop
 from contest import Contender
 from vision import resnet
 
@@ -329,7 +330,7 @@ def against_step(
                 folder, first, writing=True, name="bench", config={}, tensorboard=False, wandb=""
             )
             progress = Progress(first + steps, made.plan.batch_size, first, 0.0, show=False)
-            state = train.loop(ours, state, metrics, progress, preemption=preemption)
+            state = loop(Run(ours, metrics, progress, preemption=preemption), state)
             jax.block_until_ready(state)
             metrics.close()
             return (time.perf_counter() - begun) / steps

@@ -296,7 +296,9 @@ def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dic
     runtime.start()
     images, labels = _images(count)
     source = loading.from_arrays({"image": images, "label": labels}, resident=False)
-    batches = loading.train_batches(source, 0, 0, 2**40, batch_size, mesh.make(), workers)
+    batches = loading.train_batches(
+        source, 0, range(2**40), batch_size, mesh.make(), workers=workers
+    )
 
     def work(times):
         for _ in range(times):

@@ -9,7 +9,7 @@ import json
 
 from common import cli
 from common.runs.log import encode
-from common.training import train
+from common.training.saved import evaluate_run
 
 
 def main(argv=None) -> int:
@@ -19,7 +19,7 @@ def main(argv=None) -> int:
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--set", nargs="*", dest="sets", help="evaluators or splits; default: all")
     args = parser.parse_args(argv)
-    print(json.dumps(encode(train.evaluate_run(args.workdir, args.step, args.sets))))
+    print(json.dumps(encode(evaluate_run(args.workdir, args.step, args.sets))))
     return 0
 
 

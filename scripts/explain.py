@@ -25,8 +25,8 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.reports import plots
-from common.runs import workdir
-from common.training import train
+from common.training.loop import eval_context
+from common.training.saved import opened, read_config
 from vision import explain
 from vision.data import augment
 
@@ -41,7 +41,7 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     require(args.count > 0, f"--count: {args.count} is not positive")
     plots.figure(1, 1)  # what is missing is said first
-    config = workdir.read_config(args.workdir)
+    config = read_config(args.workdir)
     require(
         config["task"] == "vision.classify",
         f"{args.workdir}: a run of {config['task']}; only vision.classify is explained",
@@ -53,8 +53,8 @@ def main(argv=None) -> int:
         name = f"split {shown}"
         evals = evals | {name: next(iter(evals.values())) | {"split": shown}}
     config |= {"evals": evals}
-    with train.opened(config, args.workdir, args.step) as (program, state, step):
-        context = train.eval_context(program, state, step)
+    with opened(config, args.workdir, args.step) as (program, state, step):
+        context = eval_context(program, state, step)
         source = program.task.sources[name]
         model = models.build(config["model"], identity, num_classes=len(source.facts["classes"]))
         variables = {"params": context.params, **context.extra}

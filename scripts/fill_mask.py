@@ -7,8 +7,8 @@ once, none knowing what was put in the others. `--step` is latest (default), bes
 
 from common import cli
 from common.errors import require
-from common.runs import workdir
-from common.training import train
+from common.training.loop import eval_context
+from common.training.saved import opened, read_config
 from lm import fill, mlm
 
 
@@ -20,14 +20,14 @@ def main(argv=None) -> int:
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--top", type=int, default=5, help="guesses to show for each mask; 5")
     args = parser.parse_args(argv)
-    config = workdir.read_config(args.workdir)
+    config = read_config(args.workdir)
     require(
         config["task"] == "lm.mlm",
         f"{args.workdir}: a run of {config['task']}; only a masked LM, lm.mlm, fills masks",
     )
     config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
-    with train.opened(config, args.workdir, args.step) as (program, state, step):
-        params = train.eval_context(program, state, step).params
+    with opened(config, args.workdir, args.step) as (program, state, step):
+        params = eval_context(program, state, step).params
         facts = program.task.sources["train"].facts
         model = mlm.model_of(config, facts)
         for filled in fill.fill(model, params, facts, args.texts, args.top):

@@ -7,9 +7,9 @@ text.
 
 from common import cli
 from common.errors import require
-from common.runs import workdir
 from common.task import purpose_key
-from common.training import train
+from common.training.loop import eval_context
+from common.training.saved import opened, read_config
 from lm import clm, generate
 
 TOKENS = 64  # written unless the command line says otherwise
@@ -31,14 +31,14 @@ def main(argv=None) -> int:
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     args = parser.parse_args(argv)
     require(0 <= args.seed < 2**32, f"--seed: {args.seed} is not in [0, 2^32)")
-    config = workdir.read_config(args.workdir)
+    config = read_config(args.workdir)
     require(
         config["task"] == "lm.clm",
         f"{args.workdir}: a run of {config['task']}; only a causal LM, lm.clm, writes text",
     )
     config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
-    with train.opened(config, args.workdir, args.step) as (program, state, step):
-        params = train.eval_context(program, state, step).params
+    with opened(config, args.workdir, args.step) as (program, state, step):
+        params = eval_context(program, state, step).params
         facts = program.task.sources["train"].facts
         model = clm.model_of(config, facts)
         tokens, lengths = generate.encode(facts, args.prompts)

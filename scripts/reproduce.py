@@ -13,6 +13,7 @@ from common.errors import require
 from common.reports import compare
 from common.runs import workdir
 from common.training import train
+from common.training.saved import read_config
 
 
 def main(argv=None) -> int:
@@ -25,7 +26,7 @@ def main(argv=None) -> int:
     )
     args = parser.parse_args(argv)
     require(args.tolerance >= 0, f"--tolerance: {args.tolerance} is negative")
-    config = workdir.read_config(args.run)
+    config = read_config(args.run)
     finished = workdir.read_result(epath.Path(args.run)) is not None
     require(finished, f"{args.run}: the run is not finished; run its command again")
     again = args.workdir or args.run.rstrip("/") + "-again"

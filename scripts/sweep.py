@@ -21,14 +21,14 @@ import sys
 import traceback
 
 from common import cli, config
-from common.errors import BadInput, require
+from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
 from common.runs import workdir
 from common.runs.files import absolute
 from common.runs.history import parse_best
 from common.sweeps import launch, launch_ray, launch_slurm, population, trials
 from common.training import train
 
-EXPECTED = BadInput, train.NotFinite, train.CannotWrite
+EXPECTED = BadInput, NotFinite, CannotWrite
 
 
 def main(argv=None) -> int:
@@ -220,7 +220,7 @@ def _train_here(chosen: list[trials.Trial], root: str) -> int:
         require(not chosen[0].refused, chosen[0].refused)
         try:
             train.run(chosen[0].config, folder(chosen[0]))
-        except train.Preempted:
+        except Preempted:
             raise
         except Exception as error:
             if not workdir.in_use(folder(chosen[0])):  # by another process, which trains it
@@ -230,7 +230,7 @@ def _train_here(chosen: list[trials.Trial], root: str) -> int:
     failed = any(trial.refused for trial in chosen)
     for group in trials.groups(trial for trial in chosen if not trial.refused):
         found = population.run([trial.config for trial in group], [*map(folder, group)], print)
-        told = [outcome for outcome in found if isinstance(outcome, train.Preempted)]
+        told = [outcome for outcome in found if isinstance(outcome, Preempted)]
         for trial, outcome in zip(group, found, strict=True):
             if isinstance(outcome, Exception) and outcome not in told:
                 failed = True

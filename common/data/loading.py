@@ -106,23 +106,28 @@ def _begin_worker(*_) -> None:
 def train_batches(
     source: Source,
     seed: int,
-    start: int,
-    stop: int,
+    steps: range,
     batch_size: int,
     layout: mesh.Layout,
+    *,
     workers: int = 0,
 ) -> Iterator[dict]:
-    """Global training batches of the steps start <= step < stop, read ahead of their use.
+    """Global training batches of these steps, read ahead of their use.
 
     Args:
+      source: the training set.
+      seed: of the order.
+      steps: consecutive ones.
+      batch_size: B.
+      layout: where the batches go.
       workers: 0 reads by threads; more than 0 by that many processes. The batches are the same.
     """
     read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
-    steps = grain.MapDataset.range(start, stop).map(read)
+    rows = grain.MapDataset.range(steps.start, steps.stop).map(read)
     options = grain.ReadOptions(
         num_threads=0 if workers else 4, prefetch_buffer_size=0 if workers else 4
     )
-    batches = steps.to_iter_dataset(options)
+    batches = rows.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags; ours are elsewhere

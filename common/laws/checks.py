@@ -51,8 +51,8 @@ from common.runs import checkpoint, log
 from common.runs.progress import Progress
 from common.task import purpose_key
 from common.training import optim, program
+from common.training.loop import Run, eval_context, loop
 from common.training.program import Program, initial_state, prepare
-from common.training.train import eval_context, loop
 
 
 class Broken(AssertionError):
@@ -96,7 +96,9 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
         batches = itertools.repeat({})
         if not made.resident:
             size = made.plan.batch_size
-            batches = loading.train_batches(source, seed, first, first + steps, size, made.layout)
+            batches = loading.train_batches(
+                source, seed, range(first, first + steps), size, made.layout
+            )
         found, update, one = [], made.step, None
         if made.steps is not None:
             update, one = made.steps, mesh.put_replicated(made.layout, np.int32(1))
@@ -145,7 +147,9 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
         for s in range(start, stop)
     ]
     for count in workers:
-        found = loading.train_batches(source, seed, start, stop, size, made.layout, count)
+        found = loading.train_batches(
+            source, seed, range(start, stop), size, made.layout, workers=count
+        )
         for s, (batch, want) in enumerate(zip(found, expected, strict=True), start):
             for name, value in prepared(batch, s).items():
                 same = np.array_equal(value, want[name])
@@ -458,7 +462,7 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
             folder, 0, writing=True, name="laws", config={}, tensorboard=False, wandb=""
         )
         progress = Progress(steps, made.plan.batch_size, 0, 0.0, show=False)
-        looped = loop(made, initial_state(made), metrics, progress)
+        looped = loop(Run(made, metrics, progress), initial_state(made))
         metrics.close()
         evaluated = {k for line in metrics.history for k in line if k.startswith("eval/")}
     hold(tree.hexdigest(looped) == tree.hexdigest(state), "the loop ends in another state")

@@ -91,7 +91,7 @@ def dry_run(config) -> str:
         if not program.resident:
             batch = next(
                 loading.train_batches(
-                    source, program.config["seed"], 0, 1, plan.batch_size, program.layout
+                    source, program.config["seed"], range(1), plan.batch_size, program.layout
                 )
             )
         compiled = program.step.lower(program.hypers, like, batch, program.resident).compile()

@@ -16,6 +16,7 @@ from etils import epath
 from common import config
 from common.errors import require
 from common.runs import workdir
+from common.training.saved import read_config
 
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 # Of environment.json: what a result does not depend on, or what is compared by itself.
@@ -106,7 +107,7 @@ def causes(a, b) -> list[str]:
     """What may make two runs differ: config, data, versions, machine; a line each, what is most
     likely to matter first."""
     starts = [workdir.read_starts(folder) for folder in (a, b)]
-    settings = [workdir.read_config(folder) for folder in (a, b)]
+    settings = [read_config(folder) for folder in (a, b)]
     lines = [f"config.{line}" for line in _lines(*settings)]
     for folder, now, known in zip((a, b), settings, starts, strict=True):
         if known and "config" in known[-1]:

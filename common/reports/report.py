@@ -27,6 +27,7 @@ from common.runs import workdir
 from common.runs.files import absolute
 from common.runs.history import number, parse_best
 from common.sweeps.trials import FAILED, STOPPED
+from common.training.saved import read_config
 
 MORE_IS_BETTER = ("accuracy", "f1", "matthews", "pearson", "top_5")
 LESS_IS_BETTER = ("loss", "perplexity", "error", "rmse", "bits_per_byte")
@@ -165,7 +166,7 @@ def _unfinished(folder: epath.Path) -> str:
 def read(folder) -> Run:
     """A finished run, called as its folder. Raises `BadInput` if there is none."""
     folder = absolute(folder)
-    config = flatten(workdir.read_config(folder))
+    config = flatten(read_config(folder))
     why = _unfinished(folder)
     require(not why, f"{folder}: {why}; run its command again")
     starts = workdir.read_starts(folder)

@@ -98,6 +98,14 @@ def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
     return _lines(text if whole else text.partition("\n")[2])
 
 
+def logged(history: list[dict], step: int, prefix: str) -> bool:
+    """Whether a line of `step` has a key that begins with `prefix`."""
+    return any(
+        line["step"] == step and any(key.startswith(prefix) for key in line)
+        for line in reversed(history)
+    )
+
+
 class Log:
     """The metrics of a run. `history` holds every line so far, also those of earlier starts.
 
@@ -191,11 +199,8 @@ class Log:
             self._tensorboard.flush()
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a line of `step` has a name that begins with `prefix`."""
-        return any(
-            line["step"] == step and any(key.startswith(prefix) for key in line)
-            for line in reversed(self.history)
-        )
+        """`logged`, of this log."""
+        return logged(self.history, step, prefix)
 
     def close(self) -> None:
         """Puts everything on disk and lets go."""

@@ -16,16 +16,16 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from etils import epath
 
-from common.config import completed, differing, flatten, from_json, to_json
+from common.config import differing, flatten, from_json, to_json
 from common.devices import runtime
 from common.devices.agreement import together
 from common.errors import BadInput, require
 from common.runs import files, log
 from common.runs.checkpoint import steps_in
-from common.training import program
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
 # How a run is laid out and watched: what makes it no other run, nor its result another one.
@@ -51,7 +51,7 @@ class Lock:
     It is the kernel's lock (flock) on WORKDIR/.lock, which ends with the process, however that
     ends: nothing stale is left behind. Worker processes are started afresh and do not inherit it.
     The file says who holds it. Entered, it takes the lock of a workdir that there is; `hold` makes
-    a new one. Reading a run (`train.opened`) asks for no lock.
+    a new one. Reading a run (`saved.opened`) asks for no lock.
 
     Object stores (gs://, s3://, …) and file systems that know no locks have none: there it is up to
     the user. With several processes the main one alone holds it.
@@ -135,9 +135,11 @@ def claim(
     folder,
     config: dict,
     fingerprints: dict[str, str],
+    *,
     write: bool,
-    files: dict[str, str] | None = None,
+    read: Callable | None = None,
     lock: Lock | None = None,
+    keep: dict[str, str] | None = None,
     facts: dict | None = None,
 ) -> epath.Path:
     """Makes `folder` the workdir of this run, or finds that it is.
@@ -147,14 +149,15 @@ def claim(
       config: nested dict.
       fingerprints: of the data sets.
       write: whether this process writes.
-      files: {name: contents} of small files that the task keeps there, such as its tokenizer.
-      lock: of this folder, taken as soon as the folder is there.
-      facts: what else environment.json is to say of this start.
+      read: folder -> the config of the run there; None is `read_config`.
+      lock: of this folder, taken as soon as the folder exists.
+      keep: {name: contents} of small files that the task keeps there, such as its tokenizer.
+      facts: further entries of this start in environment.json.
 
     Raises:
       BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
         be written.
-      OSError: if there is no room.
+      OSError: if the disk is full.
     """
     folder = files.absolute(folder)
     with together(), _naming(folder):
@@ -168,11 +171,11 @@ def claim(
                 lock.hold()
         starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
         if begun(folder):
-            check_same(folder, read_config(folder), config)
+            check_same(folder, (read or read_config)(folder), config)
             starts = check_data(folder, fingerprints)
         if write:
             files.replace_text(folder / "environment.json", _environment(starts, begin))
-            for name, contents in (files or {}).items():
+            for name, contents in (keep or {}).items():
                 files.replace_text(folder / name, contents)
             files.replace_text(folder / "config.json", to_json(config))
     return folder
@@ -235,8 +238,8 @@ def check_same(folder, old: dict, new: dict) -> None:
 
 
 def read_config(folder) -> dict:
-    """The config of a run as a nested dict, with the defaults of keys that are newer than the run.
-    Raises `BadInput` if there is none or it is torn."""
+    """config.json of a run as a nested dict, exactly as it was written. Raises `BadInput` if there
+    is none or it is torn."""
     path = epath.Path(folder) / "config.json"
     require(path.exists(), f"{folder}: no run there (no config.json)")
     try:
@@ -244,7 +247,7 @@ def read_config(folder) -> dict:
     except ValueError as error:  # no JSON, or not even text
         raise BadInput(f"{path} is damaged: {error}") from error
     require(isinstance(config, dict), f"{path} is damaged: it holds no config")
-    return completed(config, program.sections)
+    return config
 
 
 def read_result(folder: epath.Path) -> dict | None:

@@ -19,11 +19,11 @@ from etils import epath
 
 from common import tree
 from common.devices import runtime
+from common.errors import Preempted
 from common.runs import files, workdir
 from common.runs.progress import duration
 from common.sweeps import trials
 from common.sweeps.trials import Standing, Trial
-from common.training import train
 
 SECONDS = 0.5  # between two looks
 QUIET = 30.0  # seconds without a line after which one says where the sweep is, if no terminal does
@@ -73,7 +73,7 @@ def local(
             board.show([trial.index for job, *_ in running for trial in job])
             time.sleep(SECONDS)
     if told.signal is not None:
-        raise train.Preempted("told to end: the trials have saved")
+        raise Preempted("told to end: the trials have saved")
 
 
 def _in_use(trial: Trial, root) -> bool:

@@ -19,14 +19,14 @@ from typing import NamedTuple
 from etils import epath
 
 from common import config
-from common.errors import BadInput
-from common.runs import log, workdir
+from common.errors import BadInput, Preempted
+from common.runs import log
 from common.runs.files import absolute, replace_text
 from common.sweeps import launch, sweep, trials
 from common.sweeps.sweep import Overrides
 from common.sweeps.trials import FAILED, STOPPED
 from common.sweeps.trials import folder_name as _name
-from common.training import train
+from common.training.saved import read_config
 
 SECONDS = 0.5  # between two looks at a log
 ENDLESS = 10**12  # steps, for ASHA, to which the length of a run is nothing
@@ -166,7 +166,7 @@ def _started(ray, options: Options) -> Iterator[None]:
         yield
     except BaseException as error:  # Ray raises what it makes of the interrupt
         if told:
-            raise train.Preempted("told to end: the trials have saved, or are saving") from error
+            raise Preempted("told to end: the trials have saved, or are saving") from error
         raise
     finally:
         ray.shutdown()
@@ -223,7 +223,7 @@ def chosen(space: sweep.Space, root) -> list[Overrides]:
     """The trials of a space that have begun in `root`, as their folders say."""
     found = []
     for folder in sorted(epath.Path(root).glob("*/config.json")):
-        flat = config.flatten(workdir.read_config(folder.parent))
+        flat = config.flatten(read_config(folder.parent))
         overrides = {key: _own(one, flat.get(key)) for key, one in space.items()}
         if _name(overrides) == folder.parent.name:
             found.append(overrides)

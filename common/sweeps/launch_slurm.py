@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from common.devices import runtime
-from common.errors import BadInput, require
+from common.errors import BadInput, Preempted, require
 from common.runs import files
 from common.sweeps import launch, trials
 from common.sweeps.trials import Trial
-from common.training import train
 
 SECONDS = 5.0  # between two looks at the queue
 JOBS = "jobs.json"  # {trial: its last job}
@@ -98,7 +97,7 @@ def run(
         while going := [t for t in mine if jobs[t.name] in _queue()]:
             board.show([trial.index for trial in going])
             if told.signal is not None:
-                raise train.Preempted(f"{len(going)} jobs are left in the queue")
+                raise Preempted(f"{len(going)} jobs are left in the queue")
             time.sleep(SECONDS)
     board.show([trial.index for trial in mine])
     for trial in mine:

@@ -4,7 +4,7 @@ and states.
     results = population.run([config_0, config_1], ["runs/0", "runs/1"])
 
 Trials can be stacked if their configs differ in traced numbers and the seed alone. Each is an
-ordinary run all the same, with a workdir, log and checkpoints of its own: what `train.course` does
+ordinary run all the same, with a workdir, log and checkpoints of its own: what `loop.drive` does
 around the updates of a run is done for each of them, and only the updates are made together. A
 trial that stops early, that diverges, or that waits for others which are behind, is masked.
 """
@@ -21,9 +21,11 @@ from jax.sharding import PartitionSpec as P
 
 from common.config import call, changed
 from common.devices import mesh, runtime
+from common.errors import Preempted
 from common.planning import compiled
 from common.runs import workdir
 from common.training import train
+from common.training.loop import drive
 from common.training.program import Program, lay_out, prepare, with_numbers
 from common.training.step import TrainState
 
@@ -39,7 +41,7 @@ def run(configs: Sequence[dict], folders: Sequence, say=lambda text: None) -> li
       say: is told, in a line, why they are trained one after the other, if they are.
 
     Returns:
-      For each what `train.run` returns, or the exception that ended it; `train.Preempted` where
+      For each what `train.run` returns, or the exception that ended it; `Preempted` where
       the process was told to end and the trial is saved, or did not begin.
     """
     call(runtime.start, configs[0]["runtime"])
@@ -95,7 +97,7 @@ def _one_by_one(programs: Sequence[Program], folders: Sequence) -> list:
         try:
             with workdir.Lock(folder) as lock, train.refusals(folder):
                 found.append(train.run_program(program, folder, lock, show=False))
-        except train.Preempted as error:
+        except Preempted as error:
             return found + [error] * (len(programs) - len(found))
         except Exception as error:
             found.append(error)
@@ -146,7 +148,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
     states, terms, made = None, None, None
     outcomes: dict[int, Any] = {}
 
-    def numbers_of(k):
+    def outputs_of(k):
         return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, made))
 
     def advance(k):
@@ -161,7 +163,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
 
     with runtime.Preemption() as preemption, contextlib.ExitStack() as cleanup:
         trials = [
-            _trial(program, folder, count, preemption, lambda k=k: pick(states, k), numbers_of(k))
+            _trial(program, folder, count, preemption, lambda k=k: pick(states, k), outputs_of(k))
             for k, (program, folder) in enumerate(zip(programs, folders, strict=True))
         ]
         for trial in trials:
@@ -209,21 +211,20 @@ def _stacked_step(program: Program, by_trial: NamedSharding):
 
 
 def _trial(
-    program: Program, folder, count: int, preemption, state, numbers
+    program: Program, folder, count: int, preemption, state, outputs
 ) -> Iterator[TrainState | range]:
     """An ordinary run whose updates somebody else makes: yields first the state that it begins
-    with, on the host, then what `train.course` yields; returns its result."""
+    with, on the host, then what `loop.drive` yields; returns its result."""
     with (
         workdir.Lock(folder) as lock,
         train.refusals(folder),
-        train.begun(program, folder, lock, show=False, population=count) as here,
+        train.begun(program, folder, lock, show=False, population=count) as (opened, first),
     ):
-        # A copy: on a CPU what `device_get` gives may be the very memory that is let go.
-        first = jax.tree.map(np.array, jax.device_get(here.state))
-        jax.tree.map(lambda x: x.delete(), here.state)
-        yield first
-        del first
-        around = here.metrics, here.progress, here.checkpoints, preemption, here.folder
-        begun = int(here.step)
-        yield from train.course(program, begun, state, numbers, *around)
-        return train.finish(here, state())
+        step = int(first.step)
+        # A copy: on a CPU what `device_get` returns may be the very memory that is freed.
+        host = jax.tree.map(np.array, jax.device_get(first))
+        jax.tree.map(lambda x: x.delete(), first)
+        yield host
+        del host
+        yield from drive(opened._replace(preemption=preemption), step, state, outputs)
+        return train.finish(opened, state())

@@ -24,6 +24,7 @@ from common.runs import log, workdir
 from common.runs.files import replace_text
 from common.sweeps import sweep
 from common.training import program
+from common.training.saved import read_config
 
 FAILED, STOPPED = "failed.txt", "stopped.txt"
 
@@ -169,7 +170,7 @@ def finished(trial: Trial, folder) -> bool:
     not."""
     if not (epath.Path(folder) / "result.json").exists():
         return False
-    differ = config.differing(workdir.read_config(folder), trial.config)
+    differ = config.differing(read_config(folder), trial.config)
     return all(key.startswith(workdir.LAID_OUT) for key in differ)
 
 

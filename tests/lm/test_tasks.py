@@ -15,6 +15,8 @@ from common import losses
 from common.errors import BadInput
 from common.task import row_keys
 from common.training import program, train
+from common.training.loop import eval_context
+from common.training.saved import evaluate_run
 from lm import masking
 from lm.data import corpora
 
@@ -41,7 +43,7 @@ def begun(name: str, **overrides):
 
 def evaluated(made, state, name: str = "test") -> dict:
     with jax.set_mesh(made.layout.mesh):
-        return made.task.evaluators[name].run(train.eval_context(made, state, 0))
+        return made.task.evaluators[name].run(eval_context(made, state, 0))
 
 
 def rows_of(source) -> dict:
@@ -63,7 +65,7 @@ def test_masked_lm_metrics_are_means_over_what_is_hidden(texts):
     found = evaluated(made, state)
     source = made.task.sources["test"]
     batch = rows_of(source)
-    key = train.eval_context(made, state, 0).key
+    key = eval_context(made, state, 0).key
     hidden = masking.make(source.facts, 24)(
         row_keys(key, batch), batch["tokens"], batch["segments"]
     )
@@ -213,7 +215,7 @@ def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path):
     changed.write_text("War and peace. " * 40)
     try:
         with pytest.raises(BadInput, match="has changed since the run began"):
-            train.evaluate_run(tmp_path / "run")
+            evaluate_run(tmp_path / "run")
     finally:
         changed.unlink()
 

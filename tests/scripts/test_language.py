@@ -11,6 +11,7 @@ from helpers import ROOT, exit_code, finish, load, start
 
 from common.runs import checkpoint, workdir
 from common.training import program
+from common.training.saved import read_config
 from lm import clm, mlm
 
 CONFIG = str(ROOT / "tests/support/language_config.py")
@@ -104,7 +105,7 @@ def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
 
 def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, capsys):
     empty = tmp_path / "empty"
-    config = workdir.read_config(writer[0])
+    config = read_config(writer[0])
     workdir.claim(empty, config, {}, write=True)
     run = {"generate": writer[0], "fill_mask": filler[0]}
     for name, where, words, message in (

@@ -18,6 +18,7 @@ from PIL import Image
 from common.reports import plots
 from common.runs import workdir
 from common.training import train
+from common.training.saved import read_config
 
 TEST = "eval/test/accuracy"
 
@@ -45,7 +46,7 @@ def sweep(runs, tmp_path):
         for seed in range(3):
             folder = tmp_path / f"sweep/{name[0]}{i}-{seed}"
             shutil.copytree(runs / "fast", folder, ignore=shutil.ignore_patterns("checkpoints"))
-            config = workdir.read_config(folder)
+            config = read_config(folder)
             config["seed"], config["optim"]["name"] = seed, name
             (folder / "config.json").write_text(json.dumps(config))
             value = 0.5 + (0, 0.02, 0.3)[i] + 0.05 * draw.normal()

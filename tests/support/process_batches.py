@@ -22,7 +22,9 @@ if __name__ == "__main__":
     source, size = made.task.sources["train"], made.plan.batch_size
     rows = mesh.local_rows(made.layout, size)
     found = {}
-    batches = loading.train_batches(source, config["seed"], 2, 5, size, made.layout, workers)
+    batches = loading.train_batches(
+        source, config["seed"], range(2, 5), size, made.layout, workers=workers
+    )
     for step, batch in enumerate(batches, 2):
         parts = {}
         for name, value in sorted(batch.items()):

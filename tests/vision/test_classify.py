@@ -12,8 +12,9 @@ from common.data import order
 from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
-from common.training import program, train
+from common.training import program
 from common.training.initialise import initialise
+from common.training.loop import eval_context
 from vision import classify, efficientnet_lite
 
 
@@ -68,7 +69,7 @@ def test_evaluation_averages_logits_over_views():
     made = program.prepare(load(DIGITS, **{"evals.test.views": "flip"}), jax.devices()[:1])
     state = made.create(made.hypers)
     with jax.set_mesh(made.layout.mesh):
-        context = train.eval_context(made, state, 0)
+        context = eval_context(made, state, 0)
         found = made.task.evaluators["test"].run(context)
     model = models.build(made.config["model"], identity, num_classes=10)
     test = made.task.sources["test"]

@@ -16,7 +16,8 @@ from PIL import Image
 from common.errors import BadInput
 from common.nn.layers import named
 from common.runs import checkpoint, workdir
-from common.training import program, train
+from common.training import program
+from common.training.saved import evaluate_run
 from vision import cnn, explain, vit
 
 RNG = np.random.default_rng(0)
@@ -232,7 +233,7 @@ def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name,
     split = f"test[:{rows}]"
     assert exit_code("explain", "--workdir", run, "--set", split, "--count", "60") == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    accuracy = train.evaluate_run(run, sets=[split])["eval"][split]["accuracy"]
+    accuracy = evaluate_run(run, sets=[split])["eval"][split]["accuracy"]
     right = round(rows * accuracy)
     assert 0 < right < rows
     assert first == f"step 0, {split}: accuracy {accuracy:.4f} ({right} of {rows})"

@@ -16,6 +16,7 @@ from helpers import DIGITS, TOY, exit_code, finish, load, same, start
 from common.errors import BadInput
 from common.runs import checkpoint, workdir
 from common.training import train
+from common.training.saved import read_config
 
 RUN = ("--config", f"{DIGITS}:mlp", "--config.train.duration=8 steps",
        "--config.train.log_every=1 steps", "--config.checkpoint.every=2 steps",
@@ -75,10 +76,10 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_writes_nothing(c
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path):
     with workdir.Lock(tmp_path / "run") as first, workdir.Lock(tmp_path / "run") as second:
-        workdir.claim(tmp_path / "run", {"a": 1}, {}, True, lock=first)
+        workdir.claim(tmp_path / "run", {"a": 1}, {}, write=True, lock=first)
         with pytest.raises(BadInput, match="is in use by"):
-            workdir.claim(tmp_path / "run", {"a": 2}, {}, True, lock=second)
-    assert workdir.read_config(tmp_path / "run") == {"a": 1}
+            workdir.claim(tmp_path / "run", {"a": 2}, {}, write=True, lock=second)
+    assert read_config(tmp_path / "run") == {"a": 1}
 
 
 def test_where_there_are_no_locks_there_is_none(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, TOY, load, result, same, timeless
 
-from common.errors import BadInput
+from common.errors import BadInput, NotFinite
 from common.sweeps import population
 from common.training import program, train
 
@@ -41,7 +41,7 @@ def trained(request, tmp_path_factory):
 
 def test_each_trial_ends_in_its_own_way(trained):
     _, root, outcomes = trained
-    assert [type(found) for found in outcomes] == [dict, dict, dict, train.NotFinite, BadInput]
+    assert [type(found) for found in outcomes] == [dict, dict, dict, NotFinite, BadInput]
     assert outcomes[0] == result(root / "0")
     assert outcomes[0]["steps"] == outcomes[1]["steps"] == 20
     assert outcomes[2]["steps"] < 20  # it learns nothing
@@ -99,7 +99,7 @@ def test_what_cannot_be_stacked_is_trained_one_after_the_other(tmp_path):
     configs = [load(TOY, **short, **numbers) for numbers in (NUMBERS[0], NUMBERS[3], NUMBERS[1])]
     said = []
     outcomes = population.run(configs, [tmp_path / str(k) for k in range(3)], said.append)
-    assert [type(found) for found in outcomes] == [dict, train.NotFinite, dict]
+    assert [type(found) for found in outcomes] == [dict, NotFinite, dict]
     assert "one after the other, as the training set is not resident" in said[0]
     alone = train.run(configs[2], tmp_path / "alone", show=False)
     assert alone["digest"] == outcomes[2]["digest"] == result(tmp_path / "2")["digest"]

@@ -12,12 +12,14 @@ from helpers import DIGITS, TOY, load, result, timeless
 
 from common import tree
 from common.devices import mesh
-from common.errors import BadInput
-from common.runs import files, log, workdir
+from common.errors import BadInput, NotFinite
+from common.runs import files, log
 from common.runs.history import should_stop
 from common.runs.progress import Progress
 from common.training import train
+from common.training.loop import Run, loop
 from common.training.program import prepare
+from common.training.saved import read_config
 
 
 def short(**overrides) -> dict:
@@ -91,7 +93,7 @@ def test_a_run_of_before_a_key_was_there_goes_on(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match="steps_per_call was 1 and is 2"):
         train.run(short(**{"train.steps_per_call": 2}), tmp_path, show=False)
-    before = workdir.read_config(tmp_path)
+    before = read_config(tmp_path)
     assert before == short()
     assert train.run(before, tmp_path, show=False)["steps"] == 12
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps_per_call"] == 1
@@ -197,7 +199,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         }
     )
     with pytest.raises(
-        train.NotFinite, match=r"step \d+: loss or update is not finite.*newest checkpoint"
+        NotFinite, match=r"step \d+: loss or update is not finite.*newest checkpoint"
     ):
         train.run(config, tmp_path, show=False)
     made = prepare(config)
@@ -231,7 +233,7 @@ def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
     config = short(**{"checkpoint.every": f"{calls} steps", "train.steps_per_call": calls})
     config["train"]["log_every"] = "4 steps"
     monkeypatch.setattr("common.training.program.optim.make", poisoned)
-    with pytest.raises(train.NotFinite, match=r"step 6: .*loss \d") as raised:
+    with pytest.raises(NotFinite, match=r"step 6: .*loss \d") as raised:
         train.run(config, tmp_path, show=False)
     assert "loss nan" not in str(raised.value)  # as it is from the next step on
     from common.runs.checkpoint import Checkpoints
@@ -349,7 +351,7 @@ def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
         made = made._replace(every={})
         before = update._cache_size()
         with jax.transfer_guard("disallow"):
-            state = train.loop(made, state, metrics, progress)
+            state = loop(Run(made, metrics, progress), state)
         metrics.close()
     assert int(state.step) == 12
     assert update._cache_size() == before == 1

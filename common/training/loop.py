@@ -1,0 +1,281 @@
+"""The loop of a run: evaluate, save, read a batch, step, log; and what is due when.
+
+`drive` holds everything but the update itself, so that one run (`loop`) and a stacked population
+(`common.sweeps.population`) share it. What is due after a step is a pure function of the program,
+the step and the log (`due`): a run that was cut anywhere does what is missing, and no more.
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from common import tree
+from common.config import call
+from common.data import loading
+from common.devices import mesh, runtime
+from common.errors import NotFinite, Preempted, choice
+from common.runs.checkpoint import Checkpoints
+from common.runs.history import metric_keys, should_stop
+from common.runs.log import Log, logged
+from common.runs.progress import Progress, spelled
+from common.task import EvalContext, purpose_key
+from common.training.program import Program
+from common.training.step import TrainState
+
+
+class Run(NamedTuple):
+    """A run whose workdir is open.
+
+    Attributes:
+      program: the config made ready.
+      metrics: the log.
+      progress: the clock, and the line on the terminal.
+      checkpoints: None keeps none.
+      preemption: None never ends early.
+      folder: the workdir; None where there is none.
+    """
+
+    program: Program
+    metrics: Log
+    progress: Progress
+    checkpoints: Checkpoints | None = None
+    preemption: runtime.Preemption | None = None
+    folder: epath.Path | None = None
+
+
+# --------------------------------------------------------------------------------------------- due
+
+
+class Due(NamedTuple):
+    """What is due between two steps.
+
+    Attributes:
+      evaluate: names of evaluators.
+      stop: whether early stopping ends the run here.
+      last: whether the run ends here, early or not.
+      save: whether to save a checkpoint.
+    """
+
+    evaluate: frozenset[str]
+    stop: bool
+    last: bool
+    save: bool
+
+
+def due(program: Program, step: int, history: list[dict]) -> Due:
+    """What is due after `step` updates.
+
+    Args:
+      program: of the run.
+      step: completed updates.
+      history: the lines of the log so far. Evaluations may change the answer: a new best is saved,
+        and early stopping evaluates everything.
+    """
+    plan, saving = program.plan, program.saving
+    at_end = step == plan.total
+    evaluate = {name for name, n in program.every.items() if step and (step % n == 0 or at_end)}
+    decides = bool(evaluate) or (_stops_on_training(program) and _is_log_step(program, step))
+    stop = decides and call(should_stop, program.config["train"]["stop"], history)
+    is_best = bool(evaluate) and saving.best is not None and logged(history, step, saving.best[1])
+    if stop:
+        evaluate = program.every
+    return Due(
+        evaluate=frozenset(evaluate),
+        stop=stop,
+        last=stop or at_end,
+        save=stop or at_end or is_best or (step > 0 and step % saving.every == 0),
+    )
+
+
+def next_steps(program: Program, step: int, profiled: range = range(0)) -> range:
+    """The steps that one call executes from `step` on: it ends where something is due.
+
+    Args:
+      program: of the run.
+      step: completed updates.
+      profiled: the steps that the profiler records.
+    """
+    plan = program.plan
+    every = *program.every.values(), program.saving.every, plan.log_every
+    stops = [step - step % n + n for n in every]
+    stops += [s for s in (plan.total, profiled.start, profiled.stop) if s > step]
+    return range(step, min(step + plan.steps_per_call, *stops))
+
+
+def _is_log_step(program: Program, step: int) -> bool:
+    return step > 0 and step % program.plan.log_every == 0
+
+
+def _stops_on_training(program: Program) -> bool:
+    key = metric_keys(program.config).get("config.train.stop.metric", "")
+    return key.startswith("train/")
+
+
+# -------------------------------------------------------------------------------------------- loop
+
+
+def loop(run: Run, state: TrainState) -> TrainState:
+    """Trains `state` to the end of the run, or to where it stops early; see `drive`."""
+    program, step = run.program, int(state.step)
+    terms, finite = None, None
+    batches = batches_from(program, step)
+    count = functools.cache(lambda n: mesh.put_replicated(program.layout, np.int32(n)))
+    with contextlib.closing(drive(run, step, lambda: state, lambda: (terms, finite))) as calls:
+        for steps in calls:
+            with jax.profiler.StepTraceAnnotation("train", step_num=steps.start):
+                if program.steps is None:
+                    update, inputs = program.step, next(batches)
+                else:
+                    update, inputs = program.steps, count(len(steps))
+                state, terms, finite = update(program.hypers, state, inputs, program.resident)
+    return state
+
+
+def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[range]:
+    """Drives a run: yields the range of steps to execute next; between them evaluates,
+    checkpoints, logs and stops.
+
+    Metrics of call k are fetched after call k+1 is dispatched; at most two calls are in flight.
+
+    Args:
+      run: whose workdir is open.
+      step: completed updates.
+      state: () -> the current TrainState.
+      outputs: () -> the newest call's (Terms, number of its steps that were finite).
+
+    Raises:
+      NotFinite: at the first step whose loss or update is not finite; it is not saved.
+      Preempted: when the process was told to end; the state is saved.
+    """
+    program, checkpoints = run.program, run.checkpoints
+    plan, history = program.plan, run.metrics.history
+    profiled = runtime.profiled(program.config["runtime"]["profile"] if run.folder else "")
+    saved = set(checkpoints.steps()) if checkpoints else set()
+    in_flight = None  # of the newest call: (steps, Terms, finite, digests)
+
+    def fetch():
+        nonlocal in_flight
+        if in_flight is not None:
+            _log(run, *in_flight)
+        in_flight = None
+
+    with contextlib.ExitStack() as profile:
+        while True:
+            # Evaluate.
+            if _is_log_step(program, step) and _stops_on_training(program):
+                fetch()
+            evaluated: set[str] = set()
+            while names := (now := due(program, step, history)).evaluate - evaluated:
+                fetch()
+                _evaluate(run, state(), step, sorted(names))
+                evaluated |= names
+
+            # Save.
+            told = run.preemption is not None and not now.last and run.preemption.noticed()
+            if checkpoints and (now.save or told) and step not in saved:
+                fetch()
+                run.progress.pause()
+                run.metrics.sync()
+                checkpoints.save(step, state())
+                saved.add(step)
+                run.progress.start()
+            if now.last or told or step == profiled.stop:
+                fetch()
+                profile.close()
+            if now.last:
+                return
+            if told:
+                if checkpoints:
+                    checkpoints.wait()
+                raise Preempted(f"told to end: saved step {step}")
+
+            # Batch and step: the caller's.
+            if len(profiled) and step == profiled.start:
+                profile.enter_context(jax.profiler.trace(str(run.folder / "profile")))
+            steps = next_steps(program, step, profiled)
+            yield steps
+            step = steps.stop
+
+            # Log. Digests are taken now: the next call reuses the state's memory.
+            logs = _is_log_step(program, step) or step == plan.total
+            digests = tree.digests(state()) if logs else None
+            fetch()
+            in_flight = (steps, *outputs(), digests)
+
+
+def batches_from(program: Program, step: int) -> Iterator[dict]:
+    """The batches from `step` on; empty ones where the step gathers its own from resident data."""
+    if program.resident:
+        return itertools.repeat({})
+    plan, config = program.plan, program.config
+    source, workers = program.task.sources["train"], config.get("data", {}).get("workers", 0)
+    steps = range(step, plan.total)
+    return loading.train_batches(
+        source, config["seed"], steps, plan.batch_size, program.layout, workers=workers
+    )
+
+
+def _log(run: Run, steps: range, terms, finite, digests) -> None:
+    """Fetches the outputs of a call: raises `NotFinite`, and logs where there are `digests`."""
+    finite, step = int(jax.device_get(finite)), steps.stop
+    if finite < len(steps):
+        values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
+        values = {n: float(v) for n, v in values.items()}
+        raise NotFinite(
+            f"step {steps[finite] + 1}: loss or update is not finite: {spelled(values)}"
+        )
+    run.progress.done(step)
+    if digests is None:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {f"train/{n}": s / w for n, (s, w) in jax.device_get(terms).items()}
+    groups = tree.group_digests(jax.device_get(digests))
+    clock = {"seconds": round(run.progress.seconds(), 3), **run.progress.speeds()}
+    clock = {f"time/{name}": value for name, value in clock.items()}
+    run.metrics.write(step, values | {"digests": groups} | clock)
+    run.progress.show(step, {n: float(v) for n, v in values.items() if np.ndim(v) == 0})
+
+
+# -------------------------------------------------------------------------------------- evaluation
+
+
+def eval_context(program: Program, state: TrainState, step: int, folder=None) -> EvalContext:
+    """What evaluators receive of a state: its average if the run keeps one."""
+    if state.average:
+        params, extra = state.average["params"], state.average["extra"]
+    else:
+        params, extra = program.optimizer.eval_params(state.opt_state, state.params), state.extra
+    return EvalContext(
+        params=params,
+        extra=extra,
+        step=step,
+        key=purpose_key(np.uint32(program.config["seed"]), "evaluate"),
+        batches=lambda source, size: loading.eval_batches(source, size, program.layout),
+        workdir=folder,
+    )
+
+
+def _evaluate(run: Run, state: TrainState, step: int, names: Iterable[str]) -> None:
+    """Runs the evaluators whose results the log does not hold for this step."""
+    program, progress = run.program, run.progress
+    names = [name for name in names if not run.metrics.has(step, f"eval/{name}/")]
+    if not names:
+        return
+    progress.pause()
+    context = eval_context(program, state, step, run.folder)
+    for name in names:
+        values = program.task.evaluators[name].run(context)
+        for where, key in metric_keys(program.config).items():
+            if key.startswith(f"eval/{name}/"):
+                choice(where, key, [f"eval/{name}/{metric}" for metric in values])
+        run.metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
+        progress.say(f"step {step}  {name}: {spelled(values)}")
+        for text in (value for value in values.values() if isinstance(value, str)):
+            progress.say(text)
+    progress.start()

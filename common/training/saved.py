@@ -1,0 +1,90 @@
+"""Runs that exist: their configs, and the states of their checkpoints, to evaluate or to use.
+
+with saved.opened(saved.read_config("runs/a"), "runs/a", "best") as (program, state, step):
+    ...
+"""
+
+import contextlib
+
+import jax
+
+from common.config import call, completed
+from common.devices import runtime
+from common.errors import require
+from common.runs import checkpoint, files, workdir
+from common.runs.history import best_steps, parse_best
+from common.training.loop import eval_context
+from common.training.program import prepare, sections
+
+
+def read_config(folder) -> dict:
+    """The config of a run as a nested dict; keys added since it began get backward-compatible
+    defaults. Raises `BadInput` if there is none or it is torn."""
+    return completed(workdir.read_config(folder), sections)
+
+
+def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) -> dict:
+    """Evaluates a checkpoint of a finished or unfinished run, exactly as training does.
+
+    Args:
+      folder: the workdir.
+      step: "latest", "best" (by config.checkpoint.best), or a step's number.
+      sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", which
+        the run's first evaluator then reads; None is all of its evaluators.
+
+    Returns:
+      {"step": …, "eval": {NAME or SPLIT: {metric: value}}}.
+
+    Raises:
+      BadInput: if there is no such run, step or set.
+    """
+    config = read_config(folder)
+    evals = config["evals"]
+    require(bool(evals), f"{folder}: the run has no evaluators")
+    # A name that no evaluator has is a split, which the run's first evaluator then reads.
+    keys = {name: name if name in evals else f"split {name}" for name in sets or evals}
+    first = next(iter(evals.values()))
+    for name in set(keys) - set(evals):
+        require("split" in first, f"--set: {name!r}: the run has {', '.join(evals)}, and no splits")
+        evals = evals | {keys[name]: first | {"split": name}}
+    with opened(config | {"evals": evals}, folder, step) as (program, state, number):
+        context = eval_context(program, state, number, folder)
+        values = {name: program.task.evaluators[key].run(context) for name, key in keys.items()}
+    return {"step": number, "eval": values}
+
+
+@contextlib.contextmanager
+def opened(config: dict, folder, step: str = "latest"):
+    """A run's program and the state of one of its checkpoints, with its mesh set.
+
+    Args:
+      config: the run's, perhaps with other evaluators.
+      folder: the workdir.
+      step: "latest", "best" (by config.checkpoint.best), or a step's number.
+
+    Yields:
+      (Program, TrainState, step).
+
+    Raises:
+      BadInput: if there is no such checkpoint.
+    """
+    call(runtime.start, config["runtime"])
+    program = prepare(config)
+    prints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    workdir.check_data(files.absolute(folder), prints)
+    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        number = None
+        if step == "best":
+            best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
+            require(best is not None, "--step best: the run's config.checkpoint.best is not set")
+            there = checkpoints.steps()
+            kept = [s for s in best_steps(best, workdir.read_log(folder)) if s in there]
+            require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
+            number = kept[0]
+        elif step != "latest":
+            require(step.isdigit(), f"--step: {step!r} is not 'latest', 'best' or a number")
+            number = int(step)
+        with jax.set_mesh(program.layout.mesh):
+            restored = checkpoints.restore(program.like, number)
+            require(restored is not None, f"{folder}: no checkpoint there")
+            yield program, *restored
