@@ -31,7 +31,7 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     return {
         "model": models.section(config, MODEL, GIVEN),
-        "data": labelled.load,
+        "data": labelled.load_sources,
         "loss": losses.smoothing,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
@@ -39,7 +39,7 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(labelled.load, config["data"], splits(config))
+    return configs.call(labelled.load_sources, config["data"], splits(config))
 
 
 def evaluator(

@@ -30,19 +30,19 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     return {
         "model": models.section(config, MODEL, GIVEN),
-        "data": text.load,
+        "data": text.load_sources,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
 
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(text.load, config["data"], splits(config), "clm")
+    return configs.call(text.load_sources, config["data"], splits(config), "clm")
 
 
 def outline(config: dict) -> dict[str, Source]:
     """What `sources` would give, with nothing in it; see `common.task`."""
-    return text.outline(splits(config), "clm", config["data"])
+    return text.outline_sources(splits(config), "clm", config["data"])
 
 
 def _rows(batch: dict):

@@ -42,7 +42,7 @@ LEAVES = {
 }
 
 
-class Layout(NamedTuple):
+class HFLayout(NamedTuple):
     """How an architecture is written there.
 
     Attributes:
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
 
 PLAIN = {"norm": "layer", "gated": False, "positions": "learned", "window": None}
 
-BERT = Layout(
+BERT = HFLayout(
     prefix="bert.",
     heads=("cls.", "classifier."),
     names=(
@@ -116,7 +116,7 @@ BERT = Layout(
     },
 )
 
-GPT2 = Layout(
+GPT2 = HFLayout(
     prefix="transformer.",
     heads=("lm_head.",),
     names=(
@@ -153,7 +153,7 @@ GPT2 = Layout(
     },
 )
 
-LLAMA = Layout(
+LLAMA = HFLayout(
     prefix="model.",
     heads=("lm_head.",),
     names=(
@@ -203,7 +203,7 @@ ACTIVATIONS = {
 }
 
 
-def leaves(layout: Layout) -> dict[str, Leaf]:
+def leaves(layout: HFLayout) -> dict[str, Leaf]:
     """{name there: Leaf}, the leaf's `here` being whole paths; "#" is the number of a block."""
     return {
         f"{there}.{leaf.there}": leaf._replace(

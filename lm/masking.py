@@ -41,7 +41,7 @@ def predictions(rate: float, length: int) -> int:
     return max(1, round(rate * length))
 
 
-def make(
+def make_masking(
     facts: dict,
     length: int,
     *,

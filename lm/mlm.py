@@ -31,7 +31,7 @@ MODEL = "lm.bert:Bert"
 GIVEN = ("vocab_size", "next_sentence")
 
 
-def options(*, nsp: bool = False) -> bool:
+def loss_section(*, nsp: bool = False) -> bool:
     """The section `loss`.
 
     Args:
@@ -44,25 +44,25 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     return {
         "model": models.section(config, MODEL, GIVEN),
-        "data": text.load,
-        "masking": masking.make,
-        "loss": options,
+        "data": text.load_sources,
+        "masking": masking.make_masking,
+        "loss": loss_section,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
 
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(text.load, config["data"], splits(config), _form(config))
+    return configs.call(text.load_sources, config["data"], splits(config), _form(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
     """What `sources` would give, with nothing in it; see `common.task`."""
-    return text.outline(splits(config), _form(config), config["data"])
+    return text.outline_sources(splits(config), _form(config), config["data"])
 
 
 def _form(config: dict) -> text.Form:
-    return "pairs" if configs.call(options, config["loss"]) else "mlm"
+    return "pairs" if configs.call(loss_section, config["loss"]) else "mlm"
 
 
 def _rows(batch: dict):
@@ -167,7 +167,7 @@ def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Mo
       BadInput: if it is to predict next sentences and has no head for them.
     """
     given = {"vocab_size": facts["vocab_size"]}
-    if configs.call(options, config["loss"]):
+    if configs.call(loss_section, config["loss"]):
         cls = models.model_class(config["model"]["module"])
         there = "next_sentence" in models.fields_of(cls)
         require(there, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
@@ -178,9 +178,9 @@ def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Mo
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
-    nsp = configs.call(options, config["loss"])
+    nsp = configs.call(loss_section, config["loss"])
     model = model_of(config, facts, constrain)
-    corrupt = configs.call(masking.make, config["masking"], facts, facts["length"])
+    corrupt = configs.call(masking.make_masking, config["masking"], facts, facts["length"])
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}

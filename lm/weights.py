@@ -41,7 +41,7 @@ def sizes(path: epath.PathLike) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ import
 
 
-class Report(NamedTuple):
+class LoadReport(NamedTuple):
     """What did not meet when weights were loaded.
 
     Attributes:
@@ -83,7 +83,7 @@ def reader(facts: dict, folder: str) -> Callable:
     """
 
     def read_path(name: str) -> dict:
-        path = fetch.pretrained(name, folder)
+        path = fetch.find_pretrained(name, folder)
         if (path / "config.json").exists():
             theirs, ours = sizes(path)["vocab_size"], facts["vocab_size"]
             require(
@@ -96,7 +96,7 @@ def reader(facts: dict, folder: str) -> Callable:
     return read_path
 
 
-def load(path: epath.PathLike, params: dict) -> tuple[dict, Report]:
+def load_weights(path: epath.PathLike, params: dict) -> tuple[dict, LoadReport]:
     """Parameters with the values of a checkpoint, where it has them.
 
     Args:
@@ -121,7 +121,7 @@ def load(path: epath.PathLike, params: dict) -> tuple[dict, Report]:
     values = {p: there[p].astype(x.dtype) if p in there else np.asarray(x) for p, x in here.items()}
     missing = tuple(p for p in here if p not in there)
     unused = tuple(p for p in there if p not in here)
-    return tree.unflatten(values), Report(missing, unused, unmatched)
+    return tree.unflatten(values), LoadReport(missing, unused, unmatched)
 
 
 def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -160,7 +160,7 @@ def _numbered(name: str) -> tuple[str, str]:
     return (name.replace(found[0], ".#.", 1), found[1]) if found else (name, "")
 
 
-def _named(tensors: dict, layout: layouts.Layout, path) -> tuple[dict, tuple[str, ...]]:
+def _named(tensors: dict, layout: layouts.HFLayout, path) -> tuple[dict, tuple[str, ...]]:
     """Tensors under the layout's names, without prefix, old spellings and buffers; and the names of
     those that are not in it."""
     rows, named, unmatched = layouts.leaves(layout), {}, []
@@ -175,7 +175,7 @@ def _named(tensors: dict, layout: layouts.Layout, path) -> tuple[dict, tuple[str
     return named, tuple(unmatched)
 
 
-def _drop_copies(named: dict, layout: layouts.Layout, tied: bool | None, path) -> None:
+def _drop_copies(named: dict, layout: layouts.HFLayout, tied: bool | None, path) -> None:
     """Takes tensors that are one parameter here out of `named`, if they are equal."""
     rows = layouts.leaves(layout)
     for copy, original in layout.copies.items():

@@ -35,7 +35,7 @@ def main(argv=None) -> int:
     logging.getLogger().setLevel(logging.ERROR if args.json else logging.WARNING)
     if args.search is None:
         report = compiled.examine(completed, args.topology)
-        print(compiled.to_json(report) if args.json else compiled.text(report))
+        print(compiled.to_json(report) if args.json else compiled.report_text(report))
         return 0 if report.fits else 1
     over = tuple(args.search) or SEARCHED
     for name in over:

@@ -41,7 +41,7 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
 
     settings = plain(load(config, overrides, program.sections))
     call(runtime.start, settings["runtime"])
-    made = compiled.outline(settings, jax.devices())._replace(resident={})
+    made = compiled.outlined_program(settings, jax.devices())._replace(resident={})
     rng = np.random.default_rng(0)
 
     def filled(name, like):
@@ -297,7 +297,7 @@ def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dic
     images, labels = _images(count)
     source = loading.from_arrays({"image": images, "label": labels}, resident=False)
     batches = loading.train_batches(
-        source, 0, range(2**40), batch_size, mesh.make(), workers=workers
+        source, 0, range(2**40), batch_size, mesh.make_layout(), workers=workers
     )
 
     def work(times):

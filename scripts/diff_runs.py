@@ -16,7 +16,7 @@ def main(argv=None) -> int:
     parser.add_argument("b", help="another one")
     args = parser.parse_args(argv)
     found = compare.runs(args.a, args.b)
-    print(compare.text(found), end="")
+    print(compare.comparison_text(found), end="")
     return int(found.verdict != compare.IDENTICAL)
 
 

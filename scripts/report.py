@@ -51,7 +51,7 @@ def main(argv=None) -> int:
     if args.png or args.html:
         plots.figure(1, 1)  # what is missing is said first
     require((args.png or ".png").endswith(".png"), f"--png: {args.png} does not end in .png")
-    runs, left_out = report.find(args.workdirs)
+    runs, left_out = report.find_runs(args.workdirs)
     found = report.compare(runs, args.metric, args.select, left_out)
     print(FORMATS[args.format](found), end="")
     # What is no table stays out of the way of the programs that read one.
@@ -105,7 +105,7 @@ def difference_text(difference: report.Difference | None) -> str:
     return interval if difference.distinguishable else f"{interval}: not distinguishable"
 
 
-def cells(found: report.Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def cells(found: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(header, rows) of the table."""
     rows = []
     for row in found.rows:
@@ -124,12 +124,12 @@ def cells(found: report.Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     return tuple(rows[0]), [tuple(row.values()) for row in rows]
 
 
-def as_text(found: report.Report) -> str:
+def as_text(found: report.RunReport) -> str:
     """Aligned columns, and the notes."""
     return tree.table_text(*cells(found)) + "".join(f"{line}\n" for line in report.notes(found))
 
 
-def as_markdown(found: report.Report) -> str:
+def as_markdown(found: report.RunReport) -> str:
     """A table of GitHub's, and the notes as a list."""
     header, rows = cells(found)
     quoted = lambda text: re.sub(r"([\\|<*`\[\]])", r"\\\1", text)
@@ -139,14 +139,14 @@ def as_markdown(found: report.Report) -> str:
     return table + "".join(f"\n- {quoted(line)}" for line in report.notes(found)) + "\n"
 
 
-def as_json(found: report.Report) -> str:
+def as_json(found: report.RunReport) -> str:
     """Everything, with the numbers as they are."""
     said = {"metric": found.metric, "select": found.select, "rows": records(found)}
     said |= {"notes": report.notes(found), "left_out": found.left_out}
     return json.dumps(log.encode(said), indent=1) + "\n"
 
 
-def as_csv(found: report.Report) -> str:
+def as_csv(found: report.RunReport) -> str:
     """A line a run; what is its row's is the same in all of its lines."""
     lines = []
     for row, record in zip(found.rows, records(found), strict=True):
@@ -169,7 +169,7 @@ def as_csv(found: report.Report) -> str:
     return text.getvalue()
 
 
-def records(found: report.Report) -> list[dict]:
+def records(found: report.RunReport) -> list[dict]:
     """The rows as plain values."""
     rows = []
     for i, row in enumerate(found.rows):
@@ -192,7 +192,7 @@ def records(found: report.Report) -> list[dict]:
     return rows
 
 
-def command(run: report.Run) -> str:
+def command(run: report.FinishedRun) -> str:
     """What to type to have a run again; "" if that is not known."""
     return shlex.join(["python", *run.environment[-1]["command"]]) if run.environment else ""
 
@@ -203,7 +203,7 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_j
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def pictures(found: report.Report, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
+def pictures(found: report.RunReport, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
     """{name: (what it shows, PNG)}; `x` is that of the learning curves."""
     metric, rows, keys = found.metric, found.rows, found.varied
     runs = {row.name: [run.history for run in row.runs] for row in rows}
@@ -240,7 +240,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; paddi
 """
 
 
-def page(found: report.Report, drawn: dict[str, tuple[str, bytes]]) -> str:
+def page(found: report.RunReport, drawn: dict[str, tuple[str, bytes]]) -> str:
     """The report as one HTML page that needs no other file.
 
     Args:

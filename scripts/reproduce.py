@@ -32,7 +32,7 @@ def main(argv=None) -> int:
     again = args.workdir or args.run.rstrip("/") + "-again"
     train.run(config, again)
     found = compare.runs(args.run, again, args.tolerance)
-    print(compare.text(found), end="")
+    print(compare.comparison_text(found), end="")
     return int(found.verdict == compare.DIFFERENT)
 
 

@@ -81,7 +81,7 @@ def updated(text: str, runs: dict[str, str]) -> str:
     def line(match: re.Match) -> str:
         if match["config"] not in runs:
             return match[0]
-        known, _ = report.find([runs[match["config"]]])
+        known, _ = report.find_runs([runs[match["config"]]])
         row = report.compare(known, METRIC).rows[0]
         facts = report.facts(row.runs)
         mean, deviation = report.spread(row.values.values())

@@ -144,7 +144,7 @@ def test_a_config_is_built_with_traced_numbers(name, folder):
         changed = configs.substitute(config, values)
         task = module.make(changed, sources, lambda x, *names: x)
         arguments = 100, lambda text, where: 1, changed["optim"]["direction"]
-        rate = configs.call(optim.make, changed["optim"], *arguments).learning_rate(0)
+        rate = configs.call(optim.make_optimizer, changed["optim"], *arguments).learning_rate(0)
         return rate, task.init(jax.random.key(0))[0]
 
     jax.eval_shape(build, {k: float(v) for k, v in configs.traced(config).items() if k != "seed"})
@@ -173,7 +173,7 @@ def test_a_config_is_its_golden(name, folder, request):
 )
 def test_an_imagenet_run_is_as_long_as_published(name, steps, warmup, rate):
     # Flax's example: 250,199 and 62,499 steps; Beyer et al. 2022: 90 epochs of 1024.
-    made = compiled.outline(written(f"vision/{name}"), jax.devices()[:1])
+    made = compiled.outlined_program(written(f"vision/{name}"), jax.devices()[:1])
     assert made.plan.total == pytest.approx(steps, abs=1)
     rates = made.optimizer.learning_rate(np.arange(warmup + 2))
     assert np.argmax(rates) == pytest.approx(warmup - 1, abs=2)

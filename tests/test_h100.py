@@ -17,11 +17,11 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 MASKED = tuple(name.replace("Softmax", "ScaleBiasSoftmax") for name in (FORWARD, BACKWARD))
 
 
-def report(file: str, where: str = "h100:1", **settings) -> compiled.Report:
+def report(file: str, where: str = "h100:1", **settings) -> compiled.CostReport:
     return compiled.examine(load(f"{ROOT}/configs/{file}", **settings), where)
 
 
-def cudnn(found: compiled.Report) -> dict[str, int]:
+def cudnn(found: compiled.CostReport) -> dict[str, int]:
     return {name: times for name, times in found.kernels.items() if "cudnn$fmha" in name}
 
 

@@ -28,7 +28,7 @@ CHIPS = {8: "v5e:2x4", 256: "v5e:16x16"}
 
 
 @functools.cache
-def report(model: str, way: str, chips: int) -> compiled.Report:
+def report(model: str, way: str, chips: int) -> compiled.CostReport:
     """One model, data parallel or FSDP, on so many v5e chips."""
     file, rows, others = MODELS[model]
     _, data, fsdp = WAYS[way]
@@ -37,7 +37,7 @@ def report(model: str, way: str, chips: int) -> compiled.Report:
     return compiled.examine(load(f"{ROOT}/configs/lm/{file}", **settings | others), CHIPS[chips])
 
 
-def page(found: compiled.Report) -> str:
+def page(found: compiled.CostReport) -> str:
     """What a reviewer reads."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
     mesh = " x ".join(f"{axis} {n}" for axis, n in found.mesh.items())
@@ -61,7 +61,7 @@ def numbers(text: str) -> dict[str, float]:
     return {k: float(v.replace(",", "")) for k, v in re.findall(r"^(\S+) = (\S+)$", text, re.M)}
 
 
-def check_page(name: str, found: compiled.Report, update: bool) -> None:
+def check_page(name: str, found: compiled.CostReport, update: bool) -> None:
     path, text = ROOT / f"tests/goldens/pods/{name}.txt", page(found)
     if update:
         path.parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ def test_xor_is_learned_in_seconds():
     y = jnp.array([[0], [1], [1], [0]], jnp.float32)
     model = TwoLayers()
     to_steps = lambda text, where: int(text.split()[0])
-    optimizer = optim.make(1000, to_steps, {}, name="adamw", lr=0.05, schedule="constant")
+    optimizer = optim.make_optimizer(1000, to_steps, {}, name="adamw", lr=0.05, schedule="constant")
 
     @jax.jit
     def train(key):

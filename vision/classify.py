@@ -100,8 +100,8 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}; see `common.task`."""
     return {
         "model": models.section(config, "vision.cnn:CNN", given=("num_classes",)),
-        "data": datasets.load,
-        "augment": augment.make,
+        "data": datasets.load_sources,
+        "augment": augment.make_augment,
         "loss": loss_section,
         **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
     }
@@ -109,12 +109,12 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(datasets.load, config["data"], splits(config))
+    return configs.call(datasets.load_sources, config["data"], splits(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
     """What `sources` would give; see `common.task`."""
-    return datasets.outline(splits(config), config["data"])
+    return datasets.outline_sources(splits(config), config["data"])
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
@@ -126,7 +126,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     shape = train_set.spec["image"].shape
     shape = shape if size is None else (size, size, shape[-1])
     model = models.build(config["model"], constrain, num_classes=classes)
-    augmented = configs.call(augment.make, config["augment"], mean)
+    augmented = configs.call(augment.make_augment, config["augment"], mean)
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
     label_smoothing, auxiliary = configs.call(loss_section, config["loss"])
 
@@ -183,7 +183,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         return sum(share * apply(view) for share, view in augment.views(images, views))
 
     def pretrained(name):
-        variables = weights.pretrained(fetch.pretrained(name), model)
+        variables = weights.pretrained(fetch.find_pretrained(name), model)
         return tree.unflatten(
             {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
         )

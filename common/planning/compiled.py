@@ -32,7 +32,7 @@ from common.training.program import Program
 GIB = 2**30
 
 
-class Report(NamedTuple):
+class CostReport(NamedTuple):
     """What a compiled step takes, on one device unless said otherwise.
 
     Attributes:
@@ -77,14 +77,14 @@ class Report(NamedTuple):
     compile_seconds: float
 
 
-def outline(config: dict, devices) -> Program:
+def outlined_program(config: dict, devices) -> Program:
     """The program of a config on these devices, with nothing on them.
 
     Raises:
       BadInput: for anything that the user can mend. Data are needed only by tasks that have no
-        `outline`.
+        `outlined_program`.
     """
-    layout = call(mesh.make, config["mesh"], devices)
+    layout = call(mesh.make_layout, config["mesh"], devices)
     module = program.task_module(config["task"])
     sources = getattr(module, "outline", module.sources)(config)
     return program.lay_out(config, layout, sources)
@@ -101,7 +101,7 @@ def arguments(made: Program) -> tuple:
     return everywhere(made.hypers), made.like, batch, everywhere(made.resident)
 
 
-def examine(config: dict, where: str) -> Report:
+def examine(config: dict, where: str) -> CostReport:
     """Compiles a config's step for a topology and reports what it takes.
 
     Args:
@@ -112,7 +112,7 @@ def examine(config: dict, where: str) -> Report:
       BadInput: for a config or topology that does not go.
     """
     devices, chip = topology.devices(where)
-    made = outline(config, devices)
+    made = outlined_program(config, devices)
     given = arguments(made)
     with jax.set_mesh(made.layout.mesh):
         lowered = made.step.trace(*given)
@@ -141,7 +141,7 @@ def examine(config: dict, where: str) -> Report:
     )
 
 
-def _too_large(made, where, chip, given, counted, error, took) -> Report:
+def _too_large(made, where, chip, given, counted, error, took) -> CostReport:
     """The report of a program that the compiler refuses for its memory."""
     said = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
     if said is None:
@@ -175,7 +175,7 @@ def _report(
     aliased: int = 0,
     xla_flops: float | None = None,
     module: hlo.Module | None = None,
-) -> Report:
+) -> CostReport:
     shape = dict(made.layout.mesh.shape)
     count = math.prod(shape.values())
     memory = _state_bytes(made, given) | {"working": int(working), "program": code}
@@ -200,7 +200,7 @@ def _report(
             "network": sum(one.sent() for one in talk) / chip.link_bandwidth,
         }
     per_example = made.task.flops
-    return Report(
+    return CostReport(
         topology=where,
         chip=chip.name if chip else "",
         devices=count,
@@ -225,14 +225,14 @@ def _report(
     )
 
 
-def bound(report: Report) -> tuple[str, float]:
+def bound(report: CostReport) -> tuple[str, float]:
     """("compute", "memory" or "network", least seconds of a step); ("", nan) if not known."""
     if not report.seconds:
         return "", math.nan
     return max(report.seconds.items(), key=lambda item: item[1])
 
 
-def text(report: Report) -> str:
+def report_text(report: CostReport) -> str:
     """A report to read."""
     chip = report.chip or "simulated CPU devices"
     axes = " x ".join(f"{axis} {n}" for axis, n in report.mesh.items() if n > 1) or "one device"
@@ -281,7 +281,7 @@ def text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def to_json(report: Report, **more) -> str:
+def to_json(report: CostReport, **more) -> str:
     """One line, with `more` in it."""
     what, seconds = bound(report)
     found = report._asdict() | {"bound": what, "step_seconds": seconds if what else None}

@@ -139,7 +139,7 @@ def _lines(x: dict, y: dict) -> list[str]:
     return [f"{key}: {there} and {here}" for key, (there, here) in config.differing(x, y).items()]
 
 
-def text(found: Comparison) -> str:
+def comparison_text(found: Comparison) -> str:
     """A comparison for people to read."""
     lines = [found.verdict]
     if found.parted:

@@ -33,7 +33,7 @@ MORE_IS_BETTER = ("accuracy", "f1", "matthews", "pearson", "top_5")
 LESS_IS_BETTER = ("loss", "perplexity", "error", "rmse", "bits_per_byte")
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run.
 
     Attributes:
@@ -88,13 +88,13 @@ class Row(NamedTuple):
     """
 
     name: str
-    runs: list[Run]
+    runs: list[FinishedRun]
     values: dict[int, float]
     selecting: dict[int, float]
     difference: Difference | None
 
 
-class Report(NamedTuple):
+class RunReport(NamedTuple):
     """Rows, the best one first.
 
     Attributes:
@@ -115,7 +115,7 @@ class Report(NamedTuple):
 # ----------------------------------------------------------------------------------------- reading
 
 
-def find(places: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
+def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]:
     """Reads runs.
 
     Args:
@@ -129,17 +129,17 @@ def find(places: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
       BadInput: for a place without a run, a run given by name that is not finished, a file that is
         damaged, or if no run is left.
     """
-    runs: dict[str, Run] = {}
+    runs: dict[str, FinishedRun] = {}
     left_out: dict[str, str] = {}
     for place in places:
         folder = absolute(place)
         trials = _trials(folder)
         if not trials:
-            runs.setdefault(str(folder), read(folder))
+            runs.setdefault(str(folder), read_run(folder))
             continue
         why = {trial: _unfinished(trial) for trial in trials}
         left_out |= {str(trial): text for trial, text in why.items() if text}
-        finished = [read(trial) for trial in trials if not why[trial]]
+        finished = [read_run(trial) for trial in trials if not why[trial]]
         for run in named(finished, folder.name, alone=len(places) == 1):
             runs.setdefault(run.path, run)
     require(bool(runs), f"there is no finished run; {left_out_text(left_out)}")
@@ -163,7 +163,7 @@ def _unfinished(folder: epath.Path) -> str:
     return "not finished"
 
 
-def read(folder) -> Run:
+def read_run(folder) -> FinishedRun:
     """A finished run, called as its folder. Raises `BadInput` if there is none."""
     folder = absolute(folder)
     config = flatten(read_config(folder))
@@ -171,13 +171,13 @@ def read(folder) -> Run:
     require(not why, f"{folder}: {why}; run its command again")
     starts = workdir.read_starts(folder)
     history, result = workdir.read_log(folder), workdir.read_result(folder)
-    return Run(str(folder), folder.name, config, config["seed"], history, result, starts)
+    return FinishedRun(str(folder), folder.name, config, config["seed"], history, result, starts)
 
 
 # ---------------------------------------------------------------------------------------- grouping
 
 
-def settings(run: Run) -> dict:
+def settings(run: FinishedRun) -> dict:
     """What makes a run another one, but for its seed: its flat config without how it is laid out
     and watched."""
     return {
@@ -185,14 +185,14 @@ def settings(run: Run) -> dict:
     }
 
 
-def settings_of(run: Run, keys: Sequence[str]) -> dict:
+def settings_of(run: FinishedRun, keys: Sequence[str]) -> dict:
     """Some keys of a run's config; None for one that it lacks."""
     return {key: run.config.get(key) for key in keys}
 
 
-def group(runs: Iterable[Run]) -> list[list[Run]]:
+def group(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs of the same settings together, by seed. Raises `BadInput` if two have the same seed."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(settings(run), sort_keys=True), []).append(run)
     for members in groups.values():
@@ -203,7 +203,7 @@ def group(runs: Iterable[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def varied(groups: Sequence[Sequence[Run]]) -> list[str]:
+def varied(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
     """The keys in which groups of runs differ."""
     flat = [settings(members[0]) for members in groups]
     said = lambda values, key: json.dumps(values[key]) if key in values else ""
@@ -211,7 +211,7 @@ def varied(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [key for key in keys if len({said(values, key) for values in flat}) > 1]
 
 
-def named(runs: Sequence[Run], folder: str, alone: bool = True) -> list[Run]:
+def named(runs: Sequence[FinishedRun], folder: str, alone: bool = True) -> list[FinishedRun]:
     """The runs of one folder, called by the keys in which they differ from others there:
     'optim.lr=0.001 optim.weight_decay=0.1'.
 
@@ -223,7 +223,7 @@ def named(runs: Sequence[Run], folder: str, alone: bool = True) -> list[Run]:
     groups = group(runs)
     keys = varied(groups)
 
-    def name(run: Run, exact: bool) -> str:
+    def name(run: FinishedRun, exact: bool) -> str:
         pairs = [f"{k}={label(run.config[k], exact)}" for k in keys if k in run.config]
         return " ".join([*([] if alone and pairs else [folder]), *pairs])
 
@@ -232,7 +232,7 @@ def named(runs: Sequence[Run], folder: str, alone: bool = True) -> list[Run]:
     return [run._replace(name=name(run, exact)) for run in runs]
 
 
-def _name(runs: Sequence[Run]) -> str:
+def _name(runs: Sequence[FinishedRun]) -> str:
     """What a row is called: as its runs, or as the first one without the number at its end."""
     first = runs[0].name
     alike = all(run.name == first for run in runs)
@@ -242,7 +242,7 @@ def _name(runs: Sequence[Run]) -> str:
 # -------------------------------------------------------------------------------------- statistics
 
 
-def last(run: Run, key: str) -> float:
+def last(run: FinishedRun, key: str) -> float:
     """The last value of a key of the log; NaN if that is no number. Raises `BadInput` if there is
     none."""
     found = [line[key] for line in run.history if key in line]
@@ -285,8 +285,11 @@ def wanted(where: str, text: str) -> tuple[int, str]:
 
 
 def compare(
-    runs: Sequence[Run], metric: str, select: str = "", left_out: dict[str, str] | None = None
-) -> Report:
+    runs: Sequence[FinishedRun],
+    metric: str,
+    select: str = "",
+    left_out: dict[str, str] | None = None,
+) -> RunReport:
     """Makes rows of runs, finds the best one, and compares the others with it.
 
     Args:
@@ -294,7 +297,7 @@ def compare(
       metric: a key of the log, perhaps behind 'max ' or 'min '.
       select: the same, of which the best row has the best mean; "" is the metric of the same name
         of the evaluator `valid`, or the metric itself where a run has none.
-      left_out: {path: why} of `find`. Runs whose last value is no finite number are added.
+      left_out: {path: why} of `find_runs`. Runs whose last value is no finite number are added.
 
     Raises:
       BadInput: if a run's log has no such key, it is not known which of two values is better, two
@@ -324,7 +327,7 @@ def compare(
     for a, b in itertools.pairwise(sorted(row.name for row in rows)):
         require(a != b, f"{a}: runs of two configs have this name")
     rest = [row._replace(difference=paired(row.values, rows[0].values)) for row in rows[1:]]
-    return Report(key, by, [rows[0], *rest], varied(groups), left_out)
+    return RunReport(key, by, [rows[0], *rest], varied(groups), left_out)
 
 
 def left_out_text(left_out: dict[str, str]) -> str:
@@ -333,7 +336,7 @@ def left_out_text(left_out: dict[str, str]) -> str:
     return f"left out: {', '.join(words)}"
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: RunReport) -> list[str]:
     """The lines below a table: by what the best row is the best, what the intervals are, and who is
     left out."""
     lines = []
@@ -349,7 +352,7 @@ def notes(report: Report) -> list[str]:
     return lines + ([left_out_text(report.left_out)] if report.left_out else [])
 
 
-def facts(runs: Sequence[Run]) -> dict:
+def facts(runs: Sequence[FinishedRun]) -> dict:
     """Parameters, the seconds of each run, and what they ran on in their last starts; the commits
     are those of all starts."""
     starts = [run.environment[-1] for run in runs if run.environment]

@@ -23,7 +23,7 @@ from common.runs import files
 NAME = "metrics.jsonl"
 
 
-def options(*, tensorboard: bool = False, wandb: str = "") -> dict:
+def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
     """Checks the section `log`.
 
     Args:
@@ -79,7 +79,7 @@ def _lines(text: str) -> list[dict]:
     return found
 
 
-def read(workdir: epath.PathLike) -> list[dict]:
+def read_lines(workdir: epath.PathLike) -> list[dict]:
     """Every line of a run's log, in order; [] where there is none."""
     workdir = epath.Path(workdir)
     files = [workdir / NAME] if (workdir / NAME).exists() else _parts(workdir)
@@ -90,7 +90,7 @@ def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
     """The last lines of a run's log, as many as `size` bytes hold (all, where it is in parts)."""
     path = epath.Path(workdir) / NAME
     if not path.exists():
-        return read(workdir)
+        return read_lines(workdir)
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
         whole = file.tell() == 0
@@ -122,7 +122,7 @@ class Log:
         self._file, self._buffer, self._tensorboard, self._wandb = None, [], None, None
         self.history: list[dict] = []
         if workdir is not None:
-            self.history = [line for line in read(workdir) if line["step"] <= step]
+            self.history = [line for line in read_lines(workdir) if line["step"] <= step]
             if jax.process_count() > 1:  # all have read before one rewrites
                 multihost_utils.sync_global_devices("log")
         if not self._writing:

@@ -297,7 +297,7 @@ def read_log(folder) -> list[dict]:
     """
     path = epath.Path(folder) / log.NAME
     if not path.exists():
-        return log.read(folder)  # in parts, or none
+        return log.read_lines(folder)  # in parts, or none
     _, before, behind = _lines(path)
     require(not behind, f"{path} is damaged at line {len(before) + 1}")
     return before
@@ -320,7 +320,7 @@ def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None
     """
     path = folder / log.NAME
     with together():
-        raw, before, behind = _lines(path) if path.exists() else ([], log.read(folder), [])
+        raw, before, behind = _lines(path) if path.exists() else ([], log.read_lines(folder), [])
         trained = [x["step"] for x in before if any(key.startswith("train/") for key in x)]
         last = max(trained, default=0)
         due = step - step % log_every if log_every else 0

@@ -59,7 +59,7 @@ def local(
                     job = [t for t in job if not trials.finished(t, epath.Path(root) / t.name)]
                     if job:
                         name = str(job[0].index)
-                        running.append((job, *start(command(job), root, name, at_once)))
+                        running.append((job, *start_process(command(job), root, name, at_once)))
             if told.signal is not None and not passed_on:
                 for _, process, _ in running:
                     process.send_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def _in_use(trial: Trial, root) -> bool:
     return workdir.in_use(epath.Path(root) / trial.name)
 
 
-def start(command: list[str], root, name: str, at_once: int = 1, cwd: str | None = None):
+def start_process(command: list[str], root, name: str, at_once: int = 1, cwd: str | None = None):
     """(process, the file of what it says): begins a process that ends, and saves, when this thread
     does.
 

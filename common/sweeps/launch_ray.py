@@ -94,7 +94,7 @@ def run(
         overrides = overrides_of(settings)
         name, words = _name(overrides), command(overrides)
         # Ray's processes are in folders of their own, and paths of the config may be relative.
-        process, output = launch.start(words, root, name, sharing, here)
+        process, output = launch.start_process(words, root, name, sharing, here)
         _follow(process, output, epath.Path(root) / name, metric, tune.report)
 
     class Stops(tune.Callback):

@@ -125,7 +125,7 @@ class _Run:
         self.words, self.root, self.name, self.process = words, root, name, None
 
     def __call__(self) -> int:
-        self.process, output = launch.start(self.words, self.root, self.name)
+        self.process, output = launch.start_process(self.words, self.root, self.name)
         reason = launch.failure(self._wait(), output)
         folder = epath.Path(self.root) / self.name
         if reason and not (folder / trials.FAILED).exists():

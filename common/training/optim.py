@@ -132,8 +132,8 @@ def muon(
 def schedule_free(
     *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_lr_power: float = 2.0
 ):
-    """Schedule-free AdamW (Defazio et al. 2024): `make` wraps this base, whose own momentum is
-    off."""
+    """Schedule-free AdamW (Defazio et al. 2024): `make_optimizer` wraps this base, whose own
+    momentum is off."""
     del b1, weight_lr_power  # of the wrapper
     return optax.scale_by_adam(0.0, b2, eps)
 
@@ -141,7 +141,7 @@ def schedule_free(
 DIRECTIONS: dict[str, Callable] = {
     "sgd": sgd,
     "adamw": adamw,
-    "lamb": adamw,  # `make` adds the trust ratio, behind the weight decay (You et al. 2020)
+    "lamb": adamw,  # with a trust ratio behind the weight decay (You et al. 2020), see `_transform`
     "lion": lion,
     "rmsprop": rmsprop,
     "adafactor": adafactor,
@@ -190,7 +190,7 @@ def unit_shape(
 # --------------------------------------------------------------------------------------------- make
 
 
-def make(
+def make_optimizer(
     total_steps: int,
     to_steps: Callable[[str, str], int],
     direction_arguments: dict,

@@ -84,18 +84,18 @@ def task_module(name: str):
 def sections(config) -> dict[str, Callable]:
     """{section: the function that it feeds}, the program's and the task's."""
     require(isinstance(config.get("task"), str), "config.task: required, e.g. 'vision.classify'")
-    name = (config.get("optim") or {}).get("name", parameters(optim.make)["name"].default)
+    name = (config.get("optim") or {}).get("name", parameters(optim.make_optimizer)["name"].default)
     return {
         **task_module(config["task"]).sections(config),
-        "optim": optim.make,
+        "optim": optim.make_optimizer,
         "optim.direction": optim.direction(name),
-        "mesh": mesh.make,
+        "mesh": mesh.make_layout,
         "train": plan,
         "train.stop": should_stop,
         "checkpoint": checkpoint.policy,
         "init": initialise,
         "runtime": runtime.start,
-        "log": log.options,
+        "log": log.log_section,
     }
 
 
@@ -165,7 +165,7 @@ def prepare(config, devices=None) -> Program:
       BadInput: for anything that the user can mend.
     """
     config = config if isinstance(config, dict) else plain(config)
-    layout = call(mesh.make, config["mesh"], devices)
+    layout = call(mesh.make_layout, config["mesh"], devices)
     made = lay_out(config, layout, task_module(config["task"]).sources(config))
     return made._replace(
         hypers=mesh.put_replicated(layout, made.hypers),
@@ -210,7 +210,9 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         changed = substitute(config, values)
         task = module.make(changed, sources, mesh.constrainer(layout))
         section = changed["optim"]
-        return task, call(optim.make, section, schedule.total, to_steps, section["direction"])
+        return task, call(
+            optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
+        )
 
     task, optimizer = build({})
     _check_task(config, task, schedule)

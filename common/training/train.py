@@ -42,7 +42,7 @@ def run(config, folder, *, show: bool = True) -> dict:
     """
     config = config if isinstance(config, dict) else plain(config)
     call(runtime.start, config["runtime"])
-    call(log.options, config["log"])
+    call(log.log_section, config["log"])
     # The workdir is taken before the data is read, which may take long.
     with workdir.Lock(folder) as lock, refusals(folder):
         return run_program(prepare(config), folder, lock, show)
@@ -121,7 +121,7 @@ def begun(
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
         workdir.mend_log(folder, step, log_every, main)
         name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
-        options = call(log.options, config["log"])
+        options = call(log.log_section, config["log"])
         metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)
         history = metrics.history
         progress = _progress(program, history, step, show and main)

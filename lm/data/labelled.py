@@ -59,7 +59,7 @@ class Examples(NamedTuple):
     classes: tuple[str, ...]
 
 
-def load(
+def load_sources(
     splits: dict[str, str],
     *,
     name: str = "reviews",
@@ -286,7 +286,7 @@ def prepare(name: str, folder: str = "") -> pathlib.Path:
 
 def _reviews(folder: str) -> list[tuple[str, str]]:
     outer = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    inner = io.BytesIO(fetch.read(fetch.package(*REVIEWS, folder), outer))
+    inner = io.BytesIO(fetch.read_member(fetch.package(*REVIEWS, folder), outer))
     with tarfile.open(fileobj=inner) as archive:
         raw = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read()
     rows = (line.split("\t", 2) for line in raw.decode().splitlines())

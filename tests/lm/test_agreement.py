@@ -166,8 +166,8 @@ def test_outputs_and_gradients(name, precision, transformers, wide_llama, tmp_pa
     reference.save_pretrained(tmp_path / "theirs")
     model = make(weights.sizes(tmp_path / "theirs"))
     empty = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    params, report = weights.load(tmp_path / "theirs", empty)
-    assert report == weights.Report((), (), ())
+    params, report = weights.load_weights(tmp_path / "theirs", empty)
+    assert report == weights.LoadReport((), (), ())
     data = example()
     expected, gradients = theirs(reference, data, precision)
     outputs, found = ours(model, params, data, precision)
@@ -269,7 +269,7 @@ def our_losses(model, params, lr: float, weight_decay: float) -> list[float]:
     to_steps = lambda text, key: duration.steps(
         text, where=key, batch_size=ROWS, size=1, total=STEPS
     )
-    optimizer = optim.make(
+    optimizer = optim.make_optimizer(
         STEPS, to_steps, {}, name="adamw", lr=lr, schedule="constant", weight_decay=weight_decay
     )
 

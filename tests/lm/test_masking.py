@@ -34,7 +34,7 @@ def rows(seed: int = 0):
 
 @lru_cache
 def compiled(**settings):
-    return jax.jit(masking.make(FACTS, L, **settings))
+    return jax.jit(masking.make_masking(FACTS, L, **settings))
 
 
 def masked(tokens, segments, seed: int = 1, keys=None, **settings) -> masking.Masked:
@@ -221,10 +221,10 @@ def test_rows_with_next_to_nothing_in_them():
 )
 def test_shares_that_cannot_be_are_refused(settings, message):
     with pytest.raises(BadInput, match=message):
-        masking.make(FACTS, L, **settings)
+        masking.make_masking(FACTS, L, **settings)
 
 
 def test_a_tokenizer_without_a_mask_is_refused():
     facts = FACTS | {"special": SPECIAL | {"mask": None}}
     with pytest.raises(BadInput, match="it has no mask token; take 'wordpiece'"):
-        masking.make(facts, L)
+        masking.make_masking(facts, L)

@@ -66,7 +66,7 @@ def test_masked_lm_metrics_are_means_over_what_is_hidden(texts):
     source = made.task.sources["test"]
     batch = rows_of(source)
     key = eval_context(made, state, 0).key
-    hidden = masking.make(source.facts, 24)(
+    hidden = masking.make_masking(source.facts, 24)(
         row_keys(key, batch), batch["tokens"], batch["segments"]
     )
     from lm import mlm

@@ -73,9 +73,9 @@ def test_saved_is_loaded(name, tmp_path, caplog):
     weights.save(tmp_path, model, params)
     assert same(weights.pretrained(tmp_path), params)
     assert same(weights.pretrained(tmp_path / "model.safetensors"), params)
-    taken, report = weights.load(tmp_path, jax.tree.map(np.zeros_like, params))
+    taken, report = weights.load_weights(tmp_path, jax.tree.map(np.zeros_like, params))
     assert same(taken, params)
-    assert report == weights.Report((), (), ())
+    assert report == weights.LoadReport((), (), ())
     assert not caplog.records
     sizes = weights.sizes(tmp_path)
     assert sizes["vocab_size"] == 150
@@ -173,14 +173,14 @@ def test_what_does_not_meet_is_said(folder, caplog):
     ]
     wanted = params | {"new": np.ones(3, np.float32)}
     del wanted["pooler"]
-    taken, report = weights.load(path, wanted)
-    assert report == weights.Report(
+    taken, report = weights.load_weights(path, wanted)
+    assert report == weights.LoadReport(
         ("new",), ("pooler/bias", "pooler/kernel"), ("qa_outputs.weight",)
     )
     assert same(taken, wanted)
     wanted["next"] = {"kernel": np.zeros((16, 3)), "bias": np.zeros(3)}
     with pytest.raises(BadInput, match=r"next/bias is \[2\] there and \[3\] here; next/kernel is"):
-        weights.load(path, wanted)
+        weights.load_weights(path, wanted)
 
 
 def test_no_weights(tmp_path, folder):

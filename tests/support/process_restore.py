@@ -49,7 +49,7 @@ if __name__ == "__main__":
     import numpy as np
     from jax.experimental import multihost_utils
 
-    layout = mesh.make(data=1, fsdp=jax.device_count())
+    layout = mesh.make_layout(data=1, fsdp=jax.device_count())
     table = (("kernel", ("embed", None)),)
     host = {
         step: {"kernel": np.random.default_rng(step).normal(size=(1024, 256)).astype(np.float32)}

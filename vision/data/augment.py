@@ -1,6 +1,6 @@
 """Augmentation on the device, of a whole batch at once, inside the jitted step.
 
-    augmented = augment.make(crop_padding=4, flip="alternating", cutout=8, mixup=0.2)
+    augmented = augment.make_augment(crop_padding=4, flip="alternating", cutout=8, mixup=0.2)
     images, labels = augmented(key, images, labels, rows, epochs)
 
 Every augmentation is a pure function `(key, images, labels, its own settings) -> (images, labels)`
@@ -324,7 +324,7 @@ def views(images, name: Views) -> tuple:
 # -------------------------------------------------------------------------------------- the section
 
 
-def make(
+def make_augment(
     mean=0.0,
     *,
     resized_crop: int | None = None,

@@ -39,7 +39,7 @@ OUTLINES = {
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 
 
-def load(
+def load_sources(
     splits: dict[str, str],
     *,
     name: str = "digits",
@@ -99,8 +99,8 @@ def _spec(shape: tuple[int, ...]) -> dict:
     return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
 
 
-def outline(splits: dict[str, str], section: dict) -> dict[str, Source]:
-    """What `load` gives for the sets of `OUTLINES`, all of whose images are black.
+def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
+    """What `load_sources` gives for the sets of `OUTLINES`, all of whose images are black.
 
     Args:
       splits: {name of the Source: split}.
@@ -108,7 +108,7 @@ def outline(splits: dict[str, str], section: dict) -> dict[str, Source]:
     """
     name = section["name"].removeprefix("tfds:")
     if name not in OUTLINES:
-        return load(splits, **section)
+        return load_sources(splits, **section)
     shape, classes, sizes = OUTLINES[name]
     if section["image_size"] is not None:
         shape = section["image_size"], section["image_size"], shape[-1]

@@ -80,7 +80,7 @@ def test_a_large_shuffle_has_no_serial_correlation():
 
 def test_evaluation_batches_pad_the_last_one():
     source = loading.from_arrays({"x": np.arange(10.0)[:, None]})
-    layout = mesh.make(jax.devices()[:2])
+    layout = mesh.make_layout(jax.devices()[:2])
     batches = [jax.device_get(b) for b in loading.eval_batches(source, 4, layout)]
     assert [b["valid"].tolist() for b in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
     assert np.concatenate([b["index"] for b in batches])[:10].tolist() == list(range(10))

@@ -18,23 +18,27 @@ TABLE = ((r"up/kernel", ("embed", "mlp")),)
 
 
 def test_sizes_must_fit_the_devices():
-    assert dict(mesh.make(data=-1, tensor=2).mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(mesh.make_layout(data=-1, tensor=2).mesh.shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
     for sizes in ({"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": 16}, {"tensor": 3}):
         with pytest.raises(BadInput, match=r"config\.mesh"):
-            mesh.make(**sizes)
+            mesh.make_layout(**sizes)
     with pytest.raises(BadInput, match="'batch' names 'dta'"):
-        mesh.make(rules=(("batch", "dta"),))
+        mesh.make_layout(rules=(("batch", "dta"),))
 
 
 def test_parameters_go_where_the_table_says():
-    layout = mesh.make(data=2, fsdp=2, tensor=2)
+    layout = mesh.make_layout(data=2, fsdp=2, tensor=2)
     placed = mesh.shardings(layout, TABLE, PARAMS)
     assert placed["up"]["kernel"].spec == P(("fsdp",), ("tensor",))
     assert placed["up"]["bias"].spec == P(None)
 
 
 def test_a_dimension_that_does_not_divide_is_replicated_and_logged(caplog):
-    layout = mesh.make(data=1, fsdp=1, tensor=8)
+    layout = mesh.make_layout(data=1, fsdp=1, tensor=8)
     with caplog.at_level("INFO"):
         placed = mesh.shardings(layout, TABLE, PARAMS)
     assert placed["up"]["kernel"].spec == P(None, None)
@@ -43,11 +47,11 @@ def test_a_dimension_that_does_not_divide_is_replicated_and_logged(caplog):
 
 def test_a_row_of_another_rank_is_an_error():
     with pytest.raises(BadInput, match="its row names"):
-        mesh.shardings(mesh.make(), ((r"up/kernel", ("embed",)),), PARAMS)
+        mesh.shardings(mesh.make_layout(), ((r"up/kernel", ("embed",)),), PARAMS)
 
 
 def test_optimizer_state_follows_its_parameter():
-    layout = mesh.make(data=2, fsdp=2, tensor=2)
+    layout = mesh.make_layout(data=2, fsdp=2, tensor=2)
     placed = mesh.shardings(layout, TABLE, PARAMS)
     count, factor = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((8,), "float32")
     state = ({"mu": PARAMS, "count": count}, {"factored": {"up": {"kernel": factor}}})
@@ -57,7 +61,7 @@ def test_optimizer_state_follows_its_parameter():
 
 
 def test_batches_must_divide():
-    layout = mesh.make(data=4, fsdp=2)
+    layout = mesh.make_layout(data=4, fsdp=2)
     mesh.check_batch(layout, 16, "here")
     with pytest.raises(BadInput, match="36 examples cannot be divided over 8 devices; take 32"):
         mesh.check_batch(layout, 36, "here")
@@ -65,7 +69,7 @@ def test_batches_must_divide():
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
 def test_local_rows_make_the_global_batch(sizes):
-    layout = mesh.make(**dict(zip(mesh.AXES, sizes, strict=True)))
+    layout = mesh.make_layout(**dict(zip(mesh.AXES, sizes, strict=True)))
     rows = mesh.local_rows(layout, 16)
     assert rows.tolist() == list(range(16))
     x = np.arange(32).reshape(16, 2)

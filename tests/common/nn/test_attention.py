@@ -42,7 +42,7 @@ def test_splash_is_the_plain_map(causal, window, segments):
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
 
     expected = value(plain)
-    layout = mesh.make(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
+    layout = mesh.make_layout(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
     for constrain in (attention.identity, mesh.constrainer(layout)):
         found = value(
             module(causal=causal, window=window, implementation="splash", constrain=constrain)
@@ -85,7 +85,7 @@ def test_splash_counts_as_the_plain_one():
     """FLOPs as traced: about those of the plain map (it computes the map again behind), and on a
     mesh those of all devices."""
     x, positions = jnp.zeros((4, 512, 64)), jnp.broadcast_to(jnp.arange(512), (4, 512))
-    layout = mesh.make(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
+    layout = mesh.make_layout(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
 
     def counted(**fields):
         model = module(**fields)

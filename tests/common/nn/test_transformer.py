@@ -270,7 +270,7 @@ def test_the_partition_table_covers_every_matrix_and_no_row_is_idle(name):
     cls, fields = MODELS[name]
     model = cls(**fields)
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
-    mesh.shardings(mesh.make(), model.PARTITION, shapes)
+    mesh.shardings(mesh.make_layout(), model.PARTITION, shapes)
 
 
 def test_bfloat16_is_near_and_logits_stay_float32():
@@ -329,7 +329,7 @@ def test_layers_gather_their_kernels_by_the_rows_of_the_partition_table(name):
 def test_under_fsdp_parameters_are_gathered_and_activations_stay():
     from common.planning import hlo
 
-    layout = mesh.make(data=1, fsdp=8)
+    layout = mesh.make_layout(data=1, fsdp=8)
     model = gpt.GPT(**SMALL | {"width": 64, "layers": 1}, constrain=mesh.constrainer(layout))
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
     places = mesh.shardings(layout, model.PARTITION, shapes)

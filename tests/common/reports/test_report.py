@@ -10,13 +10,13 @@ from scipy import stats
 
 from common.errors import BadInput
 from common.reports import report
-from common.reports.report import Run, compare, paired
+from common.reports.report import FinishedRun, compare, paired
 from common.runs import workdir
 
 TEST, VALID = "eval/test/accuracy", "eval/valid/accuracy"
 
 
-def run(seed: int, value, lr: float = 0.1, name: str = "", **more) -> Run:
+def run(seed: int, value, lr: float = 0.1, name: str = "", **more) -> FinishedRun:
     """A finished run: `more` are keys of the config, with two underscores for a point, and
     `valid`, the validation accuracy."""
     last = {"step": 20, TEST: value}
@@ -26,7 +26,7 @@ def run(seed: int, value, lr: float = 0.1, name: str = "", **more) -> Run:
     config |= {key.replace("__", "."): value for key, value in more.items()}
     history = [last | {"step": 10, TEST: 0.0}, last]
     name = name or f"lr{lr}-{seed}"
-    return Run(f"runs/{name}", name, config, seed, history, {"parameters": 7}, [])
+    return FinishedRun(f"runs/{name}", name, config, seed, history, {"parameters": 7}, [])
 
 
 def seeded(numbers) -> dict[int, float]:

@@ -240,7 +240,7 @@ def test_a_checkpoint_restores_on_another_mesh(tmp_path):
     params = state(1)["params"]
 
     def placed(**sizes):
-        return mesh.shardings(mesh.make(**sizes), table, params)
+        return mesh.shardings(mesh.make_layout(**sizes), table, params)
 
     checkpoints = checkpoint.Checkpoints(tmp_path, RULE)
     checkpoints.save(1, {"params": jax.device_put(params, placed(data=2, fsdp=2, tensor=2))})

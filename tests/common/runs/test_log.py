@@ -70,8 +70,8 @@ def test_a_log_goes_on_where_the_state_does(folder):
     for step in (4, 5):
         second.write(step, {"train/loss": 1 / step})
     second.close()
-    assert [line["step"] for line in log.read(folder)] == [1, 2, 3, 4, 5]
-    assert log.read(folder)[2] == {"step": 3, "train/loss": 1 / 3}
+    assert [line["step"] for line in log.read_lines(folder)] == [1, 2, 3, 4, 5]
+    assert log.read_lines(folder)[2] == {"step": 3, "train/loss": 1 / 3}
     assert second.has(5, "train/")
     assert not second.has(5, "eval/")
 
@@ -81,21 +81,23 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     resumed = make(tmp_path, step=3)
     resumed.write(3, {"x": 1})
     resumed.close()
-    assert log.read(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "x": 1}]
+    assert log.read_lines(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "x": 1}]
 
 
 def test_what_is_synced_is_there_without_closing(folder):
     metrics = make(folder)
     metrics.write(1, {"x": 1})
     metrics.sync()
-    assert log.read(folder) == [{"step": 1, "x": 1}]
+    assert log.read_lines(folder) == [{"step": 1, "x": 1}]
 
 
 def test_arrays_text_and_what_is_not_finite(folder):
     metrics = make(folder)
     metrics.write(1, {"a": np.arange(3), "b": "text", "c": np.float32("nan"), "d": float("inf")})
     metrics.close()
-    assert log.read(folder) == [{"step": 1, "a": [0, 1, 2], "b": "text", "c": None, "d": None}]
+    assert log.read_lines(folder) == [
+        {"step": 1, "a": [0, 1, 2], "b": "text", "c": None, "d": None}
+    ]
 
 
 def test_nothing_is_written_by_another_process(tmp_path):
@@ -142,7 +144,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):
-        log.options(tensorboard=True)
+        log.log_section(tensorboard=True)
 
 
 def test_replaced_files_are_whole_or_old(tmp_path, monkeypatch):
@@ -207,7 +209,7 @@ def test_a_run_of_text_says_tokens_a_second_and_on_cpu_no_mfu(tmp_path):
     often = {"train.duration": "3 steps", "train.batch_size": 8, "train.log_every": "1 steps"}
     config = load(f"{ROOT}/tests/support/language_config.py:clm", **small, **data, **often)
     result = train.run(config, tmp_path / "run", show=False)
-    lines = log.read(tmp_path / "run")
+    lines = log.read_lines(tmp_path / "run")
     assert not any("time/mfu" in line for line in lines)
     assert "mfu" not in result
     last = lines[-1]

@@ -24,7 +24,7 @@ def steps(text, where):
 
 def make(total=10, direction=None, **section):
     section = {"schedule": "constant", "lr": 0.1} | section
-    return optim.make(total, steps, direction or {}, **section)
+    return optim.make_optimizer(total, steps, direction or {}, **section)
 
 
 def one_update(optimizer, step=0):
@@ -135,7 +135,7 @@ def test_every_direction_learns_with_traced_numbers(name):
 
     @jax.jit
     def run(lr, decay, direction):
-        optimizer = optim.make(
+        optimizer = optim.make_optimizer(
             200, steps, direction, name=name, lr=lr, schedule="constant", weight_decay=decay
         )
 

@@ -124,7 +124,7 @@ def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
     assert not (tmp_path / "b/metrics.jsonl").exists()
     assert len(list((tmp_path / "b/metrics").glob("part_*"))) > 2
     strip = lambda line: {k: v for k, v in line.items() if not k.startswith("time/")}
-    assert [strip(line) for line in log.read(tmp_path / "b")] == timeless(tmp_path / "a")
+    assert [strip(line) for line in log.read_lines(tmp_path / "b")] == timeless(tmp_path / "a")
 
 
 # -------------------------------------------------------------------------------------- early stop
@@ -216,7 +216,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
     from common.training import optim
 
-    make = optim.make
+    make = optim.make_optimizer
 
     @functools.wraps(make)
     def poisoned(*args, **kwargs):
@@ -232,7 +232,7 @@ def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
     saved = 5 if calls == 1 else 4  # a call ends where something is due, and none holds a NaN
     config = short(**{"checkpoint.every": f"{calls} steps", "train.steps_per_call": calls})
     config["train"]["log_every"] = "4 steps"
-    monkeypatch.setattr("common.training.program.optim.make", poisoned)
+    monkeypatch.setattr("common.training.program.optim.make_optimizer", poisoned)
     with pytest.raises(NotFinite, match=r"step 6: .*loss \d") as raised:
         train.run(config, tmp_path, show=False)
     assert "loss nan" not in str(raised.value)  # as it is from the next step on

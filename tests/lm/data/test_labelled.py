@@ -39,7 +39,7 @@ def every(source) -> dict:
 def test_a_text_and_its_class(tmp_path, tokenizer):
     entries = reviews()
     splits = {"train": "train+valid", "test": "test"}
-    sources = labelled.load(
+    sources = labelled.load_sources(
         splits,
         name=write(tmp_path / "a.jsonl", entries),
         train="train+valid",
@@ -79,7 +79,7 @@ def test_splits_are_shares_that_a_text_never_leaves():
 def test_two_texts_and_a_number(tmp_path, tokenizer, lengths):
     one, two = ("the " * count for count in lengths)
     entries = [{"text": one, "text_b": two, "label": 2.5, "split": "mine"}]
-    source = labelled.load(
+    source = labelled.load_sources(
         {"valid": "mine"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer, length=16
     )["valid"]
     assert source.facts["classes"] == ()
@@ -108,7 +108,7 @@ def test_two_texts_and_a_number(tmp_path, tokenizer, lengths):
 )
 def test_kinds_of_labels(tmp_path, tokenizer, labels, classes):
     entries = [{"sentence": "peace", "label": label, "split": "all-of-it"} for label in labels]
-    source = labelled.load(
+    source = labelled.load_sources(
         {"valid": "all-of-it"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer
     )["valid"]
     assert source.facts["classes"] == classes
@@ -116,7 +116,7 @@ def test_kinds_of_labels(tmp_path, tokenizer, labels, classes):
 
 
 def test_fingerprints_and_the_device(tmp_path, tokenizer):
-    load = lambda name, **changes: labelled.load(
+    load = lambda name, **changes: labelled.load_sources(
         {"train": "train"}, name=name, tokenizer=tokenizer, **changes
     )["train"]
     name = write(tmp_path / "a.jsonl", reviews())
@@ -144,7 +144,7 @@ def test_fingerprints_and_the_device(tmp_path, tokenizer):
 def test_lines_that_are_no_examples_are_named(tmp_path, tokenizer, lines, said):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(BadInput, match=rf"^config\.data\.name: .*{said}"):
-        labelled.load(
+        labelled.load_sources(
             {"train": "x"}, name=f"file:{tmp_path}/a.jsonl", train="x", tokenizer=tokenizer
         )
 
@@ -167,7 +167,7 @@ def test_refusals(tmp_path, tokenizer, changes, said):
     given = {"name": write(tmp_path / "a.jsonl", reviews()), "tokenizer": tokenizer}
     given |= {"folder": str(tmp_path)} | changes
     with pytest.raises(BadInput, match=rf"^{said}"):
-        labelled.load({"v": given.pop("split", "test")}, **given)
+        labelled.load_sources({"v": given.pop("split", "test")}, **given)
 
 
 def test_a_prepared_set(tmp_path, tokenizer):
@@ -179,7 +179,7 @@ def test_a_prepared_set(tmp_path, tokenizer):
         "test": [{"sentence": "Peace.", "label": -1}],
     }
     corpus.prepare(folder, "feelings", {"sentence": "text", "label": "label"}, rows)
-    load = lambda name, split: labelled.load(
+    load = lambda name, split: labelled.load_sources(
         {"v": split}, name=f"tfds:{name}", tokenizer=tokenizer, folder=folder
     )["v"]
     source = load("feelings", "train[:10]")

@@ -35,7 +35,7 @@ def load(name, folder):
     def load(splits=SPLITS, form="mlm", tokenizer="wordpiece", **changes):
         size = 150 if tokenizer == "wordpiece" else 300
         given = {"name": name, "length": 32, "vocab_size": size, "folder": folder} | changes
-        return text.load(splits, form, tokenizer=tokenizer, **given)
+        return text.load_sources(splits, form, tokenizer=tokenizer, **given)
 
     return load
 
@@ -269,7 +269,7 @@ def test_single_sentences_are_made_up_for(tmp_path):
     for i in range(300):
         (tmp_path / f"{i}.txt").write_text("One two three. " * (1 if i % 3 else 30))
     options = {"name": f"folder:{tmp_path}", "vocab_size": 60, "folder": str(tmp_path / "data")}
-    rows = every(text.load({"train": "train"}, "pairs", length=16, **options)["train"])
+    rows = every(text.load_sources({"train": "train"}, "pairs", length=16, **options)["train"])
     assert rows["next"].mean() == pytest.approx(0.5, abs=0.02)
 
 
@@ -350,9 +350,9 @@ def test_too_few_documents_to_hold_any_out(tmp_path):
     (tmp_path / "b.txt").write_text("A text of the people, by the people, for the people.")
     options = {"name": f"folder:{tmp_path}", "vocab_size": 60, "folder": str(tmp_path / "data")}
     with pytest.raises(BadInput, match=r"none of the 1 documents is in 'valid'"):
-        text.load({"valid": "valid"}, "mlm", **options)
+        text.load_sources({"valid": "valid"}, "mlm", **options)
     with pytest.raises(BadInput, match=r"pairs need two documents"):
-        text.load({"train": "train"}, "pairs", **options)
+        text.load_sources({"train": "train"}, "pairs", **options)
 
 
 # ---------------------------------------------------------------------------------------- survival
@@ -403,10 +403,10 @@ def test_a_store_too_large_to_be_read_whole_is_checked_by_its_sizes(built, monke
 def test_changed_text_is_noticed(tmp_path):
     name = corpus.write(tmp_path / "mine", 40)
     options = {"name": name, "vocab_size": 150, "folder": str(tmp_path / "data")}
-    first = text.load({"train": "train"}, "mlm", **options)["train"]
+    first = text.load_sources({"train": "train"}, "mlm", **options)["train"]
     with (tmp_path / "mine" / "speeches.jsonl").open("a") as file:
         file.write('{"text": "One more."}\n')
-    second = text.load({"train": "train"}, "mlm", **options)["train"]
+    second = text.load_sources({"train": "train"}, "mlm", **options)["train"]
     assert first.fingerprint != second.fingerprint
 
 
@@ -458,7 +458,7 @@ def test_a_killed_build_leaves_nothing_half_made_and_two_builders_agree(name, fo
 
 @pytest.mark.slow
 def test_the_addresses_as_rows(tmp_path):
-    sources = text.load(SPLITS, "mlm", folder=str(tmp_path))
+    sources = text.load_sources(SPLITS, "mlm", folder=str(tmp_path))
     assert sources["train"].facts["counts"].sum() == pytest.approx(1.97e6, rel=0.01)
     assert sources["train"].size == -(-sources["train"].facts["counts"].sum() // 127)
     assert sources["valid"].size > 500

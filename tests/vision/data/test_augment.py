@@ -12,7 +12,7 @@ from scipy import stats
 
 from common.errors import BadInput
 from vision.data import augment
-from vision.data.augment import make
+from vision.data.augment import make_augment
 
 B, H, W = 2000, 7, 6
 IMAGES = np.float32(np.random.default_rng(0).integers(1, 255, (B, H, W, 1)) / 255)
@@ -300,7 +300,7 @@ def test_views_and_their_weights():
 
 
 def test_the_default_is_nothing():
-    images, labels = make()(KEY, IMAGES, LABELS, None, None)
+    images, labels = make_augment()(KEY, IMAGES, LABELS, None, None)
     assert images is IMAGES
     assert labels is LABELS
 
@@ -311,7 +311,7 @@ def test_types_and_shapes_stay_and_numbers_may_be_traced(dtype):
     floats = {key: jnp.float32(v) for key, v in settings.items() if isinstance(v, float)}
 
     def augmented(floats, *batch):
-        return make((0.1,), **(settings | floats))(KEY, *batch)
+        return make_augment((0.1,), **(settings | floats))(KEY, *batch)
 
     rows = jax.ShapeDtypeStruct((B,), jnp.uint32)
     batch = jax.ShapeDtypeStruct(IMAGES.shape, dtype), LABELS, rows, rows
@@ -324,7 +324,7 @@ def test_types_and_shapes_stay_and_numbers_may_be_traced(dtype):
 @pytest.mark.parametrize("settings", [FEW, pytest.param(ALL, marks=pytest.mark.slow)])
 def test_the_key_decides_and_rows_do_not_interact_but_by_mixing(settings):
     images, rows = IMAGES[:64], ROWS[:64]
-    augmented = jax.jit(make(**settings))
+    augmented = jax.jit(make_augment(**settings))
 
     def run(images, key=KEY):
         return map(np.asarray, augmented(key, images, LABELS[:64], rows, rows))
@@ -345,7 +345,9 @@ def test_the_key_decides_and_rows_do_not_interact_but_by_mixing(settings):
 
 def test_one_augmentation_does_not_change_the_draws_of_another():
     def run(which, images, **settings):
-        return jax.jit(lambda x: make(**settings)(KEY, x, LABELS, ROWS, ROWS)[which])(images)
+        return jax.jit(lambda x: make_augment(**settings)(KEY, x, LABELS, ROWS, ROWS)[which])(
+            images
+        )
 
     everything = ALL | {"cutmix": None, "rand_augment_layers": 1}
     alone, among = run(1, IMAGES, mixup=0.4), run(1, IMAGES, **everything)
@@ -359,7 +361,7 @@ def test_one_augmentation_does_not_change_the_draws_of_another():
 def test_a_mesh_changes_nothing_and_moves_no_whole_batch():
     images, labels = IMAGES[:64], LABELS[:64]
     zeros = np.zeros(64, np.uint32)
-    augmented = jax.jit(make(**ALL, rand_augment_layers=1))
+    augmented = jax.jit(make_augment(**ALL, rand_augment_layers=1))
     expected = augmented(KEY, images, labels, ROWS[:64], zeros)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     put = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
@@ -384,4 +386,4 @@ def test_a_mesh_changes_nothing_and_moves_no_whole_batch():
 )
 def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(BadInput, match=message):
-        make(**settings)
+        make_augment(**settings)

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def test_digits_are_the_digits():
-    sets = datasets.load({"train": "train", "test": "test"}, name="digits")
+    sets = datasets.load_sources({"train": "train", "test": "test"}, name="digits")
     assert (sets["train"].size, sets["test"].size) == (1437, 360)
     batch = sets["train"].read(np.arange(1437))
     assert batch["image"].dtype == np.uint8
@@ -36,8 +36,8 @@ def test_digits_are_the_digits():
 
 def test_splits_are_tfds_splits():
     splits = {"train": "train[:90%]", "valid": "train[90%:]", "both": "test+train[:10]"}
-    sets = datasets.load(splits, name="digits", train="train[:90%]")
-    whole = datasets.load({"train": "train"}, name="digits")["train"].resident["image"]
+    sets = datasets.load_sources(splits, name="digits", train="train[:90%]")
+    whole = datasets.load_sources({"train": "train"}, name="digits")["train"].resident["image"]
     np.testing.assert_array_equal(
         np.concatenate([sets["train"].resident["image"], sets["valid"].resident["image"]]), whole
     )
@@ -47,10 +47,10 @@ def test_splits_are_tfds_splits():
 def test_images_of_varying_size_become_squares_of_one(folder):
     arguments = {"name": "tfds:ragged", "folder": folder}
     with pytest.raises(BadInput, match=r"varying size; set config\.data\.image_size"):
-        datasets.load({"train": "train"}, **arguments)
+        datasets.load_sources({"train": "train"}, **arguments)
     with pytest.raises(BadInput, match="read as they are needed"):
-        datasets.load({"train": "train"}, image_size=16, resident=True, **arguments)
-    found = datasets.load({"train": "train"}, image_size=16, **arguments)["train"]
+        datasets.load_sources({"train": "train"}, image_size=16, resident=True, **arguments)
+    found = datasets.load_sources({"train": "train"}, image_size=16, **arguments)["train"]
     assert found.spec["image"].shape == (16, 16, 3)
     assert found.resident is None
     whole = splits.open_prepared("ragged", folder).as_data_source(split="train")
@@ -63,8 +63,8 @@ def test_images_of_varying_size_become_squares_of_one(folder):
 def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     splits = {"train": "train[:90%]", "test": "test"}
     section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
-    sets = datasets.load(splits, name="digits", train="train[:90%]")
-    for name, outline in datasets.outline(splits, section).items():
+    sets = datasets.load_sources(splits, name="digits", train="train[:90%]")
+    for name, outline in datasets.outline_sources(splits, section).items():
         real = sets[name]
         assert (outline.size, outline.spec) == (real.size, real.spec)
         assert outline.facts == real.facts
@@ -72,24 +72,24 @@ def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
         assert shapes(outline) == shapes(real)
         assert outline.resident.keys() == real.resident.keys()
     large = section | {"name": "tfds:imagenet2012", "image_size": 256}
-    found = datasets.outline({"train": "train[:99%]"}, large)["train"]
+    found = datasets.outline_sources({"train": "train[:99%]"}, large)["train"]
     assert found.spec["image"].shape == (256, 256, 3)
     assert (found.size, len(found.facts["classes"])) == (1_268_355, 1000)
     with pytest.raises(BadInput, match="set it, to 256"):
-        datasets.outline({"train": "train"}, large | {"image_size": None})
+        datasets.outline_sources({"train": "train"}, large | {"image_size": None})
 
 
 @pytest.mark.parametrize("split", ["trian", "train[:9x%]", "train[50%:50%]", ""])
 def test_bad_splits_are_named(split):
     with pytest.raises(BadInput, match=r"config\.evals\.valid\.split"):
-        datasets.load({"valid": split}, name="digits")
+        datasets.load_sources({"valid": split}, name="digits")
 
 
 def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
     arguments = {"name": "tfds:cifar10", "train": "train[10:]", "folder": folder}
     splits = {"train": "train[10:]", "both": "test+train[:3]"}
-    memory = datasets.load(splits, **arguments)
-    disk = datasets.load(splits, resident=False, **arguments)
+    memory = datasets.load_sources(splits, **arguments)
+    disk = datasets.load_sources(splits, resident=False, **arguments)
     for name, size in (("train", 40), ("both", 23)):
         assert memory[name].size == disk[name].size == size
         assert memory[name].spec == disk[name].spec
@@ -103,7 +103,9 @@ def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
 
 
 def test_a_torn_cache_is_decoded_again(folder):
-    load = lambda: datasets.load({"train": "train"}, name="tfds:cifar10", folder=folder)["train"]
+    load = lambda: datasets.load_sources({"train": "train"}, name="tfds:cifar10", folder=folder)[
+        "train"
+    ]
     first = load()
     (cached,) = pathlib.Path(folder).rglob("train.image.npy")
     os.truncate(cached, 200)
@@ -113,13 +115,13 @@ def test_a_torn_cache_is_decoded_again(folder):
 
 def test_what_is_not_there_says_how_to_get_it(folder, tmp_path):
     with pytest.raises(BadInput, match=r"run: python scripts/prepare\.py fashion_mnist"):
-        datasets.load({"train": "train"}, name="fashion_mnist", folder=str(tmp_path))
+        datasets.load_sources({"train": "train"}, name="fashion_mnist", folder=str(tmp_path))
     with pytest.raises(BadInput, match="run: tfds build svhn_cropped --file_format=array_record"):
-        datasets.load({"train": "train"}, name="tfds:svhn_cropped", folder=str(tmp_path))
+        datasets.load_sources({"train": "train"}, name="tfds:svhn_cropped", folder=str(tmp_path))
     with pytest.raises(BadInput, match="unknown 'cifar10'"):
-        datasets.load({"train": "train"}, name="cifar10")
+        datasets.load_sources({"train": "train"}, name="cifar10")
     with pytest.raises(BadInput, match="varying size"):
-        datasets.load({"train": "train"}, name="tfds:ragged", folder=folder)
+        datasets.load_sources({"train": "train"}, name="tfds:ragged", folder=folder)
 
 
 def test_damaged_originals_are_refused(tmp_path):
@@ -146,7 +148,7 @@ def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
     if not pathlib.Path(fashion_mnist.DEBIAN).exists():
         pytest.skip(f"no {fashion_mnist.DEBIAN}: install Debian's dataset-fashion-mnist")
     assert exit_code("prepare", "fashion_mnist", "--folder", str(tmp_path)) == 0
-    sets = datasets.load(
+    sets = datasets.load_sources(
         {"train": "train", "test": "test"}, name="fashion_mnist", folder=str(tmp_path)
     )
     train = sets["train"].resident
