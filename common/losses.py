@@ -11,6 +11,10 @@ import numpy as np
 
 from common.errors import require
 
+# By the end of a metric's key: 1 if more is better, -1 if less is. Tasks add their own `SIGNS`.
+SIGNS = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "top_5"), 1)
+SIGNS |= dict.fromkeys(("loss", "perplexity", "error", "rmse"), -1)
+
 
 def _weighted(values, valid):
     return jnp.sum(jnp.where(valid > 0, values, 0) * valid), jnp.sum(valid)

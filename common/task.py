@@ -150,6 +150,13 @@ def splits(config: dict) -> dict[str, str]:
     return {"train": config["data"]["train"]} | {name: e["split"] for name, e in evals.items()}
 
 
+def split_key(name: str) -> str:
+    """Where the split of the Source `name` is set, for messages: a config key, or `--set`."""
+    if name.startswith("split "):
+        return "--set"
+    return "config.data.train" if name == "train" else f"config.evals.{name}.split"
+
+
 def purpose_key(seed, purpose: str, step=0) -> jax.Array:
     """The random key of (seed, purpose, step): the only way that keys are made, so order cannot
     matter."""

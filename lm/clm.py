@@ -24,6 +24,7 @@ from lm.data import text
 
 MODEL = "lm.gpt:GPT"
 GIVEN = ("vocab_size",)
+SIGNS = {"bits_per_byte": -1}  # see `common.losses.SIGNS`
 
 
 def sections(config) -> dict[str, Callable]:

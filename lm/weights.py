@@ -26,6 +26,7 @@ from common.errors import require
 from common.nn.layers import padded
 from common.weights.tensors import json_object, read, settings, write
 from lm import layouts
+from lm.pretrained import WEIGHTS
 
 
 def sizes(path: epath.PathLike) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def reader(facts: dict, folder: str) -> Callable:
     """
 
     def read_path(name: str) -> dict:
-        path = fetch.find_pretrained(name, folder)
+        path = fetch.find_pretrained(name, folder, known=WEIGHTS)
         if (path / "config.json").exists():
             theirs, ours = sizes(path)["vocab_size"], facts["vocab_size"]
             require(

@@ -20,12 +20,16 @@ import os
 from common import cli
 from common.data import fetch, splits
 from common.errors import choice
+from lm import pretrained as lm_pretrained
 from lm.data import labelled, prose
+from vision import pretrained as vision_pretrained
+
+WEIGHTS = lm_pretrained.WEIGHTS | vision_pretrained.WEIGHTS
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
-    names = ("fashion_mnist", "prose", *labelled.PREPARED, *fetch.WEIGHTS)
+    names = ("fashion_mnist", "prose", *labelled.PREPARED, *WEIGHTS)
     parser = cli.parser(__doc__)
     parser.add_argument("name", help=", ".join(names))
     parser.add_argument("--folder", default="", help="where it goes")
@@ -45,8 +49,8 @@ def main(argv=None) -> int:
         path = labelled.prepare(name, args.folder)
         print(f"{name}: {sum(1 for _ in path.open(encoding='utf-8')):,} examples\nin {path}")
     else:
-        folder = fetch.weights(name, args.folder)
-        print(f"{fetch.WEIGHTS[name].about}: {', '.join(sorted(os.listdir(folder)))}\nin {folder}")
+        folder = fetch.weights(name, WEIGHTS, args.folder)
+        print(f"{WEIGHTS[name].about}: {', '.join(sorted(os.listdir(folder)))}\nin {folder}")
     return 0
 
 
@@ -54,7 +58,7 @@ def _fashion_mnist(folder: str, files: str) -> None:
     from vision.data import datasets, fashion_mnist
 
     fashion_mnist.prepare(splits.data_dir(folder), files)
-    builder = splits.open_prepared("fashion_mnist", folder)
+    builder = splits.open_prepared("fashion_mnist", folder, datasets.SCRIPTED)
     for split in builder.info.splits:
         count = len(datasets.decoded(builder, split)["label"])
         print(f"fashion_mnist {split}: {count:,} examples")

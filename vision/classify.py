@@ -27,6 +27,7 @@ from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import weights
 from vision.data import augment, datasets
+from vision.pretrained import WEIGHTS
 
 FITTED_TO = 1000  # images that `fitted` is given
 
@@ -183,7 +184,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         return sum(share * apply(view) for share, view in augment.views(images, views))
 
     def pretrained(name):
-        variables = weights.pretrained(fetch.find_pretrained(name), model)
+        variables = weights.pretrained(fetch.find_pretrained(name, known=WEIGHTS), model)
         return tree.unflatten(
             {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
         )

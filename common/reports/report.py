@@ -8,6 +8,7 @@ hold. scripts/report.py prints and draws it.
 A row is the runs that differ in nothing but the seed, and in how they were laid out and watched.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -20,17 +21,16 @@ from typing import NamedTuple
 from etils import epath
 from scipy.special import stdtrit
 
+from common import losses
 from common.config import flatten
-from common.errors import require
+from common.errors import BadInput, require
 from common.reports.plots import label
 from common.runs import workdir
 from common.runs.files import absolute
 from common.runs.history import number, parse_best
 from common.sweeps.trials import FAILED, STOPPED
+from common.training.program import task_module
 from common.training.saved import read_config
-
-MORE_IS_BETTER = ("accuracy", "f1", "matthews", "pearson", "top_5")
-LESS_IS_BETTER = ("loss", "perplexity", "error", "rmse", "bits_per_byte")
 
 
 class FinishedRun(NamedTuple):
@@ -276,12 +276,27 @@ def paired(values: dict[int, float], others: dict[int, float]) -> Difference:
     return Difference(seeds, mean, mean - half, mean + half)
 
 
-def wanted(where: str, text: str) -> tuple[int, str]:
-    """'max KEY' as (1, KEY), 'min KEY' as (-1, KEY); a key alone by its end, or (0, KEY) if that
-    does not tell."""
+def wanted(where: str, text: str, signs: dict[str, int] = losses.SIGNS) -> tuple[int, str]:
+    """(sign, key): 'max KEY' is (1, KEY), 'min KEY' (-1, KEY). The sign of a bare key follows from
+    its last part, and is 0 if that is unknown.
+
+    Args:
+      where: for the error message.
+      text: a key of the log, perhaps with 'max ' or 'min ' before it.
+      signs: {metric: 1 if more is better, -1 if less is}.
+    """
     if text.startswith(("max ", "min ")):
         return parse_best(where, text)
-    return text.endswith(MORE_IS_BETTER) - text.endswith(LESS_IS_BETTER), text
+    return next((sign for metric, sign in signs.items() if text.endswith(metric)), 0), text
+
+
+def _signs(runs: Iterable[FinishedRun]) -> dict[str, int]:
+    """Which metrics are better when higher: those of `common.losses` and of the runs' tasks."""
+    signs = dict(losses.SIGNS)
+    for task in sorted({run.config.get("task", "") for run in runs}):
+        with contextlib.suppress(BadInput):  # a task that is not here: its logs can still be read
+            signs |= getattr(task_module(task), "SIGNS", {})
+    return signs
 
 
 def compare(
@@ -303,11 +318,12 @@ def compare(
       BadInput: if a run's log has no such key, it is not known which of two values is better, two
         rows have the same name, or no run is left.
     """
-    sign, key = wanted("--metric", metric)
+    signs = _signs(runs)
+    sign, key = wanted("--metric", metric, signs)
     where, by = "--metric", re.sub("^eval/[^/]+/", "eval/valid/", key)
     if select:
         where = "--select"
-        sign, by = wanted(where, select)
+        sign, by = wanted(where, select, signs)
     elif not all(by in set().union(*run.history) for run in runs):
         by = key
     left_out, kept = dict(left_out or {}), []

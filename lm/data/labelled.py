@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import BadInput, require
-from common.task import Source
+from common.task import Source, split_key
 from lm.data import prose, text
 from lm.data import tokenizer as tokenizers
 
@@ -109,7 +109,7 @@ def load_sources(
     sources = {}
     for key, split in splits.items():
         parts = []
-        for part, at in grammar.ranges(split, sizes, grammar.where(key)):
+        for part, at in grammar.ranges(split, sizes, split_key(key)):
             if part not in rows:
                 rows[part] = _rows(take(part), found, facts)
             parts.append({name: array[at] for name, array in rows[part].items()})

@@ -21,9 +21,10 @@ from common import config as configs
 from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import nearest, require
-from common.task import Source
+from common.task import Source, split_key
 from lm.data import store
 from lm.data import tokenizer as tokenizers
+from lm.pretrained import WEIGHTS
 
 Form = Literal["mlm", "pairs", "clm"]
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
@@ -98,7 +99,7 @@ def load_sources(
     tables = {}
     found = {}
     for key, split in splits.items():
-        where = grammar.where(key)
+        where = split_key(key)
         for part in grammar.names(split):
             known = part in opened.splits
             require(known, f"{where}: unknown split {part!r}; {nearest(part, opened.splits)}")
@@ -159,7 +160,7 @@ def tokenizer_of(section: dict) -> Tokenizer:
 def find_tokenizer(name: str, folder: str = "") -> Tokenizer:
     """A tokenizer by its files, see `tokenizer.load`; by the name of prepared weights, such as
     "minilm"; or that of the workdir of a run."""
-    path = fetch.find_prepared(name, folder, where="config.data.tokenizer")
+    path = fetch.find_prepared(name, folder, known=WEIGHTS, where="config.data.tokenizer")
     config = path / "config.json"
     if path.is_dir() and config.exists() and not tokenizers.has_files(path):
         section = configs.from_json(config.read_text()).get("data") or {}

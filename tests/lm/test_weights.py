@@ -18,6 +18,7 @@ from common.data import fetch
 from common.errors import BadInput
 from common.weights import tensors
 from lm import bert, gpt, layouts, weights
+from lm.pretrained import WEIGHTS
 
 TINY = {"vocab_size": 150, "width": 16, "layers": 2, "heads": 2, "hidden": 24, "max_length": 12}
 MODELS = {
@@ -258,7 +259,7 @@ def test_models_that_they_do_not_have_are_refused(tmp_path):
 
 def fetched(name: str) -> str:
     try:
-        return fetch.weights(name)
+        return fetch.weights(name, WEIGHTS)
     except BadInput as error:
         pytest.skip(f"{name} cannot be had: {error}")
 

@@ -13,6 +13,7 @@ from common.nn import flops
 from vision import weights
 from vision.data import photographs
 from vision.efficientnet_lite import RESOLUTIONS, SIZES, Block, EfficientNetLite
+from vision.pretrained import WEIGHTS
 
 B, K = 4, 5
 # Both blocks of stage 1 and that of stage 4 are of stride 1; the latter is added to its input.
@@ -242,7 +243,7 @@ def test_the_rate_grows_with_depth():
 def test_the_published_weights_know_a_cup_and_a_cat():
     data = pytest.importorskip("skimage").data
     try:
-        folder = fetch.weights("efficientnet_lite0")
+        folder = fetch.weights("efficientnet_lite0", WEIGHTS)
     except BadInput as error:
         pytest.skip(f"efficientnet_lite0 cannot be had: {error}")
     model = EfficientNetLite(**SIZES["lite0"], num_classes=1000)

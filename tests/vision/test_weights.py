@@ -15,6 +15,7 @@ from common.errors import BadInput
 from common.weights import tensors
 from vision import efficientnet_lite, layouts, weights
 from vision.efficientnet_lite import EfficientNetLite
+from vision.pretrained import WEIGHTS
 from vision.resnet import SIZES, ResNet
 from vision.vit import ViT
 
@@ -303,7 +304,7 @@ def test_models_that_they_do_not_have(tmp_path):
 @pytest.mark.slow
 def test_efficientnet_lite0_there_and_back():
     try:
-        path = fetch.weights("efficientnet_lite0")
+        path = fetch.weights("efficientnet_lite0", WEIGHTS)
     except BadInput as error:
         pytest.skip(f"efficientnet_lite0 cannot be had: {error}")
     model = EfficientNetLite(1000, **efficientnet_lite.SIZES["lite0"])

@@ -17,9 +17,10 @@ import numpy as np
 from etils import epath
 
 from common.data import loading
-from common.data.splits import fingerprint, open_prepared, ranges, where
+from common.data.splits import fingerprint, open_prepared, ranges
 from common.errors import require
 from common.task import Source
+from common.task import split_key as where
 from vision.data import photographs
 
 # Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
@@ -36,6 +37,7 @@ OUTLINES = {
     "cifar10": ((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
     "imagenet2012": ((None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}),
 }
+SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 
 
@@ -161,7 +163,7 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
 def _from_tfds(
     splits: dict[str, str], name: str, folder: str, image_size: int | None, resident: bool | None
 ) -> dict[str, Source]:
-    builder = open_prepared(name, folder)
+    builder = open_prepared(name, folder, SCRIPTED)
     features = builder.info.features
     for key in ("image", "label"):
         require(

