@@ -43,7 +43,8 @@ class Source(NamedTuple):
         None.
       spec: {name: jax.ShapeDtypeStruct} of one example.
       fingerprint: a string that changes when the data does.
-      facts: what else is known of the set, for its task: class names, means.
+      facts: what its task knows of the set: a NamedTuple of the domain, such as
+        `vision.data.datasets.ImageFacts`.
     """
 
     size: int
@@ -51,7 +52,7 @@ class Source(NamedTuple):
     resident: dict | None
     spec: dict
     fingerprint: str
-    facts: dict | None = None
+    facts: Any = None
 
 
 class EvalContext(NamedTuple):

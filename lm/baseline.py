@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.task import Terms
+from lm.data.tokenizer import TextFacts
 
 
-def unigram(facts: dict, special: bool) -> np.ndarray:
+def unigram(facts: TextFacts, special: bool) -> np.ndarray:
     """f32[V]: log of each token's share of the training text, one added to every count.
 
     Args:
-      facts: of the set: `counts` i64[V] and `special` {name: id or None}.
+      facts: of the set.
       special: whether special tokens are among what is predicted.
     """
-    counts, ids = np.array(facts["counts"], np.float64), facts["special"]
+    counts, ids = np.array(facts.counts, np.float64), facts.special
     if ids["mask"] is None:  # <|endoftext|> stands on either side of a document; one is predicted
         counts[ids["end"]] /= 2
     counts += 1

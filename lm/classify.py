@@ -61,7 +61,7 @@ def evaluator(
       batch_size: rows at a time.
     """
     del split  # `sources` has read it
-    regression = not source.facts["classes"]
+    regression = not source.facts.classes
     centre = 0.0
     if regression:
         every_row = np.arange(source.size, dtype=np.uint32)
@@ -102,14 +102,14 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
     require(
-        len(facts["classes"]) != 1,
-        f"config.data.name: every label is {facts['classes'][:1]}; two classes are the least",
+        len(facts.classes) != 1,
+        f"config.data.name: every label is {facts.classes[:1]}; two classes are the least",
     )
-    given = {"vocab_size": facts["vocab_size"], "num_classes": len(facts["classes"]) or 1}
+    given = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
     model = models.build(config["model"], constrain, **given)
     label_smoothing = configs.call(losses.smoothing, config["loss"])
     require(
-        label_smoothing is None or bool(facts["classes"]),
+        label_smoothing is None or bool(facts.classes),
         "config.loss.label_smoothing: the labels are numbers; it is for classes",
     )
 
@@ -123,7 +123,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def loss(params, extra, batch, key):
         logits = apply(params, batch, True, {"dropout": key})
         terms = {"loss": _loss(logits, batch["label"], batch["valid"], label_smoothing)}
-        if facts["classes"]:
+        if facts.classes:
             terms["accuracy"] = losses.accuracy(logits, batch["label"], batch["valid"])
         return terms, extra
 
@@ -139,8 +139,8 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         },
         partition=model.PARTITION,
         rows_independent=True,
-        files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
+        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
         pretrained=weights.reader(facts, config["data"]["folder"]),
-        flops=training_flops(model, facts["length"]),
-        tokens=facts["length"],
+        flops=training_flops(model, facts.length),
+        tokens=facts.length,
     )

@@ -21,6 +21,7 @@ from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import baseline, weights
 from lm.data import text
+from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.gpt:GPT"
 GIVEN = ("vocab_size",)
@@ -74,7 +75,7 @@ def evaluator(
     """
     del split  # `sources` has read it
     log_shares = baseline.unigram(source.facts, special=True)
-    token_bytes = source.facts["token_bytes"]
+    token_bytes = source.facts.token_bytes
 
     def terms(params, extra, batch, key):
         targets, weights = _rows(batch)
@@ -101,7 +102,7 @@ def evaluator(
     return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
-def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Module:
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
     """The model of a config.
 
     Args:
@@ -109,7 +110,7 @@ def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Mo
       facts: of the training set.
       constrain: what pins activations to a mesh.
     """
-    return models.build(config["model"], constrain, vocab_size=facts["vocab_size"])
+    return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
@@ -147,7 +148,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         partition=model.PARTITION,
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),
-        files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
-        flops=training_flops(model, facts["length"]),
-        tokens=facts["length"],
+        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
+        flops=training_flops(model, facts.length),
+        tokens=facts.length,
     )

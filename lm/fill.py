@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.errors import require
+from lm.data.tokenizer import TextFacts
 
 MASK = "[MASK]"  # how a user writes a mask token, whatever the tokenizer calls it
 
@@ -58,7 +59,9 @@ def sentence(tokenizer, tokens, at: int, guess: int, probability: float, around:
     return f"… {text(before)} [{piece}] {text(behind)} …  ({probability:.0%}, {verdict})"
 
 
-def fill(model: nn.Module, params, facts: dict, texts: Sequence[str], k: int = 5) -> list[Filled]:
+def fill(
+    model: nn.Module, params, facts: TextFacts, texts: Sequence[str], k: int = 5
+) -> list[Filled]:
     """Guesses the masks of texts, all masks of a text at once.
 
     Args:
@@ -71,7 +74,7 @@ def fill(model: nn.Module, params, facts: dict, texts: Sequence[str], k: int = 5
     Raises:
       BadInput: if a text has no mask or is too long for the model, or k is out of range.
     """
-    tokenizer, special, size = facts["tokenizer"], facts["special"], facts["vocab_size"]
+    tokenizer, special, size = facts.tokenizer, facts.special, facts.vocab_size
     require(0 < k <= size, f"top: {k} is not in [1, {size}], the tokens that there are")
     mask = tokenizer.id_to_token(special["mask"])
     rows, picked = [], []

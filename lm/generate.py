@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.errors import require
+from lm.data.tokenizer import TextFacts
 
 
 class Written(NamedTuple):
@@ -164,13 +165,13 @@ def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
 # -------------------------------------------------------------------------------------------- text
 
 
-def end_of(facts: dict) -> int | None:
+def end_of(facts: TextFacts) -> int | None:
     """The token that ends a document, as `lm.data.store` writes it; facts: of `tokenizer`."""
-    special = facts["special"]
+    special = facts.special
     return special["end" if special["mask"] is None else "sep"]
 
 
-def encode(facts: dict, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(prompts i32[B, P], lengths i32[B]): texts as the beginnings of documents.
 
     Where documents begin with <|endoftext|>, so do prompts, and one may be empty.
@@ -182,8 +183,8 @@ def encode(facts: dict, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       BadInput: if a prompt holds no token.
     """
-    before = [end_of(facts)] if facts["special"]["mask"] is None else []
-    encode = partial(facts["tokenizer"].encode, add_special_tokens=False)
+    before = [end_of(facts)] if facts.special["mask"] is None else []
+    encode = partial(facts.tokenizer.encode, add_special_tokens=False)
     rows = [before + encode(text).ids for text in texts]
     for text, row in zip(texts, rows, strict=True):
         require(bool(row), f"prompt: {text!r} holds no token; write a word or more")
@@ -194,7 +195,7 @@ def encode(facts: dict, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return prompts, lengths
 
 
-def decode(facts: dict, prompts, lengths, written: Written) -> list[str]:
+def decode(facts: TextFacts, prompts, lengths, written: Written) -> list[str]:
     """Each prompt with what was written behind it, up to its end; a character of which only the
     first bytes are there is left out.
 
@@ -206,5 +207,5 @@ def decode(facts: dict, prompts, lengths, written: Written) -> list[str]:
     tokens, sizes = np.asarray(written.tokens), np.asarray(written.lengths)
     rows = zip(prompts, lengths, tokens, sizes, strict=True)
     ids = [[*prompt[:length], *row[:size]] for prompt, length, row, size in rows]
-    texts = [facts["tokenizer"].decode([int(i) for i in row]) for row in ids]
+    texts = [facts.tokenizer.decode([int(i) for i in row]) for row in ids]
     return [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from common.errors import require
+from lm.data.tokenizer import TextFacts
 
 SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word,
 SPAN_MOST = 10  # among those of so many words at most: 3.8 words in the mean
@@ -42,7 +43,7 @@ def predictions(rate: float, length: int) -> int:
 
 
 def make_masking(
-    facts: dict,
+    facts: TextFacts,
     length: int,
     *,
     policy: Literal["token", "word", "span"] = "token",
@@ -55,7 +56,7 @@ def make_masking(
     Special tokens and padding (segment 0) are never picked.
 
     Args:
-      facts: of the tokenizer: `special` {name: id or None}, `continues` bool[V], `vocab_size`.
+      facts: of the tokenizer.
       length: L.
       policy: what is picked as one: a token (Devlin et al. 2019); a word, with all of its pieces
         (their whole-word masking); or a span of whole words, of geometric length, hidden together
@@ -71,14 +72,14 @@ def make_masking(
     require(0 < rate < 1, f"config.masking.rate: {rate} is not between 0 and 1")
     shares = 0 <= mask <= 1 and 0 <= random <= 1 and mask + random <= 1
     require(shares, f"config.masking: mask {mask} and random {random} are no shares of one whole")
-    special = facts["special"]
+    special = facts.special
     require(
         special["mask"] is not None,
         "config.data.tokenizer: it has no mask token; take 'wordpiece'",
     )
     most = predictions(rate, length)
     special_ids = tuple(i for i in special.values() if i is not None)
-    continues = jnp.asarray(facts["continues"])
+    continues = jnp.asarray(facts.continues)
 
     def one(key, tokens, segments):
         keys = jax.random.split(key, 4)
@@ -111,7 +112,7 @@ def make_masking(
         targets = tokens[picked]
         coin = jax.random.uniform(keys[1], (length,))
         coin = coin[unit[picked] if policy == "span" else picked]
-        anything = jax.random.randint(keys[2], (most,), 0, facts["vocab_size"])
+        anything = jax.random.randint(keys[2], (most,), 0, facts.vocab_size)
         shown = jnp.where(coin < mask + random, anything, targets)
         shown = jnp.where(coin < mask, special["mask"], shown)
         shown = jnp.where(weights > 0, shown, targets)

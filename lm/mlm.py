@@ -26,6 +26,7 @@ from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
 from lm import baseline, fill, masking, weights
 from lm.data import text
+from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.bert:Bert"
 GIVEN = ("vocab_size", "next_sentence")
@@ -116,13 +117,13 @@ def evaluator(
     def guess(params, rows, key):
         """Each row with one of its masked positions alone hidden: a whole word, if there is one."""
         picked = masked(key, rows)["picked"]
-        pieces = jnp.asarray(source.facts["continues"])[rows["tokens"].astype(jnp.int32)]
+        pieces = jnp.asarray(source.facts.continues)[rows["tokens"].astype(jnp.int32)]
         pieces |= jnp.pad(pieces[:, 1:], ((0, 0), (0, 1)))  # the piece in front of one, too
         whole = ~jnp.take_along_axis(pieces, picked, axis=1)
         first = jnp.argmax(whole, axis=1)[:, None]
         rows = rows | {"picked": jnp.take_along_axis(picked, first, axis=1)}
         places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
-        hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts["special"]["mask"])
+        hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts.special["mask"])
         logits, _ = apply(params, rows | {"tokens": hidden})
         ids, probabilities = fill.guesses(logits, 1)
         found = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
@@ -137,7 +138,7 @@ def evaluator(
             at = (np.arange(count) * source.size // count).astype(np.uint32)
             rows = source.read(at) | {"index": at}
             rows = zip(*jax.device_get(guess(context.params, rows, context.key)), strict=True)
-            lines = [fill.sentence(source.facts["tokenizer"], *row) for row in rows]
+            lines = [fill.sentence(source.facts.tokenizer, *row) for row in rows]
             values["filled"] = "\n".join(lines)
         return values
 
@@ -155,7 +156,7 @@ def _next_terms(following, batch: dict) -> dict:
     }
 
 
-def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Module:
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
     """The model of a config.
 
     Args:
@@ -166,7 +167,7 @@ def model_of(config: dict, facts: dict, constrain: Callable = identity) -> nn.Mo
     Raises:
       BadInput: if it is to predict next sentences and has no head for them.
     """
-    given = {"vocab_size": facts["vocab_size"]}
+    given = {"vocab_size": facts.vocab_size}
     if configs.call(loss_section, config["loss"]):
         cls = models.model_class(config["model"]["module"])
         there = "next_sentence" in models.fields_of(cls)
@@ -180,7 +181,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     facts = sources["train"].facts
     nsp = configs.call(loss_section, config["loss"])
     model = model_of(config, facts, constrain)
-    corrupt = configs.call(masking.make_masking, config["masking"], facts, facts["length"])
+    corrupt = configs.call(masking.make_masking, config["masking"], facts, facts.length)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
@@ -205,7 +206,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         }
         return terms | _next_terms(following, batch), extra
 
-    predictions = masking.predictions(config["masking"]["rate"], facts["length"])
+    predictions = masking.predictions(config["masking"]["rate"], facts.length)
     return Task(
         init=init,
         prepare=lambda key, batch, train: masked(key, batch),
@@ -219,7 +220,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         partition=model.PARTITION,
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),
-        files={"tokenizer.json": facts["tokenizer"].to_str(pretty=True)},
-        flops=training_flops(model, facts["length"], predictions),
-        tokens=facts["length"],
+        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
+        flops=training_flops(model, facts.length, predictions),
+        tokens=facts.length,
     )

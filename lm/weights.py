@@ -26,6 +26,7 @@ from common.errors import require
 from common.nn.layers import padded
 from common.weights.tensors import json_object, read, settings, write
 from lm import layouts
+from lm.data.tokenizer import TextFacts
 from lm.pretrained import WEIGHTS
 
 
@@ -75,7 +76,7 @@ def pretrained(path: epath.PathLike) -> dict:
     return tree.unflatten(flat)
 
 
-def reader(facts: dict, folder: str) -> Callable:
+def reader(facts: TextFacts, folder: str) -> Callable:
     """How a task reads `config.init.path`: path -> `pretrained(path)`.
 
     Args:
@@ -86,7 +87,7 @@ def reader(facts: dict, folder: str) -> Callable:
     def read_path(name: str) -> dict:
         path = fetch.find_pretrained(name, folder, known=WEIGHTS)
         if (path / "config.json").exists():
-            theirs, ours = sizes(path)["vocab_size"], facts["vocab_size"]
+            theirs, ours = sizes(path)["vocab_size"], facts.vocab_size
             require(
                 theirs == ours,
                 f"config.init.path: {name} is for {theirs:,} tokens, and the tokenizer has "

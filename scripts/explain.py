@@ -56,7 +56,7 @@ def main(argv=None) -> int:
     with opened(config, args.workdir, args.step) as (program, state, step):
         context = eval_context(program, state, step)
         source = program.task.sources[name]
-        model = models.build(config["model"], identity, num_classes=len(source.facts["classes"]))
+        model = models.build(config["model"], identity, num_classes=len(source.facts.classes))
         variables = {"params": context.params, **context.extra}
         prepare = partial(program.task.prepare, context.key, train=False)
         batches = context.batches(source, evals[name]["batch_size"])
@@ -77,14 +77,14 @@ def main(argv=None) -> int:
 
 def _pictures(model, variables, prepare, source, logits, labels, count: int):
     """Yields (file, what it shows, figure)."""
-    classes, predicted = source.facts["classes"], logits.argmax(axis=1)
+    classes, predicted = source.facts.classes, logits.argmax(axis=1)
     wrong, right = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)
     rows = np.append(wrong, right)[:count]
     batch = source.read(np.uint32(rows))
     batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
     inputs = prepare(batch)["image"]
     # Drawn is what the model sees.
-    images = np.asarray(inputs) * np.float32(source.facts["std"]) + np.float32(source.facts["mean"])
+    images = np.asarray(inputs) * np.float32(source.facts.std) + np.float32(source.facts.mean)
     images = np.uint8(np.clip(np.rint(255 * images), 0, 255))
     shares = np.asarray(jax.nn.softmax(logits[rows])).max(axis=1)
     pairs = zip(labels[rows], predicted[rows], shares, strict=True)

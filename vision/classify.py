@@ -121,8 +121,8 @@ def outline(config: dict) -> dict[str, Source]:
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     train_set, facts = sources["train"], sources["train"].facts
-    classes = len(facts["classes"])
-    mean, std = np.float32(facts["mean"]), np.float32(facts["std"])
+    classes = len(facts.classes)
+    mean, std = np.float32(facts.mean), np.float32(facts.std)
     size = config["augment"]["resized_crop"]
     shape = train_set.spec["image"].shape
     shape = shape if size is None else (size, size, shape[-1])

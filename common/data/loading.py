@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
@@ -29,7 +30,7 @@ from common.task import Source
 # ----------------------------------------------------------------------------------------- sources
 
 
-def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: dict | None = None):
+def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any = None):
     """A Source over arrays [N, ...] in memory; fingerprinted by their bytes, names and types."""
     sizes = {len(a) for a in arrays.values()}
     require(len(sizes) == 1, f"arrays of one set have different lengths: {sorted(sizes)}")
@@ -43,7 +44,7 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: dic
         resident=arrays if resident else None,
         spec={n: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for n, a in arrays.items()},
         fingerprint=sha.hexdigest()[:16],
-        facts=facts or {},
+        facts=facts,
     )
 
 

@@ -88,8 +88,7 @@ def load_sources(
       workers: processes that read a set that is not resident; 0 reads by threads.
 
     Returns:
-      Sources whose facts are those of `lm.data.tokenizer.facts`, `classes` (() for numbers) and
-      `length`.
+      Sources whose facts are `lm.data.tokenizer.TextFacts`.
 
     Raises:
       BadInput: for a set, split or tokenizer that is not there, or lines that are no examples.
@@ -99,12 +98,12 @@ def load_sources(
     require(splits.get("train", train) == train, "config.data.train: given twice")
     found = text.find_tokenizer(tokenizer, folder)
     facts = tokenizers.facts(found)
-    lacking = [role for role in ("cls", "sep") if facts["special"][role] is None]
+    lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
     require(not lacking, f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token")
     sizes, take, classes = (
         _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
     )
-    facts |= {"classes": classes, "length": length}
+    facts = facts._replace(classes=classes, length=length)
     rows: dict[str, dict] = {}
     sources = {}
     for key, split in splits.items():
@@ -125,13 +124,15 @@ def part(texts: tuple[str, ...]) -> str:
     return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
 
 
-def _rows(examples: Examples, tokenizer: Tokenizer, facts: dict) -> dict[str, np.ndarray]:
+def _rows(
+    examples: Examples, tokenizer: Tokenizer, facts: tokenizers.TextFacts
+) -> dict[str, np.ndarray]:
     """{"tokens", "segments", "types", "label"} of all examples."""
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True  # what looks like one in the text is text
-    cls, sep, pad = (facts["special"][role] for role in ("cls", "sep", "pad"))
-    length, count = facts["length"], len(examples.texts)
-    dtype = np.uint16 if facts["vocab_size"] <= 1 << 16 else np.int32
+    cls, sep, pad = (facts.special[role] for role in ("cls", "sep", "pad"))
+    length, count = facts.length, len(examples.texts)
+    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((count, length), pad or 0, dtype)
     segments, types = np.zeros((2, count, length), np.uint8)
     flat = [one for texts in examples.texts for one in texts]

@@ -199,7 +199,7 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
         kind = tokenizer.train(kind, vocab_size, _TrainingTexts(name, folder))
     kind.save(str(into / "tokenizer.json"))
     facts = tokenizer.facts(kind)
-    dtype = dtype_of(facts["vocab_size"])
+    dtype = dtype_of(facts.vocab_size)
     parts = {part: _Part(into / part) for part in corpora.PARTS}
     _tokenise(parts, kind, facts, dtype, name, folder, total if talk else 0)
     for part in parts.values():
@@ -209,12 +209,12 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
         bool(parts["train"].names),
         f"config.data.name: {name!r} has {counted} documents, and none to train on",
     )
-    _finish(into, parts, facts["vocab_size"], dtype)
+    _finish(into, parts, facts.vocab_size, dtype)
 
 
 def _tokenise(parts, kind, facts, dtype, name, folder, total) -> None:
     """Every document into the file of its part."""
-    special = facts["special"]
+    special = facts.special
     framed = special["mask"] is None
     closing = special["end"] if framed else special["sep"]
     require(
@@ -226,7 +226,7 @@ def _tokenise(parts, kind, facts, dtype, name, folder, total) -> None:
     plain.encode_special_tokens = True
     # Only these two see the same text whether it comes whole or a sentence at a time.
     wordpiece = type(kind.model).__name__ == "WordPiece"
-    divide = sentences if wordpiece or facts["token_bytes"] is not None else lambda text: [text]
+    divide = sentences if wordpiece or facts.token_bytes is not None else lambda text: [text]
     frame = [closing] if framed else [], [closing]
     begun, seen = time.monotonic(), 0
     for batch in _batches(corpora.documents(name, folder)):

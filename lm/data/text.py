@@ -77,8 +77,7 @@ def load_sources(
       workers: processes that read a set that is not resident; 0 reads by threads.
 
     Returns:
-      Sources whose facts are those of `tokenizer.facts`, `counts` i64[V] (of the stream to train
-      on), `length` and `form`.
+      Sources whose facts are `lm.data.tokenizer.TextFacts`.
 
     Raises:
       BadInput: for a corpus, split or tokenizer that is not there, or that does not fit the form.
@@ -88,8 +87,8 @@ def load_sources(
     require(splits.get("train", train) == train, "config.data.train: given twice")
     opened = _open(name, tokenizer, vocab_size, folder)
     facts = tokenizers.facts(opened.tokenizer)
-    facts |= {"counts": np.array(opened.counts), "length": length, "form": form}
-    special = facts["special"]
+    facts = facts._replace(counts=np.array(opened.counts), length=length, form=form)
+    special = facts.special
     lacking = [role for role in ("cls", "sep", "mask") if special[role] is None]
     require(
         form == "clm" or not lacking,
@@ -131,11 +130,11 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
         else find_tokenizer(kind, section["folder"])
     )
     facts = tokenizers.facts(tokenizer)
-    counts = np.ones(facts["vocab_size"], np.int64)
-    facts |= {"counts": counts, "length": length, "form": form}
+    counts = np.ones(facts.vocab_size, np.int64)
+    facts = facts._replace(counts=counts, length=length, form=form)
     empty = store.Store(
         path="",
-        tokens=np.zeros(length + 2, store.dtype_of(facts["vocab_size"])),
+        tokens=np.zeros(length + 2, store.dtype_of(facts.vocab_size)),
         documents=np.array([0, length + 2]),
         sentences=np.array([0]),
         splits={},
@@ -144,7 +143,7 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
         digest="outline",
     )
     row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
-    reader = _Reader(empty, form, length, facts["special"], row)
+    reader = _Reader(empty, form, length, facts.special, row)
     one = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
     return dict.fromkeys(("train", *splits), one)
 
@@ -308,7 +307,9 @@ class _Reader:
         }
 
 
-def _source(reader: _Reader, resident: bool | None, facts: dict, fingerprint: str) -> Source:
+def _source(
+    reader: _Reader, resident: bool | None, facts: tokenizers.TextFacts, fingerprint: str
+) -> Source:
     size = len(reader.table)
     sample = reader(np.zeros(1, np.uint32))
     row_bytes = sum(array.nbytes for array in sample.values())

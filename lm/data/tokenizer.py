@@ -10,7 +10,7 @@ Letters: V vocabulary.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -241,18 +241,36 @@ def _load_byte_level(folder: epath.Path) -> Tokenizer:
 # ------------------------------------------------------------------------------------------- facts
 
 
-def facts(tokenizer: Tokenizer) -> dict:
-    """What models and tasks want to know of a tokenizer.
+class TextFacts(NamedTuple):
+    """What models and tasks know of a set of texts, `Source.facts`.
 
-    Returns:
+    Attributes:
+      tokenizer: of the set.
       vocab_size: V, the highest id plus one.
       special: {"pad", "unk", "cls", "sep", "mask", "end": id or None}; "end" closes a document.
-      continues: bool[V], tokens that go on with a word: `##…`, and for byte-level BPE and
-        SentencePiece those that do not begin with white space. Special tokens do not.
+      continues: bool[V], tokens that continue a word: `##…`, and for byte-level BPE and
+        SentencePiece those that do not start with white space. Special tokens do not.
       token_bytes: i32[V], the bytes of UTF-8 text that a token stands for, 0 for special ones; None
         unless the tokenizer is byte-level, as others lose some of the text.
-      tokenizer: itself.
+      length: L, of a row; 0 for a tokenizer alone.
+      counts: i64[V], of the stream to train on; None for labelled texts.
+      form: of the rows, see `lm.data.text.Form`; "" for labelled texts.
+      classes: names of the labels; () for numbers, and for text without labels.
     """
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    special: dict[str, int | None]
+    continues: np.ndarray
+    token_bytes: np.ndarray | None
+    length: int = 0
+    counts: np.ndarray | None = None
+    form: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def facts(tokenizer: Tokenizer) -> TextFacts:
+    """The `TextFacts` of a tokenizer alone."""
     described = json.loads(tokenizer.to_str())
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     added = {token["content"]: token["special"] for token in described["added_tokens"]}
@@ -269,13 +287,13 @@ def facts(tokenizer: Tokenizer) -> dict:
         continues[i] = token.startswith(prefix) if wordpiece else not token.startswith(spaces)
         token_bytes[i] = len(token.encode()) if token in added else len(token)
     find = lambda names: next((vocab[name] for name in names if name in vocab), None)
-    return {
-        "vocab_size": size,
-        "special": {role: find(names) for role, names in ROLES.items()},
-        "continues": continues,
-        "token_bytes": token_bytes if byte_level else None,
-        "tokenizer": tokenizer,
-    }
+    return TextFacts(
+        tokenizer=tokenizer,
+        vocab_size=size,
+        special={role: find(names) for role, names in ROLES.items()},
+        continues=continues,
+        token_bytes=token_bytes if byte_level else None,
+    )
 
 
 def _mentions_byte_level(part: dict | None) -> bool:

@@ -240,13 +240,13 @@ def answer(ids, length) -> generate.Written:
 def test_prompts_are_beginnings_of_documents(facts):
     bytes_, words = facts["bpe"], facts["wordpiece"]
     tokens, lengths = generate.encode(bytes_, ["the people of", "", " the"])
-    assert (tokens[:, 0] == bytes_["special"]["end"]).all()
+    assert (tokens[:, 0] == bytes_.special["end"]).all()
     assert lengths[1] == 1
     for text, row, length in zip(["the people of", "", " the"], tokens, lengths, strict=True):
-        assert bytes_["tokenizer"].decode(row[1:length].tolist()) == text
+        assert bytes_.tokenizer.decode(row[1:length].tolist()) == text
     tokens, lengths = generate.encode(words, ["The states"])
-    assert words["tokenizer"].decode(tokens[0].tolist()) == "the states"
-    assert generate.end_of(words) == words["special"]["sep"]
+    assert words.tokenizer.decode(tokens[0].tolist()) == "the states"
+    assert generate.end_of(words) == words.special["sep"]
     with pytest.raises(BadInput, match="'  ' holds no token"):
         generate.encode(words, ["the", "  "])
 
@@ -254,12 +254,12 @@ def test_prompts_are_beginnings_of_documents(facts):
 def test_a_text_stops_at_its_end_and_drops_half_a_character(facts):
     bytes_ = facts["bpe"]
     prompt = generate.encode(bytes_, ["the"])
-    ids = bytes_["tokenizer"].encode(" naïve €").ids
+    ids = bytes_.tokenizer.encode(" naïve €").ids
     assert generate.decode(bytes_, *prompt, answer(ids, len(ids))) == ["the naïve €"]
     for cut in (1, 2):  # € is three bytes, and no token
         assert generate.decode(bytes_, *prompt, answer(ids, len(ids) - cut)) == ["the naïve "]
     words = facts["wordpiece"]
     prompt = generate.encode(words, ["the sta"])
-    ids = words["tokenizer"].get_vocab()
+    ids = words.tokenizer.get_vocab()
     ids = [ids["##te"] if "##te" in ids else ids["##t"], ids["[SEP]"], ids["t"]]
     assert generate.decode(words, *prompt, answer(ids, 1))[0] in ("the state", "the stat")

@@ -8,12 +8,13 @@ import pytest
 
 from common.errors import BadInput
 from lm import masking
+from lm.data.tokenizer import TextFacts
 
 V, L, B = 1000, 64, 1000  # one shape for nearly all: a program takes 3 s to compile
 MASK = 4
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": MASK, "end": None}
-FACTS = {"vocab_size": V, "special": SPECIAL, "continues": np.arange(V) % 10 < 4}
-FACTS["continues"][:5] = False
+FACTS = TextFacts(None, V, SPECIAL, np.arange(V) % 10 < 4, None)
+FACTS.continues[:5] = False
 POLICIES = ("token", "word", "span")
 
 
@@ -52,7 +53,7 @@ def words(tokens, segments) -> np.ndarray:
     there = candidates(tokens, segments)
     for row in range(len(tokens)):
         for i in range(1, L):
-            same = FACTS["continues"][tokens[row, i]] and there[row, i] and there[row, i - 1]
+            same = FACTS.continues[tokens[row, i]] and there[row, i] and there[row, i - 1]
             same &= segments[row, i] == segments[row, i - 1]
             found[row, i] = found[row, i - 1] + (not same)
     return found
@@ -225,6 +226,6 @@ def test_shares_that_cannot_be_are_refused(settings, message):
 
 
 def test_a_tokenizer_without_a_mask_is_refused():
-    facts = FACTS | {"special": SPECIAL | {"mask": None}}
+    facts = FACTS._replace(special=SPECIAL | {"mask": None})
     with pytest.raises(BadInput, match="it has no mask token; take 'wordpiece'"):
         masking.make_masking(facts, L)

@@ -81,8 +81,8 @@ def test_masked_lm_metrics_are_means_over_what_is_hidden(texts):
     right = shares.argmax(axis=-1) == hidden.targets
     assert found["accuracy"] == pytest.approx(right[here].mean())
     # The baseline: shares of the training text, special tokens left out.
-    counts = np.array(source.facts["counts"]) + 1.0
-    counts[[i for i in source.facts["special"].values() if i is not None]] = 0
+    counts = np.array(source.facts.counts) + 1.0
+    counts[[i for i in source.facts.special.values() if i is not None]] = 0
     targets = np.asarray(hidden.targets)[here]
     expected = -np.log(counts[targets] / counts.sum()).mean()
     assert found["unigram_loss"] == pytest.approx(expected, rel=1e-5)
@@ -102,12 +102,12 @@ def test_causal_lm_metrics_count_every_byte_of_the_held_out_text_once(texts):
         if corpora.part(document.name) == "test"
     ]
     size = sum(len(text.encode()) for text in held_out)
-    tokenizer = source.facts["tokenizer"]
+    tokenizer = source.facts.tokenizer
     count = sum(len(tokenizer.encode(text).ids) + 1 for text in held_out)  # and the end of each
     nats = found["loss"] * count
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     # Before it has learnt anything, the loss is near that of a guess.
-    assert found["loss"] == pytest.approx(math.log(source.facts["vocab_size"]), rel=0.05)
+    assert found["loss"] == pytest.approx(math.log(source.facts.vocab_size), rel=0.05)
 
 
 @pytest.mark.slow

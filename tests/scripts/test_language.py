@@ -41,7 +41,7 @@ def begun(task: str, data: dict, folder: pathlib.Path):
             checkpoints.save(0, state)
     facts = prepared.task.sources["train"].facts
     model = TASKS[task].model_of(config, facts)
-    return str(folder), facts["tokenizer"], model, jax.device_get(state.average["params"])
+    return str(folder), facts.tokenizer, model, jax.device_get(state.average["params"])
 
 
 @pytest.fixture(scope="module")

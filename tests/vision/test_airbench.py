@@ -73,6 +73,6 @@ def test_training_begins_with_whitening_filters_and_leaves_them():
     losses, state = laws.train_losses(made, 2)
     images = made.task.sources["train"].read(np.arange(1000))["image"].astype(np.float32) / 255
     facts = made.task.sources["train"].facts
-    expected = airbench.whitening_filters((images - facts["mean"]) / facts["std"], 3)
+    expected = airbench.whitening_filters((images - facts.mean) / facts.std, 3)
     np.testing.assert_allclose(state.params["whitening"]["kernel"], expected, rtol=1e-3, atol=1e-3)
     assert np.isfinite(losses).all()

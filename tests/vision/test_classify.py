@@ -88,7 +88,7 @@ def test_evaluation_sees_the_middle_of_what_training_crops():
     batch = batch_of()
     assert prepared(task, batch)["image"].shape == (6, 6, 6, 1)
     image = prepared(task, batch, train=False)["image"]
-    mean, std = (np.float32(task.sources["train"].facts[key]) for key in ("mean", "std"))
+    mean, std = (np.float32(getattr(task.sources["train"].facts, key)) for key in ("mean", "std"))
     np.testing.assert_allclose(image, (batch["image"][:, 1:7, 1:7] / 255.0 - mean) / std, rtol=1e-5)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     assert params["dense_0"]["kernel"].shape == (64, 64)  # 6 x 6 pixels, halved twice

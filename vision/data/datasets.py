@@ -11,6 +11,7 @@ import gzip
 import importlib.resources
 import os
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -91,9 +92,22 @@ def load_sources(
     return _from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
 
 
-def _facts(name: str, classes: tuple[str, ...]) -> dict:
+class ImageFacts(NamedTuple):
+    """What tasks know of a set of images, `Source.facts`.
+
+    Attributes:
+      classes: their names, in the order of the labels.
+      mean, std: of the training pixels divided by 255: a number a channel, or one for all.
+    """
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def _facts(name: str, classes: tuple[str, ...]) -> ImageFacts:
     mean, std = NORMALISATION.get(name, ((0.5,), (0.5,)))
-    return {"classes": classes, "mean": mean, "std": std}
+    return ImageFacts(classes, mean, std)
 
 
 def _spec(shape: tuple[int, ...]) -> dict:

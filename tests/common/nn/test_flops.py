@@ -12,6 +12,7 @@ from common.task import Source, Task, training_flops
 from common.training import program
 from lm import bert, gpt
 from vision import cnn
+from vision.data.datasets import ImageFacts
 
 BATCH, LENGTH, PREDICTIONS = 2, 12, 5
 # A vocabulary of whole 128s: the model is said to need no padding, and the program computes it.
@@ -78,7 +79,7 @@ IMAGES = Source(
         "label": jax.ShapeDtypeStruct((), jnp.int32),
     },
     fingerprint="",
-    facts={"classes": "abcdefghij", "mean": [0.5], "std": [0.5]},
+    facts=ImageFacts(tuple("abcdefghij"), (0.5,), (0.5,)),
 )
 
 
@@ -93,7 +94,7 @@ def task_of(name: str) -> Task:
         row = jax.ShapeDtypeStruct((TEXT["data.length"],), jnp.int32)
         spec = dict.fromkeys(("tokens", "segments", "types"), row)
         spec |= {"label": jax.ShapeDtypeStruct((), jnp.int32)}
-        facts = task_of("mlm").sources["train"].facts | {"classes": "abc"}
+        facts = task_of("mlm").sources["train"].facts._replace(classes=tuple("abc"))
         texts = IMAGES._replace(spec=spec, facts=facts)
         sources = dict.fromkeys(("train", *config["evals"]), texts)
     else:

@@ -47,19 +47,19 @@ def test_a_text_and_its_class(tmp_path, tokenizer):
         length=16,
     )
     facts = sources["train"].facts
-    assert facts["classes"] == ("negative", "positive")
-    assert facts["length"] == 16
+    assert facts.classes == ("negative", "positive")
+    assert facts.length == 16
     kept = [e for e in entries if labelled.part((e["text"],)) == "test"]
     rows = every(sources["test"])
     assert sources["test"].size == len(kept)
     assert sources["train"].size == len(entries) - len(kept)
     for i, entry in enumerate(kept):
-        ids = facts["tokenizer"].encode(entry["text"], add_special_tokens=False).ids[:14]
+        ids = facts.tokenizer.encode(entry["text"], add_special_tokens=False).ids[:14]
         used = len(ids) + 2
         assert rows["tokens"][i].tolist() == [2, *ids, 3] + [0] * (16 - used)
         assert rows["segments"][i].tolist() == [1] * used + [0] * (16 - used)
         assert not rows["types"][i].any()
-        assert facts["classes"][rows["label"][i]] == entry["label"]
+        assert facts.classes[rows["label"][i]] == entry["label"]
     assert rows["label"].dtype == np.int32
 
 
@@ -82,11 +82,11 @@ def test_two_texts_and_a_number(tmp_path, tokenizer, lengths):
     source = labelled.load_sources(
         {"valid": "mine"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer, length=16
     )["valid"]
-    assert source.facts["classes"] == ()
+    assert source.facts.classes == ()
     (tokens,), (segments,), (types,) = (every(source)[k] for k in ("tokens", "segments", "types"))
     assert every(source)["label"].tolist() == [2.5]
     assert source.spec["label"].dtype == np.float32
-    the = source.facts["tokenizer"].token_to_id("the")
+    the = source.facts.tokenizer.token_to_id("the")
     # Thirteen places: the longer text gives way until both are as long, or it fits.
     first, second = lengths
     while first + second > 13:
@@ -111,7 +111,7 @@ def test_kinds_of_labels(tmp_path, tokenizer, labels, classes):
     source = labelled.load_sources(
         {"valid": "all-of-it"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=tokenizer
     )["valid"]
-    assert source.facts["classes"] == classes
+    assert source.facts.classes == classes
     assert every(source)["label"].tolist() == (labels if not classes else [1, 0])
 
 
@@ -184,11 +184,11 @@ def test_a_prepared_set(tmp_path, tokenizer):
     )["v"]
     source = load("feelings", "train[:10]")
     assert source.size == 10
-    assert source.facts["classes"] == ("no", "maybe", "yes")
-    decode = source.facts["tokenizer"].decode
+    assert source.facts.classes == ("no", "maybe", "yes")
+    decode = source.facts.tokenizer.decode
     texts = {decode(row[row > 0].tolist()) for row in every(source)["tokens"]}
     known = {
-        " ".join(source.facts["tokenizer"].encode(row["sentence"]).tokens) for row in rows["train"]
+        " ".join(source.facts.tokenizer.encode(row["sentence"]).tokens) for row in rows["train"]
     }
     assert len(texts) == 10
     assert len(known) == 30
@@ -198,7 +198,7 @@ def test_a_prepared_set(tmp_path, tokenizer):
     kinds = {"sentence1": "text", "sentence2": "text", "label": "number"}
     corpus.prepare(folder, "likeness", kinds, {"train": [pair]})
     likeness = load("likeness", "train")
-    assert likeness.facts["classes"] == ()
+    assert likeness.facts.classes == ()
     assert every(likeness)["label"].tolist() == [0.5]
     assert every(likeness)["types"].sum() == 3
     corpus.prepare(folder, "bare", {"label": "label"}, {"train": [{"label": 1}]})

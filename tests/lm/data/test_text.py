@@ -82,7 +82,7 @@ def test_bytes_are_stored_exactly(name, folder):
         ids = np.array(held.tokens[held.documents[i] : held.documents[i + 1]])
         assert ids[0] == ids[-1] == 0
         assert held.tokenizer.decode(ids[1:-1].tolist()) == texts[document]
-        assert facts["token_bytes"][ids].sum() == len(texts[document].encode())
+        assert facts.token_bytes[ids].sum() == len(texts[document].encode())
         assert ids[1:-1].tolist() == held.tokenizer.encode(texts[document]).ids
 
 
@@ -204,13 +204,13 @@ def test_held_out_documents_are_not_trained_on(name, folder, load):
     changes = {"name": f"folder:{marked}", "vocab_size": 60}
     for form in ("mlm", "pairs"):
         sources = load(form=form, **changes)
-        decode = sources["train"].facts["tokenizer"].decode
+        decode = sources["train"].facts.tokenizer.decode
         texts = {k: decode(every(s)["tokens"].ravel().tolist()) for k, s in sources.items()}
         assert "open" in texts["train"]
         assert "open" not in texts["valid"] + texts["test"]
         assert "secret" not in texts["train"]
         # The tokenizer has not seen it either.
-        assert sources["train"].facts["tokenizer"].token_to_id("secret") is None
+        assert sources["train"].facts.tokenizer.token_to_id("secret") is None
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -279,10 +279,10 @@ def test_single_sentences_are_made_up_for(tmp_path):
 def test_facts(name, folder, load):
     sources = load()
     facts = sources["valid"].facts
-    assert (facts["length"], facts["form"], facts["vocab_size"]) == (32, "mlm", 150)
-    np.testing.assert_array_equal(facts["counts"], opened(name, folder).counts)
+    assert (facts.length, facts.form, facts.vocab_size) == (32, "mlm", 150)
+    np.testing.assert_array_equal(facts.counts, opened(name, folder).counts)
     section = {"name": name, "tokenizer": "wordpiece", "vocab_size": 150, "folder": folder}
-    assert text.tokenizer_of(section).to_str() == facts["tokenizer"].to_str()
+    assert text.tokenizer_of(section).to_str() == facts.tokenizer.to_str()
 
 
 def test_fingerprints_know_what_matters(load, tmp_path):
@@ -299,7 +299,7 @@ def test_fingerprints_know_what_matters(load, tmp_path):
 
 def test_a_tokenizer_from_elsewhere(load, folder, tmp_path):
     """By its files, by the name of prepared weights, and by the workdir of a run."""
-    made = load()["train"].facts["tokenizer"]
+    made = load()["train"].facts.tokenizer
     prepared = pathlib.Path(folder, "minilm")
     prepared.mkdir()
     made.save(str(prepared / "tokenizer.json"))
@@ -419,7 +419,7 @@ def test_a_place_that_cannot_be_written_is_no_obstacle(load, tmp_path):
 
 BUILD = """
 import sys, time
-from lm import store
+from lm.data import store
 name, folder, pause = sys.argv[1:]
 if pause == "pause":
     finish = store._finish
@@ -459,10 +459,10 @@ def test_a_killed_build_leaves_nothing_half_made_and_two_builders_agree(name, fo
 @pytest.mark.slow
 def test_the_addresses_as_rows(tmp_path):
     sources = text.load_sources(SPLITS, "mlm", folder=str(tmp_path))
-    assert sources["train"].facts["counts"].sum() == pytest.approx(1.97e6, rel=0.01)
-    assert sources["train"].size == -(-sources["train"].facts["counts"].sum() // 127)
+    assert sources["train"].facts.counts.sum() == pytest.approx(1.97e6, rel=0.01)
+    assert sources["train"].size == -(-sources["train"].facts.counts.sum() // 127)
     assert sources["valid"].size > 500
     assert sources["test"].size > 400
-    assert sources["train"].facts["vocab_size"] == 8192
-    unknown = sources["train"].facts["counts"][1] / sources["train"].facts["counts"].sum()
+    assert sources["train"].facts.vocab_size == 8192
+    unknown = sources["train"].facts.counts[1] / sources["train"].facts.counts.sum()
     assert unknown < 1e-4

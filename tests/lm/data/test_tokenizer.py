@@ -16,7 +16,7 @@ from lm.data import tokenizer
 TIES = [" ".join(hashlib.sha256(bytes([i, j])).hexdigest()[:9] for j in range(200)) for i in (1, 2)]
 TRAIN = """
 import hashlib, sys
-from lm import tokenizer
+from lm.data import tokenizer
 texts = sys.stdin.read().split("\\n")
 for kind in tokenizer.KINDS:
     text = tokenizer.train(kind, 420, texts).to_str()
@@ -73,10 +73,10 @@ def test_wordpiece_is_berts(wordpiece):
     tokens = wordpiece.encode("The naïve Congress", add_special_tokens=False).tokens
     assert "".join(tokens).replace("##", "") == "thenaivecongress"
     facts = tokenizer.facts(wordpiece)
-    assert facts["vocab_size"] == 150 == len(facts["continues"])
-    assert facts["special"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "end": 3}
-    assert facts["token_bytes"] is None
-    for i, continues in enumerate(facts["continues"]):
+    assert facts.vocab_size == 150 == len(facts.continues)
+    assert facts.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "end": 3}
+    assert facts.token_bytes is None
+    for i, continues in enumerate(facts.continues):
         assert continues == wordpiece.id_to_token(i).startswith("##")
     assert wordpiece.encode("[MASK]").ids == [2, 4, 3]
 
@@ -100,17 +100,17 @@ def test_bytes_come_back_and_are_counted(bpe, text):
     bpe.encode_special_tokens = True
     ids = bpe.encode(text).ids
     assert bpe.decode(ids, skip_special_tokens=False).encode() == text.encode()
-    assert facts["token_bytes"][ids].sum() == len(text.encode())
+    assert facts.token_bytes[ids].sum() == len(text.encode())
 
 
 def test_byte_level_is_gpt2s(bpe):
     facts = tokenizer.facts(bpe)
-    assert facts["special"]["end"] == 0 == bpe.token_to_id("<|endoftext|>")
-    assert facts["token_bytes"][0] == 0
-    assert not facts["continues"][0]
-    assert (np.sort(facts["token_bytes"])[:257] == [0] + [1] * 256).all()
+    assert facts.special["end"] == 0 == bpe.token_to_id("<|endoftext|>")
+    assert facts.token_bytes[0] == 0
+    assert not facts.continues[0]
+    assert (np.sort(facts.token_bytes)[:257] == [0] + [1] * 256).all()
     pieces = bpe.encode(" the the\nthe").ids
-    begins = [not facts["continues"][i] for i in pieces]
+    begins = [not facts.continues[i] for i in pieces]
     assert begins == [piece[0] in "ĠĊ" for piece in bpe.encode(" the the\nthe").tokens]
 
 
@@ -147,7 +147,7 @@ def test_wordpiece_is_loaded_from_its_files(wordpiece, tmp_path, kind):
         loaded = tokenizer.load(path)
         text = "The Union, and [MASK] of façades"
         assert loaded.encode(text).tokens == wordpiece.encode(text).tokens
-        assert tokenizer.facts(loaded)["special"] == tokenizer.facts(wordpiece)["special"]
+        assert tokenizer.facts(loaded).special == tokenizer.facts(wordpiece).special
 
 
 def test_vocab_txt_may_keep_case(wordpiece, tmp_path):
@@ -161,8 +161,8 @@ def test_byte_level_is_loaded_from_its_files(bpe, tmp_path):
     for text in TEXTS[:3]:
         assert loaded.encode(text).ids == bpe.encode(text).ids
     ours, theirs = tokenizer.facts(bpe), tokenizer.facts(loaded)
-    np.testing.assert_array_equal(ours["token_bytes"], theirs["token_bytes"])
-    np.testing.assert_array_equal(ours["continues"], theirs["continues"])
+    np.testing.assert_array_equal(ours.token_bytes, theirs.token_bytes)
+    np.testing.assert_array_equal(ours.continues, theirs.continues)
 
 
 def test_what_is_loaded_neither_pads_nor_truncates(wordpiece, tmp_path):

@@ -74,7 +74,7 @@ def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     large = section | {"name": "tfds:imagenet2012", "image_size": 256}
     found = datasets.outline_sources({"train": "train[:99%]"}, large)["train"]
     assert found.spec["image"].shape == (256, 256, 3)
-    assert (found.size, len(found.facts["classes"])) == (1_268_355, 1000)
+    assert (found.size, len(found.facts.classes)) == (1_268_355, 1000)
     with pytest.raises(BadInput, match="set it, to 256"):
         datasets.outline_sources({"train": "train"}, large | {"image_size": None})
 
@@ -97,8 +97,8 @@ def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
         for key, value in memory[name].read(rows).items():
             np.testing.assert_array_equal(value, disk[name].read(rows)[key])
             assert value.dtype == disk[name].read(rows)[key].dtype
-    assert memory["train"].facts["mean"] == datasets.NORMALISATION["cifar10"][0]
-    assert len(memory["train"].facts["classes"]) == 10
+    assert memory["train"].facts.mean == datasets.NORMALISATION["cifar10"][0]
+    assert len(memory["train"].facts.classes) == 10
     assert disk["train"].resident is None
 
 
@@ -158,4 +158,4 @@ def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
     mean, std = datasets.NORMALISATION["fashion_mnist"]
     assert train["image"].mean() / 255 == pytest.approx(mean[0], abs=1e-4)
     assert train["image"].std() / 255 == pytest.approx(std[0], abs=1e-4)
-    assert sets["train"].facts["classes"][9] == "Ankle boot"
+    assert sets["train"].facts.classes[9] == "Ankle boot"
