@@ -139,7 +139,8 @@ def test_a_process_that_fails_alone_ends_the_others(tmp_path, failing):
 @pytest.mark.slow
 def test_a_process_that_waits_in_vain_says_so(tmp_path):
     code = (
-        "from common import cli; from common.devices import processes, runtime; processes.JOIN_SECONDS = 11;"
+        "from common import cli; from common.devices import processes, runtime;"
+        "processes.JOIN_SECONDS = 11;"
         "cli.exit(runtime.start)"
     )
     started = []

@@ -1,0 +1,57 @@
+"""Runs begun by older versions go on: workdirs kept as they were written, stopped half way.
+
+tests/saved/eab57ef.tar.xz holds three runs of 12 steps with the checkpoint of step 6, made at
+commit eab57ef, before `common` had rooms, and in expected.json what they came to there.
+"""
+
+import json
+import tarfile
+
+import language_config
+import pytest
+from helpers import ROOT, exit_code
+
+from common.runs import workdir
+from common.training import saved, train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of the runs, their corpus beside them."""
+    folder = tmp_path_factory.mktemp("saved")
+    with tarfile.open(ROOT / "tests/saved/eab57ef.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    corpus = language_config.write(folder / "corpus")
+    for name in ("mlm", "clm"):
+        path = folder / name / "config.json"
+        path.write_text(path.read_text().replace("folder:CORPUS", corpus))
+    return folder
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlm", "clm")]
+
+
+@pytest.mark.parametrize("name", ["digits", *SLOW])
+def test_a_run_of_an_older_version_goes_on(runs, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOUCHSTONE_DATA", str(tmp_path))
+    expected = json.loads((runs / "expected.json").read_text())[name]
+    assert "kind" not in str(workdir.read_config(runs / name)["evals"])  # older than that key
+    result = train.run(saved.read_config(runs / name), runs / name, show=False)
+    assert (result["steps"], result["parameters"]) == (12, expected["parameters"])
+    losses = {
+        x["step"]: x["train/loss"] for x in workdir.read_log(runs / name) if "train/loss" in x
+    }
+    # Not bits: they were computed on another machine.
+    assert losses == pytest.approx({int(k): v for k, v in expected["loss"].items()}, rel=1e-4)
+    for key, values in expected["eval"].items():
+        assert result["eval"][key]["loss"] == pytest.approx(values["loss"], rel=1e-4)
+
+
+def test_its_own_command_is_taken_and_another_is_refused(runs, capsys):
+    same = ("--config", f"{ROOT}/configs/vision/digits.py:mlp", "--workdir", str(runs / "digits"))
+    keys = ("model.hidden=(8,)", "train.duration=12 steps", "checkpoint.every=6 steps")
+    keys += ("checkpoint.keep_latest=3", "train.log_every=3 steps", "evals.test.every=6 steps")
+    words = [f"--config.{key}" for key in keys]
+    assert exit_code("train", *same, *words) == 0
+    assert exit_code("train", *same, *words, "--config.seed=1") == 2
+    assert "config.seed was 0 and is 1" in capsys.readouterr().err
