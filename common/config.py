@@ -29,9 +29,11 @@ from ml_collections.config_dict import placeholder
 
 from common.errors import BadInput, choice, nearest, require
 
-# Keys that choose the function of a section. Overriding one returns the keys that it governs to the
-# defaults of the newly chosen function: the old one's arguments would not fit.
+# Keys that choose the function of a section. Overriding one resets the section that it governs to
+# the defaults of the newly chosen function: the old one's arguments would not fit.
 SELECTORS = {"model.module": "model", "optim.name": "optim.direction"}
+# What an evaluator of another `kind` keeps: every kind has these keys.
+EVALUATOR_KEYS = ("split", "every", "batch_size")
 
 # Sections whose floats become traced numbers, so that a change of value compiles nothing anew.
 TRACED = ("model", "augment", "loss", "optim")
@@ -48,15 +50,31 @@ class Parameter(NamedTuple):
     default: Any
 
 
-def parameters(function: Callable | dict[str, Parameter]) -> dict[str, Parameter]:
+class Selected(NamedTuple):
+    """A section one of whose keys names the function that the other keys feed.
+
+    Attributes:
+      selector: that key, a string.
+      default: its value where the config sets none.
+      function: the function named; its keywords, or fields, are the other keys.
+      fixed: of these, the ones that the caller provides, which are no keys.
+    """
+
+    selector: str
+    default: str
+    function: Callable
+    fixed: tuple[str, ...] = ()
+
+
+def parameters(function: Callable | Selected) -> dict[str, Parameter]:
     """The keys of the section that feeds `function`.
 
     For a function these are its keyword-only arguments. For a linen module class they are its
-    fields that have a default and are not callables: the others are known only at run time. A dict
-    says them itself.
+    fields that have a default and are not callables: the others are known only at run time.
     """
-    if isinstance(function, dict):
-        return function
+    if isinstance(function, Selected):
+        keys = {k: v for k, v in parameters(function.function).items() if k not in function.fixed}
+        return {function.selector: Parameter(str, function.default)} | keys
     hints = typing.get_type_hints(function)
     if inspect.isclass(function) and issubclass(function, nn.Module):
         return {
@@ -231,6 +249,12 @@ def overridden(
 ) -> ml_collections.ConfigDict:
     """Completes and checks `config`, applies the overrides, and locks it; see `load`."""
     pairs = _split(overrides)
+    for name in config.get("evals") or {}:
+        key = f"evals.{name}.kind"
+        if key in pairs and _get(config, key) != pairs[key]:
+            section = config.evals[name]
+            kept = {k: v for k, v in section.items() if k in EVALUATOR_KEYS}
+            config.evals[name] = ml_collections.ConfigDict(kept | {"kind": pairs[key]})
     for key, governed in SELECTORS.items():
         if key not in pairs or _get(config, key) == pairs[key]:
             continue

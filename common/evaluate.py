@@ -1,16 +1,22 @@
-"""Exact evaluation over a finite set: no example is dropped, none is counted twice.
+"""Exact evaluation over a finite set, and the evaluators that a config names.
+
+No example is dropped, none is counted twice.
 
 Sums are made on the device, a batch at a time, and added up on the host in float64; the host
 fetches a batch's sums while the next batch runs. What a mean cannot say is left to `finish`.
 """
 
+import importlib
+import inspect
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from common.config import EVALUATOR_KEYS, Selected, call, parameters
+from common.errors import BadInput, require
 from common.losses import ratio
-from common.task import EvalContext, Source, Terms
+from common.task import EvalContext, Evaluator, Source, Terms
 
 
 def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *, batch_size: int):
@@ -47,3 +53,76 @@ def add(totals: dict, terms: Terms | None) -> dict:
     if not totals:
         return terms
     return {n: (totals[n][0] + s, totals[n][1] + w) for n, (s, w) in terms.items()}
+
+
+# ------------------------------------------------------------------------------------------- kinds
+
+
+def sections(config, usual: Callable) -> dict[str, Selected]:
+    """{"evals.NAME": what the section feeds}, for the `sections` of a task.
+
+    The key `kind` is the import path of a module with a function `evaluator`, such as
+    `common.evaluators.calibration`; "" is the task's usual evaluator. A new kind is a new file, in
+    anybody's package: `evaluator(source, OUTPUTS…, *, split, every, batch_size, …) -> Evaluator`,
+    where OUTPUTS are names of functions that the task offers (its call of `evaluators`).
+
+    Args:
+      config: the config, as far as it is there.
+      usual: the task's own evaluator, of the same form.
+
+    Raises:
+      BadInput: if there is no such kind.
+    """
+    found = {}
+    for name, section in (config.get("evals") or {}).items():
+        kind = (section or {}).get("kind") or ""
+        function = _kind(f"config.evals.{name}.kind", kind) if kind else usual
+        found[f"evals.{name}"] = Selected("kind", "", function)
+    return found
+
+
+def _kind(where: str, path: str) -> Callable:
+    try:
+        function = getattr(importlib.import_module(path), "evaluator", None)
+    except (ImportError, ValueError) as error:
+        raise BadInput(
+            f"{where}: {path!r}: {error}; write 'common.evaluators.calibration'"
+        ) from error
+    require(callable(function), f"{where}: {path!r} has no function `evaluator`")
+    lacking = [key for key in EVALUATOR_KEYS if key not in parameters(function)]
+    require(not lacking, f"{where}: {path!r}: `evaluator` has no keyword {', '.join(lacking)}")
+    return function
+
+
+def evaluators(
+    config: dict, usual: Callable, sources: dict[str, Source], **outputs: Callable
+) -> dict[str, Evaluator]:
+    """The evaluators of a config, for `Task.evaluators`.
+
+    Args:
+      config: nested dict.
+      usual: the task's own evaluator.
+      sources: of the task.
+      outputs: functions of the task that evaluators may ask for, by the names of their positional
+        parameters behind `source`: `logits` of a classifier, say.
+
+    Raises:
+      BadInput: if an evaluator asks for what the task does not offer.
+    """
+    made = {}
+    for name, section in config.get("evals", {}).items():
+        where = f"config.evals.{name}.kind"
+        function = _kind(where, section["kind"]) if section.get("kind") else usual
+        _, *wanted = (
+            key
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        )
+        lacking = [key for key in wanted if key not in outputs]
+        require(
+            not lacking,
+            f"{where}: {section.get('kind')!r} needs {', '.join(lacking)}, and {config['task']} "
+            f"offers {', '.join(outputs)}",
+        )
+        made[name] = call(function, section, sources[name], *(outputs[key] for key in wanted))
+    return made

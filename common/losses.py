@@ -13,7 +13,7 @@ from common.errors import require
 
 # By the end of a metric's key: 1 if more is better, -1 if less is. Tasks add their own `SIGNS`.
 SIGNS = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "top_5"), 1)
-SIGNS |= dict.fromkeys(("loss", "perplexity", "error", "rmse"), -1)
+SIGNS |= dict.fromkeys(("loss", "perplexity", "error", "rmse", "ece", "mce", "brier"), -1)
 
 
 def _weighted(values, valid):

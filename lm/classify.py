@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import losses
+from common import evaluate, losses
 from common.errors import require
-from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import weights
@@ -33,7 +32,7 @@ def sections(config) -> dict[str, Callable]:
         "model": models.section(config, MODEL, GIVEN),
         "data": labelled.load_sources,
         "loss": losses.smoothing,
-        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+        **evaluate.sections(config, evaluator),
     }
 
 
@@ -44,7 +43,7 @@ def sources(config: dict) -> dict[str, Source]:
 
 def evaluator(
     source: Source,
-    apply: Callable,
+    logits: Callable,
     *,
     split: str = "valid",
     every: str = "1 epoch",
@@ -55,7 +54,7 @@ def evaluator(
 
     Args:
       source: the set.
-      apply: (params, batch) -> f32[B, K].
+      logits: (params, extra, batch, key) -> f32[B, K], as in evaluation.
       split: of the data set, e.g. "valid" or "test[:500]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
@@ -68,10 +67,10 @@ def evaluator(
         centre = float(np.mean(source.read(every_row)["label"], dtype=np.float64))
 
     def terms(params, extra, batch, key):
-        logits = apply(params, batch)
-        rows = logits, batch["label"], batch["valid"]
+        outputs = logits(params, extra, batch, key)
+        rows = outputs, batch["label"], batch["valid"]
         if regression:
-            guess, label = logits[:, 0] - centre, batch["label"] - centre
+            guess, label = outputs[:, 0] - centre, batch["label"] - centre
             found = {"moments": losses.moments(guess, label, batch["valid"])}
         else:
             found = {
@@ -88,7 +87,7 @@ def evaluator(
             values = {"f1": losses.macro_f1(confusion), "matthews": losses.matthews(confusion)}
         return losses.ratio(totals) | values
 
-    return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
+    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
 def _loss(logits, label, valid, label_smoothing=None):
@@ -127,16 +126,16 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             terms["accuracy"] = losses.accuracy(logits, batch["label"], batch["valid"])
         return terms, extra
 
+    def logits(params, extra, batch, key):
+        return apply(params, batch)
+
     return Task(
         init=init,
         prepare=lambda key, batch, train: batch,
         loss=loss,
         objective={"loss": 1.0},
         sources=sources,
-        evaluators={
-            name: configs.call(evaluator, section, sources[name], apply)
-            for name, section in config.get("evals", {}).items()
-        },
+        evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
         partition=model.PARTITION,
         rows_independent=True,
         files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},

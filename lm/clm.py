@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common import config as configs
-from common import losses
-from common.evaluate import mean_evaluator
+from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, splits, training_flops
@@ -33,7 +32,7 @@ def sections(config) -> dict[str, Callable]:
     return {
         "model": models.section(config, MODEL, GIVEN),
         "data": text.load_sources,
-        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+        **evaluate.sections(config, evaluator),
     }
 
 
@@ -57,7 +56,7 @@ def _rows(batch: dict):
 
 def evaluator(
     source: Source,
-    apply: Callable,
+    predict: Callable,
     *,
     split: str = "test",
     every: str = "1 epoch",
@@ -68,7 +67,7 @@ def evaluator(
 
     Args:
       source: the set.
-      apply: (params, batch) -> logits f32[B, L, V].
+      predict: (params, batch) -> logits f32[B, L, V].
       split: of the data set, e.g. "test" or "valid[:500]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
@@ -79,7 +78,7 @@ def evaluator(
 
     def terms(params, extra, batch, key):
         targets, weights = _rows(batch)
-        rows = apply(params, batch).reshape(len(targets), -1), targets, weights
+        rows = predict(params, batch).reshape(len(targets), -1), targets, weights
         found = {
             "loss": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
@@ -99,7 +98,7 @@ def evaluator(
             values["bits_per_byte"] = float(nats / math.log(2) / size)
         return values
 
-    return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
+    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
@@ -141,10 +140,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         loss=loss,
         objective={"loss": 1.0},
         sources=sources,
-        evaluators={
-            name: configs.call(evaluator, section, sources[name], apply)
-            for name, section in config.get("evals", {}).items()
-        },
+        evaluators=evaluate.evaluators(config, evaluator, sources, predict=apply),
         partition=model.PARTITION,
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),

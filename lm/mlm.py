@@ -18,9 +18,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from common import config as configs
-from common import losses
+from common import evaluate, losses
 from common.errors import require
-from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.nn.layers import identity
 from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
@@ -48,7 +47,7 @@ def sections(config) -> dict[str, Callable]:
         "data": text.load_sources,
         "masking": masking.make_masking,
         "loss": loss_section,
-        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+        **evaluate.sections(config, evaluator),
     }
 
 
@@ -74,7 +73,7 @@ def _rows(batch: dict):
 def evaluator(
     source: Source,
     masked: Callable,
-    apply: Callable,
+    predict: Callable,
     *,
     split: str = "test",
     every: str = "1 epoch",
@@ -87,7 +86,7 @@ def evaluator(
     Args:
       source: the set.
       masked: (key, batch) -> the batch with tokens hidden, always the same ones in a row.
-      apply: (params, batch) -> token logits, next-sentence logits or None.
+      predict: (params, batch) -> token logits, next-sentence logits or None.
       split: of the data set, e.g. "test" or "valid[:500]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
@@ -100,7 +99,7 @@ def evaluator(
     def terms(params, extra, batch, key):
         batch = masked(key, batch)
         targets, weights = _rows(batch)
-        logits, following = apply(params, batch)
+        logits, following = predict(params, batch)
         rows = logits.reshape(len(targets), -1), targets, weights
         found = {
             "loss": losses.softmax_cross_entropy(*rows),
@@ -124,12 +123,12 @@ def evaluator(
         rows = rows | {"picked": jnp.take_along_axis(picked, first, axis=1)}
         places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
         hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts.special["mask"])
-        logits, _ = apply(params, rows | {"tokens": hidden})
+        logits, _ = predict(params, rows | {"tokens": hidden})
         ids, probabilities = fill.guesses(logits, 1)
         found = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
 
-    means = mean_evaluator(source, terms, finish, batch_size=batch_size)
+    means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
 
     def run(context):
         values = means(context)
@@ -213,10 +212,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         loss=loss,
         objective={"mlm": 1.0} | ({"nsp": 1.0} if nsp else {}),
         sources=sources,
-        evaluators={
-            name: configs.call(evaluator, section, sources[name], masked, apply)
-            for name, section in config.get("evals", {}).items()
-        },
+        evaluators=evaluate.evaluators(config, evaluator, sources, masked=masked, predict=apply),
         partition=model.PARTITION,
         rows_independent=True,
         pretrained=weights.reader(facts, config["data"]["folder"]),

@@ -63,7 +63,7 @@ def _transformers(model: str, batch_size: int, settings: dict, **inputs) -> Cont
 def cnn(cpu: bool) -> list[Contender]:
     """32C3-MP2-64C3-MP2-64-10 on 28x28x1, Adam."""
     size = 128 if cpu else 4096
-    path, words = "configs/vision/data/fashion_mnist.py:cnn", [f"train.batch_size={size}"]
+    path, words = "configs/vision/fashion_mnist.py:cnn", [f"train.batch_size={size}"]
     of = {"batch_size": size}
     return [
         _ours(path, words, image=256, label=10),

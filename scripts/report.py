@@ -222,6 +222,13 @@ def pictures(found: report.RunReport, x: str = "minutes") -> dict[str, tuple[str
         what = f"parallel coordinates: the hyperparameters and {metric}, which is the colour"
         figures["parallel"] = what, plots.parallel(settings, means, metric)
 
+    best = rows[0].runs[0].history
+    for key in sorted({key for line in best for key in line if key.endswith("/reliability")}):
+        table = next(line[key] for line in reversed(best) if key in line)
+        evaluator = key.split("/")[1]
+        what = f"reliability of {evaluator}, of the best row's first seed"
+        figures[f"reliability-{evaluator}"] = what, plots.reliability(table, evaluator)
+
     def png(figure) -> bytes:
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)

@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import config as configs
-from common import losses, tree
+from common import evaluate, losses, tree
 from common.data import fetch, order
 from common.errors import require
-from common.evaluate import mean_evaluator
 from common.nn import model as models
 from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import weights
@@ -34,7 +33,7 @@ FITTED_TO = 1000  # images that `fitted` is given
 
 def evaluator(
     source: Source,
-    logits_of: Callable,
+    logits: Callable,
     *,
     split: str = "test",
     every: str = "1 epoch",
@@ -46,7 +45,7 @@ def evaluator(
 
     Args:
       source: the set.
-      logits_of: (params, extra, batch, key, views) -> f32[B, K], as in evaluation.
+      logits: (params, extra, batch, key, views) -> f32[B, K], as in evaluation.
       split: of the data set, e.g. "test" or "train[90%:]".
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
@@ -56,14 +55,14 @@ def evaluator(
     del split  # `sources` has read it
 
     def terms(params, extra, batch, key):
-        logits = logits_of(params, extra, batch, key, views)
-        rows = logits, batch["label"], batch["valid"]
+        outputs = logits(params, extra, batch, key, views)
+        rows = outputs, batch["label"], batch["valid"]
         found = {
             "loss": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
             "confusion": losses.confusion_matrix(*rows),
         }
-        if logits.shape[-1] > 5:
+        if outputs.shape[-1] > 5:
             found["top_5"] = losses.top_k(*rows, k=5)
         return found
 
@@ -76,7 +75,7 @@ def evaluator(
             values["confusion"] = confusion.astype(np.int64)
         return values
 
-    return Evaluator(every, mean_evaluator(source, terms, finish, batch_size=batch_size))
+    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
 def loss_section(
@@ -104,7 +103,7 @@ def sections(config) -> dict[str, Callable]:
         "data": datasets.load_sources,
         "augment": augment.make_augment,
         "loss": loss_section,
-        **{f"evals.{name}": evaluator for name in config.get("evals") or {}},
+        **evaluate.sections(config, evaluator),
     }
 
 
@@ -178,7 +177,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             terms["auxiliary"] = entropy(others[0])
         return terms, changed
 
-    def logits_of(params, extra, batch, key, views="none"):
+    def logits(params, extra, batch, key, views="none"):
         images = prepare(key, batch, False)["image"]
         apply = lambda images: model.apply({"params": params, **extra}, images)
         return sum(share * apply(view) for share, view in augment.views(images, views))
@@ -196,10 +195,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         loss=loss,
         objective={"loss": 1.0} | ({} if auxiliary is None else {"auxiliary": auxiliary}),
         sources=sources,
-        evaluators={
-            name: configs.call(evaluator, section, sources[name], logits_of)
-            for name, section in config.get("evals", {}).items()
-        },
+        evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
         partition=model.PARTITION,
         rows_independent="batch_stats" not in shapes[1],
         pretrained=pretrained,

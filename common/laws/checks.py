@@ -43,7 +43,7 @@ import ml_collections
 import numpy as np
 
 from common import cli, tree
-from common.config import changed, flatten, overridden, parameters, plain
+from common.config import Selected, changed, flatten, overridden, parameters, plain
 from common.data import loading, order
 from common.devices import mesh, runtime
 from common.errors import BadInput, require
@@ -380,10 +380,11 @@ def no_dead_knob(config) -> str:
     sections = program.sections(config)
     count = 0
     for where, function in sections.items():
-        known = set(parameters(function))
-        if not isinstance(function, dict):
-            unread = known - _names_read(function)
-            hold(not unread, f"config.{where}: nothing reads {', '.join(sorted(unread))}")
+        known, selector = set(parameters(function)), set()
+        if isinstance(function, Selected):
+            selector, function = {function.selector}, function.function
+        unread = known - selector - _names_read(function)
+        hold(not unread, f"config.{where}: nothing reads {', '.join(sorted(unread))}")
         count += len(known)
         values = {k: v for k, v in flatten(config).items() if k.startswith(f"{where}.")}
         missing = [k for k in known if not any(v.startswith(f"{where}.{k}") for v in values)]
@@ -394,9 +395,12 @@ def no_dead_knob(config) -> str:
 def _names_read(function: Callable) -> set[str]:
     """The names that a function's body loads, or the fields of `self` that a module's methods
     load."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
     if inspect.isclass(function) and issubclass(function, nn.Module):
-        return {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
+        classes = [cls for cls in function.__mro__ if issubclass(cls, nn.Module)]
+        bodies = [ast.parse(textwrap.dedent(inspect.getsource(cls))) for cls in classes[:-1]]
+        nodes = itertools.chain.from_iterable(map(ast.walk, bodies))
+        return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return {
         node.id
         for node in ast.walk(body)

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from common import config as configs
-from common.config import Parameter
+from common.config import Selected
 from common.errors import BadInput, require
 
 
@@ -31,18 +30,16 @@ def fields_of(cls: type) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
 
-def section(config, default: str, given: tuple[str, ...]) -> dict:
-    """What the section `model` may hold: `module`, and the fields of the class that it names.
+def section(config, default: str, given: tuple[str, ...]) -> Selected:
+    """What the section `model` feeds: `module` names a class, and the other keys are its fields.
 
     Args:
       config: the config, as far as it is there.
       default: the module where the config names none.
       given: fields that the task sets: the number of classes, say.
     """
-    module = Parameter(str, default)
     cls = model_class((config.get("model") or {}).get("module", default))
-    fields = configs.parameters(cls)
-    return {"module": module} | {k: v for k, v in fields.items() if k not in given}
+    return Selected("module", default, cls, given)
 
 
 def build(values: dict, constrain: Callable, **given) -> nn.Module:

@@ -235,5 +235,41 @@ def _height(column: Positions) -> tuple[np.ndarray, list[tuple[float, str]]]:
     return (at - low) / span, list(zip((marks - low) / span, named, strict=True))
 
 
+# ------------------------------------------------------------------------------------- calibration
+
+
+def reliability(table, name: str):
+    """A reliability diagram (DeGroot & Fienberg 1983): accuracy against confidence, a bar a bin,
+    and below how many predictions each bin holds.
+
+    Args:
+      table: f64[3, M]: predictions, mean confidence and accuracy of each bin, as
+        `common.evaluators.calibration` logs them.
+      name: of the evaluator, for the title.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    counts, confidence, accuracy = np.array(table, float)
+    bins = len(counts)
+    edges, filled = np.arange(bins) / bins, counts > 0
+    ece = np.sum(counts * np.abs(accuracy - confidence)) / max(counts.sum(), 1)
+    drawn = figure(5, 5.5)
+    upper, lower = drawn.subplots(2, sharex=True, height_ratios=(3, 1))
+    upper.bar(edges[filled], accuracy[filled], 1 / bins, align="edge", edgecolor="white")
+    upper.plot(confidence[filled], accuracy[filled], "o-", color="C1", ms=4, lw=1, label="observed")
+    upper.plot([0, 1], [0, 1], "--", color="black", lw=1, label="perfectly calibrated")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"{name}: ECE {ece:.4f}")
+    upper.legend(fontsize=8, loc="upper left")
+    lower.bar(edges, counts, 1 / bins, align="edge", edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="predictions")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return drawn
+
+
 def _cut(text: str, length: int = 16) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
