@@ -47,9 +47,9 @@ class _Tensor(NamedTuple):
     strides: tuple
 
 
-def _tensor(storage, offset, shape, strides, *rest) -> _Tensor:
-    """Stands in for torch._utils._rebuild_tensor_v2; `rest` concerns gradients."""
-    del rest
+def _tensor(storage, offset, shape, strides, *gradient_args) -> _Tensor:
+    """Stands in for torch._utils._rebuild_tensor_v2."""
+    del gradient_args
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -69,8 +69,8 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: tuple) -> _Storage:
-        tag, kind, key, *rest = pid
-        views = rest[2:]  # in the older format: None, or a view of another storage
+        tag, kind, key, *details = pid
+        views = details[2:]  # in the older format: None, or a view of another storage
         if tag != "storage" or any(view is not None for view in views):
             raise pickle.UnpicklingError("a storage of an unknown kind")
         return _Storage(kind, str(key))
