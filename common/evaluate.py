@@ -2,8 +2,8 @@
 
 No example is dropped, none is counted twice.
 
-Sums are made on the device, a batch at a time, and added up on the host in float64; the host
-fetches a batch's sums while the next batch runs. What a mean cannot say is left to `finish`.
+Each batch is summed on the device, and the sums are added up on the host in float64; the host
+fetches a batch's sums while the next batch runs. `finish` computes metrics that are not means.
 """
 
 import importlib
@@ -20,16 +20,16 @@ from common.task import EvalContext, Evaluator, Source, Terms
 
 
 def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *, batch_size: int):
-    """The usual evaluator: adds Terms up over a set, then `finish(totals)`.
+    """The standard evaluator: sums Terms over a set, then applies `finish` to the totals.
 
     Args:
       source: the set.
       terms: (params, extra, batch, key) -> Terms; jitted here, once.
       finish: {name: (sum f64[...], weight f64)} -> {name: float | str | ndarray}.
-      batch_size: rows at a time; the result depends on it by rounding only.
+      batch_size: rows at a time; affects the result only by rounding.
 
     Returns:
-      EvalContext -> finish's result.
+      EvalContext -> the result of `finish`.
     """
     compiled = jax.jit(terms)
 
@@ -46,7 +46,7 @@ def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *,
 
 
 def add(totals: dict, terms: Terms | None) -> dict:
-    """Float64 totals with one more batch of Terms; None is none."""
+    """Adds a batch's Terms, or None, to float64 totals."""
     if terms is None:
         return totals
     terms = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(terms))

@@ -1,8 +1,8 @@
 """Losses and metrics as (sum, weight), so that means over any batches, padded or split, are exact.
 
-Letters: B rows, C classes, D outputs. `valid f32[B]` weighs rows: 0 on padding. A weight never
-depends on the parameters. What a mean cannot say (F1, perplexity, RMSE) is computed at the end, on
-float64 totals, by the functions at the bottom.
+Letters: B rows, C classes, D outputs. `valid f32[B]` weights rows: 0 on padding. A weight never
+depends on the parameters. Metrics that are not means (F1, perplexity, RMSE) are computed at the
+end, from float64 totals, by the functions at the bottom.
 """
 
 import jax
@@ -22,9 +22,9 @@ def _weighted(values, valid):
 
 @jax.custom_vjp
 def _negative_log_likelihood(logits, labels):
-    """f32[B, C], i32[B] -> f32[B]. Its own gradient, softmax - onehot, is one pass over the logits
-    where the derivative of `take_along_axis` is a scatter into as many zeros: on CPU it is
-    faster."""
+    """f32[B, C], i32[B] -> f32[B]. The custom gradient, softmax - onehot, is one pass over the
+    logits; that of `take_along_axis` scatters into an array of zeros of that size, which is slower
+    on CPU."""
     return _forward(logits, labels)[0]
 
 
@@ -34,27 +34,27 @@ def _forward(logits, labels):
     return normaliser - picked, (logits, labels, normaliser)
 
 
-def _backward(kept, gradient):
-    logits, labels, normaliser = kept
-    share = jnp.exp(logits - normaliser[:, None])
-    right = labels[:, None] == jnp.arange(logits.shape[-1])
-    # A row that weighs nothing has no gradient, whatever its logits are.
+def _backward(residuals, gradient):
+    logits, labels, normaliser = residuals
+    probabilities = jnp.exp(logits - normaliser[:, None])
+    one_hot = labels[:, None] == jnp.arange(logits.shape[-1])
+    # A row of weight 0 has gradient 0, whatever its logits.
     gradient = gradient[:, None]
-    return jnp.where(gradient == 0, 0, gradient * (share - right)), None
+    return jnp.where(gradient == 0, 0, gradient * (probabilities - one_hot)), None
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)
 
 
 def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
-    """Cross-entropy of labels, or of distributions over the classes.
+    """Cross-entropy with labels or with distributions over the classes.
 
     Args:
       logits: f32[B, C].
       labels: i32[B], or f32[B, C] whose rows sum to 1.
       valid: f32[B].
-      label_smoothing: None, or the share of the target that is spread evenly over all classes; may
-        be traced (Szegedy et al. 2016).
+      label_smoothing: None, or the share of the target mass spread evenly over all classes; may be
+        traced (Szegedy et al. 2016).
 
     Returns:
       (sum f32[], weight f32[]) in nats.
@@ -65,8 +65,8 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
     else:
         losses = _negative_log_likelihood(logits, labels)
     if label_smoothing is not None:
-        even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
-        losses = (1 - label_smoothing) * losses + label_smoothing * even
+        uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
     return _weighted(losses, valid)
 
 
@@ -83,18 +83,18 @@ def sigmoid_cross_entropy(logits, targets, valid):
 
 
 def squared_error(predictions, targets, valid):
-    """Mean over the outputs of a row of the squared difference. f32[B, D] each, valid f32[B]."""
+    """Squared difference, averaged over the outputs of a row. f32[B, D] each, valid f32[B]."""
     return _weighted(jnp.mean((predictions - targets) ** 2, axis=-1), valid)
 
 
 def absolute_error(predictions, targets, valid):
-    """Mean over the outputs of a row of the absolute difference. f32[B, D] each, valid f32[B]."""
+    """Absolute difference, averaged over the outputs of a row. f32[B, D] each, valid f32[B]."""
     return _weighted(jnp.mean(jnp.abs(predictions - targets), axis=-1), valid)
 
 
 def _rank(logits, labels):
-    """i32[B]: how many classes come in front of the label; of equal logits the first comes first,
-    and NaN comes first of all. Counting is faster on CPU than argmax."""
+    """i32[B]: the number of classes that rank above the label; among equal logits the lower index
+    ranks higher, and NaN ranks highest. On CPU, counting is faster than argmax."""
     picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     behind = jnp.arange(logits.shape[-1]) >= labels[:, None]
     behind = (logits < picked) | ((logits == picked) & behind)
@@ -102,14 +102,12 @@ def _rank(logits, labels):
 
 
 def accuracy(logits, labels, valid):
-    """How many rows have their label at the largest logit. logits [B, C], labels i32[B], valid
-    f32[B]."""
+    """Counts rows whose label has the largest logit. logits [B, C], labels i32[B], valid f32[B]."""
     return top_k(logits, labels, valid, k=1)
 
 
 def top_k(logits, labels, valid, k: int):
-    """How many rows have their label among the k largest logits; of equal logits the first ones
-    count."""
+    """Counts rows whose label is among the k largest logits; ties go to the lower index."""
     return _weighted((_rank(logits, labels) < k).astype(jnp.float32), valid)
 
 
@@ -125,7 +123,7 @@ def confusion_matrix(logits, labels, valid):
 def moments(x, y, valid):
     """(f32[5]: sums of x, y, x^2, y^2 and xy, weight f32[]) of f32[B] each; see `pearson`.
 
-    Take a number near their means from both first: squares of large numbers lose what differs.
+    Subtract a number near the mean from each first: squares of large numbers lose the differences.
     """
     rows = jnp.stack([x, y, x * x, y * y, x * y])
     return jnp.sum(jnp.where(valid > 0, rows, 0) * valid, axis=-1), jnp.sum(valid)
@@ -135,7 +133,7 @@ def smoothing(*, label_smoothing: float | None = None) -> float | None:
     """The section `loss` of classification.
 
     Args:
-      label_smoothing: the share of each training target spread over all classes; None is none.
+      label_smoothing: share of each training target spread over all classes; None disables it.
     """
     if isinstance(label_smoothing, float):
         ok = 0 <= label_smoothing < 1
@@ -147,14 +145,14 @@ def smoothing(*, label_smoothing: float | None = None) -> float | None:
 
 
 def ratio(totals: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float | np.ndarray]:
-    """{name: sum / weight}, the mean; NaN where nothing was weighed."""
+    """{name: sum / weight}, the mean; NaN where the weight is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         means = {name: np.divide(total, weight) for name, (total, weight) in totals.items()}
     return {name: float(mean) if np.ndim(mean) == 0 else mean for name, mean in means.items()}
 
 
 def precision_recall_f1(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Per class from a confusion matrix [C, C]; 0 where there is nothing to divide by, as
+    """Per-class scores from a confusion matrix [C, C]; 0 where the divisor is 0, as in
     scikit-learn."""
     hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
 
@@ -169,14 +167,14 @@ def precision_recall_f1(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """The mean F1 of the classes that occur, among the labels or the predictions."""
-    there = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
-    return float(precision_recall_f1(confusion)["f1"][there].mean())
+    """The mean F1 of the classes that occur among the labels or the predictions."""
+    occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
+    return float(precision_recall_f1(confusion)["f1"][occurs].mean())
 
 
 def matthews(confusion: np.ndarray) -> float:
-    """The correlation of classes and predictions, for any number of classes (Gorodkin 2004); 0
-    where one of them is constant."""
+    """The correlation of labels and predictions, for any number of classes (Gorodkin 2004); 0 if
+    either is constant."""
     hits, total = np.trace(confusion), confusion.sum()
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     spread = (total**2 - (true**2).sum()) * (total**2 - (predicted**2).sum())
@@ -184,7 +182,7 @@ def matthews(confusion: np.ndarray) -> float:
 
 
 def pearson(moments: np.ndarray, weight: np.ndarray) -> float:
-    """The correlation of two numbers a row, from the sums of `moments`; NaN if one is constant."""
+    """The correlation of x and y, from the sums of `moments`; NaN if one is constant."""
     x, y, xx, yy, xy = moments / weight
     with np.errstate(divide="ignore", invalid="ignore"):
         return float((xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y)))
@@ -196,5 +194,5 @@ def perplexity(mean_nats: float) -> float:
 
 
 def root(mean_square: float) -> float:
-    """The root of a mean squared error, in the units of the target."""
+    """The root of a mean squared error, in units of the target."""
     return float(np.sqrt(mean_square))

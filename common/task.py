@@ -1,24 +1,26 @@
-"""The contract between a task and the training program: what a run has to know, and nothing else.
+"""The contract between a task and the training program: all that a run needs from its task.
 
-Letters: B global batch, N examples in a set. Reserved keys of a batch: `index u32[B]` (the
-position in the stream when training, the row of the set when evaluating) and `valid f32[B]` (0 on
-padding rows).
+Letters: B global batch, N examples in a set. Reserved batch keys: `index u32[B]` (position in the
+stream of training examples, or row of the set in evaluation) and `valid f32[B]` (0 on padding
+rows).
 
-A task is a module; a config names it by its import path (`config.task = "vision.classify"`). It has
+A task is a module, named in the config by its import path (`config.task = "vision.classify"`). It
+defines
 
-    sections(config) -> {section name: the function whose keyword-only arguments the section is}
-    sources(config) -> {"train": Source, an evaluation set's name: Source}         reads data
+    sections(config) -> {section name: function whose keyword-only arguments are the section's keys}
+    sources(config) -> {"train": Source, name of an evaluation set: Source}        reads data
     make(config, sources, constrain) -> Task                                       cheap, traceable
-    outline(config) -> what `sources` would give, from the config alone; shapes and facts with
-                       nothing in them. Optional: for scripts/compile.py where the data is not
+    outline(config) -> sources with the right shapes and facts but no contents, from the config
+                       alone. Optional: lets scripts/compile.py run where the data is absent
 
-A section `evals.NAME` may have a `batch_size`, which must divide over the devices, and a `split`,
-which scripts/evaluate.py can replace; a section `data` may have `workers`, the processes that read
-ahead.
+A section `evals.NAME` may have a `batch_size`, which the devices that split a batch must divide,
+and a `split`, which scripts/evaluate.py can override; the section `data` may have `workers`, the
+number of processes that prefetch batches.
 
-`make` is called again inside the compiled step with traced numbers in place of the floats of
-`common.config.TRACED` sections, so it must not branch on their values (ask `is None`). `constrain`
-is what a model's activations pass at block boundaries (`common.devices.mesh.constrainer`).
+While the step is traced, `make` is called again with tracers in place of the floats in
+`common.config.TRACED` sections, so it must not branch on their values (test `is None` instead).
+`constrain` pins the sharding of activations at block boundaries
+(`common.devices.mesh.constrainer`).
 """
 
 import zlib
@@ -30,20 +32,19 @@ import jax
 from common.errors import require
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum f32[...], weight f32[])
-Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> one logical name a dimension
+Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> a logical name per dimension
 
 
 class Source(NamedTuple):
-    """A finite random-access set.
+    """A finite data set with random access.
 
     Attributes:
       size: N.
       read: rows u32[b] -> {name: np[b, ...]}; pure, on the host, safe to call from threads.
-      resident: {name: np[N, ...]} for small sets that live on the device during training, else
-        None.
+      resident: {name: np[N, ...]} for a small set, kept on the device during training; else None.
       spec: {name: jax.ShapeDtypeStruct} of one example.
       fingerprint: a string that changes when the data does.
-      facts: what its task knows of the set: a NamedTuple of the domain, such as
+      facts: what its task knows about the set: a NamedTuple of the domain, such as
         `vision.data.datasets.ImageFacts`.
     """
 
@@ -56,15 +57,16 @@ class Source(NamedTuple):
 
 
 class EvalContext(NamedTuple):
-    """What an evaluator is given.
+    """Inputs of an evaluator.
 
     Attributes:
-      params, extra: what is evaluated: the average if the run keeps one.
+      params, extra: the state to evaluate: the averaged one if the run keeps an average.
       step: completed updates.
-      key: the run's evaluation key; fold in a row's `index`, so that results know no batch size.
-      batches: (source, batch_size) -> iterator of global batches, each row once, padding `valid` =
-        0.
-      workdir: an epath, or None when there is none.
+      key: the run's evaluation key; fold in each row's `index` (`row_keys`), so that results do not
+        depend on the batch size.
+      batches: (source, batch_size) -> iterator of global batches that yields each row once;
+        padding rows have `valid` = 0.
+      workdir: an epath, or None if the run has no workdir.
     """
 
     params: Any
@@ -80,7 +82,7 @@ class Evaluator(NamedTuple):
 
     Attributes:
       every: a duration; the last step is always evaluated.
-      run: EvalContext -> {name: float | str | ndarray}; every process calls it.
+      run: EvalContext -> {name: float | str | ndarray}; called by every process.
     """
 
     every: str
@@ -88,27 +90,28 @@ class Evaluator(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Pure functions: all a training run needs to know.
+    """The pure functions, and a few facts, that define a training run.
 
     Attributes:
       init: key -> (params, extra): nested dicts of plain arrays.
-      prepare: (key, batch, train) -> batch: augmentation, masking; on the whole batch, on the
+      prepare: (key, batch, train) -> batch: augmentation and masking of the whole batch, on the
         device.
-      loss: (params, extra, batch, key) -> (Terms, extra). A weight never depends on the parameters.
-      objective: {term: coefficient}; training minimises sum_i c_i S_i / W_i, other terms are
-        metrics.
+      loss: (params, extra, batch, key) -> (Terms, extra). Weights never depend on the parameters.
+      objective: {term: coefficient c}; training minimises sum_i c_i S_i / W_i, for term i of sum
+        S_i and weight W_i. Terms not listed are metrics.
       sources: "train" and the evaluation sets.
       evaluators: name -> Evaluator.
-      partition: where parameters live: path regex -> logical names.
-      rows_independent: False when the loss mixes rows (batch norm): accumulation is then refused.
-      gradients: None, or (loss, params, extra, batch, key) -> (gradients, Terms, extra) in place of
-        differentiating the objective (per-example clipping, say).
-      pretrained: None, or path -> nested dicts of host arrays in this model's names: what a file or
-        folder that another library wrote holds (`config.init.path`), parameters and statistics
-        (`extra`) together, without the names of collections.
-      files: None, or {name: contents} of small files that a run's workdir keeps: a tokenizer, say.
-      flops: model FLOPs to train on one example, `training_flops`; None where it is not known.
-      tokens: positions of an example that the model reads, padding included; None if not of text.
+      partition: how parameters are sharded: path regex -> logical names.
+      rows_independent: False if the loss mixes rows (batch norm); gradient accumulation is then
+        refused.
+      gradients: None, or (loss, params, extra, batch, key) -> (gradients, Terms, extra), which
+        replaces differentiation of the objective (for per-example clipping, say).
+      pretrained: None, or path -> nested dicts of host arrays under this model's names: reads the
+        weights at `config.init.path`, a file or folder that another library wrote. Parameters and
+        statistics (`extra`) share one tree, without collection names.
+      files: None, or {name: contents} of small files to keep in the workdir: a tokenizer, say.
+      flops: model FLOPs to train on one example (`training_flops`); None if unknown.
+      tokens: positions per example that the model reads, padding included; None if not text.
     """
 
     init: Callable
@@ -127,27 +130,27 @@ class Task(NamedTuple):
 
 
 def training_flops(model: Any, *sizes) -> float | None:
-    """Model FLOPs to train on one example: three forward passes, as the gradients of a product are
-    two products of its size. What is computed again (remat), the optimizer, and what frozen
-    parameters save do not count.
+    """Model FLOPs to train on one example: three forward passes, since the backward pass of a
+    matrix product is two products of the same size. Recomputation (remat), the optimizer, and
+    savings from frozen parameters are not counted.
 
     Args:
-      model: a linen module. Its `flops`, if it has such a method, counts one example's forward
-        pass; None is returned if not.
-      sizes: of the example, for `flops`.
+      model: a linen module, whose method `flops` counts the forward pass of one example. Without
+        that method the result is None.
+      sizes: arguments of `flops`: the sizes of an example.
     """
     count = getattr(model, "flops", None)
     return 3.0 * count(*sizes) if callable(count) else None
 
 
 def splits(config: dict) -> dict[str, str]:
-    """{"train": `config.data.train`, an evaluator's name: the split that it evaluates}.
+    """{"train": `config.data.train`, evaluator name: the split that it evaluates}.
 
     Raises:
-      BadInput: if an evaluator is called "train".
+      BadInput: if an evaluator is named "train".
     """
     evals = config.get("evals", {})
-    require("train" not in evals, "config.evals.train: the name is the training set's")
+    require("train" not in evals, "config.evals.train: this name is reserved for the training set")
     return {"train": config["data"]["train"]} | {name: e["split"] for name, e in evals.items()}
 
 
@@ -159,12 +162,12 @@ def split_key(name: str) -> str:
 
 
 def purpose_key(seed, purpose: str, step=0) -> jax.Array:
-    """The random key of (seed, purpose, step): the only way that keys are made, so order cannot
-    matter."""
+    """The random key of (seed, purpose, step). All keys are made this way, so the order in which
+    they are drawn cannot matter."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)
 
 
 def row_keys(key: jax.Array, batch: dict) -> jax.Array:
-    """One key a row from its `index`: what randomness in evaluation uses."""
+    """One key per row, from its `index`: the source of randomness in evaluation."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])

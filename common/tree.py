@@ -1,8 +1,7 @@
-"""Parameter trees by path: 'encoder/block_0/mlp/up/kernel', regex tables, overviews, digests.
+"""Parameter trees by path ('encoder/block_0/mlp/up/kernel'): regex tables, text tables, digests.
 
-Sharding, weight decay, multipliers, freezing and partial loading all say which parameters they
-mean in the same way: a table of (regex, value) rows, of which the first that matches the whole
-path counts.
+Sharding, weight decay, multipliers, freezing and partial loading all select parameters the same
+way: by a table of (regex, value) rows, of which the first to match the full path applies.
 """
 
 import math
@@ -26,7 +25,7 @@ def path_of(keys) -> str:
 
 
 def flatten(tree) -> dict[str, Any]:
-    """{path: leaf} of any pytree, in the tree's own order."""
+    """{path: leaf} of any pytree, in tree order."""
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -50,7 +49,7 @@ def unflatten(flat: dict[str, Any]) -> dict:
 
 
 def row_of(table: Rows, path: str) -> int | None:
-    """The number of the first row whose regex matches the whole of `path`, or None."""
+    """The index of the first row whose regex matches all of `path`, or None."""
     return next((i for i, (regex, _) in enumerate(table) if re.fullmatch(regex, path)), None)
 
 
@@ -61,31 +60,31 @@ def lookup(table: Rows, path: str, default: Any = None) -> Any:
 
 
 def check_table(where: str, table: Rows, paths: Iterable[str], cover: Iterable[str] = ()) -> None:
-    """Raises `BadInput` if a row of `table` is the first match of no path, or a path of `cover`
-    has none."""
+    """Raises `BadInput` if a row of `table` is not the first match of any path, or a path in
+    `cover` has no match."""
     paths = tuple(paths)
     for regex, _ in table:
         try:
             re.compile(regex)
         except re.error as error:
-            require(False, f"{where}: {regex!r} is no regular expression: {error}")
+            require(False, f"{where}: {regex!r} is not a regular expression: {error}")
     used = {row_of(table, path) for path in paths}
     for i, (regex, _) in enumerate(table):
         require(
             i in used,
-            f"{where}: the row {regex!r} matches no parameter that is not matched above it",
+            f"{where}: row {regex!r} matches no parameter, or only those that rows above it match",
         )
     for path in cover:
         require(row_of(table, path) is not None, f"{where}: no row matches {path}")
 
 
 def count(tree) -> int:
-    """The number of numbers in a tree of arrays or shapes."""
+    """The number of elements in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def table_text(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
-    """Rows of strings as aligned text with a header."""
+    """Formats rows as an aligned text table with a header."""
     rows = [tuple(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, tuple("-" * w for w in widths), *rows]
@@ -96,7 +95,7 @@ def table_text(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
 
 
 def mix(x):
-    """A bijection of u32 that changes half of the bits for any change (the finaliser of
+    """A bijection of u32 in which any change flips half of the bits (the finaliser of
     MurmurHash3)."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
@@ -118,9 +117,9 @@ def _words(x: jax.Array) -> list[jax.Array]:
 def digest(x: jax.Array) -> jax.Array:
     """u32[]: sum over elements of mix(bits ^ mix(position)), modulo 2^32.
 
-    A sum in modular arithmetic has no order, so the result is the same for every sharding; the
-    position makes it see exchanged elements. A single flipped bit always changes it: `mix` is a
-    bijection.
+    A modular sum does not depend on order, so the result is the same for every sharding; the
+    position makes swapped elements change it. A single flipped bit always changes it, since `mix`
+    is a bijection.
     """
     position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
@@ -139,7 +138,7 @@ def digests(tree) -> dict[str, jax.Array]:
 
 
 def hexdigest(tree) -> str:
-    """One string for a whole tree: 16 hexadecimal digits that change when any bit does."""
+    """The digest of a whole tree: 16 hexadecimal digits that change when any bit does."""
     total = 0
     for path, value in sorted(jax.device_get(digests(tree)).items()):
         word = int.from_bytes(path.encode(), "little") % (2**61 - 1)
@@ -147,12 +146,12 @@ def hexdigest(tree) -> str:
     return f"{total:016x}"
 
 
-def group_digests(found: dict[str, int]) -> dict[str, str]:
-    """The digests of a TrainState's arrays, {path: u32}, as one of each group: the modules of its
-    parameters ("params/block_0/mlp/up"), and each of its other parts as a whole."""
+def group_digests(leaf_digests: dict[str, int]) -> dict[str, str]:
+    """Combines the digests of a TrainState's arrays, {path: u32}, by group: one per module of the
+    parameters ("params/block_0/mlp/up"), and one for each other field."""
     groups: dict[str, int] = {}
-    for path, value in found.items():
-        part, _, rest = path.partition("/")
-        name = path.rpartition("/")[0] if part == "params" and rest else part
+    for path, value in leaf_digests.items():
+        field, _, subpath = path.partition("/")
+        name = path.rpartition("/")[0] if field == "params" and subpath else field
         groups[name] = zlib.crc32(f"{path} {int(value)}".encode(), groups.get(name, 0))
     return {name: f"{value:08x}" for name, value in groups.items() if name != "step"}

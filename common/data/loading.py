@@ -1,7 +1,7 @@
-"""Sources in memory, and batches on the devices: resident, or read ahead on the host.
+"""Sources in memory, and batches on the devices: resident, or prefetched by the host.
 
-Small sets are resident: they live on the device and the step gathers its own rows. Others are read
-by grain ahead of time, by threads or worker processes; each process reads exactly the rows that its
+Small sets are resident: they live on the device and the step gathers its own rows. Others are
+prefetched by grain, in threads or worker processes; each process reads exactly the rows that its
 devices hold.
 
 Letters: B global batch, N examples in a set, b rows requested.
@@ -31,9 +31,9 @@ from common.task import Source
 
 
 def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any = None):
-    """A Source over arrays [N, ...] in memory; fingerprinted by their bytes, names and types."""
+    """A Source over in-memory arrays [N, ...]; its fingerprint covers bytes, names and dtypes."""
     sizes = {len(a) for a in arrays.values()}
-    require(len(sizes) == 1, f"arrays of one set have different lengths: {sorted(sizes)}")
+    require(len(sizes) == 1, f"arrays of a set differ in length: {sorted(sizes)}")
     sha = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         sha.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -52,24 +52,25 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any
 
 
 def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
-    """{name: ShapeDtypeStruct [B, ...]}: a batch of a set without its contents.
+    """{name: ShapeDtypeStruct [B, ...]}: the shapes and dtypes of a batch.
 
     Args:
+      source: the set.
       batch_size: B.
-      sharding: of the rows; None is left open.
+      sharding: of the rows; None leaves it unspecified.
     """
     spec = source.spec | {
         "index": jax.ShapeDtypeStruct((), jnp.uint32),
         "valid": jax.ShapeDtypeStruct((), jnp.float32),
     }
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype, sharding=sharding)
-        for name, one in spec.items()
+        name: jax.ShapeDtypeStruct((batch_size, *row.shape), row.dtype, sharding=sharding)
+        for name, row in spec.items()
     }
 
 
 def gather(seed, step, batch_size: int, size: int, resident: dict) -> dict:
-    """The training batch of `step`, taken from resident arrays inside the compiled step."""
+    """Gathers the training batch of `step` from resident arrays, inside the compiled step."""
     rows = order.rows(seed, step, batch_size, size, jnp)
     batch = {name: array[rows] for name, array in resident.items()}
     return batch | {
@@ -79,7 +80,7 @@ def gather(seed, step, batch_size: int, size: int, resident: dict) -> dict:
 
 
 class _ReadStep(grain.transforms.Map):
-    """Step -> the host's rows of its batch. A class, so that worker processes can be sent it."""
+    """Step -> this process's rows of the batch. A class, so that it can be pickled for workers."""
 
     def __init__(self, source: Source, seed: int, batch_size: int, local: np.ndarray):
         self.source, self.seed, self.batch_size, self.local = source, seed, batch_size, local
@@ -91,8 +92,8 @@ class _ReadStep(grain.transforms.Map):
 
 
 def _begin_worker(*_) -> None:
-    """A terminal's Ctrl-C reaches workers too; the parent saves first, and then ends them. A parent
-    that was killed cannot: they see that it is gone, and go."""
+    """Makes a worker ignore Ctrl-C, which a terminal sends to workers too: the parent saves first,
+    then ends them. If the parent is killed, the worker notices and exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
@@ -113,15 +114,15 @@ def train_batches(
     *,
     workers: int = 0,
 ) -> Iterator[dict]:
-    """Global training batches of these steps, read ahead of their use.
+    """Global training batches of consecutive steps, prefetched.
 
     Args:
       source: the training set.
-      seed: of the order.
-      steps: consecutive ones.
+      seed: of the data order.
+      steps: the range of steps.
       batch_size: B.
-      layout: where the batches go.
-      workers: 0 reads by threads; more than 0 by that many processes. The batches are the same.
+      layout: the mesh that the batches are sharded over.
+      workers: 0 reads in threads, n > 0 in n worker processes. The batches are the same.
     """
     read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
     rows = grain.MapDataset.range(steps.start, steps.stop).map(read)
@@ -140,7 +141,7 @@ def train_batches(
 
 
 def prefetch(batches: Iterator[dict], depth: int = 2) -> Iterator[dict]:
-    """The same batches, with the copies of the next `depth - 1` already under way."""
+    """Yields the same batches, with the host-to-device copies of the next `depth - 1` in flight."""
     queue: deque = deque()
     for batch in batches:
         queue.append(batch)
@@ -150,7 +151,7 @@ def prefetch(batches: Iterator[dict], depth: int = 2) -> Iterator[dict]:
 
 
 def eval_batches(source: Source, batch_size: int, layout: mesh.Layout) -> Iterator[dict]:
-    """Global batches over a finite set in its own order; the last is padded with `valid` = 0."""
+    """Global batches over a finite set, in its own order; the last is padded with `valid` = 0."""
     local = mesh.local_rows(layout, batch_size)
 
     def read(start):

@@ -1,7 +1,7 @@
-"""The order of rows: which examples a training step reads, as a pure function of (seed, step).
+"""Data order: which examples a training step reads, as a pure function of (seed, step).
 
-Each epoch is a keyed permutation of the set; numpy on the host and jax.numpy inside the compiled
-step give the same numbers, so nothing about the data is saved in a checkpoint.
+Each epoch is a keyed permutation of the set; a checkpoint saves nothing about the data. Numpy on
+the host and jax.numpy inside the compiled step compute the same numbers.
 
 Letters: B global batch, N examples in a set.
 """
@@ -28,11 +28,11 @@ def _divide(step, batch_size: int, size: int, xp):
         carry = remainder >= xp.uint32(size - size // 2)
         quotient = quotient * xp.uint32(2) + carry
         remainder = remainder + xp.where(carry, remainder - xp.uint32(size), remainder)
-        one = (step >> xp.uint32(bit)) & xp.uint32(1)
-        remainder = remainder + one * xp.uint32(add_remainder)
+        digit = (step >> xp.uint32(bit)) & xp.uint32(1)
+        remainder = remainder + digit * xp.uint32(add_remainder)
         carry = remainder >= xp.uint32(size)
         remainder = xp.where(carry, remainder - xp.uint32(size), remainder)
-        quotient = quotient + one * xp.uint32(add_quotient) + carry
+        quotient = quotient + digit * xp.uint32(add_quotient) + carry
     return quotient, remainder
 
 
@@ -40,15 +40,15 @@ def rows(seed, step, batch_size: int, size: int, xp=np):
     """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed,
     epoch).
 
-    Positions run on without a break, so a batch may span the end of an epoch, and over an epoch
-    every row comes exactly once. The permutation is a swap-or-not shuffle (Hoang, Morris & Rogaway
+    The stream is continuous, so a batch may span the end of an epoch; within an epoch every row
+    appears exactly once. The permutation is a swap-or-not shuffle (Hoang, Morris & Rogaway
     2012): any size, no tables, no loops whose length depends on data.
 
     Args:
-      seed, step: u32[]; numbers, or traced with `xp=jax.numpy`.
+      seed, step: u32[]; integers, or tracers with `xp=jax.numpy`.
       batch_size: B.
       size: N, below 2^31.
-      xp: numpy or jax.numpy; both give the same numbers.
+      xp: numpy or jax.numpy; both compute the same numbers.
     """
     with np.errstate(over="ignore"):
         seed, step = xp.asarray(seed, xp.uint32), xp.asarray(step, xp.uint32)
@@ -59,10 +59,10 @@ def rows(seed, step, batch_size: int, size: int, xp=np):
 
 
 def rows_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """`rows` by numpy, which takes as long for a few thousand rows as for a hundred: worked out
-    for several steps at once, and kept for the next ones."""
+    """`rows` in numpy, which takes as long for a few thousand rows as for a hundred: computed for
+    several steps at once, and cached for the next ones."""
     steps = max(1, BLOCK // batch_size)
-    with _working_out:  # a thread each reads a step, and all ask for one block at a time
+    with _block_lock:  # one thread per step: they request the same block concurrently
         block = _block(int(seed), int(step) // steps, batch_size * steps, size)
     start = int(step) % steps * batch_size
     return block[start : start + batch_size]
@@ -70,19 +70,19 @@ def rows_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarray
 
 @functools.lru_cache(maxsize=4)
 def _block(seed: int, number: int, count: int, size: int) -> np.ndarray:
-    found = rows(seed, number, count, size)
-    found.flags.writeable = False
-    return found
+    block = rows(seed, number, count, size)
+    block.flags.writeable = False
+    return block
 
 
-_working_out = threading.Lock()
+_block_lock = threading.Lock()
 
 
 def rows_at(seed, index, size: int, xp=np):
-    """(rows of the set u32[B], epochs u32[B]) at the positions `index u32[B]` of the stream: what
-    `rows` gives, for a task that must know which rows it was given.
+    """(rows of the set u32[B], epochs u32[B]) at positions `index u32[B]` of the stream, as `rows`
+    computes them: for a task that needs to know which rows its batch holds.
 
-    Positions are counted modulo 2^32; behind that many examples these are others.
+    Positions are modulo 2^32; beyond that many examples the result differs from `rows`.
     """
     with np.errstate(over="ignore"):
         seed, index, n = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32), xp.uint32(size)
@@ -90,7 +90,7 @@ def rows_at(seed, index, size: int, xp=np):
 
 
 def _shuffled(seed, epoch, row, n, xp):
-    """u32[B]: where each `row` goes in the permutation of its epoch."""
+    """u32[B]: the image of each `row` under the permutation of its epoch."""
     with np.errstate(over="ignore"):
         key = mix(mix(seed + xp.uint32(GOLDEN)) ^ epoch)
 
@@ -106,13 +106,13 @@ def _shuffled(seed, epoch, row, n, xp):
 
         if xp is np:
             return half(1, half(0, row))
-        # A loop, so that the rows are worked out once: the compiler would otherwise fuse all rounds
+        # A loop, so that the rows are computed once: the compiler would otherwise fuse all rounds
         # into each gather that uses them, and repeat them for every pixel.
         return jax.lax.fori_loop(0, 2, half, row)
 
 
 def stream_index(step, batch_size: int, xp=np):
-    """u32[B]: the positions of a training step in the stream of examples (modulo 2^32)."""
+    """u32[B]: the positions of a training batch in the stream of examples, modulo 2^32."""
     with np.errstate(over="ignore"):
         return xp.asarray(step, xp.uint32) * xp.uint32(batch_size) + xp.arange(
             batch_size, dtype=xp.uint32

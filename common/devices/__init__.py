@@ -1,5 +1,5 @@
-"""The hardware a program runs on: mesh, processes, signals, caches, peak rates of chips.
+"""The hardware that a program runs on: mesh, processes, signals, caches, peak rates of chips.
 
-Belongs here: what touches devices or other processes. Does not: what is computed on them
+Belongs here: code that touches devices or other processes. Does not: the computation on them
 (`common.training`), nor hardware that is not attached (`common.planning`).
 """

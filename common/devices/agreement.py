@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: small values gathered from all, errors shared by all.
+"""Agreement among the processes of a run: gathers small values, and shares errors.
 
 With one process, everything here is a plain function call.
 """
@@ -15,7 +15,7 @@ from common.errors import BadInput
 
 @contextlib.contextmanager
 def together(*kinds: type[Exception]):
-    """A part of the work that every process does for itself: if it fails in one, it fails in all.
+    """Wraps work that each process does on its own: if it fails in one, it fails in all.
 
     Every process of the run must enter it. With one process it does nothing.
 
@@ -23,41 +23,41 @@ def together(*kinds: type[Exception]):
       kinds: exceptions, besides `BadInput` and `OSError`, that keep their type in other processes.
 
     Raises:
-      The process's own error if it has one; elsewhere the error of another process, `RuntimeError`
-      in place of types that are not among `kinds`.
+      The process's own error if it has one, otherwise that of another process, as a `RuntimeError`
+      if its type is not among `kinds`.
     """
     error = None
     try:
         yield
-    except Exception as found:
-        error = found
+    except Exception as raised:
+        error = raised
     if jax.process_count() == 1:
         if error is not None:
             raise error
         return
-    said = gather(None if error is None else _spell(error))
+    errors = gather(None if error is None else _encode(error))
     if error is not None:
         raise error
-    for other, words in enumerate(said):
-        if words is not None:
-            raise _unspell(kinds, other, *words)
+    for process, encoded in enumerate(errors):
+        if encoded is not None:
+            raise _decode(kinds, process, *encoded)
 
 
-def _spell(error: Exception) -> list:
+def _encode(error: Exception) -> list:
     if isinstance(error, OSError) and error.errno:
         return ["OSError", error.errno, error.strerror, str(error.filename)]
     return [type(error).__name__, str(error)]
 
 
-def _unspell(kinds: tuple, process: int, kind: str, *words) -> Exception:
-    known = {cls.__name__: cls for cls in (OSError, BadInput, *kinds)}
-    if kind in known:
-        return known[kind](*words)
-    return RuntimeError(f"process {process}: {kind}: {' '.join(map(str, words))}")
+def _decode(kinds: tuple, process: int, kind: str, *args) -> Exception:
+    classes = {cls.__name__: cls for cls in (OSError, BadInput, *kinds)}
+    if kind in classes:
+        return classes[kind](*args)
+    return RuntimeError(f"process {process}: {kind}: {' '.join(map(str, args))}")
 
 
 def gather(value) -> list:
-    """A small value that JSON can say from each process, in their order. All must call it."""
+    """A small JSON-serialisable value from each process, in process order. All must call it."""
     if jax.process_count() == 1:
         return [value]
     raw = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -1,12 +1,12 @@
-"""What an accelerator can do by its vendor's figures: the ruler of MFU and of predicted times.
+"""Peak rates of accelerators, from their vendors: the reference for MFU and predicted times.
 
     chip = chips.of(jax.devices()[0].device_kind)  # None if it is not in the table
 
-Figures are those of one JAX device. That is a chip, but on TPU v3 and TPU7x, which show each of
-their two cores as a device: theirs are half of the page's. Google states links in both directions
-together, and NVIDIA as well: halved here. NVIDIA states FLOP/s with sparsity where its chips know
-it: halved here. Memory that a page states in GB is counted in GiB, as the devices report it; some
-percent of it are never a program's.
+Figures are per JAX device. A device is a chip, except on TPU v3 and TPU7x, which expose each of
+their two cores as one: their figures are half of the page's. Google and NVIDIA quote links for
+both directions together: halved here. NVIDIA quotes FLOP/s with sparsity for chips that support
+it: halved here. Memory that a page gives in GB is counted in GiB, as the devices report it; a few
+percent of it are never available to a program.
 """
 
 from typing import NamedTuple
@@ -15,18 +15,18 @@ GIB = 2.0**30
 
 
 class Chip(NamedTuple):
-    """A kind of accelerator, as one JAX device of it.
+    """A kind of accelerator; figures are per JAX device.
 
     Attributes:
-      name: what people call it.
-      kinds: what `jax.Device.device_kind` says.
+      name: its common name.
+      kinds: its values of `jax.Device.device_kind`.
       flops: peak FLOP/s of dense bfloat16 matrix multiplications (float16 on T4, which has no
         bfloat16), accumulated in float32.
       memory_bytes: device memory.
-      memory_bandwidth: bytes/s between it and the cores.
-      link_bandwidth: bytes/s out of the device in one direction, over all of its ICI or NVLink
-        links together; over PCIe where it has none.
-      source: the vendor's page that these figures are from.
+      memory_bandwidth: bytes/s between memory and cores.
+      link_bandwidth: bytes/s out of the device in one direction, summed over its ICI or NVLink
+        links; over PCIe if it has neither.
+      source: the vendor's page that the figures come from.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Chip(NamedTuple):
 
 _TPU = "https://docs.cloud.google.com/tpu/docs"
 _GPU = "https://www.nvidia.com/en-us/data-center"
-# Table 4 of Jouppi et al. 2023: the pages of v3 and v4 do not state the links.
+# Table 4 of Jouppi et al. 2023: the pages of v3 and v4 do not give link bandwidth.
 _TPU_V4 = "https://arxiv.org/abs/2304.01433"
 _GA100 = (
     "https://images.nvidia.com/aem-dam/en-zz/Solutions/data-center/"
@@ -75,5 +75,5 @@ CHIPS: tuple[Chip, ...] = (
 
 
 def of(device_kind: str) -> Chip | None:
-    """The chip that a device is, by what `jax.Device.device_kind` says; None if it is not known."""
+    """The chip with this `jax.Device.device_kind`; None if it is not in the table."""
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)

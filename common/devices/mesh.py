@@ -1,9 +1,8 @@
-"""The device mesh: axes data, fsdp and tensor; where each array lives; rows of the host to global
-arrays.
+"""The device mesh, with axes data, fsdp and tensor; array shardings; host rows to global arrays.
 
-A model states its parameters' dimensions in logical names (`embed`, `mlp`, …) in a table beside
-it; the rules of the config map logical names to mesh axes. The global batch is split over `data`
-and `fsdp`.
+Each model has a table of logical names (`embed`, `mlp`, …) for the dimensions of its parameters;
+rules in the config map logical names to mesh axes. The global batch is split over `data` and
+`fsdp`.
 """
 
 import logging
@@ -47,28 +46,29 @@ def make_layout(
     tensor: int = 1,
     rules: tuple[tuple[str, str | tuple[str, ...]], ...] = RULES,
 ) -> Layout:
-    """Lays out the devices as data x fsdp x tensor; one axis may be -1, for what is left.
+    """Lays out devices as data x fsdp x tensor; one axis may be -1, for all remaining devices.
 
     Args:
-      devices: which ones; None is all that there are.
-      data, fsdp, tensor: sizes of the axes.
-      rules: rows (logical name, the mesh axis or axes that split it).
+      devices: the devices; None is all of them.
+      data, fsdp, tensor: axis sizes.
+      rules: rows (logical name, mesh axis or axes that split it).
 
     Raises:
-      BadInput: if the sizes do not multiply to the number of devices, or a rule names no axis.
+      BadInput: if the sizes do not multiply to the number of devices, or a rule names an unknown
+        axis.
     """
     sizes = [data, fsdp, tensor]
     devices = jax.devices() if devices is None else devices
-    there = len(devices)
+    device_count = len(devices)
     require(
         all(s == -1 or s > 0 for s in sizes), f"config.mesh: sizes are positive or -1, got {sizes}"
     )
     require(sizes.count(-1) <= 1, f"config.mesh: only one axis can be -1, got {sizes}")
     known = math.prod(s for s in sizes if s != -1)
-    sizes = [there // known if s == -1 else s for s in sizes]
+    sizes = [device_count // known if s == -1 else s for s in sizes]
     require(
-        math.prod(sizes) == there,
-        f"config.mesh: {' x '.join(map(str, sizes))} is not the number of devices, {there}",
+        math.prod(sizes) == device_count,
+        f"config.mesh: {' x '.join(map(str, sizes))} is not the number of devices, {device_count}",
     )
     mapped = {name: (axes,) if isinstance(axes, str) else tuple(axes) for name, axes in rules}
     for name, axes in mapped.items():
@@ -84,7 +84,7 @@ def spec(
 ) -> P:
     """The PartitionSpec of an array whose dimensions have these logical names.
 
-    A dimension that its axes do not divide is replicated, with a warning if `where` names the
+    A dimension whose size its axes do not divide is replicated, with a warning if `where` names the
     array.
     """
     parts: list[Any] = []
@@ -103,16 +103,16 @@ def spec(
 
 
 def replicated(layout: Layout) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(layout.mesh, P())
 
 
 def shardings(layout: Layout, table: Table, params) -> Any:
-    """The NamedSharding of every parameter, by the first row of `table` that matches its path.
+    """The NamedSharding of every parameter, from the first row of `table` that matches its path.
 
     Raises:
       BadInput: if a parameter of two or more dimensions matches no row, a row matches no
-        parameter, or a row has another number of dimensions than its parameter.
+        parameter, or a row and its parameter differ in the number of dimensions.
     """
     flat = tree.flatten(params)
     matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2]
@@ -130,9 +130,9 @@ def shardings(layout: Layout, table: Table, params) -> Any:
 
 
 def follow(layout: Layout, state, params, params_shardings) -> Any:
-    """Shardings of an optimizer state: a leaf lives where the parameter lives whose path ends its
-    own."""
-    known = {
+    """Shardings of an optimizer state: a leaf follows the parameter of its shape whose path is a
+    suffix of its own, and is replicated if there is none."""
+    by_path = {
         path: (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             tree.flatten(params).items(), jax.tree.leaves(params_shardings), strict=True
@@ -142,7 +142,7 @@ def follow(layout: Layout, state, params, params_shardings) -> Any:
     def place(path, leaf):
         parts = path.split("/")
         for i in range(len(parts)):
-            shape, sharding = known.get("/".join(parts[i:]), (None, None))
+            shape, sharding = by_path.get("/".join(parts[i:]), (None, None))
             if shape == leaf.shape:
                 return sharding
         return replicated(layout)
@@ -152,18 +152,18 @@ def follow(layout: Layout, state, params, params_shardings) -> Any:
 
 def constrainer(layout: Layout) -> Callable:
     """A function (x, *logical names) -> x that pins an activation's sharding, for a module's
-    `constrain` field; with `on_parts`, see `common.nn.layers`, and the devices' `platform`."""
+    `constrain` field. Its attributes: `on_parts`, see `common.nn.layers`, and `platform`."""
 
     def constrain(x, *names):
         sharding = NamedSharding(layout.mesh, spec(layout, names, x.shape))
         return jax.lax.with_sharding_constraint(x, sharding)
 
     def on_parts(function, names, like, arrays):
-        whole = spec(layout, names, like)
-        part = lambda x: P(*(None if n == 1 else p for n, p in zip(x.shape, whole, strict=False)))
-        specs = tuple(map(part, arrays))
+        full = spec(layout, names, like)
+        spec_of = lambda x: P(*(None if n == 1 else p for n, p in zip(x.shape, full, strict=False)))
+        specs = tuple(map(spec_of, arrays))
         return jax.shard_map(
-            function, mesh=layout.mesh, in_specs=specs, out_specs=whole, check_vma=False
+            function, mesh=layout.mesh, in_specs=specs, out_specs=full, check_vma=False
         )(*arrays)
 
     constrain.on_parts = on_parts
@@ -172,7 +172,7 @@ def constrainer(layout: Layout) -> Callable:
 
 
 def check_batch(layout: Layout, batch_size: int, where: str) -> None:
-    """Raises `BadInput` unless the devices that split the batch divide it."""
+    """Raises `BadInput` unless the number of devices that split the batch divides its size."""
     require(batch_size > 0, f"{where}: {batch_size} is not a positive number of examples")
     ways = math.prod(layout.mesh.shape[a] for a in layout.rules.get("batch", ()))
     require(
@@ -183,36 +183,36 @@ def check_batch(layout: Layout, batch_size: int, where: str) -> None:
 
 
 def batch_sharding(layout: Layout) -> NamedSharding:
-    """How the first dimension of a batch is split; the others are whole."""
+    """The sharding of a batch: its first dimension is split, the others are not."""
     axes = tuple(a for a in layout.rules.get("batch", ()) if layout.mesh.shape[a] > 1)
     return NamedSharding(layout.mesh, P(axes or None))
 
 
 def local_rows(layout: Layout, batch_size: int) -> np.ndarray:
     """u32[n]: the rows of a global batch that this process's devices hold, in increasing order."""
-    places = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
-    every = np.arange(batch_size, dtype=np.uint32)
-    return np.unique(np.concatenate([every[index] for index in places.values()]))
+    slices = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size, dtype=np.uint32)
+    return np.unique(np.concatenate([rows[index] for index in slices.values()]))
 
 
 def to_global(
     layout: Layout, batch_size: int, local: dict[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-    """Global arrays [B, ...] from this process's rows, given in the order of `local_rows`."""
+    """Global arrays [B, ...] from this process's rows, which are in the order of `local_rows`."""
     rows, sharding = local_rows(layout, batch_size), batch_sharding(layout)
 
     def put(value):
-        def part(index):
+        def shard(index):
             start, stop, _ = index[0].indices(batch_size)
             return value[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
 
-        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, shard)
 
     return {name: put(value) for name, value in local.items()}
 
 
 def put_replicated(layout: Layout, arrays) -> Any:
-    """Host arrays, the same on every process, onto every device."""
+    """Copies host arrays, equal on every process, to every device."""
     put = lambda x: jax.make_array_from_callback(x.shape, replicated(layout), lambda i: x[i])
-    with jax.transfer_guard("allow"):  # this one was asked for
+    with jax.transfer_guard("allow"):  # a deliberate transfer
         return jax.tree.map(put, arrays)

@@ -1,4 +1,4 @@
-"""The machine around a run: preemption, the compilation cache, profiles, device facts."""
+"""A run's machine: preemption, the compilation cache, profiles, device facts."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from common.devices import processes
 from common.errors import require
 
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
-M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # of mallopt(3)
+M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # mallopt(3)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
 
 
@@ -29,22 +29,22 @@ def start(
     profile: str = "",
     cpu_devices: int | None = None,
 ) -> None:
-    """Prepares jax; call it before the first computation.
+    """Configures jax and joins the run's other processes, if any (`processes.join`).
+
+    Call it before the first computation.
 
     Args:
-      deterministic: on GPU, only kernels whose results are the same bits each time (slower).
-      cache: the folder of compiled programs; "" is JAX_COMPILATION_CACHE_DIR if it is set, else
-        `~/.cache/touchstone`; "none" keeps none.
-      profile: the steps to profile, as "10:20", into WORKDIR/profile; "" is none (see `profiled`).
-      cpu_devices: devices to make of a CPU, among which the mesh divides the work. XLA's
-        convolutions take one core of a device each, so with a device a core they are faster; matrix
-        products use all cores anyhow. None is one, or JAX_NUM_CPU_DEVICES, which goes before it.
-
-    Joins the other processes of the run if there are any; see `processes.join`.
+      deterministic: on GPU, use only kernels with bitwise reproducible results (slower).
+      cache: the folder for compiled programs; "" is JAX_COMPILATION_CACHE_DIR if it is set, else
+        `~/.cache/touchstone`; "none" disables the cache.
+      profile: the steps to profile into WORKDIR/profile, as "10:20"; "" is none (see `profiled`).
+      cpu_devices: number of devices to divide a CPU into, for the mesh to split work over. XLA's
+        convolutions use one core per device, so one device per core speeds them up; matrix products
+        use all cores regardless. None is one, or JAX_NUM_CPU_DEVICES, which takes precedence.
 
     Raises:
       BadInput: for a value out of range.
-      Lost: if another process is not there.
+      Lost: if another process does not appear.
     """
     profiled(profile)
     require(
@@ -52,7 +52,7 @@ def start(
         f"config.runtime.cpu_devices: {cpu_devices} is not positive",
     )
     if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # a second run in this process: they are made
+        with contextlib.suppress(RuntimeError):  # a second run in this process: devices exist
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     if deterministic:
         os.environ["XLA_FLAGS"] = (
@@ -64,12 +64,12 @@ def start(
         folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _allocator(M_ARENA_MAX, 1)  # of threads that XLA begins with the backend
+    _allocator(M_ARENA_MAX, 1)  # for the threads that XLA starts with the backend
     processes.join()
     if jax.default_backend() == "cpu":
-        # XLA allocates the memory of a step anew each time. glibc would map it and give it back,
-        # and to touch it again costs a page fault every 4 KiB: a third of the time of a BERT's
-        # step. Kept, it is up to 1.6 times as much.
+        # XLA allocates a step's memory anew each time. glibc would map it and return it to the
+        # system, and touching it again costs a page fault every 4 KiB: a third of the time of a
+        # BERT step. Keeping it takes up to 1.6 times as much memory.
         _allocator(M_MMAP_MAX, 0)
         _allocator(M_TRIM_THRESHOLD, -1)
     else:
@@ -77,7 +77,7 @@ def start(
 
 
 def _allocator(setting: int, value: int) -> None:
-    """Sets something of glibc's malloc, see mallopt(3); elsewhere does nothing."""
+    """Sets a parameter of glibc's malloc, see mallopt(3); without glibc, a no-op."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(setting, value)
@@ -89,7 +89,7 @@ def is_main() -> bool:
 
 
 def profiled(text: str) -> range:
-    """'10:20' as the steps 10 to 19, '' as none. Raises `BadInput` for anything else."""
+    """Parses '10:20' as steps 10 to 19, '' as none. Raises `BadInput` for anything else."""
     if not text:
         return range(0)
     matched = re.fullmatch(r"(\d+):(\d+)", text)
@@ -100,14 +100,14 @@ def profiled(text: str) -> range:
 
 
 class Told:
-    """Whether this process was told to end, by SIGTERM or SIGINT.
+    """Records a request to stop: SIGTERM or SIGINT.
 
-    SIGTERM may come again and again, as it does where one parent after the other ends (prctl(2),
-    PR_SET_PDEATHSIG); a second SIGINT is an interrupt. Use as a context manager; the old handlers
-    come back behind it.
+    SIGTERM may arrive repeatedly, as it does when one parent after another exits (prctl(2),
+    PR_SET_PDEATHSIG); a second SIGINT interrupts. Use as a context manager, which restores the old
+    handlers on exit.
 
     Attributes:
-      signal: the last one, or None.
+      signal: the last signal received, or None.
     """
 
     _numbers = signal.SIGTERM, signal.SIGINT
@@ -133,12 +133,12 @@ class Told:
 
 
 class Preemption(Told):
-    """`Told` as a question asked between steps. With several processes SIGTERM is jax's, which
-    tells all of them, and SIGINT is passed on as one."""
+    """`Told`, polled between steps. With several processes jax handles SIGTERM and notifies all of
+    them; SIGINT is forwarded as SIGTERM."""
 
     def __enter__(self):
         self._numbers = Told._numbers[1:] if jax.process_count() > 1 else Told._numbers
-        self._asked = 0
+        self._polls = 0
         return super().__enter__()
 
     def _notice(self, number, frame):
@@ -147,21 +147,21 @@ class Preemption(Told):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def noticed(self) -> bool:
-        """Whether to save and leave now; with several processes all get the same answer to the
-        same question, counted from the first."""
-        self._asked += 1
+        """Whether to save and exit now. With several processes, the n-th call returns the same
+        answer in all of them."""
+        self._polls += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(self._asked)
+            return multihost_utils.reached_preemption_sync_point(self._polls)
         return self.signal is not None
 
 
 def environment() -> dict:
-    """What a result may depend on: commit, versions, devices, command line."""
+    """Everything that a result may depend on: commit, versions, devices, command line."""
 
-    def git(*words):
+    def git(*args):
         root = pathlib.Path(__file__).parent
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        process = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
+        return process.stdout.strip() if process.returncode == 0 else ""
 
     commit = ""
     with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""Attention: positions, what sees what, grouped key heads, the cache of decoding.
+"""Attention: positions, masks, grouped key heads, the cache for decoding.
 
-What may be seen by what is a boolean mask (`visibility`), which a compiler makes once for all
-blocks; fused kernels are told the rule itself instead.
+The mask is a boolean array (`visibility`), which the compiler computes once for all blocks; fused
+kernels take the rule itself instead.
 
-Letters: B batch, L positions, S positions looked at, T positions of a cache, D width, H heads, G
-heads of keys and values, K width of a head.
+Letters: B batch, L query positions, S key positions, T positions in a cache, D width, H heads, G
+key/value heads, K width of a head.
 """
 
 import math
@@ -28,10 +28,10 @@ Dtype = Literal["bfloat16"]
 
 
 def places(segments):
-    """i32[B, L]: each position's place in its own segment, counted from 0.
+    """i32[B, L]: the index of each position within its segment, from 0.
 
     Args:
-      segments: i32[B, L]; a segment is a run of equal numbers.
+      segments: i32[B, L]; a segment is a run of equal ids.
     """
     index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     first = jnp.concatenate(
@@ -41,7 +41,7 @@ def places(segments):
 
 
 def sinusoids(positions, width: int, dtype=jnp.float32):
-    """[..., D]: sines in the even columns and cosines in the odd ones (Vaswani et al. 2017).
+    """[..., D]: sines in even columns, cosines in odd ones (Vaswani et al. 2017).
 
     Args:
       positions: i32[...].
@@ -54,12 +54,12 @@ def sinusoids(positions, width: int, dtype=jnp.float32):
 
 
 def rotate(x, positions, theta):
-    """Rotary position embedding (Su et al. 2021), pairing column i with i + K/2 as Llama does.
+    """Rotary position embedding (Su et al. 2021); pairs column i with i + K/2, as Llama does.
 
     Args:
       x: [B, L, H, K], K even.
       positions: i32[B, L].
-      theta: the base of the wavelengths; may be traced.
+      theta: base of the wavelengths; may be traced.
     """
     half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -74,11 +74,11 @@ def rotate(x, positions, theta):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far: a value that goes in and comes out.
+    """Keys and values of the positions so far, passed in and returned updated.
 
     Attributes:
       keys, values: a tuple over blocks of [B, T, G, K].
-      length: i32[B], how many positions each row holds; what lies behind them is not looked at.
+      length: i32[B], the number of positions that each row holds; those beyond are never attended.
     """
 
     keys: tuple
@@ -87,13 +87,13 @@ class Cache(NamedTuple):
 
 
 def visibility(length: int, causal: bool, window: int | None, segments=None):
-    """What sees what: bool[B or 1, 1, L, L], or None where everything does.
+    """The attention mask: bool[B or 1, 1, L, L], or None if every position sees every other.
 
     Args:
       length: L.
-      causal: a position sees itself and those in front of it.
-      window: it sees only those at a distance below this.
-      segments: i32[B, L] or None; it sees only its own segment. Padding is a segment like others.
+      causal: a position sees itself and earlier ones only.
+      window: it sees only positions at a distance below this; None is no limit.
+      segments: i32[B, L] or None; it sees only its own segment. Padding is just another segment.
     """
     distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
     seen = None
@@ -109,16 +109,17 @@ def visibility(length: int, causal: bool, window: int | None, segments=None):
 
 
 def for_cudnn(length: int, causal: bool, window: int | None, segments=None) -> tuple:
-    """`visibility` as cuDNN is told it: (mask, {"causal", "window"}) of `kernels.cudnn`. It
-    passes over what causality hides, and a window if there is nothing else; the rest is a mask."""
-    by_itself = causal and segments is None
-    mask = visibility(length, False, None if by_itself else window, segments)
+    """`visibility` in cuDNN's terms: (mask, {"causal", "window"}) for `kernels.cudnn`. Causality,
+    and a causal window without segments, become flags, by which the kernel skips blocks; anything
+    else becomes the boolean mask."""
+    window_as_flag = causal and segments is None
+    mask = visibility(length, False, None if window_as_flag else window, segments)
     mask = mask if mask is None else mask.swapaxes(1, 2)
-    return mask, {"causal": causal, "window": window if by_itself else None}
+    return mask, {"causal": causal, "window": window if window_as_flag else None}
 
 
 def cached_visibility(positions, length: int, window: int | None):
-    """bool[B, 1, L, T]: what new positions see of a cache: themselves and those in front of them.
+    """bool[B, 1, L, T]: the mask of new positions over a cache; each sees itself and earlier ones.
 
     Args:
       positions: i32[B, L].
@@ -131,7 +132,7 @@ def cached_visibility(positions, length: int, window: int | None):
 
 
 def attention_map(query, key, mask):
-    """Softmax of the scaled products: [B, H, L, S], at least f32.
+    """Softmax of the scaled dot products: [B, H, L, S], f32 or wider.
 
     Args:
       query: [B, H, L, K].
@@ -147,13 +148,13 @@ def attention_map(query, key, mask):
 
 
 def plain(query, key, value, mask=None, on_map: Callable = identity):
-    """Attention with its map in memory: [B, L, H, K].
+    """Attention that materialises its map: [B, L, H, K].
 
     Args:
       query: [B, L, H, K].
       key, value: [B, S, G, K].
       mask: bool, broadcastable to [B, H, L, S], or None.
-      on_map: what is done to the map, [B, H, L, S], before the values are weighed by it.
+      on_map: applied to the map, [B, H, L, S], before it weights the values.
     """
     repeats = query.shape[2] // key.shape[2]
     heads_first = lambda y, repeats: jnp.repeat(y.swapaxes(1, 2), repeats, axis=1)
@@ -164,23 +165,23 @@ def plain(query, key, value, mask=None, on_map: Callable = identity):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017), with fewer key heads if asked (Ainslie et al.
-    2023).
+    """Multi-head attention (Vaswani et al. 2017), optionally with grouped keys and values (Ainslie
+    et al. 2023).
 
     Attributes:
       heads: H.
       kv_heads: G, which divides H; None is H.
-      causal: whether a position sees only itself and those in front of it.
-      window: it sees only those at a distance below this; None is all.
+      causal: whether a position sees only itself and earlier ones.
+      window: it sees only positions at a distance below this; None is no limit.
       bias: whether the four projections have biases.
-      theta: base of rotary positions; None is none.
-      dropout: rate on the attention map; None is none. May be traced.
-      implementation: "splash", a kernel for long rows on TPUs, see `kernels`; "plain"; None
-        is cuDNN's kernel in bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
-        maps that are asked for and a cache are always plain.
-      dtype: of the computation; None is that of the parameters.
-      kernel_init, out_init: of the projections in, and of the one out.
-      constrain: pins activations to a mesh.
+      theta: base of rotary positions; None disables them.
+      dropout: rate on the attention map; None disables it. May be traced.
+      implementation: "splash", a TPU kernel for long sequences, see `kernels`; "plain"; None is
+        cuDNN's kernel for bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
+        captured attention maps and a cache always take plain.
+      dtype: of the computation; None takes that of the parameters.
+      kernel_init, out_init: initializers of the input projections and of the output one.
+      constrain: pins the sharding of activations.
     """
 
     heads: int
@@ -203,10 +204,10 @@ class Attention(nn.Module):
         Args:
           x: [B, L, D].
           positions: i32[B, L], for rotary positions and the cache.
-          segments: i32[B, L] or None: what has another number is not seen. Not with a cache.
+          segments: i32[B, L] or None: a position sees only its own segment. Not with a cache.
           train: whether dropout is active.
-          cache: None, or (keys, values) [B, T, G, K]: the new ones are written at `positions`, and
-            what is in front of them is seen.
+          cache: None, or (keys, values) [B, T, G, K]: new ones are written at `positions` and see
+            all earlier ones.
         """
         width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
         size = width // self.heads
@@ -228,14 +229,14 @@ class Attention(nn.Module):
             value = write(cache[1], value.astype(cache[1].dtype), positions[:, 0])
             cache = key, value
         dropped = self.dropout is not None and train
-        kernels_may = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
-        if kernels_may and self.implementation == "splash":
+        fused = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
+        if fused and self.implementation == "splash":
             platform = getattr(self.constrain, "platform", "tpu")
-            known = platform in ("tpu", "cpu")
-            require(known, f"config.model.implementation: splash is for TPUs, not a {platform}")
+            supported = platform in ("tpu", "cpu")
+            require(supported, f"config.model.implementation: splash is for TPUs, not a {platform}")
             attend = partial(kernels.splash, causal=self.causal, window=self.window)
             y = self._on_parts(attend, query, key, value, segments)
-        elif kernels_may and self.implementation is None:
+        elif fused and self.implementation is None:
             y = self._by_device(query, key, value, segments)
         else:
             if cache is None:
@@ -254,19 +255,19 @@ class Attention(nn.Module):
         return out(width, name="out")(y), cache
 
     def _on_parts(self, attend, query, key, value, seen):
-        """`attend(query, key, value, seen)` on each device with its rows and heads; `seen` [B, L]
-        or [B or 1, L, 1, S] or None."""
+        """Runs `attend(query, key, value, seen)` on each device's rows and heads, where `seen` is
+        segments [B, L], a mask [B or 1, L, 1, S] or None."""
         names = "batch", None, "heads", None
         arrays = [x for x in (query, key, value, seen) if x is not None]
         return on_parts(self.constrain, attend, names, key.shape, *arrays)
 
     def _by_device(self, query, key, value, segments):
-        """cuDNN's attention in a program for NVIDIA if it takes these, else the plain one."""
+        """cuDNN's attention on NVIDIA if it supports these arguments, else plain attention."""
         rule = query.shape[1], self.causal, self.window, segments
         default = partial(plain, mask=visibility(*rule))
-        mask, told = for_cudnn(*rule)
-        if not kernels.cudnn_takes(query, key, value, mask, **told):
+        mask, flags = for_cudnn(*rule)
+        if not kernels.cudnn_takes(query, key, value, mask, **flags):
             return default(query, key, value)
-        attend = partial(kernels.cudnn, **told)
+        attend = partial(kernels.cudnn, **flags)
         cuda = lambda *arrays: self._on_parts(attend, *arrays, mask)
         return jax.lax.platform_dependent(query, key, value, cuda=cuda, default=default)

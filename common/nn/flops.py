@@ -1,7 +1,7 @@
-"""FLOPs of a traced program: what its matrix products and convolutions come to.
+"""FLOPs of a traced program: the total of its matrix products and convolutions.
 
-XLA's `cost_analysis` counts the body of a loop once, and after partitioning; a jaxpr shows all of
-it. What a model itself says is beside the model (`Task.flops`); the tests compare the three.
+XLA's `cost_analysis` counts a loop body once, and after partitioning; a jaxpr shows the whole
+computation. The analytic count lives with each model (`Task.flops`); tests compare all three.
 """
 
 import math
@@ -10,10 +10,10 @@ from jax.extend.core import jaxprs_in_params
 
 
 def traced(jaxpr) -> int:
-    """FLOPs of the matrix multiplications and convolutions of a jaxpr, two a multiply-add.
+    """FLOPs of the matrix multiplications and convolutions in a jaxpr, two per multiply-add.
 
-    What a backward pass computes again is counted again; a `while` loop counts once, and of the
-    branches of a `cond` the largest.
+    Recomputation in the backward pass counts; the body of a `while` loop counts once, and of the
+    branches of a `cond` only the largest.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -25,12 +25,12 @@ def traced(jaxpr) -> int:
         elif name == "conv_general_dilated":
             features = shapes[1][params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // features
-        inside = [traced(inner) for inner in jaxprs_in_params(params)]
-        if name == "cond":  # one of them runs
-            inside = [max(inside)]
-        elif name == "shard_map":  # what one device does
-            inside = [params["mesh"].size * n for n in inside]
+        inner_flops = [traced(inner) for inner in jaxprs_in_params(params)]
+        if name == "cond":  # only one branch runs
+            inner_flops = [max(inner_flops)]
+        elif name == "shard_map":  # the inner jaxpr is that of one device
+            inner_flops = [params["mesh"].size * n for n in inner_flops]
         elif name == "pallas_call":
-            inside = [math.prod(params["grid_mapping"].grid) * n for n in inside]
-        total += sum(inside) * params.get("length", 1)  # of a scan
+            inner_flops = [math.prod(params["grid_mapping"].grid) * n for n in inner_flops]
+        total += sum(inner_flops) * params.get("length", 1)  # the length of a scan
     return total

@@ -1,5 +1,5 @@
-"""Attention by the chips' own kernels, which never have the map in memory: cuDNN's on NVIDIA, and
-Pallas' splash attention on TPUs.
+"""Fused attention kernels, which never materialise the attention map: cuDNN's on NVIDIA, Pallas
+splash attention on TPUs.
 
 Letters as in `common.nn.attention`.
 """
@@ -13,19 +13,18 @@ import jax.numpy as jnp
 
 from common.errors import require
 
-TILE = 128  # lanes of a TPU, which blocks of positions are multiples of
+TILE = 128  # lanes of a TPU; blocks of positions are multiples of it
 
 
 def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by: str = "cudnn"):
-    """Attention by cuDNN, for programs on NVIDIA (Ampere or later).
+    """cuDNN attention, for NVIDIA GPUs (Ampere or later).
 
     Args:
       query: bf16[B, L, H, K].
       key, value: bf16[B, L, G, K].
-      mask: bool[B or 1, L, 1, L]: what is seen of what `causal` and `window` let be seen; None is
-        all of it.
-      causal, window: as in `common.nn.attention.visibility`. A window goes with causal alone.
-      by: "xla" computes the same on any device, which tests need.
+      mask: bool[B or 1, L, 1, L], on top of `causal` and `window`; None hides nothing more.
+      causal, window: as in `common.nn.attention.visibility`. A window requires causal.
+      by: "xla" computes the same on any device, for tests.
 
     Returns:
       bf16[B, L, H, K].
@@ -40,8 +39,8 @@ def cudnn(query, key, value, mask=None, *, causal: bool, window: int | None, by:
 
 
 def cudnn_takes(query, key, value, mask=None, *, causal: bool, window: int | None) -> bool:
-    """Whether cuDNN is here and has a kernel for arguments of these shapes and dtypes, forward and
-    backward; asked of the GPU that is here, or of any if there is none."""
+    """Whether cuDNN is available and has a kernel for these shapes and dtypes, forward and
+    backward. Checked for the GPU of this host; without one, for GPUs in general."""
     if query.dtype != jnp.bfloat16:
         return False
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (query, key, value, mask))
@@ -55,25 +54,25 @@ def _cudnn_takes(query, key, value, mask, causal: bool, window: int | None) -> b
         return False  # older than Ampere
     arrays = [x and jax.ShapeDtypeStruct(*x) for x in (query, key, value, mask)]
 
-    def both_ways(query, key, value, mask):
+    def forward_and_backward(query, key, value, mask):
         attend = functools.partial(cudnn, mask=mask, causal=causal, window=window)
         return jax.vjp(attend, query, key, value)[0]
 
     try:
-        jax.eval_shape(both_ways, *arrays)
-    except (RuntimeError, NotImplementedError, ValueError):  # which jax raises where it has none
+        jax.eval_shape(forward_and_backward, *arrays)
+    except (RuntimeError, NotImplementedError, ValueError):  # how jax reports that it has none
         return False
     return True
 
 
 def splash(query, key, value, segments=None, *, causal: bool, window: int | None):
-    """Attention by jax's Pallas kernel for TPUs, which passes over blocks in which nothing is seen.
-    On a CPU it is interpreted, slowly.
+    """JAX's Pallas splash attention for TPUs, which skips fully masked blocks. On CPU it runs in
+    interpret mode, slowly.
 
     Args:
       query: [B, L, H, K].
       key, value: [B, L, G, K].
-      segments: i32[B, L] or None: what has another number is not seen.
+      segments: i32[B, L] or None: a position sees only its own segment.
       causal, window: as in `common.nn.attention.visibility`.
 
     Returns:
@@ -87,10 +86,10 @@ def splash(query, key, value, segments=None, *, causal: bool, window: int | None
     length = query.shape[1]
     where = "config.model.implementation: splash"
     require(length % TILE == 0, f"{where} needs a multiple of {TILE} positions, not {length}")
-    sides = None if window is None else window - 1
-    seen = kernels.FullMask((length, length))
+    reach = None if window is None else window - 1
+    mask = kernels.FullMask((length, length))
     if causal or window is not None:
-        seen = kernels.LocalMask((length, length), (sides, 0 if causal else sides), 0)
+        mask = kernels.LocalMask((length, length), (reach, 0 if causal else reach), 0)
     block = next(size for size in (512, 256, TILE) if length % size == 0)
     names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq"
     sizes = kernels.BlockSizes(**{f"block_{name}": block for name in names})
@@ -99,7 +98,7 @@ def splash(query, key, value, segments=None, *, causal: bool, window: int | None
 
     def run(query, key, value, segments, interpret: bool):
         attend = kernels.make_splash_mha(
-            mask=kernels.MultiHeadMask([seen] * query.shape[1]),
+            mask=kernels.MultiHeadMask([mask] * query.shape[1]),
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
@@ -109,5 +108,5 @@ def splash(query, key, value, segments=None, *, causal: bool, window: int | None
         return jax.vmap(attend)(query, key, value, ids)
 
     arrays = *map(heads_first, (query, key, value)), segments
-    on = lambda interpret: functools.partial(run, interpret=interpret)
-    return heads_first(jax.lax.platform_dependent(*arrays, cpu=on(True), default=on(False)))
+    kernel = lambda interpret: functools.partial(run, interpret=interpret)
+    return heads_first(jax.lax.platform_dependent(*arrays, cpu=kernel(True), default=kernel(False)))

@@ -1,6 +1,6 @@
-"""Layers that linen lacks or does in a slower way; shared by image and language models.
+"""Layers that linen lacks or implements more slowly; shared by image and language models.
 
-Letters: B batch, H height, W width, C channels; D width of an embedding, V vocabulary.
+Letters: B batch, H height, W width, C channels; D embedding width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,40 +13,41 @@ Names = tuple[str | None, ...]
 
 
 def identity(x, *names):
-    """The default of a module's `constrain` field: no mesh in sight. `names` are logical axes."""
+    """The default of a module's `constrain` field: no mesh. `names` are logical axes."""
     del names
     return x
 
 
 def gathered(constrain: Callable, x, names: Names):
-    """A parameter as it is used: whole along `embed`, the dimension that FSDP splits.
+    """All-gathers a parameter for use along `embed`, the dimension that FSDP shards.
 
-    Said outright, because XLA otherwise moves activations between devices instead, or multiplies in
-    a ring. The gradient is reduced straight to where the parameter lives.
+    The constraint is explicit because XLA otherwise moves activations between devices instead, or
+    multiplies around a ring. The gradient is reduced directly into the parameter's own sharding.
 
     Args:
       constrain: a module's `constrain` field.
-      x: the parameter, in the type of the computation.
-      names: the logical names of its dimensions, as in the model's `PARTITION`.
+      x: the parameter, in the dtype of the computation.
+      names: logical names of its dimensions, as in the model's `PARTITION`.
     """
     if constrain is identity:
         return x
-    whole = [None if name == "embed" else name for name in names]
-    use = jax.custom_vjp(lambda x: constrain(x, *whole))
-    back = lambda _, g: (constrain(constrain(g, *whole), *names),)  # a sum, of which a part is kept
-    use.defvjp(lambda x: (constrain(x, *whole), None), back)
-    return use(x)
+    unsharded = [None if name == "embed" else name for name in names]
+    gather = jax.custom_vjp(lambda x: constrain(x, *unsharded))
+    # The gradient is a sum over devices, of which each keeps its own shard.
+    backward = lambda _, g: (constrain(constrain(g, *unsharded), *names),)
+    gather.defvjp(lambda x: (constrain(x, *unsharded), None), backward)
+    return gather(x)
 
 
 def on_parts(constrain: Callable, function: Callable, names: Names, like: tuple, *arrays):
-    """`function(*arrays)` on each device with its part: for kernels, which XLA cannot divide.
+    """Runs `function(*arrays)` on each device's shard: for kernels, which XLA cannot partition.
 
     Args:
       constrain: a module's `constrain` field.
-      function: of arrays whose first dimensions are split alike; what it returns is split so too.
-      names: the logical names of those dimensions.
-      like: a shape that decides which of them can be split.
-      arrays: may have fewer dimensions than there are names; one of size 1 is not split.
+      function: takes arrays whose leading dimensions are sharded alike; so is its result.
+      names: logical names of those dimensions.
+      like: a shape that determines which of them are divisible.
+      arrays: may have fewer dimensions than there are names; a dimension of size 1 is not sharded.
     """
     if constrain is identity:
         return function(*arrays)
@@ -59,10 +60,10 @@ def wanted(module: nn.Module) -> bool:
 
 
 def named(module: nn.Module, name: str, x):
-    """`x` under a name by which a caller gets at it; costs nothing where nobody does.
+    """Exposes activation `x` by name for capture or perturbation gradients; otherwise a no-op.
 
-    With `mutable=["intermediates"]`, `apply` returns it. What stands under the name in a collection
-    `perturbations` is added to it, so that a gradient with respect to it can be had:
+    With `mutable=["intermediates"]`, `apply` returns it. An entry of that name in the collection
+    `perturbations` is added to it, so that one can differentiate with respect to it:
     `apply({"params": params, "perturbations": {"stage_3": zeros}}, …)`.
     """
     if wanted(module):
@@ -73,10 +74,10 @@ def named(module: nn.Module, name: str, x):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al. 2014) whose rate may be a traced number.
+    """Inverted dropout (Srivastava et al. 2014) whose rate may be traced.
 
-    `rate=None` is no dropout at all and costs nothing; 0.0 draws the random bits and keeps
-    everything. Needs an rng named "dropout" when it is active.
+    `rate=None` disables dropout at no cost; 0.0 draws the random bits and keeps everything. Needs
+    an rng named "dropout" when active.
     """
 
     rate: float | None = None
@@ -92,14 +93,14 @@ class Dropout(nn.Module):
 
 
 def max_pool(x, window: int = 2):
-    """Max over windows that do not overlap; a ragged edge is dropped, as `valid` padding does.
+    """Max pooling over non-overlapping windows; drops a ragged edge, as "VALID" padding does.
 
     Args:
       x: [B, H, W, C].
       window: side and stride.
 
     Returns:
-      [B, H // window, W // window, C]. Reshape and max: on CPU 1.4 times faster than reduce_window.
+      [B, H // window, W // window, C]. Reshape and max: 1.4 times as fast as reduce_window on CPU.
     """
     batch, height, width, channels = x.shape
     height, width = height // window, width // window
@@ -108,16 +109,16 @@ def max_pool(x, window: int = 2):
 
 
 class Dense(nn.Module):
-    """`nn.Dense` that multiplies two matrices whatever the shape of x: on CPU the gradient of the
-    kernel is otherwise a product over two dimensions at once, which is slower.
+    """`nn.Dense` that flattens x to a matrix first: otherwise the kernel's gradient contracts two
+    dimensions at once, which is slower on CPU.
 
     Attributes:
       features: columns of the kernel.
-      use_bias: whether there is a bias.
-      dtype: of the computation; None is that of x and the parameters.
-      kernel_init: of the kernel.
+      use_bias: whether to add a bias.
+      dtype: of the computation; None takes that of x and the parameters.
+      kernel_init: initializer of the kernel.
       names: logical names of the kernel's dimensions, as in the model's `PARTITION`.
-      constrain: pins activations and gathered parameters to a mesh.
+      constrain: pins the sharding of activations and gathered parameters.
     """
 
     features: int
@@ -143,14 +144,14 @@ class Dense(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A vector for each of a few numbers: `nn.Embed`, on a mesh.
+    """A table with a vector for each of N integers: `nn.Embed`, sharded.
 
     Attributes:
       rows: N.
       width: D.
-      dtype: of the result; None is that of the parameters.
-      init_std: standard deviation at first. May be traced.
-      constrain: pins gathered parameters to a mesh.
+      dtype: of the result; None takes that of the parameters.
+      init_std: standard deviation at initialization. May be traced.
+      constrain: pins the sharding of the gathered table.
     """
 
     rows: int
@@ -169,17 +170,17 @@ class Embedding(nn.Module):
 
 
 class TiedEmbedding(nn.Module):
-    """Token embeddings that are also the projection onto the vocabulary (Press & Wolf 2017).
+    """Token embeddings tied to the output projection onto the vocabulary (Press & Wolf 2017).
 
-    The matrix is padded to a multiple of 128 rows, which accelerators multiply faster and more
-    devices can divide; the rows behind V are never predicted.
+    The matrix is padded to a multiple of 128 rows, which accelerators multiply faster and which
+    divides over more devices; rows beyond V are never predicted.
 
     Attributes:
       vocab_size: V.
       width: D.
-      dtype: of the computation; None is that of the parameters.
-      init_std: standard deviation at first. May be traced.
-      constrain: pins gathered parameters to a mesh.
+      dtype: of the computation; None takes that of the parameters.
+      init_std: standard deviation at initialization. May be traced.
+      constrain: pins the sharding of the gathered table.
     """
 
     vocab_size: int
@@ -189,13 +190,13 @@ class TiedEmbedding(nn.Module):
     constrain: Callable = identity
 
     def setup(self):
-        """Makes `embedding` [V rounded up, D]."""
+        """Creates `embedding` [V rounded up, D]."""
         shape = padded(self.vocab_size), self.width
         init = nn.initializers.normal(self.init_std)
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 
     def __call__(self, tokens):
-        """i32[...] -> [..., D]; NaN for a token behind the last row."""
+        """i32[...] -> [..., D]; NaN for a token beyond the last row."""
         table = gathered(self.constrain, self.embedding, ("vocab", "embed"))
         return jnp.take(table, tokens, axis=0).astype(self.dtype or table.dtype)
 
@@ -211,6 +212,6 @@ def padded(vocab_size: int) -> int:
 
 
 def project(x, table):
-    """[..., D] times the transpose of [V, D]: [..., V], f32 or wider, multiplied in x's type."""
+    """[..., D] times the transpose of [V, D]: [..., V], f32 or wider, multiplied in x's dtype."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=dtype)

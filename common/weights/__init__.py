@@ -1,5 +1,5 @@
-"""Files of tensors written by other libraries, read without those libraries.
+"""Tensor files written by other libraries, read without those libraries.
 
-Belongs here: file formats. Does not: the names of a model's parameters elsewhere, which stand
-beside each model (`lm.layouts`, `vision.layouts`).
+Belongs here: file formats. Does not: other libraries' names for a model's parameters, which are
+kept near the models (`lm.layouts`, `vision.layouts`).
 """

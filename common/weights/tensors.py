@@ -1,7 +1,7 @@
-"""The tensors of a file of weights, by name: safetensors and torch, whole or in numbered parts.
+"""Tensors of a weights file by name: safetensors and torch, in one file or in numbered parts.
 
-Torch is not needed, and nothing in a file is executed. What the names mean is said by `lm.weights`
-and `vision.weights`.
+Does not need torch, and executes nothing in a file. `lm.weights` and `vision.weights` interpret the
+names.
 """
 
 import json
@@ -15,7 +15,7 @@ from etils import epath
 from common.errors import require
 from common.weights import torch_file
 
-# Where the tensors of a folder are: the first that is there, whole or as an index of parts.
+# Files to look for in a folder, in this order, each whole or as an index of parts.
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 DTYPES = {
@@ -33,14 +33,14 @@ DTYPES = {
 
 
 def read(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint under the names in the file and in its dtypes.
+    """Reads the tensors of a checkpoint, {name: array}, with the file's own names and dtypes.
 
     Args:
       path: a folder, or a .safetensors or .bin file.
 
     Raises:
-      BadInput: if there are none, a part is missing, or a file is damaged or holds anything but
-        tensors.
+      BadInput: if there are none, a part is missing, or a file is damaged or holds anything other
+        than tensors.
     """
     path = epath.Path(path)
     if not path.is_dir():
@@ -58,40 +58,40 @@ def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
     if path.suffix != ".safetensors":
         return torch_file.read(path.read_bytes(), str(path))
     try:
-        found = safetensors.deserialize(path.read_bytes())
+        entries = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
-        require(False, f"{path}: damaged, or no safetensors file ({error})")
-    other = {t["dtype"] for _, t in found} - DTYPES.keys()
-    require(not other, f"{path}: dtypes {sorted(other)} are not supported")
-    return {  # the library gives them in any order
+        require(False, f"{path}: damaged, or not a safetensors file ({error})")
+    unsupported = {t["dtype"] for _, t in entries} - DTYPES.keys()
+    require(not unsupported, f"{path}: dtypes {sorted(unsupported)} are not supported")
+    return {  # sorted, since the library returns them in any order
         name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"])
-        for name, t in sorted(found, key=lambda pair: pair[0])
+        for name, t in sorted(entries, key=lambda pair: pair[0])
     }
 
 
 def _read_parts(folder: epath.Path, index: str) -> dict[str, np.ndarray]:
-    places = json_object(folder / index).get("weight_map", {})
+    weight_map = json_object(folder / index).get("weight_map", {})
     tensors = {}
-    for part in sorted(set(places.values())):
+    for part in sorted(set(weight_map.values())):
         file = folder / part
         require(file.parent == folder and file.exists(), f"{folder}: {part} is missing")
         tensors |= _read_file(file)
-    missing = sorted(places.keys() - tensors.keys())
+    missing = sorted(weight_map.keys() - tensors.keys())
     require(not missing, f"{folder}: {len(missing)} tensors of {index} are missing: {missing[:3]}")
     return tensors
 
 
 def settings(folder: epath.PathLike) -> tuple[dict, str]:
-    """(what the config.json of a folder says, its path). Raises `BadInput` if there is none."""
+    """(contents of a folder's config.json, its path). Raises `BadInput` if it does not exist."""
     file = epath.Path(folder) / "config.json"
-    require(file.exists(), f"{file}: not there; it says what model the weights are of")
+    require(file.exists(), f"{file}: not there; it names the model of these weights")
     return json_object(file), str(file)
 
 
 def write(folder: epath.PathLike, tensors: dict[str, np.ndarray], settings: dict) -> None:
-    """Writes model.safetensors and config.json into a folder, which is made if it is not there.
+    """Writes model.safetensors and config.json into a folder, which is created if missing.
 
-    The arrays must be contiguous: the library writes memory as it lies, whatever the strides say.
+    The arrays must be contiguous: the library writes raw memory and ignores strides.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,10 @@ def write(folder: epath.PathLike, tensors: dict[str, np.ndarray], settings: dict
 
 
 def json_object(path: epath.Path) -> dict:
-    """The object in a JSON file. Raises `BadInput` if there is none."""
+    """The object in a JSON file. Raises `BadInput` if the file holds anything else."""
     try:
-        found = json.loads(path.read_text())
+        contents = json.loads(path.read_text())
     except ValueError as error:
-        require(False, f"{path}: no JSON ({error})")
-    require(isinstance(found, dict), f"{path}: no JSON object")
-    return found
+        require(False, f"{path}: not JSON ({error})")
+    require(isinstance(contents, dict), f"{path}: not a JSON object")
+    return contents

@@ -1,9 +1,9 @@
-"""Reads the tensors of a torch checkpoint (pytorch_model.bin) without executing what is in it.
+"""Reads the tensors of a torch checkpoint (pytorch_model.bin) without executing its contents.
 
-Such a file is a pickle, and a pickle may call anything. Here it may name an ordered dict, a tensor
-and the types of storages, and nothing else; what it builds are records, which become arrays only
-when the storages they point into have been found and measured. Both formats are read: the zip
-container (torch 1.6 and later) and the stream of pickles in front of it. Torch is not needed.
+The file is a pickle, and a pickle may call anything. This one may name only an ordered dict, a
+tensor and storage types; it builds records, which become arrays only once the storages they point
+into have been found and measured. Both formats are supported: the zip container (torch 1.6 and
+later) and the stream of pickles that preceded it. Torch is not needed.
 """
 
 import collections
@@ -47,9 +47,9 @@ class _Tensor(NamedTuple):
     strides: tuple
 
 
-def _tensor(storage, offset, shape, strides, *rest) -> _Tensor:
-    """Stands for torch._utils._rebuild_tensor_v2; `rest` is about gradients."""
-    del rest
+def _tensor(storage, offset, shape, strides, *gradient_args) -> _Tensor:
+    """Stands in for torch._utils._rebuild_tensor_v2."""
+    del gradient_args
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -64,14 +64,14 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in DTYPES:
             return name
         raise BadInput(
-            f"asks for {module}.{name}, which no file of weights needs: it may run any program; "
-            "take the safetensors file instead"
+            f"asks for {module}.{name}, which no weights file needs: it could run any program; "
+            "use the safetensors file instead"
         )
 
     def persistent_load(self, pid: tuple) -> _Storage:
-        word, kind, key, *rest = pid
-        views = rest[2:]  # of the older format: None, or a part of another storage
-        if word != "storage" or any(view is not None for view in views):
+        tag, kind, key, *details = pid
+        views = details[2:]  # in the older format: None, or a view of another storage
+        if tag != "storage" or any(view is not None for view in views):
             raise pickle.UnpicklingError("a storage of an unknown kind")
         return _Storage(kind, str(key))
 
@@ -81,30 +81,30 @@ def _load(file) -> Any:
 
 
 def read(data: bytes, where: str) -> dict[str, np.ndarray]:
-    """The tensors of a torch checkpoint.
+    """Reads the tensors of a torch checkpoint.
 
     Args:
-      data: the whole file.
-      where: its name, for messages.
+      data: the contents of the file.
+      where: its name, for error messages.
 
     Returns:
       {name: array}, in the file's dtypes.
 
     Raises:
-      BadInput: if it asks for anything but tensors, is damaged, or is no torch checkpoint of
-        tensors by name.
+      BadInput: if it asks for anything but tensors, is damaged, or is not a torch checkpoint that
+        maps names to tensors.
     """
     try:
         tensors, storage = (_zip if zipfile.is_zipfile(io.BytesIO(data)) else _stream)(data)
-        require(isinstance(tensors, dict), "holds no tensors by name")
-        other = [k for k, v in tensors.items() if not isinstance(v, _Tensor)]
-        require(not other, f"{other[:1]} is no tensor: only {{name: tensor}} is read")
+        require(isinstance(tensors, dict), "does not map names to tensors")
+        others = [k for k, v in tensors.items() if not isinstance(v, _Tensor)]
+        require(not others, f"{others[:1]} is not a tensor: only {{name: tensor}} can be read")
         return {str(name): _array(tensor, storage) for name, tensor in tensors.items()}
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    except Exception as error:  # whatever a damaged pickle runs into
+    except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise BadInput(f"{where}: damaged, or no torch checkpoint ({reason})") from error
+        raise BadInput(f"{where}: damaged, or not a torch checkpoint ({reason})") from error
 
 
 def _array(tensor: _Tensor, storage: Callable) -> np.ndarray:
@@ -127,7 +127,7 @@ def _zip(data: bytes) -> tuple[Any, Callable]:
     names = archive.namelist()
     root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
     if f"{root}byteorder" in names:
-        require(archive.read(f"{root}byteorder") == b"little", "is of a big-endian machine")
+        require(archive.read(f"{root}byteorder") == b"little", "is from a big-endian machine")
 
     def storage(of: _Storage) -> np.ndarray:
         return np.frombuffer(archive.read(f"{root}data/{of.key}"), DTYPES[of.kind])
@@ -137,8 +137,8 @@ def _zip(data: bytes) -> tuple[Any, Callable]:
 
 def _stream(data: bytes) -> tuple[Any, Callable]:
     file = io.BytesIO(data)
-    require(_load(file) == MAGIC and _load(file) == PROTOCOL, "is no torch checkpoint")
-    require(_load(file)["little_endian"] is True, "is of a big-endian machine")
+    require(_load(file) == MAGIC and _load(file) == PROTOCOL, "is not a torch checkpoint")
+    require(_load(file)["little_endian"] is True, "is from a big-endian machine")
     tensors, keys = _load(file), _load(file)
     kinds = {t.storage.key: t.storage.kind for t in tensors.values() if isinstance(t, _Tensor)}
     arrays = {}

@@ -30,11 +30,11 @@ def test_tables_that_miss_are_errors():
     paths = tree.flatten(TREE)
     with pytest.raises(BadInput, match=r"'c/\.\*' matches no parameter"):
         tree.check_table("here", ((r"c/.*", 1),), paths)
-    with pytest.raises(BadInput, match="that is not matched above it"):
+    with pytest.raises(BadInput, match="only those that rows above it match"):
         tree.check_table("here", ((r".*", 1), (r"a/.*", 2)), paths)
     with pytest.raises(BadInput, match="no row matches b/kernel"):
         tree.check_table("here", ((r"a/.*", 1),), paths, cover=["b/kernel"])
-    with pytest.raises(BadInput, match="no regular expression"):
+    with pytest.raises(BadInput, match="not a regular expression"):
         tree.check_table("here", (("(", 1),), paths)
 
 

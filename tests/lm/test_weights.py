@@ -199,7 +199,7 @@ def test_no_weights(tmp_path, folder):
     with pytest.raises(BadInput, match=r"pooler\.dense\.bias is int8; quantised"):
         weights.pretrained(path)
     (path / "model.safetensors").write_bytes(b"\xff" * 50)
-    with pytest.raises(BadInput, match="damaged, or no safetensors file"):
+    with pytest.raises(BadInput, match="damaged, or not a safetensors file"):
         tensors.read(path)
 
 

@@ -151,7 +151,7 @@ def test_tpu_vms_ask_what_they_are(on_tpu, monkeypatch, told, several):
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        (without(SAID, "JAX_PROCESS_ID"), "each needs .*known is coordinator_address=host:1234"),
+        (without(SAID, "JAX_PROCESS_ID"), "each needs .*got only coordinator_address=host:1234"),
         (without(SAID, "JAX_NUM_PROCESSES"), "each needs"),
         (without(SAID, "JAX_COORDINATOR_ADDRESS"), "each needs"),
         (SAID | {"JAX_PROCESS_ID": "4"}, "process: 0 to 3, got 4"),
