@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from common.errors import require
 from common.nn import attention, transformer
 from common.nn.layers import Dense, Dropout, Embedding, TiedEmbedding
-from common.nn.transformer import ACTIVATIONS, Transformer
+from common.nn.transformer import ACTIVATIONS, SequenceTransformer
 from common.task import Table
 
 
@@ -43,13 +43,13 @@ SIZES = {
 }
 
 
-class Encoder(Transformer, kw_only=True):
+class Encoder(SequenceTransformer, kw_only=True):
     """Tokens to hidden states; the base of what follows.
 
     Attributes:
       vocab_size: V.
       types: how many token types (sentence A and B) are told apart; 0 is none.
-      Others: see `common.nn.transformer.Transformer`; the defaults are BERT base's.
+      Others: see `common.nn.transformer.SequenceTransformer`; the defaults are BERT base's.
     """
 
     vocab_size: int

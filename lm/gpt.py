@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from common.nn import attention, transformer
 from common.nn.attention import Cache
 from common.nn.layers import Dropout, Embedding, TiedEmbedding
-from common.nn.transformer import Activation, Transformer
+from common.nn.transformer import Activation, SequenceTransformer
 from common.task import Table
 
 
@@ -77,13 +77,13 @@ SIZES = {
 }
 
 
-class GPT(Transformer, kw_only=True):
+class GPT(SequenceTransformer, kw_only=True):
     """Tokens to the logits of the next tokens.
 
     Attributes:
       vocab_size: V.
       tied: whether the embeddings are the output projection as well.
-      Others: see `common.nn.transformer.Transformer`; the defaults are GPT-2's.
+      Others: see `common.nn.transformer.SequenceTransformer`; the defaults are GPT-2's.
     """
 
     vocab_size: int

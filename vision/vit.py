@@ -12,7 +12,7 @@ Letters: B batch, H height, W width and C channels of an image; p side of a patc
 L positions (N, and one for a class token), D width of the model, K classes.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,10 +64,6 @@ class ViT(Transformer, kw_only=True):
     pooling: Pooling = "class"
     positions: Literal["learned", "sine"] = "learned"
     norm_eps: float = 1e-6
-    # Of sequences; no fields here.
-    max_length: ClassVar[int] = 1
-    theta: ClassVar[float] = 1.0
-    window: ClassVar[None] = None
 
     @property
     def PARTITION(self) -> Table:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn import kernels
-from common.nn.layers import Dense, Dropout, identity, on_parts, wanted
+from common.nn.layers import Dense, Dropout, Names, identity, on_parts, wanted
 
 Implementation = Literal["plain", "splash"]
 Dtype = Literal["bfloat16"]
@@ -164,6 +164,15 @@ def plain(query, key, value, mask=None, on_map: Callable = identity):
     return jnp.einsum("bhls,bhsk->bhlk", maps, value).swapaxes(1, 2)
 
 
+# Logical names of the kernels of `Attention`.
+ATTENTION_NAMES: dict[str, Names] = {
+    "query": ("embed", "heads"),
+    "key": ("embed", "heads"),
+    "value": ("embed", "heads"),
+    "out": ("heads", "embed"),
+}
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017), optionally with grouped keys and values (Ainslie
     et al. 2023).
@@ -214,7 +223,7 @@ class Attention(nn.Module):
         dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
 
         def project(name, heads):
-            names = "embed", "heads"
+            names = ATTENTION_NAMES[name]
             y = dense(heads * size, kernel_init=self.kernel_init, names=names, name=name)(x)
             y = y.reshape(*x.shape[:2], heads, size)
             return self.constrain(y, "batch", None, "heads", None)
@@ -251,7 +260,7 @@ class Attention(nn.Module):
 
             y = plain(query, key, value, mask, on_map)
         y = y.reshape(*x.shape[:2], width)
-        out = partial(dense, kernel_init=self.out_init, names=("heads", "embed"))
+        out = partial(dense, kernel_init=self.out_init, names=ATTENTION_NAMES["out"])
         return out(width, name="out")(y), cache
 
     def _on_parts(self, attend, query, key, value, seen):

@@ -18,6 +18,19 @@ def identity(x, *names):
     return x
 
 
+def partition_rows(module: str, names: dict[str, Names]) -> tuple[tuple[str, Names], ...]:
+    """Rows of a `PARTITION` for the kernels of a module, from the names that its layers carry.
+
+    Args:
+      module: name of the module, wherever it stands in a model.
+      names: {layer: logical names of its kernel's dimensions}.
+    """
+    layers: dict[Names, list[str]] = {}
+    for layer, axes in names.items():
+        layers.setdefault(axes, []).append(layer)
+    return tuple((rf"(.*/)?{module}/({'|'.join(g)})/kernel", axes) for axes, g in layers.items())
+
+
 def gathered(constrain: Callable, x, names: Names):
     """All-gathers a parameter for use along `embed`, the dimension that FSDP shards.
 

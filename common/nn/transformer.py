@@ -22,13 +22,14 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn.attention import (
+    ATTENTION_NAMES,
     Attention,
     Cache,
     Dtype,
     Implementation,
     sinusoids,
 )
-from common.nn.layers import Dense, Dropout, identity, wanted
+from common.nn.layers import Dense, Dropout, Names, identity, partition_rows, wanted
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
@@ -42,12 +43,16 @@ ACTIVATIONS: dict[str, Callable] = {
     "silu": jax.nn.silu,
 }
 
+# Logical names of the kernels of `MLP`.
+MLP_NAMES: dict[str, Names] = {
+    "up": ("embed", "mlp"),
+    "gate": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
 # The rows of every block; a model adds those of its embeddings and heads.
 PARTITION: Table = (
-    (r"(.*/)?attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r"(.*/)?attention/out/kernel", ("heads", "embed")),
-    (r"(.*/)?mlp/(up|gate)/kernel", ("embed", "mlp")),
-    (r"(.*/)?mlp/down/kernel", ("mlp", "embed")),
+    *partition_rows("attention", ATTENTION_NAMES),
+    *partition_rows("mlp", MLP_NAMES),
 )
 
 
@@ -74,13 +79,18 @@ class MLP(nn.Module):
     def __call__(self, x):
         """[B, L, D] -> [B, L, D]."""
         dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
-        wide = partial(dense, self.hidden, kernel_init=self.kernel_init, names=("embed", "mlp"))
-        y = wide(name="up")(x)
+
+        def layer(name, features, init):
+            return dense(features, kernel_init=init, names=MLP_NAMES[name], name=name)
+
+        y = layer("up", self.hidden, self.kernel_init)(x)
         activation = ACTIVATIONS[self.activation]
-        y = activation(wide(name="gate")(x)) * y if self.gated else activation(y)
+        if self.gated:
+            y = activation(layer("gate", self.hidden, self.kernel_init)(x)) * y
+        else:
+            y = activation(y)
         y = self.constrain(y, "batch", None, "mlp")
-        down = partial(dense, x.shape[-1], kernel_init=self.out_init, names=("mlp", "embed"))
-        return down(name="down")(y)
+        return layer("down", x.shape[-1], self.out_init)(y)
 
 
 class Block(nn.Module):
@@ -133,11 +143,6 @@ class Transformer(nn.Module):
       norm, norm_eps: LayerNorm or RMSNorm (Zhang & Sennrich 2019), and its epsilon.
       bias: whether dense layers and LayerNorms have biases.
       activation, gated: of the MLP; gated silu is SwiGLU, gated gelu GEGLU.
-      positions: learned; sinusoidal, or the same times one learned number (Hua et al. 2022);
-        rotary.
-      max_length: rows of the learned positions.
-      theta: base of the rotary wavelengths.
-      window: a position sees only those at a distance below this; None is all.
       dropout: rate behind embeddings, attention and MLP; None is none. May be traced.
       attention_dropout: rate on the attention maps.
       init_std: standard deviation of matrices and embeddings at first.
@@ -161,10 +166,6 @@ class Transformer(nn.Module):
     bias: bool = True
     activation: Activation = "gelu"
     gated: bool = False
-    positions: Literal["learned", "sinusoidal", "scaled_sinusoidal", "rotary"] = "learned"
-    max_length: int = 512
-    theta: float = 10000.0
-    window: int | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
     init_std: float = 0.02
@@ -177,22 +178,19 @@ class Transformer(nn.Module):
     CAUSAL: ClassVar[bool] = False  # whether a position sees only those in front of it
 
     def setup(self):
-        """Makes `block_0`, …; `final_norm` if norms are in front; the scale of sinusoids."""
+        """Makes `block_0`, …, and with pre-norm `final_norm`."""
         self._check()
         for i in range(self.layers):
             setattr(self, f"block_{i}", self.make_block())
         if self.pre_norm:
             self.final_norm = self.make_norm()
-        if self.positions == "scaled_sinusoidal":
-            one = nn.initializers.constant(self.width**-0.5)
-            self.position_scale = self.param("position_scale", one, (), jnp.float32)
 
     def _check(self):
         groups = self.heads if self.kv_heads is None else self.kv_heads
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
-        sizes |= {"kv_heads": groups, "hidden": self.hidden, "max_length": self.max_length}
-        for name, size in (sizes | {"window": self.window}).items():
-            require(size is None or size > 0, f"config.model.{name}: {size} is not positive")
+        sizes |= {"kv_heads": groups, "hidden": self.hidden}
+        for name, size in sizes.items():
+            require(size > 0, f"config.model.{name}: {size} is not positive")
         require(
             self.width % self.heads == 0,
             f"config.model.heads: {self.heads} does not divide the width {self.width}",
@@ -201,11 +199,11 @@ class Transformer(nn.Module):
             self.heads % groups == 0,
             f"config.model.kv_heads: {groups} does not divide the {self.heads} heads",
         )
-        odd = (self.width // self.heads) % 2 if self.positions == "rotary" else self.width % 2
-        require(
-            self.positions == "learned" or not odd,
-            f"config.model.positions: {self.positions!r} pairs columns, and there is an odd number",
-        )
+
+    @nn.nowrap
+    def attention_options(self) -> dict:
+        """Further fields of `Attention`: what a subclass adds."""
+        return {}
 
     @nn.nowrap
     def make_norm(self, **where) -> nn.Module:
@@ -231,10 +229,9 @@ class Transformer(nn.Module):
             heads=self.heads,
             kv_heads=self.kv_heads,
             causal=self.CAUSAL,
-            window=self.window,
-            theta=self.theta if self.positions == "rotary" else None,
             dropout=self.attention_dropout,
             implementation=self.implementation,
+            **self.attention_options(),
             **shared,
         )
         mlp = partial(
@@ -248,30 +245,6 @@ class Transformer(nn.Module):
         return block(
             attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain, **where
         )
-
-    def with_positions(self, x, positions, table: Callable):
-        """Embeddings [B, L, D] with their positions added, unless positions are rotary.
-
-        Args:
-          x: [B, L, D].
-          positions: i32[B, L].
-          table: i32[B, L] -> [B, L, D]: the learned ones.
-
-        Raises:
-          BadInput: if there are fewer learned positions than L.
-        """
-        if self.positions == "rotary":
-            return x
-        if self.positions == "learned":
-            rows = self.max_length
-            require(
-                x.shape[1] <= rows,
-                f"config.model.max_length: {rows} positions, and the rows have {x.shape[1]}",
-            )
-            return x + table(positions)
-        waves = sinusoids(positions, self.width, jnp.promote_types(x.dtype, jnp.float32))
-        scale = 1.0 if self.positions == "sinusoidal" else self.position_scale
-        return x + (scale * waves).astype(x.dtype)
 
     def stack(self, x, positions, segments=None, train: bool = False, cache: Cache | None = None):
         """Runs the blocks: [B, L, D] -> [B, L, D], or ([B, L, D], Cache) if a cache is given.
@@ -351,3 +324,68 @@ class Transformer(nn.Module):
         shape = (batch_size, length, groups, self.width // self.heads)
         one = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.layers))
         return Cache(one(), one(), jnp.zeros(batch_size, jnp.int32))
+
+
+class SequenceTransformer(Transformer, kw_only=True):
+    """A transformer over sequences of tokens: BERT, GPT and others inherit it.
+
+    Attributes:
+      positions: learned; sinusoidal, or the same times one learned number (Hua et al. 2022);
+        rotary.
+      max_length: rows of the learned positions.
+      theta: base of the rotary wavelengths.
+      window: a position attends only to those at a distance below this; None is all.
+      Others: see `Transformer`.
+    """
+
+    positions: Literal["learned", "sinusoidal", "scaled_sinusoidal", "rotary"] = "learned"
+    max_length: int = 512
+    theta: float = 10000.0
+    window: int | None = None
+
+    def setup(self):
+        """Makes the blocks, and the scale of scaled sinusoids."""
+        super().setup()
+        if self.positions == "scaled_sinusoidal":
+            one = nn.initializers.constant(self.width**-0.5)
+            self.position_scale = self.param("position_scale", one, (), jnp.float32)
+
+    def _check(self):
+        super()._check()
+        for name, size in {"max_length": self.max_length, "window": self.window}.items():
+            require(size is None or size > 0, f"config.model.{name}: {size} is not positive")
+        odd = (self.width // self.heads) % 2 if self.positions == "rotary" else self.width % 2
+        require(
+            self.positions == "learned" or not odd,
+            f"config.model.positions: {self.positions!r} pairs columns, and there is an odd number",
+        )
+
+    @nn.nowrap
+    def attention_options(self) -> dict:
+        """Window and rotary base of `Attention`."""
+        theta = self.theta if self.positions == "rotary" else None
+        return {"window": self.window, "theta": theta}
+
+    def with_positions(self, x, positions, table: Callable):
+        """Embeddings [B, L, D] with their positions added, unless positions are rotary.
+
+        Args:
+          x: [B, L, D].
+          positions: i32[B, L].
+          table: i32[B, L] -> [B, L, D]: the learned ones.
+
+        Raises:
+          BadInput: if there are fewer learned positions than L.
+        """
+        if self.positions == "rotary":
+            return x
+        if self.positions == "learned":
+            rows = self.max_length
+            require(
+                x.shape[1] <= rows,
+                f"config.model.max_length: {rows} positions, and the rows have {x.shape[1]}",
+            )
+            return x + table(positions)
+        waves = sinusoids(positions, self.width, jnp.promote_types(x.dtype, jnp.float32))
+        scale = 1.0 if self.positions == "sinusoidal" else self.position_scale
+        return x + (scale * waves).astype(x.dtype)
