@@ -118,7 +118,7 @@ def folder_name(overrides: sweep.Overrides) -> str:
     return name if name == full_name else f"{name}-{zlib.crc32(full_name.encode()):08x}"
 
 
-# -------------------------------------------------------------------------------------- standing
+# ----------------------------------------------------------------------------------------- standing
 
 
 class Standing(NamedTuple):
