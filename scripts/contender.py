@@ -1,13 +1,13 @@
 """One contender of scripts/bench.py: python scripts/contender.py KIND JSON
 
-Makes some work ready, does it once, and says so in a line of JSON on standard output with what it
-is: {"unit": "example", "units": 128, …}. Then it does the work as often as each line of standard
-input says, and answers with the seconds that it took. A process of its own keeps one library's
-threads, memory and settings from another's.
+Sets up some work, does it once, and describes it in a line of JSON on standard output:
+{"unit": "example", "units": 128, …}. Then, for each number on standard input, it does the work that
+many times and answers with the seconds taken. A process of its own keeps one library's threads,
+memory and settings from another's.
 
-KIND is a function here. The networks of other libraries are written as their users write them: for
-Keras `train_on_batch`, for torch the loop of its tutorials, for `transformers` the class that it
-has.
+KIND is a function of this file. The networks of other libraries are written as their users write
+them: `train_on_batch` for Keras, the loop of its tutorials for torch, the library's own class for
+`transformers`.
 """
 
 import json
@@ -28,8 +28,8 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
     Args:
       config: FILE.py:VARIANT.
       overrides: as on the command line of scripts/train.py.
-      high: {name of an array of the batch: random whole numbers below this}; what is not named
-        is 1.
+      high: {name of a batch array: exclusive bound of its random integers}; arrays not named are
+        filled with 1.
     """
     import jax
 
@@ -45,10 +45,10 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
     rng = np.random.default_rng(0)
 
     def filled(name, like):
-        whole = np.issubdtype(like.dtype, np.integer)
-        numbers = rng.integers(0, high[name], like.shape) if name in high else np.ones(like.shape)
-        numbers = numbers if whole or name not in high else rng.random(like.shape)
-        return jax.device_put(numbers.astype(like.dtype), like.sharding)
+        is_integer = np.issubdtype(like.dtype, np.integer)
+        values = rng.integers(0, high[name], like.shape) if name in high else np.ones(like.shape)
+        values = values if is_integer or name not in high else rng.random(like.shape)
+        return jax.device_put(values.astype(like.dtype), like.sharding)
 
     batch = {name: filled(name, like) for name, like in compiled.arguments(made)[2].items()}
     hypers = mesh.put_replicated(made.layout, made.hypers)
@@ -70,7 +70,7 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
     return work, {"units": units, "flops": flops, "parameters": parameters}
 
 
-# ------------------------------------------------------------------------- the small CNN, elsewhere
+# ---------------------------------------------------------------- the small CNN, in other libraries
 
 
 def _digits(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +144,7 @@ def keras_cnn(batch_size: int, backend: str) -> tuple[Callable, dict]:
 
 
 def torch_cnn(batch_size: int, compiled: bool) -> tuple[Callable, dict]:
-    """The small CNN in torch, eager or by `torch.compile`."""
+    """The small CNN in torch, eager or with `torch.compile`."""
     import torch
     from torch import nn
 
@@ -166,7 +166,7 @@ def _count(model) -> int:
 
 
 def _torch_steps(model, loss: Callable, compiled: bool, optimizer) -> Callable:
-    """The loop of torch's tutorials."""
+    """Training steps as in torch's tutorials."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,12 +191,12 @@ def _torch_steps(model, loss: Callable, compiled: bool, optimizer) -> Callable:
 def transformers(
     model: str, settings: dict, inputs: dict[str, list], batch_size: int
 ) -> tuple[Callable, dict]:
-    """A training step of a class of `transformers`, on torch, with its AdamW.
+    """A training step of a `transformers` class, on torch, with torch's AdamW.
 
     Args:
       model: e.g. "BertForMaskedLM".
       settings: of its config class.
-      inputs: {name: [shape without B, whole numbers below this, or 0 for floats]}.
+      inputs: {name: [shape without B, exclusive bound of its integers, or 0 for floats]}.
       batch_size: B.
     """
     import torch
@@ -204,7 +204,7 @@ def transformers(
 
     cls = getattr(library, model)
     torch.manual_seed(0)
-    made = cls(cls.config_class(**settings))
+    network = cls(cls.config_class(**settings))
     rng = np.random.default_rng(0)
 
     def filled(shape, high):
@@ -212,21 +212,21 @@ def transformers(
         numbers = rng.integers(0, high, shape) if high else rng.random(shape, np.float32)
         return torch.from_numpy(numbers).to("cuda" if torch.cuda.is_available() else "cpu")
 
-    batch = {name: filled(*one) for name, one in inputs.items()}
+    batch = {name: filled(*spec) for name, spec in inputs.items()}
     loss = lambda model: model(**batch).loss
-    work = _torch_steps(made, loss, False, torch.optim.AdamW)
-    return work, {"units": batch_size, "parameters": _count(made)}
+    work = _torch_steps(network, loss, False, torch.optim.AdamW)
+    return work, {"units": batch_size, "parameters": _count(network)}
 
 
 # -------------------------------------------------------------------------------------- generation
 
 
 def generate_ours(settings: dict, batch_size: int, prompt: int, new: int) -> tuple[Callable, dict]:
-    """Greedy writing by our GPT with its cache.
+    """Greedy decoding by our GPT with its cache.
 
     Args:
       settings: fields of `lm.gpt.GPT`.
-      batch_size, prompt, new: rows, tokens given, tokens written.
+      batch_size, prompt, new: rows, prompt tokens, generated tokens.
     """
     import jax
     import jax.numpy as jnp
@@ -243,8 +243,8 @@ def generate_ours(settings: dict, batch_size: int, prompt: int, new: int) -> tup
 
     def work(times):
         for _ in range(times):
-            written = generate.generate(model, params, tokens, lengths, key, steps=new)
-            jax.block_until_ready(written.tokens)
+            generated = generate.generate(model, params, tokens, lengths, key, steps=new)
+            jax.block_until_ready(generated.tokens)
 
     return work, {"unit": "token", "units": batch_size * new}
 
@@ -252,8 +252,8 @@ def generate_ours(settings: dict, batch_size: int, prompt: int, new: int) -> tup
 def generate_transformers(
     settings: dict, batch_size: int, prompt: int, new: int
 ) -> tuple[Callable, dict]:
-    """Greedy writing by GPT-2 of `transformers` with its cache; arguments as `generate_ours`, the
-    settings those of `GPT2Config`."""
+    """Greedy decoding by GPT-2 of `transformers` with its cache; arguments as in `generate_ours`,
+    with the settings of `GPT2Config`."""
     import torch
     import transformers as library
 
@@ -281,12 +281,12 @@ def generate_transformers(
 
 
 def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
-    """Our pipeline alone: images from the host's memory, in a keyed order, onto the device.
+    """Our input pipeline alone: images from host memory, in a keyed order, onto the device.
 
     Args:
       count: images of 28x28, uint8.
-      batch_size: rows a step.
-      workers: processes that read; 0 reads by threads.
+      batch_size: rows per step.
+      workers: reader processes; 0 reads with threads.
     """
     import jax
 
@@ -332,12 +332,12 @@ def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 10, count).astype(np.int32)
 
 
-# ---------------------------------------------------------------------------------------- the ruler
+# ------------------------------------------------------------------------------------ the reference
 
 
 def matmul() -> tuple[Callable, dict]:
-    """A product of two square matrices by XLA, float32 on a CPU and bfloat16 elsewhere: what the
-    others' FLOP/s are measured against."""
+    """A product of two square matrices by XLA, float32 on a CPU and bfloat16 elsewhere: the
+    reference for the others' FLOP/s."""
     import jax
 
     from common.devices import runtime
@@ -349,40 +349,40 @@ def matmul() -> tuple[Callable, dict]:
 
     def work(times):
         for _ in range(times):
-            found = product(a, b)
-        jax.block_until_ready(found)
+            result = product(a, b)
+        jax.block_until_ready(result)
 
     facts = {"unit": "product", "units": 1, "flops": 2 * size**3}
     return work, facts | {"environment": runtime.environment()}
 
 
 def _machine() -> dict:
-    """What the libraries of this process run on."""
-    found = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
+    """The device and library versions of this process."""
+    versions = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
     device = platform.machine()
     if "jax" in sys.modules:
         device = sys.modules["jax"].devices()[0].device_kind
     elif "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         device = sys.modules["torch"].cuda.get_device_name()
-    return {"device": device, "versions": found}
+    return {"device": device, "versions": versions}
 
 
 def main() -> None:
-    """Makes ready, says so, and works as standard input says."""
-    say = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print is no answer
+    """Sets up the work, describes it, and repeats it as standard input asks."""
+    stdout = sys.stdout
+    sys.stdout = sys.stderr  # libraries may print, and only answers go to stdout
     kind, settings = sys.argv[1:]
     try:
         work, facts = globals()[kind](**json.loads(settings))
     except ModuleNotFoundError as error:
-        print(json.dumps({"missing": error.name}), file=say, flush=True)
+        print(json.dumps({"missing": error.name}), file=stdout, flush=True)
         return
     work(1)
-    print(json.dumps({"unit": "example"} | facts | _machine()), file=say, flush=True)
+    print(json.dumps({"unit": "example"} | facts | _machine()), file=stdout, flush=True)
     for line in sys.stdin:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work(int(line))
-        print(time.perf_counter() - begun, file=say, flush=True)
+        print(time.perf_counter() - start, file=stdout, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Contests of speed: who does the same work in less time.
+"""Speed contests: who does the same work in less time.
 
     ours, other = Contender("ours", "ours", {…}), Contender("torch", "torch_cnn", {…})
     rows = contest.against([ours, other], rounds=15)
 
-Contenders work in turn, each in a process of its own (`scripts/contender.py`), so that what else
-the machine does hits all of them, and none takes another's threads or memory.
+Contenders take turns, each in its own process (`scripts/contender.py`), so that other load on the
+machine hits all of them, and none takes another's threads or memory.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from typing import NamedTuple
 from common.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROUND = 0.7  # seconds of work that a contender does in a round, at least once
+ROUND = 0.7  # seconds of work per contender and round, at least one repetition
 
 
 class Contender(NamedTuple):
-    """Who does some work.
+    """A participant in a contest.
 
     Attributes:
-      name: for people.
+      name: for display.
       kind: a function of scripts/contender.py.
       settings: its arguments.
     """
@@ -39,7 +39,7 @@ class Contender(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A contender that is ready: its process, what it is, and how often it works a round."""
+    """A contender that is ready: its process, its facts, and its repetitions per round."""
 
     contender: Contender
     process: subprocess.Popen
@@ -49,91 +49,93 @@ class Running(NamedTuple):
 
 @contextlib.contextmanager
 def ready(contender: Contender) -> Iterator[Running]:
-    """Starts a contender; `facts` is {"missing": module} where a library is.
+    """Starts a contender; `facts` is {"missing": module} if a library is missing.
 
     Raises:
-      BadInput: if it fails, with the last line that it said.
+      BadInput: if it fails, with the last line of its standard error.
     """
     print(f"{contender.name}: getting ready", file=sys.stderr, flush=True)
-    words = [sys.executable, str(ROOT / "scripts/contender.py"), contender.kind]
+    command = [sys.executable, str(ROOT / "scripts/contender.py"), contender.kind]
     env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    env.pop("JAX_NUM_CPU_DEVICES", None)  # each says itself how many it takes
-    with tempfile.TemporaryFile("w+") as said:
+    env.pop("JAX_NUM_CPU_DEVICES", None)  # contenders choose their own device count
+    with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(
-            [*words, json.dumps(contender.settings)],
+            [*command, json.dumps(contender.settings)],
             env=env,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
         )
         try:
             line = process.stdout.readline()
             if not line:
-                said.seek(0)
-                last = (said.read().strip() or "it said nothing").splitlines()[-1]
+                stderr.seek(0)
+                last = (stderr.read().strip() or "no output").splitlines()[-1]
                 raise BadInput(f"{contender.name}: {last}")
-            one = Running(contender, process, json.loads(line), 1)
-            if "missing" not in one.facts:
-                work(one)
-                one = one._replace(times=max(1, round(ROUND / work(one))))
-            yield one
+            running = Running(contender, process, json.loads(line), 1)
+            if "missing" not in running.facts:
+                work(running)
+                running = running._replace(times=max(1, round(ROUND / work(running))))
+            yield running
         finally:
             process.kill()
             process.communicate()
 
 
-def work(one: Running) -> float:
-    """The seconds that a contender's work takes once, by the mean of a round.
+def work(running: Running) -> float:
+    """Seconds per repetition of a contender's work, averaged over a round.
 
     Raises:
       BadInput: if its process has ended.
     """
     with contextlib.suppress(BrokenPipeError):
-        one.process.stdin.write(f"{one.times}\n")
-        one.process.stdin.flush()
-    answer = one.process.stdout.readline()
+        running.process.stdin.write(f"{running.times}\n")
+        running.process.stdin.flush()
+    answer = running.process.stdout.readline()
     if not answer:
-        code = one.process.wait()
-        raise BadInput(f"{one.contender.name}: its process ended with {code} (-9: no memory)")
-    return float(answer) / one.times
+        code = running.process.wait()
+        raise BadInput(
+            f"{running.contender.name}: its process ended with {code} (-9: out of memory)"
+        )
+    return float(answer) / running.times
 
 
 def in_turn(jobs: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """What each job returns in each round; every other round goes backwards, so that drift
+    """The results of each job, one per round; every other round runs backwards, so that drift
     cancels."""
-    found: list[list[float]] = [[] for _ in jobs]
+    results: list[list[float]] = [[] for _ in jobs]
     for number in range(rounds):
         order = range(len(jobs)) if number % 2 == 0 else range(len(jobs) - 1, -1, -1)
         for k in order:
-            found[k].append(jobs[k]())
-    return found
+            results[k].append(jobs[k]())
+    return results
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict:
-    """The median of the rounds' ratios, and the quartiles."""
+    """The median and the quartiles of the ratios theirs / ours of each round."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2
     return {"ratio": statistics.median(ratios), "quartiles": quartiles}
 
 
 def against(contenders: Sequence[Contender], rounds: int) -> list[dict]:
-    """A row for each contender, the first being ours, whose FLOPs count for all: they do the same
-    work."""
+    """A row for each contender; the first one is ours, and its FLOPs count for all: they do the
+    same work."""
     with contextlib.ExitStack() as stack:
-        every = [stack.enter_context(ready(one)) for one in contenders]
-        there = [one for one in every if "missing" not in one.facts]
-        seconds = in_turn([lambda one=one: work(one) for one in there], rounds)
-    flops = every[0].facts.get("flops")
-    rows, times = [], dict(zip((one.contender.name for one in there), seconds, strict=True))
-    for one in every:
-        row = {"name": one.contender.name, **one.facts}
-        if one in there:
-            mine = times[one.contender.name]
-            median = statistics.median(mine)
-            row |= {"seconds": median, "per_second": one.facts["units"] / median}
-            row |= ratio(mine, seconds[0])
+        running = [stack.enter_context(ready(contender)) for contender in contenders]
+        available = [run for run in running if "missing" not in run.facts]
+        seconds = in_turn([lambda run=run: work(run) for run in available], rounds)
+    flops = running[0].facts.get("flops")
+    rows, times = [], dict(zip((run.contender.name for run in available), seconds, strict=True))
+    for run in running:
+        row = {"name": run.contender.name, **run.facts}
+        if run in available:
+            durations = times[run.contender.name]
+            median = statistics.median(durations)
+            row |= {"seconds": median, "per_second": run.facts["units"] / median}
+            row |= ratio(durations, seconds[0])
             if flops:
                 row |= {"flops": flops, "flops_per_second": flops / median}
         rows.append(row)

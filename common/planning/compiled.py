@@ -1,11 +1,11 @@
-"""What a config would take on devices that may not be here: memory, collectives, FLOPs and the
-least time of a step, from the compiled step itself and abstract arrays alone.
+"""The cost of a config on devices that need not be attached: memory, collectives, FLOPs and the
+minimum time of a step, from the compiled step and abstract arrays alone.
 
     report = compiled.examine(config, "v5e:2x4")
-    print(compiled.text(report))
+    print(compiled.report_text(report))
 
-The predicted time is a bound, not an estimate: the largest of what arithmetic, memory traffic and
-network would take at the vendor's figures (Williams et al. 2009). Nothing runs that fast.
+The predicted time is a bound, not an estimate: the largest of the times for arithmetic, memory
+traffic and network at the vendor's figures (Williams et al. 2009). No real step is that fast.
 """
 
 import itertools
@@ -33,28 +33,28 @@ GIB = 2**30
 
 
 class CostReport(NamedTuple):
-    """What a compiled step takes, on one device unless said otherwise.
+    """The cost of a compiled step, per device unless noted.
 
     Attributes:
-      topology, chip, devices: what it was compiled for; `chip` is "" where it is simulated.
+      topology, chip, devices: the compile target; `chip` is "" when simulated.
       mesh: {axis: devices}.
-      batch_size: examples a step over all devices.
+      batch_size: examples per step over all devices.
       parameters: of the model.
-      memory: {what: bytes}: parameters, optimizer, average, data, working, program, total, limit
-        (0 where it is not known).
-      fits: whether `total` is below `limit`; True where the limit is not known.
-      aliased_bytes: of the state that is updated in place.
-      collectives: rows {kind, axes, times, bytes}, summed over the program; bytes sent in a step.
-      kernels: {name: times a step} of what is called by name: cuDNN's attention, Pallas' kernels.
-      model_flops: of the task's own count; None where it has none.
-      flops: of matrix products and convolutions as traced, with what is computed again, over the
-        devices.
-      xla_flops: XLA's count, of all operations; a loop's body counts once.
-      loops: that run more than once.
+      memory: {kind: bytes}: parameters, optimizer, average, data, working, program, total, limit
+        (0 if unknown).
+      fits: whether `total` is below `limit`; True if the limit is unknown.
+      aliased_bytes: state updated in place.
+      collectives: rows {kind, axes, times, bytes}, summed over the program; bytes sent per step.
+      kernels: {name: calls per step} of kernels called by name: cuDNN attention, Pallas.
+      model_flops: by the task's own count; None if it has none.
+      flops: of matrix products and convolutions as traced, recomputation included, divided by the
+        number of devices.
+      xla_flops: XLA's count over all operations; a loop body counts once.
+      loops: number of loops that run more than once.
       traffic_bytes: to and from memory (`common.planning.hlo`).
-      seconds: {"compute", "memory", "network"}: what each takes at the chip's figures; {} where the
-        chip is not known.
-      compile_seconds: here.
+      seconds: {"compute", "memory", "network"}: the time of each at the chip's figures; {} if the
+        chip is unknown.
+      compile_seconds: on this machine.
     """
 
     topology: str
@@ -78,11 +78,10 @@ class CostReport(NamedTuple):
 
 
 def outlined_program(config: dict, devices) -> Program:
-    """The program of a config on these devices, with nothing on them.
+    """The program of a config on these devices, without placing anything on them.
 
     Raises:
-      BadInput: for anything that the user can mend. Data are needed only by tasks that have no
-        `outlined_program`.
+      BadInput: for any user error. Only tasks without an `outline` need their data.
     """
     layout = call(mesh.make_layout, config["mesh"], devices)
     module = program.task_module(config["task"])
@@ -92,68 +91,70 @@ def outlined_program(config: dict, devices) -> Program:
 
 def arguments(made: Program) -> tuple:
     """Abstract (hypers, state, batch, resident) of a program's step."""
-    whole, rows = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
-    place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=whole)
-    everywhere = lambda values: jax.tree.map(place, values)
+    replicated, by_batch = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
+    place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=replicated)
+    replicate = lambda values: jax.tree.map(place, values)
     batch = {}
     if not made.resident:
-        batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, rows)
-    return everywhere(made.hypers), made.like, batch, everywhere(made.resident)
+        batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, by_batch)
+    return replicate(made.hypers), made.like, batch, replicate(made.resident)
 
 
 def examine(config: dict, where: str) -> CostReport:
-    """Compiles a config's step for a topology and reports what it takes.
+    """Compiles a config's step for a topology and reports its cost.
 
     Args:
       config: completed, as nested dicts.
       where: a topology, see `common.planning.topology`.
 
     Raises:
-      BadInput: for a config or topology that does not go.
+      BadInput: for an invalid config or topology.
     """
     devices, chip = topology.devices(where)
     made = outlined_program(config, devices)
-    given = arguments(made)
+    args = arguments(made)
     with jax.set_mesh(made.layout.mesh):
-        lowered = made.step.trace(*given)
-        counted = flops.traced(lowered.jaxpr.jaxpr)
-        begun = time.perf_counter()
+        lowered = made.step.trace(*args)
+        traced_flops = flops.traced(lowered.jaxpr.jaxpr)
+        start = time.perf_counter()
         try:
-            built = lowered.lower().compile()
+            executable = lowered.lower().compile()
         except jax.errors.JaxRuntimeError as error:
-            return _too_large(made, where, chip, given, counted, error, time.perf_counter() - begun)
-    took = time.perf_counter() - begun
-    found = built.memory_analysis()
-    module = hlo.parse(built.as_text())
-    xla = (built.cost_analysis() or {}).get("flops")
+            return _too_large(
+                made, where, chip, args, traced_flops, error, time.perf_counter() - start
+            )
+    seconds = time.perf_counter() - start
+    analysis = executable.memory_analysis()
+    module = hlo.parse(executable.as_text())
+    xla_flops = (executable.cost_analysis() or {}).get("flops")
     return _report(
         made,
         where,
         chip,
-        given,
-        counted,
-        took,
-        working=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
-        xla_flops=xla,
+        args,
+        traced_flops,
+        seconds,
+        working=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        xla_flops=xla_flops,
         module=module,
     )
 
 
-def _too_large(made, where, chip, given, counted, error, took) -> CostReport:
-    """The report of a program that the compiler refuses for its memory."""
-    said = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
-    if said is None:
+def _too_large(made, where, chip, args, traced_flops, error, seconds) -> CostReport:
+    """The report of a program that the compiler rejects as too large for memory."""
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+    if match is None:
         raise error
     units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-    used = float(said[1]) * units[said[2]]
-    state = sum(_state_bytes(made, given).values())
-    return _report(made, where, chip, given, counted, took, working=max(used - state, 0))
+    used = float(match[1]) * units[match[2]]
+    state = sum(_state_bytes(made, args).values())
+    return _report(made, where, chip, args, traced_flops, seconds, working=max(used - state, 0))
 
 
-def _state_bytes(made: Program, given: tuple) -> dict:
-    hypers, like, batch, resident = given
+def _state_bytes(made: Program, args: tuple) -> dict:
+    hypers, like, batch, resident = args
     return {
         "parameters": local_bytes((like.params, like.extra)),
         "optimizer": local_bytes(like.opt_state),
@@ -166,9 +167,9 @@ def _report(
     made: Program,
     where: str,
     chip: chips.Chip | None,
-    given: tuple,
-    counted: float,
-    took: float,
+    args: tuple,
+    traced_flops: float,
+    compile_seconds: float,
     *,
     working: float,
     code: int = 0,
@@ -178,26 +179,26 @@ def _report(
 ) -> CostReport:
     shape = dict(made.layout.mesh.shape)
     count = math.prod(shape.values())
-    memory = _state_bytes(made, given) | {"working": int(working), "program": code}
+    memory = _state_bytes(made, args) | {"working": int(working), "program": code}
     memory["total"] = sum(memory.values())
     memory["limit"] = int(chip.memory_bytes) if chip else 0
-    talk = hlo.collectives(module) if module else []
+    collectives = hlo.collectives(module) if module else []
     rows: dict[tuple, list] = {}
-    for one in talk:
-        row = rows.setdefault((one.kind, hlo.axes_of(one.group, shape)), [0, 0.0])
-        row[0] += one.times
-        row[1] += one.sent()
-    looped = hlo.loops(module) if module else 0
+    for collective in collectives:
+        row = rows.setdefault((collective.kind, hlo.axes_of(collective.group, shape)), [0, 0.0])
+        row[0] += collective.times
+        row[1] += collective.sent()
+    loops = hlo.loops(module) if module else 0
     traffic = hlo.memory_traffic(module) if module else 0
-    each = counted / count
+    device_flops = traced_flops / count
     seconds = {}
     if chip and module:
-        # XLA sees what a mesh makes every device repeat; where it sees all of the program.
-        most = max(each, xla_flops or 0) if not looped else each
+        # XLA's count includes work that the mesh replicates, but only one iteration of a loop.
+        compute_flops = max(device_flops, xla_flops or 0) if not loops else device_flops
         seconds = {
-            "compute": most / chip.flops,
+            "compute": compute_flops / chip.flops,
             "memory": traffic / chip.memory_bandwidth,
-            "network": sum(one.sent() for one in talk) / chip.link_bandwidth,
+            "network": sum(collective.sent() for collective in collectives) / chip.link_bandwidth,
         }
     per_example = made.task.flops
     return CostReport(
@@ -216,24 +217,24 @@ def _report(
         ],
         kernels=hlo.kernels(module) if module else {},
         model_flops=per_example and per_example * made.plan.batch_size / count,
-        flops=each,
+        flops=device_flops,
         xla_flops=xla_flops,
-        loops=looped,
+        loops=loops,
         traffic_bytes=traffic,
         seconds=seconds,
-        compile_seconds=round(took, 1),
+        compile_seconds=round(compile_seconds, 1),
     )
 
 
 def bound(report: CostReport) -> tuple[str, float]:
-    """("compute", "memory" or "network", least seconds of a step); ("", nan) if not known."""
+    """("compute", "memory" or "network", minimum seconds per step); ("", nan) if unknown."""
     if not report.seconds:
         return "", math.nan
     return max(report.seconds.items(), key=lambda item: item[1])
 
 
 def report_text(report: CostReport) -> str:
-    """A report to read."""
+    """A report as text tables."""
     chip = report.chip or "simulated CPU devices"
     axes = " x ".join(f"{axis} {n}" for axis, n in report.mesh.items() if n > 1) or "one device"
     lines = [
@@ -265,16 +266,16 @@ def report_text(report: CostReport) -> str:
         rows += [("by the model's own count", f"{report.model_flops:.4g}")]
     if report.traffic_bytes:
         rows += [("memory traffic", spelled_bytes(report.traffic_bytes))]
-    rows += [(f"{what} alone", f"{1e3 * s:.3g} ms") for what, s in report.seconds.items()]
+    rows += [(f"{resource} alone", f"{1e3 * s:.3g} ms") for resource, s in report.seconds.items()]
     lines += [tree.table_text(("a step", ""), rows)]
-    what, seconds = bound(report)
+    resource, seconds = bound(report)
     if seconds == seconds:
-        best = f"bound by {what}: no step takes less than {1e3 * seconds:.3g} ms, "
-        best += f"{report.batch_size / seconds:,.0f} examples/s"
+        summary = f"bound by {resource}: no step takes less than {1e3 * seconds:.3g} ms, "
+        summary += f"{report.batch_size / seconds:,.0f} examples/s"
         if report.model_flops:
             peak = next(c.flops for c in chips.CHIPS if c.name == report.chip)
-            best += f", {100 * report.model_flops / peak / seconds:.0f}% MFU"
-        lines.append(best)
+            summary += f", {100 * report.model_flops / peak / seconds:.0f}% MFU"
+        lines.append(summary)
     if limit:
         share = f"{100 * report.memory['total'] / limit:.0f}% of the memory"
         lines.append(f"fits: {share}" if report.fits else f"DOES NOT FIT: {share}")
@@ -282,21 +283,21 @@ def report_text(report: CostReport) -> str:
 
 
 def to_json(report: CostReport, **more) -> str:
-    """One line, with `more` in it."""
-    what, seconds = bound(report)
-    found = report._asdict() | {"bound": what, "step_seconds": seconds if what else None}
-    return json.dumps(more | found)
+    """A report as one line of JSON, with the fields `more` added."""
+    resource, seconds = bound(report)
+    fields = report._asdict() | {"bound": resource, "step_seconds": seconds if resource else None}
+    return json.dumps(more | fields)
 
 
 # ------------------------------------------------------------------------------------------ search
 
 
 def choices(config: dict, count: int, over: tuple[str, ...]) -> list[dict]:
-    """Overrides to try: meshes, what is computed again, and batch sizes, in that order.
+    """Overrides to try: every combination of meshes, rematerialization and batch sizes.
 
     Args:
       config: completed, as nested dicts.
-      count: of devices.
+      count: number of devices.
       over: which of "mesh", "remat", "batch".
     """
     meshes: list[dict] = [{}]
@@ -317,24 +318,24 @@ def choices(config: dict, count: int, over: tuple[str, ...]) -> list[dict]:
 
 
 def search(config: dict, where: str, over: tuple[str, ...], tell=lambda text: None) -> list[tuple]:
-    """Compiles every choice and ranks what fits, the most examples a second first.
+    """Compiles every combination and ranks those that fit by examples per second, highest first.
 
-    Where a batch does not fit, larger ones are not tried.
+    Where a batch size does not fit, larger ones are skipped.
 
     Args:
       config, where: as in `examine`.
       over: which of "mesh", "remat", "batch".
-      tell: called with a line after each.
+      tell: called with one line of progress after each combination.
 
     Returns:
-      (overrides, Report) rows; those that do not fit stand last.
+      (overrides, CostReport) rows; those that do not fit come last.
     """
     devices, _ = topology.devices(where)
-    tries, found, full, begun = choices(config, len(devices), over), [], [], time.perf_counter()
+    tries, results, full, start = choices(config, len(devices), over), [], [], time.perf_counter()
     for number, overrides in enumerate(tries, 1):
         name = " ".join(f"{key}={value}" for key, value in overrides.items()) or "as it is"
-        smaller = {k: v for k, v in overrides.items() if k != "train.batch_size"}
-        if smaller in full:
+        other_settings = {k: v for k, v in overrides.items() if k != "train.batch_size"}
+        if other_settings in full:
             tell(f"{number}/{len(tries)}  {name}: a smaller batch does not fit")
             continue
         try:
@@ -342,33 +343,33 @@ def search(config: dict, where: str, over: tuple[str, ...], tell=lambda text: No
         except BadInput as error:
             tell(f"{number}/{len(tries)}  {name}: {error}")
             continue
-        found.append((overrides, report))
+        results.append((overrides, report))
         if not report.fits:
-            full.append(smaller)
+            full.append(other_settings)
         _, seconds = bound(report)
         speed = "fits" if report.fits else "too large"
         if report.fits and seconds == seconds:
             speed = f"{report.batch_size / seconds:,.0f} examples/s at best"
-        left = (time.perf_counter() - begun) / number * (len(tries) - number)
+        left = (time.perf_counter() - start) / number * (len(tries) - number)
         tell(f"{number}/{len(tries)}  {name}: {speed}; about {left / 60:.0f} min left")
     rate = lambda row: row[1].batch_size / bound(row[1])[1] if row[1].seconds else 0.0
-    return sorted(found, key=lambda row: (row[1].fits, rate(row)), reverse=True)
+    return sorted(results, key=lambda row: (row[1].fits, rate(row)), reverse=True)
 
 
-def ranking(found: list[tuple]) -> str:
-    """`search`'s rows as a table."""
+def ranking(results: list[tuple]) -> str:
+    """The rows of `search` as a table."""
     rows = []
-    for overrides, report in found:
-        what, seconds = bound(report)
+    for overrides, report in results:
+        resource, seconds = bound(report)
         share = report.memory["total"] / report.memory["limit"] if report.memory["limit"] else 0
         rows.append(
             (
                 " ".join(f"--config.{k}={v}" for k, v in overrides.items()) or "as it is",
                 "yes" if report.fits else "no",
                 f"{100 * share:.0f}%" if share else "-",
-                what or "-",
-                f"{1e3 * seconds:.3g}" if what else "-",
-                f"{report.batch_size / seconds:,.0f}" if what else "-",
+                resource or "-",
+                f"{1e3 * seconds:.3g}" if resource else "-",
+                f"{report.batch_size / seconds:,.0f}" if resource else "-",
             )
         )
     header = ("settings", "fits", "memory", "bound by", "ms a step", "examples/s at best")

@@ -1,6 +1,6 @@
-"""What a config would do, before it does it: parameters, memory, schedule, first rows, as text.
+"""Describes a config before it runs: parameters, memory, schedule and first rows, as text.
 
-The same tables are the goldens of the configs in the tests.
+The tests keep the same tables as goldens of the configs.
 """
 
 import re
@@ -18,16 +18,16 @@ from common.training.program import Program, prepare
 
 
 def parameter_table(program: Program) -> str:
-    """One row a parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row.
+    """One row per parameter: path, shape, dtype, decay factor, multiplier, frozen, partition row.
 
-    Blocks that are alike are one row a parameter: block_0-11/mlp/up/kernel.
+    Identical blocks share a row: block_0-11/mlp/up/kernel.
     """
     section, partition = program.config["optim"], program.task.partition
 
     def row(path, leaf):
         flags = optim.flags_of(section, path)
         names = tree.lookup(partition, path)
-        spelled = "-" if names is None else " ".join(name or "." for name in names)
+        axes = "-" if names is None else " ".join(name or "." for name in names)
         shape = "x".join(map(str, leaf.shape))
         frozen = "frozen" if flags["frozen"] else ""
         return (
@@ -37,19 +37,19 @@ def parameter_table(program: Program) -> str:
             f"{flags['decay']:g}",
             f"{flags['multiplier']:g}",
             frozen,
-            spelled,
+            axes,
         )
 
     flat = tree.flatten(program.like.params)
-    alike: dict[tuple, list[int]] = {}
+    block_numbers: dict[tuple, list[int]] = {}
     for path, leaf in flat.items():
         number = re.search(r"block_(\d+)", path)
-        first, *rest = row(path, leaf)
-        key = re.sub(r"block_\d+", "block_*", first, count=1), *rest
-        alike.setdefault(key, []).append(int(number[1]) if number else -1)
+        first, *columns = row(path, leaf)
+        key = re.sub(r"block_\d+", "block_*", first, count=1), *columns
+        block_numbers.setdefault(key, []).append(int(number[1]) if number else -1)
     rows = (
-        (path.replace("block_*", f"block_{_spelled_range(sorted(numbers))}", 1), *rest)
-        for (path, *rest), numbers in alike.items()
+        (path.replace("block_*", f"block_{_spelled_range(sorted(numbers))}", 1), *columns)
+        for (path, *columns), numbers in block_numbers.items()
     )
     header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
     return tree.table_text(header, rows) + f"{tree.count(flat):,} parameters\n"
@@ -57,12 +57,12 @@ def parameter_table(program: Program) -> str:
 
 def _spelled_range(numbers: list[int]) -> str:
     """[0, 1, 2] as '0-2', [0, 2] as '0,2'."""
-    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
+    contiguous = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if contiguous else ",".join(map(str, numbers))
 
 
 def local_bytes(tree_of_arrays) -> int:
-    """Bytes on one device."""
+    """Bytes of the arrays on one device."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree_of_arrays)
@@ -79,12 +79,12 @@ def spelled_bytes(count: float) -> str:
 
 
 def dry_run(config) -> str:
-    """Everything that can be known without a step; compiles the step for its memory."""
+    """Everything known without running a step; compiles the step to learn its memory."""
     call(start, config.runtime.to_dict())
     program = prepare(config)
     plan, like, task = program.plan, program.like, program.task
-    begin = program.config["init"], like.params, like.extra, task.pretrained, task.files
-    call(initialise, *begin)
+    init_args = program.config["init"], like.params, like.extra, task.pretrained, task.files
+    call(initialise, *init_args)
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):
         batch = {}
@@ -96,27 +96,27 @@ def dry_run(config) -> str:
             )
         compiled = program.step.lower(program.hypers, like, batch, program.resident).compile()
     analysis = compiled.memory_analysis()
-    parts = {
+    arrays = {
         "parameters": like.params,
         "optimizer": like.opt_state,
         "average": like.average,
         "resident data": program.resident,
     }
-    memory = [(name, spelled_bytes(local_bytes(part))) for name, part in parts.items()]
+    memory = [(name, spelled_bytes(local_bytes(array))) for name, array in arrays.items()]
     if analysis is not None:
         memory.append(("working memory of the step", spelled_bytes(analysis.temp_size_in_bytes)))
-    marks = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
-    rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in marks]
+    steps = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
+    rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in steps]
     rows = order.rows(program.config["seed"], 0, plan.batch_size, source.size)[:8]
     rows = ", ".join(map(str, rows))
-    lengths = [f"{name} {every}" for name, every in program.every.items()]
+    intervals = [f"{name} {every}" for name, every in program.every.items()]
     return "\n".join(
         [
             parameter_table(program),
             tree.table_text(("memory a device", ""), memory),
             tree.table_text(("step", "learning rate"), rates),
             f"{plan.total} steps of {plan.batch_size}; {source.size:,} examples to train on",
-            f"steps between evaluations: {', '.join(lengths) or 'none'}; "
+            f"steps between evaluations: {', '.join(intervals) or 'none'}; "
             f"between saves: {program.saving.every}",
             f"first rows: {rows}, …",
         ]

@@ -1,9 +1,9 @@
-"""Reads the text of a compiled program: its collectives, and what it moves to and from memory.
+"""Parses the text of a compiled program: its collectives and its memory traffic.
 
-XLA's own `cost_analysis` counts the body of a loop once, and the traffic of a chip's scratch memory
-as if it went to HBM. Here a loop's body counts as often as it runs, and what lies in another memory
-space than the first (`S(1)` in a layout) is not HBM. The text is no documented format; it is read
-as jaxlib 0.10 to 0.12 write it.
+XLA's own `cost_analysis` counts a loop body once, and the traffic of a chip's scratch memory as HBM
+traffic. Here a loop body counts once per iteration, and arrays outside the first memory space
+(`S(1)` in a layout) are not HBM. The text format is undocumented; this parser follows jaxlib 0.10
+to 0.12.
 """
 
 import math
@@ -21,7 +21,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# What moves nothing by itself: names for parts, or calls whose inside is counted.
+# Opcodes that move no data themselves: views of parts, or calls whose bodies are counted.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
     *("conditional", "call", "iota", "partition-id", "replica-id", "domain", "opt-barrier"),
@@ -41,13 +41,13 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """What devices tell each other at one place of the program.
+    """A collective at one place in the program.
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      times: how often a step does it.
-      bytes: each time, on one device: of the whole result of a gather, else of what goes in.
-      group: the partitions that partition 0 speaks with, itself included.
+      times: executions per step.
+      bytes: per execution, on one device: of a gather's full result, otherwise of the input.
+      group: the group of partition 0, itself included.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Collective(NamedTuple):
     group: tuple[int, ...]
 
     def sent(self) -> float:
-        """Bytes that a device sends a step, as a ring does it (Patarasuk & Yuan 2009)."""
+        """Bytes that a device sends per step, with ring algorithms (Patarasuk & Yuan 2009)."""
         n = len(self.group)
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}
         return self.times * self.bytes * share.get(self.kind, (n - 1) / n)
@@ -73,7 +73,7 @@ class Module(NamedTuple):
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """Index of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -86,194 +86,194 @@ def _instruction(line: str) -> Instruction | None:
     matched = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
     if matched is None:
         return None
-    rest = line[matched.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    opened = rest.index("(", end)
-    closed = _closing(rest, opened)
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[opened:closed]))
-    opcode = rest[end:opened].strip()
+    definition = line[matched.end() :]
+    end = _closing(definition, 0) + 1 if definition.startswith("(") else definition.index(" ")
+    opened = definition.index("(", end)
+    closed = _closing(definition, opened)
+    operands = tuple(re.findall(r"%([\w.\-]+)", definition[opened:closed]))
+    opcode = definition[end:opened].strip()
     if opcode == "constant":
-        operands = (rest[opened + 1 : closed],)
+        operands = (definition[opened + 1 : closed],)
     if opcode == "parameter":
-        operands = (rest[opened + 1 : closed],)
-    return Instruction(matched[1], rest[:end], opcode, operands, rest[closed + 1 :])
+        operands = (definition[opened + 1 : closed],)
+    return Instruction(matched[1], definition[:end], opcode, operands, definition[closed + 1 :])
 
 
 def parse(text: str) -> Module:
-    """The computations of a module's text, and how often each runs."""
+    """Parses a module's text into its computations and how often each runs."""
     computations: dict[str, list[Instruction]] = {}
-    entry, inside = "", None
+    entry, instructions = "", None
     for line in text.splitlines():
         header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         if header:
-            inside = computations.setdefault(header[2], [])
+            instructions = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.rstrip() == "}":  # attributes of kernels may go over several lines
-            inside = None
-        elif inside is not None and (found := _instruction(line)):
-            inside.append(found)
+        elif line.rstrip() == "}":  # a kernel's attributes may span lines
+            instructions = None
+        elif instructions is not None and (op := _instruction(line)):
+            instructions.append(op)
     times: dict[str, int] = {}
 
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
-        for one in computations[name]:
-            if one.opcode.endswith(("-done", "-update")):
-                continue  # runs what its start has begun
-            for called, more in _calls(one, computations):
-                visit(called, count * more)
+        for op in computations[name]:
+            if op.opcode.endswith(("-done", "-update")):
+                continue  # completes what its start ran
+            for called, repeats in _calls(op, computations):
+                visit(called, count * repeats)
 
     visit(entry, 1)
     return Module(computations, times)
 
 
-def _calls(one: Instruction, computations: dict) -> list[tuple[str, int]]:
-    """(computation, times) that an instruction runs; reducers of single elements are left out."""
-    if one.opcode == "while":
-        body = re.search(r"body=%?([\w.\-]+)", one.attributes)[1]
-        condition = re.search(r"condition=%?([\w.\-]+)", one.attributes)[1]
+def _calls(op: Instruction, computations: dict) -> list[tuple[str, int]]:
+    """(computation, times) pairs that an instruction runs; scalar reducers are left out."""
+    if op.opcode == "while":
+        body = re.search(r"body=%?([\w.\-]+)", op.attributes)[1]
+        condition = re.search(r"condition=%?([\w.\-]+)", op.attributes)[1]
         return [(body, trips(computations[condition]))]
-    if one.opcode == "conditional":
-        listed = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", one.attributes)
+    if op.opcode == "conditional":
+        listed = re.search(r"branch_computations=\{([^}]*)\}", op.attributes)
+        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", op.attributes)
         names = re.findall(r"%?([\w.\-]+)", listed[1]) if listed else named
         return [(name, 1) for name in names]
-    if one.opcode == "call":
-        return [(n, 1) for n in re.findall(r"to_apply=%?([\w.\-]+)", one.attributes)]
-    return [(name, 1) for name in re.findall(r"calls=%?([\w.\-]+)", one.attributes)]
+    if op.opcode == "call":
+        return [(n, 1) for n in re.findall(r"to_apply=%?([\w.\-]+)", op.attributes)]
+    return [(name, 1) for name in re.findall(r"calls=%?([\w.\-]+)", op.attributes)]
 
 
 def trips(condition: list[Instruction]) -> int:
-    """How often a counted loop runs: the constant that its condition compares with; else 1."""
+    """Trip count of a loop: the constant that its condition compares with; 1 if there is none."""
     numbers = [
-        int(one.operands[0])
-        for one in condition
-        if one.opcode == "constant" and re.fullmatch(r"\d+", one.operands[0])
+        int(op.operands[0])
+        for op in condition
+        if op.opcode == "constant" and re.fullmatch(r"\d+", op.operands[0])
     ]
     return max(numbers, default=1)
 
 
 def loops(module: Module) -> int:
-    """Loops that run more than once."""
+    """Number of loops that run more than once."""
     return sum(
-        _calls(one, module.computations)[0][1] > 1
+        _calls(op, module.computations)[0][1] > 1
         for name in module.times
-        for one in module.computations[name]
-        if one.opcode == "while"
+        for op in module.computations[name]
+        if op.opcode == "while"
     )
 
 
 def kernels(module: Module) -> dict[str, int]:
-    """{target: times a step} of kernels that are called by name: cuDNN's, Pallas' and others."""
-    found: dict[str, int] = {}
+    """{target: calls per step} of kernels called by name: cuDNN's, Pallas' and others."""
+    calls: dict[str, int] = {}
     for name, count in module.times.items():
-        for one in module.computations[name]:
-            if one.opcode == "custom-call" and one.operands:
-                target = re.search(r'custom_call_target="([^"]*)"', one.attributes)[1]
-                found[target] = found.get(target, 0) + count
-    return found
+        for op in module.computations[name]:
+            if op.opcode == "custom-call" and op.operands:
+                target = re.search(r'custom_call_target="([^"]*)"', op.attributes)[1]
+                calls[target] = calls.get(target, 0) + count
+    return calls
 
 
 # ------------------------------------------------------------------------------------------- bytes
 
 
 def parts(shape: str) -> list[tuple[int, int]]:
-    """(bytes, memory space) of each array of a shape's text; space 0 is a device's main memory."""
-    found = []
+    """(bytes, memory space) of each array in a shape's text; space 0 is a device's main memory."""
+    arrays = []
     for dtype, sizes, layout in re.findall(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?", shape):
         bits = BITS.get(dtype)
         if bits is None:
             bits = int((re.search(r"\d+", dtype) or ["32"])[0])
         count = math.prod(int(n.lstrip("<=")) for n in sizes.split(",") if n)
         space = re.search(r"S\((\d+)\)", layout)
-        found.append((-(-count * bits // 8), int(space[1]) if space else 0))
-    return found
+        arrays.append((-(-count * bits // 8), int(space[1]) if space else 0))
+    return arrays
 
 
 def size(shape: str) -> int:
-    """Bytes of every array of a shape's text."""
+    """Total bytes of the arrays in a shape's text."""
     return sum(count for count, _ in parts(shape))
 
 
 def _main(shape: str) -> int:
-    """Those of them in the device's main memory."""
+    """Bytes of those arrays that are in the device's main memory."""
     return sum(count for count, space in parts(shape) if space == 0)
 
 
 def memory_traffic(module: Module) -> int:
-    """Bytes a step reads from and writes to a device's main memory, every instruction by itself.
+    """Bytes a step reads from and writes to a device's main memory, each instruction on its own.
 
-    A fusion that takes a slice of an operand reads that slice; one that updates a slice of its
-    result in place writes that slice.
+    A fusion that slices an operand reads only the slice; one that updates a slice of its result in
+    place writes only the slice.
     """
     total = 0
     fused = {
         name
         for instructions in module.computations.values()
-        for one in instructions
-        if one.opcode == "fusion"
-        for name, _ in _calls(one, module.computations)
+        for op in instructions
+        if op.opcode == "fusion"
+        for name, _ in _calls(op, module.computations)
     }
     for name, count in module.times.items():
         if name in fused:
             continue
-        shapes = {one.name: one.shape for one in module.computations[name]}
+        shapes = {op.name: op.shape for op in module.computations[name]}
         total += count * sum(
-            _moved(one, shapes, module)
-            for one in module.computations[name]
-            if one.opcode not in FREE and not one.opcode.endswith(("-done", "-update"))
+            _moved(op, shapes, module)
+            for op in module.computations[name]
+            if op.opcode not in FREE and not op.opcode.endswith(("-done", "-update"))
         )
     return total
 
 
-def _moved(one: Instruction, shapes: dict[str, str], module: Module) -> int:
-    takes, gives = [shapes.get(name, "") for name in one.operands], one.shape
-    if one.opcode in ("slice-start", "dynamic-slice-start", "copy-start"):
-        # (from, to, …), but (to, from, …) of a copy: what is moved is as large as the smaller one.
-        first, second = parts(gives)[:2]
+def _moved(op: Instruction, shapes: dict[str, str], module: Module) -> int:
+    operands, result = [shapes.get(name, "") for name in op.operands], op.shape
+    if op.opcode in ("slice-start", "dynamic-slice-start", "copy-start"):
+        # (source, target, …), or (target, source, …) for a copy: the smaller one is what moves.
+        first, second = parts(result)[:2]
         return min(first[0], second[0]) * ((first[1] == 0) + (second[1] == 0))
-    if one.opcode in SLICES:
-        return 2 * min(_main(gives), _main(takes[0]))
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _main(takes[1])
-    if one.opcode == "custom-call" and not takes:
-        return 0  # room that is taken, with nothing in it
-    if one.opcode != "fusion":
-        return _main(gives) + sum(map(_main, takes))
-    inside = _inside(one, module)
+    if op.opcode in SLICES:
+        return 2 * min(_main(result), _main(operands[0]))
+    if op.opcode == "dynamic-update-slice":
+        return 2 * _main(operands[1])
+    if op.opcode == "custom-call" and not operands:
+        return 0  # allocates without writing
+    if op.opcode != "fusion":
+        return _main(result) + sum(map(_main, operands))
+    body = _inside(op, module)
     read = sum(
-        min(_main(shape), _read(inside, inside[("parameter", i)].name, module))
-        for i, shape in enumerate(takes)
+        min(_main(shape), _read(body, body[("parameter", i)].name, module))
+        for i, shape in enumerate(operands)
         if _main(shape)
     )
-    updates = [u for u in inside.values() if u.opcode == "dynamic-update-slice"]
-    written = _main(gives)
-    if updates and len(parts(gives)) == len(updates):
-        written = min(written, sum(size(inside[u.operands[1]].shape) for u in updates))
+    updates = [u for u in body.values() if u.opcode == "dynamic-update-slice"]
+    written = _main(result)
+    if updates and len(parts(result)) == len(updates):
+        written = min(written, sum(size(body[u.operands[1]].shape) for u in updates))
     return read + written
 
 
 def _inside(fusion: Instruction, module: Module) -> dict:
-    """The instructions of a fusion by name, and its parameters by ("parameter", number) too."""
-    found = {u.name: u for u in module.computations[_calls(fusion, module.computations)[0][0]]}
-    parameters = [u for u in found.values() if u.opcode == "parameter"]
-    return found | {("parameter", int(p.operands[0])): p for p in parameters}
+    """The instructions of a fusion by name, its parameters also by ("parameter", number)."""
+    ops = {u.name: u for u in module.computations[_calls(fusion, module.computations)[0][0]]}
+    parameters = [u for u in ops.values() if u.opcode == "parameter"]
+    return ops | {("parameter", int(p.operands[0])): p for p in parameters}
 
 
-def _read(inside: dict, name: str, module: Module) -> int:
-    """Bytes that a fusion reads of one of its values: the slices, where it takes nothing else."""
+def _read(body: dict, name: str, module: Module) -> int:
+    """Bytes that a fusion reads of one of its values: only the slices, if it takes nothing else."""
     total = 0
-    users = {u.name: u for u in inside.values() if name in u.operands and u.opcode != "parameter"}
+    users = {u.name: u for u in body.values() if name in u.operands and u.opcode != "parameter"}
     for user in users.values():
         if user.opcode in SLICES and user.operands[0] == name:
             total += size(user.shape)
         elif user.opcode == "bitcast":
-            total += _read(inside, user.name, module)
+            total += _read(body, user.name, module)
         elif user.opcode == "fusion":
             inner = _inside(user, module)
             places = [i for i, operand in enumerate(user.operands) if operand == name]
             total += sum(_read(inner, inner[("parameter", i)].name, module) for i in places)
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
-            total += size(inside[name].shape)
+            total += size(body[name].shape)
     return total
 
 
@@ -281,33 +281,33 @@ def _read(inside: dict, name: str, module: Module) -> int:
 
 
 def collectives(module: Module) -> list[Collective]:
-    """Every collective that runs, of groups of more than one."""
-    found = {}
+    """All collectives that run, over groups of more than one partition."""
+    by_channel = {}
     for name, count in module.times.items():
-        for one in module.computations[name]:
-            kind = one.opcode.removesuffix("-start")
-            group = _group(one.attributes, kind) if kind in COLLECTIVES else ()
+        for op in module.computations[name]:
+            kind = op.opcode.removesuffix("-start")
+            group = _group(op.attributes, kind) if kind in COLLECTIVES else ()
             if len(group) < 2:
                 continue
-            moved = size(one.shape)
-            if name.startswith("all-reduce-scatter"):  # how TPUs write it: a sum, cut inside
+            nbytes = size(op.shape)
+            if name.startswith("all-reduce-scatter"):  # TPU form: a sum that is sliced inside
                 kind = "reduce-scatter"
-            if one.opcode == "all-gather-start":
-                moved = moved * len(group) // (len(group) + 1)  # the operand is in it as well
-            elif one.opcode == "collective-permute-start":
-                moved //= 2
-            elif one.opcode == "reduce-scatter":
-                moved *= len(group)
-            # One that runs beside others is written again in each of them, on the same channel.
-            channel = re.search(r"channel_id=(\d+)", one.attributes)
-            found[channel[1] if channel else (name, one.name)] = Collective(
-                kind, count, moved, group
+            if op.opcode == "all-gather-start":
+                nbytes = nbytes * len(group) // (len(group) + 1)  # the shape includes the operand
+            elif op.opcode == "collective-permute-start":
+                nbytes //= 2
+            elif op.opcode == "reduce-scatter":
+                nbytes *= len(group)
+            # A collective fused with other work is repeated in each fusion, on the same channel.
+            channel = re.search(r"channel_id=(\d+)", op.attributes)
+            by_channel[channel[1] if channel else (name, op.name)] = Collective(
+                kind, count, nbytes, group
             )
-    return list(found.values())
+    return list(by_channel.values())
 
 
 def _group(attributes: str, kind: str) -> tuple[int, ...]:
-    """The partitions in the group of partition 0, however they are written."""
+    """The partitions in the group of partition 0, in any of HLO's notations."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
         targets = dict(re.findall(r"\{(\d+),(\d+)", pairs[1])) if pairs else {}
@@ -315,19 +315,19 @@ def _group(attributes: str, kind: str) -> tuple[int, ...]:
         while targets.get(ring[-1], "0") not in ring:
             ring.append(targets[ring[-1]])
         return tuple(sorted(map(int, ring)))
-    written = re.search(
+    match = re.search(
         r"replica_groups=(\{\{.*?\}\}|\[[^ ]*|mesh\[.*?\](?: *device_ids=\S+)? *\{[^}]*\}|\{\})",
         attributes,
     )
-    if written is None:
+    if match is None:
         return ()
-    text = written[1]
+    text = match[1]
     if text.startswith("mesh"):
         axes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", text)}
         chosen = re.findall(r"'([^']+)'(?!=)", text[text.rindex("{") :])
         ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
-        at = tuple(slice(None) if name in chosen else 0 for name in axes)
-        return tuple(ids[at].reshape(-1).tolist())
+        index = tuple(slice(None) if name in chosen else 0 for name in axes)
+        return tuple(ids[index].reshape(-1).tolist())
     if text.startswith("["):
         shape, dims, order = re.match(
             r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
@@ -342,7 +342,7 @@ def _group(attributes: str, kind: str) -> tuple[int, ...]:
 
 
 def axes_of(group: tuple[int, ...], mesh_shape: dict[str, int]) -> str:
-    """'fsdp' or 'data+fsdp': the mesh axes along which a group lies; '' if along none.
+    """'fsdp' or 'data+fsdp': the mesh axes that a group spans; '' if it spans none exactly.
 
     Args:
       group: partitions, as in `Collective`.
@@ -350,9 +350,9 @@ def axes_of(group: tuple[int, ...], mesh_shape: dict[str, int]) -> str:
     """
     names = [name for name, count in mesh_shape.items() if count > 1]
     ids = np.arange(math.prod(mesh_shape.values())).reshape(tuple(mesh_shape.values()))
-    for chosen in range(1, 1 << len(names)):
-        some = [name for i, name in enumerate(names) if chosen >> i & 1]
-        at = tuple(slice(None) if name in some else 0 for name in mesh_shape)
-        if set(ids[at].reshape(-1).tolist()) == set(group):
-            return "+".join(some)
+    for mask in range(1, 1 << len(names)):
+        axes = [name for i, name in enumerate(names) if mask >> i & 1]
+        index = tuple(slice(None) if name in axes else 0 for name in mesh_shape)
+        if set(ids[index].reshape(-1).tolist()) == set(group):
+            return "+".join(axes)
     return ""

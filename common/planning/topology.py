@@ -1,10 +1,10 @@
-"""Devices of machines that are not here, for programs to be compiled for them.
+"""Devices of machines that need not be attached, as compile targets.
 
     devices = topology.devices("v5e:16x16")
 
-TPUs come from PyPI's libtpu, H100 GPUs from the CUDA plugin; neither needs the chip. Where they are
-not installed, and for "cpu:8", the devices are simulated on the host's CPU: what shards and what
-fits can then still be seen, and what the compiler of the chip would make of it cannot.
+TPUs need PyPI's libtpu, H100 GPUs the CUDA plugin; neither needs the chip. Without them, and for
+"cpu:8", devices are simulated on the host's CPU: this still shows what shards and what fits, but
+not what the chip's compiler would produce.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from jax.experimental import topologies
 from common.devices import chips
 from common.errors import BadInput, require
 
-TPUS = ("v4", "v5e", "v5p", "v6e")  # as Cloud names its slices
+TPUS = ("v4", "v5e", "v5p", "v6e")  # Google Cloud's names of slices
 
-# What XLA's GPU compiler asks of a chip. Figures of openxla/xla,
+# The chip as XLA's GPU compiler describes it. Figures from openxla/xla,
 # xla/backends/gpu/target_config/specs/h100_sxm.txtpb.
 H100 = """
 platform_name: "CUDA"
@@ -52,46 +52,44 @@ gpu_device_info {
 
 
 def start(count: int | None = None) -> None:
-    """Makes this process one that compiles and computes nothing: jax stays on the host's CPU.
+    """Makes this a compile-only process: jax stays on the host's CPU. Call before using jax.
 
     Args:
-      count: of simulated CPU devices; None is one.
-
-    To be called before jax is used.
+      count: number of simulated CPU devices; None is one.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud who it is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu queries the cloud it runs in
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     jax.config.update("jax_platforms", "cpu")
     if count is not None and count > jax.config.jax_num_cpu_devices:
-        with contextlib.suppress(RuntimeError):  # jax already runs: `devices` says so
+        with contextlib.suppress(RuntimeError):  # jax is already running: `devices` reports it
             jax.config.update("jax_num_cpu_devices", count)
 
 
 def devices(text: str) -> tuple[list, chips.Chip | None]:
-    """The devices of a topology, and the chip that they are; None for simulated ones.
+    """The devices of a topology, and their chip; None for simulated ones.
 
     Args:
-      text: "v5e:16x16" (chips to a side, as Cloud names its slices), "h100:8", or with hosts
+      text: "v5e:16x16" (chips per side, as in Google Cloud's slices), "h100:8", or with hosts
         "h100:4x8", or "cpu:8".
 
     Raises:
-      BadInput: for a topology that there is not.
+      BadInput: for an unknown topology.
     """
     matched = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
     known = ", ".join([*TPUS, "h100", "cpu"])
     kind = matched[1] if matched else ""
     require(
         kind in {*TPUS, "h100", "cpu"},
-        f"--topology: {text!r}; write one such as v5e:16x16, h100:8 or cpu:8 (there are {known})",
+        f"--topology: {text!r}; expected one such as v5e:16x16, h100:8 or cpu:8 (valid: {known})",
     )
     sizes = [int(n) for n in matched[2].split("x")]
     if kind in TPUS and importlib.util.find_spec("libtpu"):
         start()
-        # The two cores of a v4 chip work as one, which libtpu has to be told.
-        how = {"chip_config_name": "megacore"} if kind == "v4" else {}
-        return _described("tpu", text, topology_name=text, **how)
+        # libtpu must be told that the two cores of a v4 chip act as one device.
+        chip_options = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        return _described("tpu", text, topology_name=text, **chip_options)
     if kind == "h100" and importlib.util.find_spec("jax_cuda12_plugin"):
         start()
         shape = "x".join(map(str, [1] * (3 - len(sizes)) + sizes))
@@ -99,25 +97,25 @@ def devices(text: str) -> tuple[list, chips.Chip | None]:
     if kind != "cpu":
         extra = "compile" if kind in TPUS else "compile-h100"
         logging.warning(
-            "%s: simulated on the CPU, since its compiler is not here: pip install "
+            "%s: simulated on the CPU, as its compiler is not installed: pip install "
             "'touchstone-jax[%s]'",
             text,
             extra,
         )
     count = math.prod(sizes)
     start(count)
-    there = jax.devices("cpu")
+    cpu_devices = jax.devices("cpu")
     require(
-        len(there) >= count,
-        f"--topology: {text}: jax already runs with {len(there)} devices; set JAX_NUM_CPU_DEVICES",
+        len(cpu_devices) >= count,
+        f"--topology: {text}: jax already has {len(cpu_devices)} devices; set JAX_NUM_CPU_DEVICES",
     )
-    return there[:count], None
+    return cpu_devices[:count], None
 
 
 def _described(platform: str, text: str, **options) -> tuple[list, chips.Chip | None]:
     try:
-        found = topologies.get_topology_desc(platform=platform, **options).devices
-        return found, chips.of(found[0].device_kind)
+        targets = topologies.get_topology_desc(platform=platform, **options).devices
+        return targets, chips.of(targets[0].device_kind)
     except Exception as error:  # the plugins raise nothing narrower
-        said = str(error).split("\n")[0][:200]
-        raise BadInput(f"--topology: {text}: {said}") from error
+        reason = str(error).split("\n")[0][:200]
+        raise BadInput(f"--topology: {text}: {reason}") from error

@@ -1,10 +1,10 @@
-"""Two runs side by side: whether they are the same, where they part, and what differs around them.
+"""Compares two runs: whether they are the same, where they diverge, and what differs around them.
 
-    found = compare.runs("runs/a", "runs/b")
-    print(found.verdict, found.parted, found.causes)
+    comparison = compare.runs("runs/a", "runs/b")
+    print(comparison.verdict, comparison.parted, comparison.causes)
 
 A run's log holds digests of its state, by module, at every line of training, so that two runs can
-be compared step by step when their checkpoints are gone.
+be compared step by step after their checkpoints are gone.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from common.runs import workdir
 from common.training.saved import read_config
 
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
-# Of environment.json: what a result does not depend on, or what is compared by itself.
+# Keys of environment.json that do not affect a result, or are compared separately.
 ASIDE = ("command", "data", "config", "steps")
-NO_DIGESTS = "the logs hold no digests of a step that both have"
+NO_DIGESTS = "the logs share no step with digests"
 
 
 class Comparison(NamedTuple):
-    """What two runs have in common.
+    """How two runs compare.
 
     Attributes:
       verdict: "bit-identical", "equal within tolerance" or "different".
-      parted: where their states part, in a line; "" if they do not.
-      causes: what differs in config, data and environment, a line each.
-      largest: the largest relative difference among numbers of the last evaluation and the last
-        loss, and the key that has it; (0.0, "") if there is none.
+      parted: where their states diverge, in one line; "" if they do not.
+      causes: differences in config, data and environment, one per line.
+      largest: the largest relative difference among the metrics of the last evaluation and the last
+        loss, and its key; (0.0, "") if there is none.
     """
 
     verdict: str
@@ -42,22 +42,22 @@ class Comparison(NamedTuple):
 
 
 def runs(a, b, tolerance: float = 1e-3) -> Comparison:
-    """Compares two runs by what their workdirs hold.
+    """Compares two runs by the contents of their workdirs.
 
     Args:
       a, b: workdirs.
       tolerance: of relative differences; see `Comparison.largest`.
 
     Raises:
-      BadInput: if one of them is no run.
+      BadInput: if one of them is not a run.
     """
     logs = workdir.read_log(a), workdir.read_log(b)
     for folder, lines in zip((a, b), logs, strict=True):
         require(bool(lines), f"{folder}: its log is empty")
     results = [workdir.read_result(epath.Path(folder)) or {} for folder in (a, b)]
     parted, largest = first_difference(*logs), largest_difference(*logs)
-    ends = {result.get("digest") for result in results}
-    same_end = len(ends) == 1 and None not in ends
+    digests = {result.get("digest") for result in results}
+    same_end = len(digests) == 1 and None not in digests
     if parted in ("", NO_DIGESTS) and same_end and logs[0][-1]["step"] == logs[1][-1]["step"]:
         verdict = IDENTICAL
     else:
@@ -66,34 +66,34 @@ def runs(a, b, tolerance: float = 1e-3) -> Comparison:
 
 
 def first_difference(a: list[dict], b: list[dict]) -> str:
-    """Where the states of two runs part, by the digests in their logs; "" if they do not."""
+    """Where the states of two runs diverge, by the digests in their logs; "" if they do not."""
     states = [{x["step"]: x["digests"] for x in lines if "digests" in x} for lines in (a, b)]
     steps = sorted(states[0].keys() & states[1].keys())
     if not steps:
         return NO_DIGESTS
-    before = None
+    last_equal = None
     for step in steps:
         x, y = states[0][step], states[1][step]
         differ = [name for name in x.keys() | y.keys() if x.get(name) != y.get(name)]
         if differ:
             differ.sort(key=lambda name: (not name.startswith("params"), name))
-            up_to = "at" if before is None else f"the same up to step {before}; at"
-            rest = f", and {len(differ) - 6} more" if len(differ) > 6 else ""
-            return f"{up_to} step {step} these differ: {', '.join(differ[:6])}{rest}"
-        before = step
+            up_to = "at" if last_equal is None else f"the same up to step {last_equal}; at"
+            more = f", and {len(differ) - 6} more" if len(differ) > 6 else ""
+            return f"{up_to} step {step} these differ: {', '.join(differ[:6])}{more}"
+        last_equal = step
     return ""
 
 
 def largest_difference(a: list[dict], b: list[dict]) -> tuple[float, str]:
-    """(relative difference, key) of the numbers of the last evaluation and the last loss."""
-    ends = [{k: v for line in lines for k, v in line.items()} for lines in (a, b)]
+    """(relative difference, key) among the metrics of the last evaluation and the last loss."""
+    last_values = [{k: v for line in lines for k, v in line.items()} for lines in (a, b)]
     keys = [
         key
-        for key, value in ends[0].items()
+        for key, value in last_values[0].items()
         if (key.startswith("eval/") or key == "train/loss") and isinstance(value, int | float)
     ]
-    found = [(_relative(ends[0][key], ends[1].get(key)), key) for key in keys]
-    worst = max(found, default=(0.0, ""))
+    differences = [(_relative(last_values[0][key], last_values[1].get(key)), key) for key in keys]
+    worst = max(differences, default=(0.0, ""))
     return worst if worst[0] else (0.0, "")
 
 
@@ -104,8 +104,8 @@ def _relative(x: float, y) -> float:
 
 
 def causes(a, b) -> list[str]:
-    """What may make two runs differ: config, data, versions, machine; a line each, what is most
-    likely to matter first."""
+    """What may make two runs differ: config, data, versions, machine; one per line, the likeliest
+    to matter first."""
     starts = [workdir.read_starts(folder) for folder in (a, b)]
     settings = [read_config(folder) for folder in (a, b)]
     lines = [f"config.{line}" for line in _lines(*settings)]
@@ -113,12 +113,12 @@ def causes(a, b) -> list[str]:
         if known and "config" in known[-1]:
             then = config.from_json(config.to_json(known[-1]["config"]))
             lines += [
-                f"config.{key} of {folder} was {was} when it ran, and its config.json says {says}"
-                for key, (was, says) in config.differing(then, now).items()
-                if key in config.flatten(then)  # others are newer than the run
+                f"config.{key} of {folder} was {was} when it ran; its config.json now has {saved}"
+                for key, (was, saved) in config.differing(then, now).items()
+                if key in config.flatten(then)  # other keys are newer than the run
             ]
     if not all(starts):
-        return [*lines, "environment.json of one of them is gone"]
+        return [*lines, "environment.json of one run is missing"]
     for folder, known in zip((a, b), starts, strict=True):
         for before, after in itertools.pairwise(map(_place, known)):
             lines += [f"between two starts of {folder}: {line}" for line in _lines(before, after)]
@@ -128,25 +128,30 @@ def causes(a, b) -> list[str]:
 
 
 def _place(start: dict) -> dict:
-    """What environment.json says of a start that a result may depend on: its machine, versions,
-    and the keys of the config that may change between two starts."""
-    here = {key: value for key, value in start.items() if key not in ASIDE}
+    """The facts about a start in environment.json that a result may depend on: its machine,
+    versions, and the config keys that may change between two starts."""
+    facts = {key: value for key, value in start.items() if key not in ASIDE}
     settings = start.get("config", {})
-    return here | {f"config.{k}": v for k, v in settings.items() if k.startswith("train.duration")}
+    return facts | {f"config.{k}": v for k, v in settings.items() if k.startswith("train.duration")}
 
 
 def _lines(x: dict, y: dict) -> list[str]:
-    return [f"{key}: {there} and {here}" for key, (there, here) in config.differing(x, y).items()]
+    return [f"{key}: {in_x} and {in_y}" for key, (in_x, in_y) in config.differing(x, y).items()]
 
 
-def comparison_text(found: Comparison) -> str:
-    """A comparison for people to read."""
-    lines = [found.verdict]
-    if found.parted:
-        lines.append(f"states: {found.parted}")
-    if found.largest[1]:
-        lines.append(f"numbers: {found.largest[1]} differs most, by {found.largest[0]:.2g} of it")
-    lines += [f"differs: {line}" for line in found.causes]
-    if found.verdict != IDENTICAL and not found.causes:
-        lines.append("nothing differs in config, data and environment: the program is not exact")
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison as text."""
+    lines = [comparison.verdict]
+    if comparison.parted:
+        lines.append(f"states: {comparison.parted}")
+    if comparison.largest[1]:
+        lines.append(
+            f"numbers: {comparison.largest[1]} differs most, "
+            f"by a relative {comparison.largest[0]:.2g}"
+        )
+    lines += [f"differs: {line}" for line in comparison.causes]
+    if comparison.verdict != IDENTICAL and not comparison.causes:
+        lines.append(
+            "nothing differs in config, data and environment: the program is not deterministic"
+        )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Figures, drawn with Matplotlib (the extra `plots`), that no global state knows of.
+"""Figures, drawn with Matplotlib (the extra `plots`) without its global state.
 
 histories = [workdir.read_log("runs/small-0")]
 plots.learning_curves({"small": histories}, "eval/test/accuracy").savefig("curves.png")
@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import BadInput
 
-FEW = 10  # as many colours as Matplotlib tells apart
+FEW = 10  # Matplotlib's number of distinct colours
 
 
 def figure(width: float, height: float):
@@ -36,26 +36,27 @@ def figure(width: float, height: float):
 
 
 def curve(history: Sequence[dict], key: str, x: str = "minutes") -> tuple[np.ndarray, np.ndarray]:
-    """(x f64[n], values f64[n]) of a key of the log; x are "steps", or "minutes", which are read
-    off the lines around."""
+    """(x f64[n], values f64[n]) of a log key; x is "steps", or "minutes", interpolated from
+    neighbouring lines."""
     clock = [(line["step"], line["time/seconds"]) for line in history if "time/seconds" in line]
-    found = [(line["step"], line[key]) for line in history if key in line]
-    if not clock or not found:
+    points = [(line["step"], line[key]) for line in history if key in line]
+    if not clock or not points:
         return np.zeros(0), np.zeros(0)
     steps, seconds = np.array(clock, float).T
-    at, values = np.array(found, float).T
-    return (at if x == "steps" else np.interp(at, steps, seconds) / 60), values
+    at_steps, values = np.array(points, float).T
+    return (at_steps if x == "steps" else np.interp(at_steps, steps, seconds) / 60), values
 
 
 def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str = "minutes"):
-    """A key of the log against minutes or steps: a line a run, one colour a name.
+    """A log key against minutes or steps: one line per run, one colour per name.
 
-    Of more than ten names, the colour is the mean of the last values, and the first five are named.
+    With more than ten names, colour encodes the mean of the last values, and only the first five
+    are named.
 
     Args:
       runs: {name: the logs of its seeds}, the best first.
       key: "eval/test/accuracy".
-      x: "minutes", or "steps", which know nothing of what else the machine did.
+      x: "minutes", or "steps", which do not depend on what else the machine did.
 
     Returns:
       A Matplotlib figure.
@@ -66,19 +67,19 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str 
     drawn = figure(7.5, 4.5)
     axes = drawn.subplots()
     curves = {name: [curve(history, key, x) for history in runs[name]] for name in runs}
-    means = [np.mean([values[-1] for _, values in found if len(values)] or [np.nan])
-             for found in curves.values()]  # fmt: skip
+    means = [np.mean([values[-1] for _, values in seed_curves if len(values)] or [np.nan])
+             for seed_curves in curves.values()]  # fmt: skip
     many = len(runs) > FEW
     scale = _colours(drawn, axes, means, key) if many else None
-    rest = []
-    for i, (name, found) in enumerate(curves.items()):
+    later_values = []
+    for i, (name, seed_curves) in enumerate(curves.items()):
         colour = scale.to_rgba(means[i]) if scale else f"C{i}"
-        for j, (at, values) in enumerate(found):
+        for j, (at, values) in enumerate(seed_curves):
             label = name if j == 0 and (i < 5 or not many) else None
             axes.plot(at, values, ".-", color=colour, lw=1, ms=3, alpha=0.8, label=label)
-            rest += list(values[len(values) // 2 :])
-    if "accuracy" in key and rest:  # the first epochs would squeeze all others together
-        axes.set_ylim(np.nanmin(rest) - 0.02, np.nanmax(rest) + 0.005)
+            later_values += list(values[len(values) // 2 :])
+    if "accuracy" in key and later_values:  # the first epochs would compress all others
+        axes.set_ylim(np.nanmin(later_values) - 0.02, np.nanmax(later_values) + 0.005)
     axes.set_xlabel(x)
     axes.set_ylabel(key)
     axes.grid(alpha=0.3)
@@ -87,7 +88,8 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str 
 
 
 def _colours(drawn, axes, values: Sequence[float], name: str):
-    """A scale of colours over `values` with its bar beside `axes`; `to_rgba` is a value's."""
+    """A colour scale over `values`, with its bar beside `axes`; `to_rgba` maps a value to its
+    colour."""
     scale = axes.scatter([], [], c=[], cmap="viridis")
     scale.set_clim(np.nanmin(values), np.nanmax(values))
     drawn.colorbar(scale, ax=axes, label=name)
@@ -98,7 +100,7 @@ def _colours(drawn, axes, values: Sequence[float], name: str):
 
 
 def label(value: Any, exact: bool = False) -> str:
-    """A value of a config in few letters: 0.0003, (64,64), None. Numbers have four digits unless
+    """A config value in few characters: 0.0003, (64,64), None. Floats have four digits unless
     `exact`."""
     if isinstance(value, tuple):
         return f"({','.join(label(part, exact) for part in value)})"
@@ -106,12 +108,12 @@ def label(value: Any, exact: bool = False) -> str:
 
 
 class Positions(NamedTuple):
-    """Where the values of a hyperparameter stand on an axis.
+    """Positions of a hyperparameter's values on an axis.
 
     Attributes:
       at: f64[n].
       log: whether the axis is logarithmic.
-      names: of the positions 0, 1, … if the values are categories, else None.
+      names: labels of the positions 0, 1, … if the values are categories, else None.
     """
 
     at: np.ndarray
@@ -120,8 +122,8 @@ class Positions(NamedTuple):
 
 
 def positions(values: Sequence) -> Positions:
-    """Numbers stand where they are, on a logarithmic axis if they are positive and span more than a
-    factor of 10; everything else is a category."""
+    """Positions of values on an axis. Numbers keep their value, on a log axis if they are positive
+    and span more than a factor of 10; everything else is a category."""
 
     def is_number(value):
         return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
@@ -139,12 +141,12 @@ def positions(values: Sequence) -> Positions:
 
 
 def against(settings: Sequence[dict[str, Any]], values: Sequence[float], metric: str):
-    """A metric against each hyperparameter: a panel each, a dot a run, and where values are few or
-    come again, a line through their means.
+    """A metric against each hyperparameter: one panel each, one dot per run, and, where values are
+    few or repeat, a line through their means.
 
     Args:
       settings: {hyperparameter: value} of each run, all with the same keys.
-      values: of the metric, of each run.
+      values: the metric of each run.
       metric: its name.
 
     Returns:
@@ -163,18 +165,18 @@ def against(settings: Sequence[dict[str, Any]], values: Sequence[float], metric:
     for axes, key in zip(grid.ravel(), keys, strict=False):
         at, log, names = positions([of_run[key] for of_run in settings])
         axes.plot(at, values, ".", color="C0", alpha=0.6)
-        places = np.unique(at)
-        if len(places) <= max(FEW, len(at) // 2):  # others would be no line but a zigzag
-            means = [values[at == place].mean() for place in places]
-            axes.plot(places, means, "-", color="C0", lw=1)
+        distinct = np.unique(at)
+        if len(distinct) <= max(FEW, len(at) // 2):  # with more, the line would only zigzag
+            means = [values[at == position].mean() for position in distinct]
+            axes.plot(distinct, means, "-", color="C0", lw=1)
         if log:
             axes.set_xscale("log")
         elif not names:
             axes.locator_params("x", nbins=5)
         else:
-            few = range(len(names)) if len(names) <= 12 else ()
-            turned = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 24 else {}
-            axes.set_xticks(few, [_cut(names[i]) for i in few], **turned)
+            shown = range(len(names)) if len(names) <= 12 else ()
+            rotation = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 24 else {}
+            axes.set_xticks(shown, [_cut(names[i]) for i in shown], **rotation)
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
@@ -183,13 +185,13 @@ def against(settings: Sequence[dict[str, Any]], values: Sequence[float], metric:
 
 
 def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric: str):
-    """Parallel coordinates (Inselberg 1985): an axis a hyperparameter, and one of the metric, which
-    is the colour as well; a line a configuration.
+    """Parallel coordinates (Inselberg 1985): one axis per hyperparameter and one for the metric,
+    which also sets the colour; one line per configuration.
 
     Args:
       settings: {hyperparameter: value} of each configuration, all with the same keys; the first
-        ones are drawn above the others.
-      values: of the metric, of each configuration.
+        ones are drawn on top.
+      values: the metric of each configuration.
       metric: its name.
 
     Returns:
@@ -198,7 +200,7 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
     Raises:
       BadInput: if Matplotlib is missing.
     """
-    columns = {key: [each[key] for each in settings] for key in settings[0]} | {metric: values}
+    columns = {key: [row[key] for row in settings] for key in settings[0]} | {metric: values}
     drawn = figure(min(3 + 1.5 * len(columns), 9), 4.5)
     axes = drawn.subplots()
     scale = _colours(drawn, axes, values, metric)
@@ -212,8 +214,8 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
             axes.text(i + 0.03, height, _cut(text), fontsize=8, va="center", bbox=box, zorder=3)
     for line, value in reversed(list(zip(np.transpose(heights), values, strict=True))):
         axes.plot(line, color=scale.to_rgba(value), lw=1.5, alpha=0.8)
-    turned = {"rotation": 20, "ha": "right"} if sum(map(len, columns)) > 60 else {}
-    axes.set_xticks(range(len(columns)), columns, **turned)
+    rotation = {"rotation": 20, "ha": "right"} if sum(map(len, columns)) > 60 else {}
+    axes.set_xticks(range(len(columns)), columns, **rotation)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.7)
     for side in axes.spines.values():
@@ -222,25 +224,25 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
 
 
 def _height(column: Positions) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """(f64[n] in [0, 1], [(height, text) of a mark]): a mark a value, or five where there are
+    """(f64[n] in [0, 1], [(height, label) of each tick]): a tick per value, or five if there are
     more than six."""
     at = np.log(column.at) if column.log else column.at
     low, span = at.min(), (at.max() - at.min()) or 1.0
-    marks = np.unique(at)
-    if len(marks) > 6:
-        marks = np.linspace(at.min(), at.max(), 5)
-        marks = np.unique(np.rint(marks)) if column.names else marks
-    texts = np.exp(marks) if column.log else marks
-    named = [column.names[int(x)] if column.names else f"{x:.4g}" for x in texts]
-    return (at - low) / span, list(zip((marks - low) / span, named, strict=True))
+    ticks = np.unique(at)
+    if len(ticks) > 6:
+        ticks = np.linspace(at.min(), at.max(), 5)
+        ticks = np.unique(np.rint(ticks)) if column.names else ticks
+    tick_values = np.exp(ticks) if column.log else ticks
+    labels = [column.names[int(x)] if column.names else f"{x:.4g}" for x in tick_values]
+    return (at - low) / span, list(zip((ticks - low) / span, labels, strict=True))
 
 
 # ------------------------------------------------------------------------------------- calibration
 
 
 def reliability(table, name: str):
-    """A reliability diagram (DeGroot & Fienberg 1983): accuracy against confidence, a bar a bin,
-    and below how many predictions each bin holds.
+    """A reliability diagram (DeGroot & Fienberg 1983): accuracy against confidence, one bar per
+    bin, above the number of predictions in each bin.
 
     Args:
       table: f64[3, M]: predictions, mean confidence and accuracy of each bin, as

@@ -1,11 +1,11 @@
-"""What finished runs reached, and which of them differ: pure functions over what their workdirs
-hold. scripts/report.py prints and draws it.
+"""Results of finished runs, and which of them differ: pure functions of the contents of their
+workdirs. scripts/report.py prints and draws them.
 
-    runs, left_out = report.find(["runs/small-0", "runs/small-1", "runs/sweep"])
-    found = report.compare(runs, "eval/test/accuracy", left_out=left_out)
-    print(found.rows[0].name, found.rows[0].values)  # the best: {seed: accuracy}
+    runs, left_out = report.find_runs(["runs/small-0", "runs/small-1", "runs/sweep"])
+    summary = report.compare(runs, "eval/test/accuracy", left_out=left_out)
+    print(summary.rows[0].name, summary.rows[0].values)  # the best: {seed: accuracy}
 
-A row is the runs that differ in nothing but the seed, and in how they were laid out and watched.
+A row holds runs that differ only in the seed, and in how they were laid out and logged.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ class FinishedRun(NamedTuple):
 
     Attributes:
       path: its workdir.
-      name: what it is called.
+      name: its display name.
       config: flat.
       seed: config["seed"].
       history: the lines of its log.
-      result: of result.json.
-      environment: of each start, as in environment.json; [] if that is gone.
+      result: the contents of result.json.
+      environment: of each start, from environment.json; [] if that is missing.
     """
 
     path: str
@@ -56,13 +56,13 @@ class FinishedRun(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much more one row has of a metric than another, by the seeds that both have.
+    """How much one row exceeds another in a metric, over the seeds that both have.
 
     Attributes:
-      seeds: those.
+      seeds: those seeds.
       mean: of the differences; None without a seed.
-      low, high: the interval of the mean; None without two seeds, or where all differences are the
-        same, so that there is no spread to judge by.
+      low, high: the interval of the mean; None without two seeds, or if all differences are the
+        same, which leaves no spread to estimate it from.
     """
 
     seeds: list[int]
@@ -72,19 +72,19 @@ class Difference(NamedTuple):
 
     @property
     def distinguishable(self) -> bool:
-        """Whether there is an interval that does not hold 0."""
+        """Whether there is an interval and it excludes 0."""
         return self.low is not None and not self.low <= 0 <= self.high
 
 
 class Row(NamedTuple):
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-      name: of all of them.
+      name: of all its runs.
       runs: by seed.
       values: {seed: the last value of the metric}.
-      selecting: {seed: the last value of what rows are selected by}.
-      difference: to the best row; None for that row itself.
+      selecting: {seed: the last value of the key that rows are selected by}.
+      difference: to the best row; None for the best row itself.
     """
 
     name: str
@@ -95,14 +95,14 @@ class Row(NamedTuple):
 
 
 class RunReport(NamedTuple):
-    """Rows, the best one first.
+    """Rows, best first.
 
     Attributes:
-      metric: the key that is reported.
-      select: the key that says which row is the best.
-      rows: by the mean of `select`.
-      varied: the keys of the config in which rows differ.
-      left_out: {path: why}.
+      metric: the reported key.
+      select: the key that decides which row is the best.
+      rows: sorted by the mean of `select`.
+      varied: the config keys in which rows differ.
+      left_out: {path: reason}.
     """
 
     metric: str
@@ -119,15 +119,15 @@ def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]
     """Reads runs.
 
     Args:
-      places: workdirs, or folders whose direct subfolders are workdirs, such as that of a sweep.
+      places: workdirs, or folders whose direct subfolders are workdirs, such as a sweep's.
 
     Returns:
-      The runs, each once, and {path: why} for those of folders that are not finished. Those of a
-      folder are called as `named` says.
+      The runs, each once, and {path: reason} for unfinished runs in folders. Runs found in a folder
+      are named by `named`.
 
     Raises:
-      BadInput: for a place without a run, a run given by name that is not finished, a file that is
-        damaged, or if no run is left.
+      BadInput: for a place without a run, an unfinished run given by name, a damaged file, or if no
+        run is left.
     """
     runs: dict[str, FinishedRun] = {}
     left_out: dict[str, str] = {}
@@ -137,9 +137,9 @@ def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]
         if not trials:
             runs.setdefault(str(folder), read_run(folder))
             continue
-        why = {trial: _unfinished(trial) for trial in trials}
-        left_out |= {str(trial): text for trial, text in why.items() if text}
-        finished = [read_run(trial) for trial in trials if not why[trial]]
+        reasons = {trial: _unfinished(trial) for trial in trials}
+        left_out |= {str(trial): reason for trial, reason in reasons.items() if reason}
+        finished = [read_run(trial) for trial in trials if not reasons[trial]]
         for run in named(finished, folder.name, alone=len(places) == 1):
             runs.setdefault(run.path, run)
     require(bool(runs), f"there is no finished run; {left_out_text(left_out)}")
@@ -147,28 +147,28 @@ def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]
 
 
 def _trials(folder: epath.Path) -> list[epath.Path]:
-    """The runs in a folder that is none itself."""
+    """The runs in a folder that is not itself a run."""
     if workdir.begun(folder) or not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if workdir.begun(p) or (p / FAILED).exists())
 
 
 def _unfinished(folder: epath.Path) -> str:
-    """Why a run is not finished; "" if it is."""
+    """Why a run is unfinished; "" if it is finished."""
     if workdir.begun(folder) and workdir.read_result(folder) is not None:
         return ""
-    for file, words in ((folder / FAILED, "failed: "), (folder / STOPPED, "")):
+    for file, prefix in ((folder / FAILED, "failed: "), (folder / STOPPED, "")):
         if file.exists():
-            return words + " ".join(file.read_text().split())
+            return prefix + " ".join(file.read_text().split())
     return "not finished"
 
 
 def read_run(folder) -> FinishedRun:
-    """A finished run, called as its folder. Raises `BadInput` if there is none."""
+    """A finished run, named after its folder. Raises `BadInput` if there is none."""
     folder = absolute(folder)
     config = flatten(read_config(folder))
-    why = _unfinished(folder)
-    require(not why, f"{folder}: {why}; run its command again")
+    reason = _unfinished(folder)
+    require(not reason, f"{folder}: {reason}; run its command again")
     starts = workdir.read_starts(folder)
     history, result = workdir.read_log(folder), workdir.read_result(folder)
     return FinishedRun(str(folder), folder.name, config, config["seed"], history, result, starts)
@@ -178,20 +178,20 @@ def read_run(folder) -> FinishedRun:
 
 
 def settings(run: FinishedRun) -> dict:
-    """What makes a run another one, but for its seed: its flat config without how it is laid out
-    and watched."""
+    """What identifies a run, apart from its seed: its flat config without how it is laid out and
+    logged."""
     return {
         k: v for k, v in run.config.items() if k != "seed" and not k.startswith(workdir.LAID_OUT)
     }
 
 
 def settings_of(run: FinishedRun, keys: Sequence[str]) -> dict:
-    """Some keys of a run's config; None for one that it lacks."""
+    """Some keys of a run's config; None for missing ones."""
     return {key: run.config.get(key) for key in keys}
 
 
 def group(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
-    """Runs of the same settings together, by seed. Raises `BadInput` if two have the same seed."""
+    """Groups runs with the same settings, sorted by seed. Raises `BadInput` if two share a seed."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(settings(run), sort_keys=True), []).append(run)
@@ -204,21 +204,21 @@ def group(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def varied(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
-    """The keys in which groups of runs differ."""
+    """The config keys in which groups of runs differ."""
     flat = [settings(members[0]) for members in groups]
-    said = lambda values, key: json.dumps(values[key]) if key in values else ""
+    encoded = lambda values, key: json.dumps(values[key]) if key in values else ""
     keys = sorted(set().union(*flat))
-    return [key for key in keys if len({said(values, key) for values in flat}) > 1]
+    return [key for key in keys if len({encoded(values, key) for values in flat}) > 1]
 
 
 def named(runs: Sequence[FinishedRun], folder: str, alone: bool = True) -> list[FinishedRun]:
-    """The runs of one folder, called by the keys in which they differ from others there:
+    """The runs of one folder, named by the keys in which they differ:
     'optim.lr=0.001 optim.weight_decay=0.1'.
 
     Args:
       runs: of one folder.
-      folder: its name: what they are called if nothing differs, or before the keys if there are
-        other places (not `alone`).
+      folder: its name, which is theirs if nothing differs, and a prefix if there are other places
+        (not `alone`).
     """
     groups = group(runs)
     keys = varied(groups)
@@ -233,7 +233,7 @@ def named(runs: Sequence[FinishedRun], folder: str, alone: bool = True) -> list[
 
 
 def _name(runs: Sequence[FinishedRun]) -> str:
-    """What a row is called: as its runs, or as the first one without the number at its end."""
+    """A row's name: that of its runs, or of the first one without its trailing number."""
     first = runs[0].name
     alike = all(run.name == first for run in runs)
     return first if alike else re.sub(r"[-_.]?\d+$", "", first) or first
@@ -243,25 +243,25 @@ def _name(runs: Sequence[FinishedRun]) -> str:
 
 
 def last(run: FinishedRun, key: str) -> float:
-    """The last value of a key of the log; NaN if that is no number. Raises `BadInput` if there is
-    none."""
-    found = [line[key] for line in run.history if key in line]
+    """The last value of a log key; NaN if that is not a number. Raises `BadInput` if the log lacks
+    it."""
+    values = [line[key] for line in run.history if key in line]
     keys = sorted({key for line in run.history for key in line if key.startswith("eval/")})
-    require(bool(found), f"{run.path}: no {key!r} in its log; there are: {', '.join(keys)}")
-    return float(number(found[-1]))
+    require(bool(values), f"{run.path}: no {key!r} in its log; valid: {', '.join(keys)}")
+    return float(number(values[-1]))
 
 
 def spread(values: Iterable[float]) -> tuple[float, float | None]:
-    """(mean, standard deviation over n - 1); None for the latter if there is one value."""
+    """(mean, standard deviation over n - 1); None for the latter with a single value."""
     values = list(values)
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def paired(values: dict[int, float], others: dict[int, float]) -> Difference:
-    """values - others with the 95% interval of Student's t, paired by seed: n seeds that both have,
-    n - 1 degrees of freedom (Student 1908).
+    """values - others with the 95% interval of Student's t, paired by seed: n common seeds, n - 1
+    degrees of freedom (Student 1908).
 
-    The interval is that of one comparison: nothing corrects for how many are made.
+    The interval is that of a single comparison: there is no correction for several.
     """
     seeds = sorted(values.keys() & others.keys())
     if not seeds:
@@ -278,11 +278,11 @@ def paired(values: dict[int, float], others: dict[int, float]) -> Difference:
 
 def wanted(where: str, text: str, signs: dict[str, int] = losses.SIGNS) -> tuple[int, str]:
     """(sign, key): 'max KEY' is (1, KEY), 'min KEY' (-1, KEY). The sign of a bare key follows from
-    its last part, and is 0 if that is unknown.
+    its suffix, and is 0 if that is unknown.
 
     Args:
       where: for the error message.
-      text: a key of the log, perhaps with 'max ' or 'min ' before it.
+      text: a log key, optionally after 'max ' or 'min '.
       signs: {metric: 1 if more is better, -1 if less is}.
     """
     if text.startswith(("max ", "min ")):
@@ -294,7 +294,7 @@ def _signs(runs: Iterable[FinishedRun]) -> dict[str, int]:
     """Which metrics are better when higher: those of `common.losses` and of the runs' tasks."""
     signs = dict(losses.SIGNS)
     for task in sorted({run.config.get("task", "") for run in runs}):
-        with contextlib.suppress(BadInput):  # a task that is not here: its logs can still be read
+        with contextlib.suppress(BadInput):  # the task is not installed: its logs can still be read
             signs |= getattr(task_module(task), "SIGNS", {})
     return signs
 
@@ -305,56 +305,56 @@ def compare(
     select: str = "",
     left_out: dict[str, str] | None = None,
 ) -> RunReport:
-    """Makes rows of runs, finds the best one, and compares the others with it.
+    """Groups runs into rows, finds the best row, and compares the others with it.
 
     Args:
-      runs: in any order, on which nothing depends.
-      metric: a key of the log, perhaps behind 'max ' or 'min '.
-      select: the same, of which the best row has the best mean; "" is the metric of the same name
-        of the evaluator `valid`, or the metric itself where a run has none.
-      left_out: {path: why} of `find_runs`. Runs whose last value is no finite number are added.
+      runs: in any order; nothing depends on it.
+      metric: a log key, optionally after 'max ' or 'min '.
+      select: likewise; the best row has the best mean of it. "" is the metric of the same name from
+        the evaluator `valid`, or the metric itself if some run lacks that.
+      left_out: {path: reason} from `find_runs`. Runs whose last value is not finite are added.
 
     Raises:
-      BadInput: if a run's log has no such key, it is not known which of two values is better, two
-        rows have the same name, or no run is left.
+      BadInput: if a run's log lacks the key, it is unknown which of two values is better, two rows
+        have the same name, or no run is left.
     """
     signs = _signs(runs)
     sign, key = wanted("--metric", metric, signs)
-    where, by = "--metric", re.sub("^eval/[^/]+/", "eval/valid/", key)
+    flag, by = "--metric", re.sub("^eval/[^/]+/", "eval/valid/", key)
     if select:
-        where = "--select"
-        sign, by = wanted(where, select, signs)
+        flag = "--select"
+        sign, by = wanted(flag, select, signs)
     elif not all(by in set().union(*run.history) for run in runs):
         by = key
     left_out, kept = dict(left_out or {}), []
     for run in runs:
-        odd = [k for k in (key, by) if not math.isfinite(last(run, k))]
-        if odd:
-            left_out[run.path] = f"its last {odd[0]} is no finite number"
+        nonfinite = [k for k in (key, by) if not math.isfinite(last(run, k))]
+        if nonfinite:
+            left_out[run.path] = f"its last {nonfinite[0]} is not finite"
         else:
             kept.append(run)
     require(bool(kept), f"there is no run to report; {left_out_text(left_out)}")
     groups = group(kept)
-    better = f"{where}: is more or less of {by} better? Write 'max {by}' or 'min {by}'"
-    require(sign != 0 or len(groups) == 1, better)
-    of = lambda members, key: {run.seed: last(run, key) for run in members}
-    rows = [Row(_name(m), m, of(m, key), of(m, by), None) for m in groups]
+    question = f"{flag}: is more or less of {by} better? Write 'max {by}' or 'min {by}'"
+    require(sign != 0 or len(groups) == 1, question)
+    last_values = lambda members, key: {run.seed: last(run, key) for run in members}
+    rows = [Row(_name(m), m, last_values(m, key), last_values(m, by), None) for m in groups]
     rows.sort(key=lambda row: (-sign * spread(row.selecting.values())[0], row.name))
     for a, b in itertools.pairwise(sorted(row.name for row in rows)):
         require(a != b, f"{a}: runs of two configs have this name")
-    rest = [row._replace(difference=paired(row.values, rows[0].values)) for row in rows[1:]]
-    return RunReport(key, by, [rows[0], *rest], varied(groups), left_out)
+    others = [row._replace(difference=paired(row.values, rows[0].values)) for row in rows[1:]]
+    return RunReport(key, by, [rows[0], *others], varied(groups), left_out)
 
 
 def left_out_text(left_out: dict[str, str]) -> str:
     """'left out: lr-3 (not finished)'."""
-    words = [f"{os.path.basename(path)} ({why})" for path, why in sorted(left_out.items())]
+    words = [f"{os.path.basename(path)} ({reason})" for path, reason in sorted(left_out.items())]
     return f"left out: {', '.join(words)}"
 
 
 def notes(report: RunReport) -> list[str]:
-    """The lines below a table: by what the best row is the best, what the intervals are, and who is
-    left out."""
+    """The lines below a table: how the best row was selected, what the intervals are, and which
+    runs are left out."""
     lines = []
     if len(report.rows) > 1:
         one_set = report.select.split("/")[:2] == report.metric.split("/")[:2]
@@ -369,21 +369,21 @@ def notes(report: RunReport) -> list[str]:
 
 
 def facts(runs: Sequence[FinishedRun]) -> dict:
-    """Parameters, the seconds of each run, and what they ran on in their last starts; the commits
-    are those of all starts."""
+    """Parameters, the seconds of each run, and the hardware and versions of their last starts;
+    commits are those of all starts."""
     starts = [run.environment[-1] for run in runs if run.environment]
-    every = [start["commit"] for run in runs for start in run.environment]
+    commits = [start["commit"] for run in runs for start in run.environment]
     return {
         "parameters": runs[0].result["parameters"],
         "seconds": [run.result["wall_seconds"] for run in runs],
         "hardware": sorted(set(map(_hardware, starts))),
         "jax": sorted({start["versions"]["jax"] for start in starts}),
-        "commit": sorted({commit[:7] + commit[40:] for commit in every if commit}),
+        "commit": sorted({commit[:7] + commit[40:] for commit in commits if commit}),
     }
 
 
 def _hardware(start: dict) -> str:
-    """'cpu x 2', and how many runs were trained there as one program, if several were."""
-    together = start.get("population", 1)
-    shared = f" for {together} runs together" if together > 1 else ""
+    """'cpu x 2', and how many runs were trained there as one program, if more than one."""
+    population = start.get("population", 1)
+    shared = f" for {population} runs together" if population > 1 else ""
     return f"{start['device']} x {start['devices']}{shared}"

@@ -1,9 +1,9 @@
-"""Starts the trials of a sweep as processes of this machine, watches them, and says where they are.
+"""Runs the trials of a sweep as processes of this machine, and reports their progress.
 
-The process that launches computes nothing: a trial that crashes, takes all memory or is killed ends
-alone. When this process is told to end, the trials are, and save; when it is killed, they save and
-end too. Started again, it finds in the folders what is left to do. Two of them may work on one
-sweep: what is in use is left to the other.
+The launcher itself computes nothing: a trial that crashes, exhausts memory or is killed ends alone.
+When the launcher is told to end, so are the trials, and they save; when it is killed, they save and
+end too. Restarted, it reads from the folders what is left to do. Two launchers may work on one
+sweep: each skips trials that the other is running.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ from common.runs.progress import duration
 from common.sweeps import trials
 from common.sweeps.trials import Standing, Trial
 
-SECONDS = 0.5  # between two looks
-QUIET = 30.0  # seconds without a line after which one says where the sweep is, if no terminal does
+SECONDS = 0.5  # between polls
+QUIET = 30.0  # seconds of silence before a status line, without a terminal
 PR_SET_PDEATHSIG = 1
 
 
@@ -37,42 +37,42 @@ def local(
     at_once: int,
     board: "Board",
 ) -> None:
-    """Runs jobs, each a process that trains some trials, until none is left.
+    """Runs jobs until none is left, each a process that trains one or more trials.
 
     Args:
-      jobs: the trials of each.
+      jobs: the trials of each job.
       command: trials -> the command line that trains them.
-      root: of the sweep.
-      at_once: how many processes.
-      board: is shown where they are.
+      root: folder of the sweep.
+      at_once: maximum number of concurrent processes.
+      board: displays the trials' progress.
 
     Raises:
       Preempted: when this process was told to end; the trials have saved.
     """
     waiting, running = list(jobs), []
-    passed_on = False
-    with runtime.Told() as told:
-        while (waiting and told.signal is None) or running:
-            for job in list(waiting) if told.signal is None else []:
+    forwarded = False
+    with runtime.Told() as interrupt:
+        while (waiting and interrupt.signal is None) or running:
+            for job in list(waiting) if interrupt.signal is None else []:
                 if len(running) < at_once and not any(_in_use(t, root) for t in job):
                     waiting.remove(job)
                     job = [t for t in job if not trials.finished(t, epath.Path(root) / t.name)]
                     if job:
                         name = str(job[0].index)
                         running.append((job, *start_process(command(job), root, name, at_once)))
-            if told.signal is not None and not passed_on:
+            if interrupt.signal is not None and not forwarded:
                 for _, process, _ in running:
                     process.send_signal(signal.SIGTERM)
-                passed_on = True
-            for one in [one for one in running if one[1].poll() is not None]:
-                running.remove(one)
-                if any(_in_use(trial, root) for trial in one[0]):
-                    waiting.append(one[0])  # another launcher was faster
-                elif told.signal is None:
-                    _note_end(*one, root)
+                forwarded = True
+            for ended in [ended for ended in running if ended[1].poll() is not None]:
+                running.remove(ended)
+                if any(_in_use(trial, root) for trial in ended[0]):
+                    waiting.append(ended[0])  # another launcher took it first
+                elif interrupt.signal is None:
+                    _note_end(*ended, root)
             board.show([trial.index for job, *_ in running for trial in job])
             time.sleep(SECONDS)
-    if told.signal is not None:
+    if interrupt.signal is not None:
         raise Preempted("told to end: the trials have saved")
 
 
@@ -81,15 +81,17 @@ def _in_use(trial: Trial, root) -> bool:
 
 
 def start_process(command: list[str], root, name: str, at_once: int = 1, cwd: str | None = None):
-    """(process, the file of what it says): begins a process that ends, and saves, when this thread
-    does.
+    """Starts a process that is told to end, and saves, when the calling thread ends.
 
     Args:
       command: its command line.
-      root: of the sweep.
-      name: of its output.
-      at_once: how many of them share a GPU's memory.
-      cwd: the folder that it begins in; None is that of this process.
+      root: folder of the sweep.
+      name: of its output file.
+      at_once: number of processes that share a GPU's memory.
+      cwd: its working directory; None inherits this process's.
+
+    Returns:
+      (process, path of its output file).
     """
     output = epath.Path(root) / "output"
     if files.can_append(output):
@@ -97,7 +99,7 @@ def start_process(command: list[str], root, name: str, at_once: int = 1, cwd: st
         path = os.fspath(output / f"{name}.txt")
     else:
         path = os.path.join(tempfile.mkdtemp(), f"{name}.txt")
-    # On a GPU each process would otherwise take three quarters of the memory.
+    # By default each process would preallocate three quarters of a GPU's memory.
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / at_once:.2f}"} if at_once > 1 else {}
     with open(path, "a") as file:
         process = subprocess.Popen(
@@ -107,21 +109,21 @@ def start_process(command: list[str], root, name: str, at_once: int = 1, cwd: st
             stderr=file,
             stdin=subprocess.DEVNULL,
             cwd=cwd,
-            start_new_session=True,  # a terminal's Ctrl-C is for this process, which passes it on
+            start_new_session=True,  # Ctrl-C goes to this process, which forwards it
             preexec_fn=_begin,
         )
     return process, path
 
 
 def _begin() -> None:
-    """In the new process, before its program."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # by which SLURM tells the process that launched
+    """Runs in the child process before its program."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's signal to the launching process
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def failure(code: int, output: str) -> str:
-    """How a process ended that trained trials, for people; "" if all is well."""
+    """Why a training process failed, for display; "" if it did not."""
     if code in (0, runtime.PREEMPTED):
         return ""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -129,7 +131,7 @@ def failure(code: int, output: str) -> str:
 
 
 def _note_end(job: Sequence[Trial], process: subprocess.Popen, output: str, root) -> None:
-    """Says of trials that did not say so themselves how their process ended."""
+    """Records how the process ended for trials that recorded no failure themselves."""
     reason = failure(process.returncode, output)
     for trial in job if reason else ():
         if trials.standing(trial, root).state in ("new", "begun"):
@@ -140,51 +142,52 @@ def _note_end(job: Sequence[Trial], process: subprocess.Popen, output: str, root
 
 
 class Board:
-    """Where the trials are: a live table on a terminal, else a line whenever one ends."""
+    """Displays the progress of trials: a live table on a terminal, else a line whenever one
+    ends."""
 
     def __init__(self, all_trials: Sequence[Trial], root, metric: str):
         self._trials, self._root, self._metric = list(all_trials), root, metric
         self._live, self._height = sys.stderr.isatty(), 0
-        self._begun = self._said = time.monotonic()
-        self._ran: set[int] = set()
+        self._begun = self._printed_at = time.monotonic()
+        self._running: set[int] = set()
         self._seen = [trials.standing(trial, root, metric) for trial in all_trials]
         self._first = self._steps()
 
     def _steps(self) -> tuple[int, int]:
-        """(steps done, steps in all) of the trials that have not failed; one that did not begin has
-        as many as the longest."""
+        """(steps done, total steps) of the trials that have not failed; a trial that has not begun
+        counts as many steps as the longest."""
         longest = max((s.steps for s in self._seen), default=0)
-        left = [s for s in self._seen if s.state != "failed"]
+        counted = [s for s in self._seen if s.state != "failed"]
         done = lambda s: max(s.steps, s.step) if s.state == "finished" else s.step
-        return sum(map(done, left)), sum(max(s.steps, done(s)) or longest for s in left)
+        return sum(map(done, counted)), sum(max(s.steps, done(s)) or longest for s in counted)
 
     def show(self, indices: Sequence[int]) -> None:
-        """Looks at these trials, and those of the last look, and shows what is new."""
-        before, look = self._seen, self._ran.union(indices)
+        """Refreshes these trials and those of the last call, and displays what changed."""
+        before, look = self._seen, self._running.union(indices)
         self._seen = [
             trials.standing(trial, self._root, self._metric) if k in look else before[k]
             for k, trial in enumerate(self._trials)
         ]
-        self._ran = set(indices)
+        self._running = set(indices)
         running = [k for k in indices if self._seen[k].state == "begun"]
         if self._live:
             rows = [self._row(k) for k in running[:20]]
             text = tree.table_text(("trial", "step", self._metric, "ETA"), rows) if rows else ""
             self._draw(self._summary(len(running)) + "\n" + text)
             return
-        said = []
+        messages = []
         for k, (old, new) in enumerate(zip(before, self._seen, strict=True)):
             if new.state != old.state and new.state in ("finished", "stopped", "failed"):
                 value = new.reason or f"{self._metric} {spelled(new.metric)}"
-                said.append(f"{self._trials[k].name}: {new.state}, {value} ({self._summary()})")
-        if not said and time.monotonic() - self._said > QUIET:
+                messages.append(f"{self._trials[k].name}: {new.state}, {value} ({self._summary()})")
+        if not messages and time.monotonic() - self._printed_at > QUIET:
             rows = [self._row(k) for k in running]
             steps = [f"{name} at step {step}" for name, step, *_ in rows[:4]]
             more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
-            said = [f"{self._summary(len(running))}: {', '.join(steps)}{more}"]
-        if said:
-            self._said = time.monotonic()
-            print(*said, sep="\n", file=sys.stderr, flush=True)
+            messages = [f"{self._summary(len(running))}: {', '.join(steps)}{more}"]
+        if messages:
+            self._printed_at = time.monotonic()
+            print(*messages, sep="\n", file=sys.stderr, flush=True)
 
     def _draw(self, text: str) -> None:
         width = os.get_terminal_size(sys.stderr.fileno()).columns
@@ -206,31 +209,31 @@ class Board:
         (done, total), (before, _) = self._steps(), self._first
         speed = (done - before) / (time.monotonic() - self._begun)
         eta = f", ETA {duration((total - done) / speed)}" if speed and total > done else ""
-        going = f", {running} running" if running else ""
-        return f"{states.count('finished')} of {len(states)} finished{failed}{going}{eta}"
+        active = f", {running} running" if running else ""
+        return f"{states.count('finished')} of {len(states)} finished{failed}{active}{eta}"
 
     def add(self, trial: Trial) -> None:
-        """One more trial, unless it is there."""
-        if all(trial.name != there.name for there in self._trials):
+        """Adds a trial, unless it is already listed."""
+        if all(trial.name != listed.name for listed in self._trials):
             self._trials.append(trial)
             self._seen.append(Standing("new"))
 
     def standings(self) -> list[Standing]:
-        """Of all trials, as their folders say now."""
+        """The current standing of every trial, read from its folder."""
         return [trials.standing(trial, self._root, self._metric) for trial in self._trials]
 
     def final(self) -> str:
-        """The table of all trials, those that failed with the reason."""
-        found = list(zip(self._trials, self.standings(), strict=True))
+        """The table of all trials, followed by the reasons of those that failed or were stopped."""
+        pairs = list(zip(self._trials, self.standings(), strict=True))
         rows = [
             (k, trial.name, s.state, s.step, spelled(s.metric), duration(s.seconds))
-            for k, (trial, s) in enumerate(found)
+            for k, (trial, s) in enumerate(pairs)
         ]
         header = "index", "trial", "state", "step", self._metric, "took"
-        reasons = [f"{trial.name}: {s.reason}\n" for trial, s in found if s.reason]
+        reasons = [f"{trial.name}: {s.reason}\n" for trial, s in pairs if s.reason]
         return tree.table_text(header, rows) + "".join(reasons)
 
 
 def spelled(value) -> str:
-    """A value of the log for a table."""
+    """A value from the log, formatted for a table."""
     return f"{value:.4f}" if isinstance(value, int | float) else "" if value is None else str(value)

@@ -1,10 +1,10 @@
-"""Trials by Ray Tune (the extra `sweep`): on this machine, or on the cluster that `address` names.
+"""Runs trials with Ray Tune (the extra `sweep`), on this machine or on the cluster at `address`.
 
-Ray decides where and when a trial runs, tries again what failed, and may end early, by ASHA (Li et
-al. 2020), what falls behind; Optuna may choose the trials of a space. Each is an ordinary run in
-its folder, trained by a process of its own, so that a sweep begun by Ray goes on with any other
-launcher. On a cluster the workdir must be one that all machines see, and the project must lie at
-the same place on each.
+Ray decides where and when a trial runs, retries failures, and may stop early, by ASHA (Li et al.
+2020), trials that fall behind; Optuna may choose the trials of a space. Each trial is an ordinary
+run in its folder, trained by its own process, so any other launcher can continue a sweep begun by
+Ray. On a cluster, all machines must see the workdir, and the project must have the same path on
+each.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from common.sweeps.trials import FAILED, STOPPED
 from common.sweeps.trials import folder_name as _name
 from common.training.saved import read_config
 
-SECONDS = 0.5  # between two looks at a log
-ENDLESS = 10**12  # steps, for ASHA, to which the length of a run is nothing
+SECONDS = 0.5  # between polls of a log
+ENDLESS = 10**12  # steps; ASHA's upper limit, beyond any run
 
 
 class Options(NamedTuple):
-    """What Ray is asked for.
+    """Settings for Ray.
 
     Attributes:
       address: of a cluster, or "auto"; "" starts Ray on this machine.
-      at_once: trials at a time, at most.
-      cpus, gpus: of each trial; Ray counts them, and a fraction of a GPU is shared.
-      retries: how often a trial that failed is tried again.
-      metric: (sign, key of the log), the sign 1 for max and -1 for min: what ASHA and Optuna go by;
-        None where neither is asked for.
-      grace: steps before ASHA may end a trial; None is no early end.
+      at_once: maximum number of concurrent trials.
+      cpus, gpus: per trial; Ray only counts them, and a fraction of a GPU is shared.
+      retries: how often a failed trial is retried.
+      metric: (sign, log key), the sign 1 for max and -1 for min: the objective of ASHA and Optuna;
+        None if neither is used.
+      grace: steps before ASHA may stop a trial; None disables early stopping.
     """
 
     address: str
@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 
 def run(
-    given: Sequence[Overrides],
+    pending: Sequence[Overrides],
     command: Callable[[Overrides], list[str]],
     root: str,
     options: Options,
@@ -63,42 +63,42 @@ def run(
     space: sweep.Space | None = None,
     count: int = 0,
 ) -> None:
-    """Runs trials until each is finished, has failed, or was ended early.
+    """Runs trials until each has finished, failed or been stopped early.
 
     Args:
-      given: overrides of the trials to run; with a space, of those that it begins with.
+      pending: overrides of the trials to run; with a space, of the first ones to try.
       command: overrides -> the command line that trains the trial.
-      root: of the sweep.
-      options: what Ray is asked for.
-      look: is called about once a second, by a thread, to show where the trials are.
-      space: of which Optuna chooses trials, knowing those that are finished.
-      count: trials that there are to be in the end, of a space.
+      root: folder of the sweep.
+      options: settings for Ray.
+      look: called about once a second, by a thread, to display the trials' progress.
+      space: from which Optuna chooses trials, given the results of the finished ones.
+      count: total number of trials of a space.
 
     Raises:
-      BadInput: if Ray or Optuna is missing, or there is no such cluster.
+      BadInput: if Ray or Optuna is missing, or the cluster does not exist.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is for `_started`
-    # A trial is told when the process of Ray's that began it ends, and saves; Ray would kill it.
+    # A trial is told to end, and saves, when its Ray worker ends; Ray itself would kill it.
     os.environ["RAY_kill_child_processes_on_worker_exit"] = "false"  # noqa: SIM112
     ray = _need("ray")
     tune, schedulers = _need("ray.tune"), _need("ray.tune.schedulers")
     root = os.fspath(absolute(root))
     sign, metric = options.metric or (1, None)
-    here, sharing = os.getcwd(), int(1 / options.gpus) if 0 < options.gpus < 1 else 1
+    cwd, per_gpu = os.getcwd(), int(1 / options.gpus) if 0 < options.gpus < 1 else 1
 
     def overrides_of(settings: dict) -> Overrides:
         return settings["overrides"] if space is None else _decoded(space, settings)
 
     def trainable(settings):
-        """Trains one trial, in a process of Ray's."""
+        """Trains one trial, in a Ray worker."""
         overrides = overrides_of(settings)
         name, words = _name(overrides), command(overrides)
-        # Ray's processes are in folders of their own, and paths of the config may be relative.
-        process, output = launch.start_process(words, root, name, sharing, here)
+        # Ray's workers have their own working directories; paths in the config may be relative.
+        process, output = launch.start_process(words, root, name, per_gpu, cwd)
         _follow(process, output, epath.Path(root) / name, metric, tune.report)
 
     class Stops(tune.Callback):
-        """Notes that a trial was ended early."""
+        """Records which trials were stopped early."""
 
         def on_trial_complete(self, iteration, trials, trial, **info):
             folder = epath.Path(root) / _name(overrides_of(trial.config))
@@ -106,9 +106,9 @@ def run(
                 step = trial.last_result.get("step")
                 replace_text(folder / STOPPED, f"ended by ASHA at step {step}\n")
 
-    search, parameters, samples = None, {"overrides": tune.grid_search(list(given))}, 1
+    search, parameters, samples = None, {"overrides": tune.grid_search(list(pending))}, 1
     if space is not None:
-        search, known = _optuna(space, given, root, options)
+        search, known = _optuna(space, pending, root, options)
         parameters, samples = {}, count - known
     asha = options.grace and schedulers.ASHAScheduler(
         time_attr="step", max_t=ENDLESS, grace_period=options.grace
@@ -155,17 +155,17 @@ def _started(ray, options: Options) -> Iterator[None]:
     except ConnectionError as error:
         raise BadInput(f"--address: no cluster at {options.address!r}: {error}") from error
 
-    told = []
+    signals = []
 
-    def tell(number, _frame):
-        told.append(number)
+    def interrupt(number, _frame):
+        signals.append(number)
         raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except BaseException as error:  # Ray raises what it makes of the interrupt
-        if told:
+    except BaseException as error:  # Ray wraps the interrupt in errors of its own
+        if signals:
             raise Preempted("told to end: the trials have saved, or are saving") from error
         raise
     finally:
@@ -192,17 +192,17 @@ def _watching(look: Callable[[], None]) -> Iterator[None]:
 
 
 def _follow(process, output: str, folder: epath.Path, metric: str | None, report: Callable) -> None:
-    """Reports a trial's evaluations as they come, until its process ends. Raises if it fails.
+    """Reports a trial's evaluations as they are logged, until its process ends. Raises if it fails.
 
     When Ray ends this process early, the trial is told to end, and saves.
     """
-    seen = -1
+    last_step = -1
     while True:
         ended = process.poll() is not None
         for line in log.tail(folder):
-            if line["step"] > seen and (metric is None or metric in line):
-                seen = line["step"]
-                report({"step": seen} | ({metric: line[metric]} if metric else {}))
+            if line["step"] > last_step and (metric is None or metric in line):
+                last_step = line["step"]
+                report({"step": last_step} | ({metric: line[metric]} if metric else {}))
         if ended:
             break
         time.sleep(SECONDS)
@@ -212,7 +212,7 @@ def _follow(process, output: str, folder: epath.Path, metric: str | None, report
         raise RuntimeError(trials.noted(folder / FAILED))
     if process.returncode:
         raise RuntimeError("told to end, and saved")
-    if seen < 0:
+    if last_step < 0:
         raise RuntimeError(f"its log has no {metric}")
 
 
@@ -220,37 +220,37 @@ def _follow(process, output: str, folder: epath.Path, metric: str | None, report
 
 
 def chosen(space: sweep.Space, root) -> list[Overrides]:
-    """The trials of a space that have begun in `root`, as their folders say."""
-    found = []
+    """The trials of a space that have begun in `root`, read from their folders."""
+    begun = []
     for folder in sorted(epath.Path(root).glob("*/config.json")):
         flat = config.flatten(read_config(folder.parent))
-        overrides = {key: _own(one, flat.get(key)) for key, one in space.items()}
+        overrides = {key: _own(spec, flat.get(key)) for key, spec in space.items()}
         if _name(overrides) == folder.parent.name:
-            found.append(overrides)
-    return found
+            begun.append(overrides)
+    return begun
 
 
-def _own(one, value):
-    """A value of a config as the space spells it: 0 may be 0.0 there."""
-    if isinstance(one, sweep.Choice) and value in one.options:
-        return one.options[one.options.index(value)]
-    return int(value) if isinstance(one, sweep.Integers) and value is not None else value
+def _own(spec, value):
+    """A config value in the type that the space declares: 0 may be 0.0 there."""
+    if isinstance(spec, sweep.Choice) and value in spec.options:
+        return spec.options[spec.options.index(value)]
+    return int(value) if isinstance(spec, sweep.Integers) and value is not None else value
 
 
 def _decoded(space: sweep.Space, settings: dict) -> Overrides:
-    """What Optuna chose, as overrides: of options it chooses the number."""
-    value = lambda one, x: one.options[x] if isinstance(one, sweep.Choice) else x
-    return sweep.rounded({key: value(one, settings[key]) for key, one in space.items()})
+    """Optuna's settings as overrides: it chooses among options by index."""
+    value = lambda spec, x: spec.options[x] if isinstance(spec, sweep.Choice) else x
+    return sweep.rounded({key: value(spec, settings[key]) for key, spec in space.items()})
 
 
 def _encoded(space: sweep.Space, overrides: Overrides) -> dict:
     """The inverse of `_decoded`."""
-    number = lambda one, x: one.options.index(x) if isinstance(one, sweep.Choice) else x
-    return {key: number(one, overrides[key]) for key, one in space.items()}
+    number = lambda spec, x: spec.options.index(x) if isinstance(spec, sweep.Choice) else x
+    return {key: number(spec, overrides[key]) for key, spec in space.items()}
 
 
-def _optuna(space: sweep.Space, given: Sequence[Overrides], root: str, options: Options):
-    """(search algorithm, how many finished trials it knows); `given` are tried first."""
+def _optuna(space: sweep.Space, pending: Sequence[Overrides], root: str, options: Options):
+    """(search algorithm, number of finished trials it knows); `pending` trials are tried first."""
     optuna = _need("optuna")
     distributions = optuna.distributions
     kinds = {
@@ -264,14 +264,14 @@ def _optuna(space: sweep.Space, given: Sequence[Overrides], root: str, options: 
     for overrides in chosen(space, root):
         folder = epath.Path(root) / _name(overrides)
         values = [line[metric] for line in log.tail(folder) if metric in line]
-        if overrides not in given and values:
+        if overrides not in pending and values:
             known.append((overrides, values[-1]))
     search = _need("ray.tune.search.optuna").OptunaSearch(
-        space={key: kinds[type(one)](one) for key, one in space.items()},
+        space={key: kinds[type(spec)](spec) for key, spec in space.items()},
         metric=metric,
         mode="max" if sign > 0 else "min",
-        points_to_evaluate=[_encoded(space, overrides) for overrides in given] or None,
-        seed=len(known),  # with the same one it would begin with the same trials again
+        points_to_evaluate=[_encoded(space, overrides) for overrides in pending] or None,
+        seed=len(known),  # a fixed seed would repeat the first trials
     )
     for overrides, value in known:
         search.add_evaluated_point(_encoded(space, overrides), value)

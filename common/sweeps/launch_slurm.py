@@ -1,8 +1,8 @@
-"""Trials as an array of SLURM jobs, by submitit (the extra `sweep`).
+"""Runs trials as a SLURM job array, by submitit (the extra `sweep`).
 
-The jobs go on when the process that submitted them ends; started again, it watches those that are
-in the queue and submits what is left. A job that comes to its time limit has its trial saved and
-goes back to the queue. The workdir must be one that all nodes see.
+The jobs outlive the process that submitted them; restarted, it watches those in the queue and
+submits the rest. A job that reaches its time limit saves its trial and is requeued. All nodes must
+see the workdir.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from common.runs import files
 from common.sweeps import launch, trials
 from common.sweeps.trials import Trial
 
-SECONDS = 5.0  # between two looks at the queue
-JOBS = "jobs.json"  # {trial: its last job}
-MINUTES = 60  # of a job, unless the user says so; then it queues again
-ALWAYS = 10**6  # times that it does
+SECONDS = 5.0  # between polls of the queue
+JOBS = "jobs.json"  # {trial: its latest job}
+MINUTES = 60  # default time limit of a job, after which it is requeued
+ALWAYS = 10**6  # times that it is requeued
 
 
 def parameters(text: str) -> dict[str, int | str]:
-    """'partition=gpu,time=600' as a dict; whole numbers as such. Raises `BadInput`."""
-    found = {}
+    """'partition=gpu,time=600' as a dict; whole numbers become ints. Raises `BadInput`."""
+    options = {}
     for word in filter(None, text.split(",")):
         key, sign, value = word.partition("=")
         require(bool(sign and key), f"--slurm: {word!r}; write 'partition=gpu,time=600'")
-        found[key] = int(value) if value.isdigit() else value
-    return found
+        options[key] = int(value) if value.isdigit() else value
+    return options
 
 
 def run(
@@ -43,22 +43,22 @@ def run(
     command: Callable[[Trial], list[str]],
     root: str,
     at_once: int,
-    asked: dict[str, int | str],
+    options: dict[str, int | str],
     board: launch.Board,
 ) -> None:
     """Submits trials and waits until their jobs have left the queue.
 
     Args:
-      left: what is to be done; what is in the queue already is not submitted again.
+      left: trials still to run; those already in the queue are not submitted again.
       command: trial -> the command line that trains it.
-      root: of the sweep.
-      at_once: jobs at a time, at most.
-      asked: submitit's parameters: partition, time (minutes), cpus_per_task, gpus_per_node, ….
-      board: is shown where they are.
+      root: folder of the sweep.
+      at_once: maximum number of concurrent jobs.
+      options: submitit's parameters: partition, time (minutes), cpus_per_task, gpus_per_node, ….
+      board: displays the trials' progress.
 
     Raises:
-      BadInput: if submitit or SLURM is missing, or SLURM refuses the jobs.
-      Preempted: when this process was told to end; the jobs are left alone.
+      BadInput: if submitit or SLURM is missing, or SLURM rejects the jobs.
+      Preempted: when this process was told to end; the jobs are left running.
     """
     try:
         import submitit
@@ -66,10 +66,8 @@ def run(
         raise BadInput(
             "--launcher slurm: submitit is missing: pip install -e '.[sweep]'"
         ) from error
-    require(shutil.which("sbatch") is not None, "--launcher slurm: there is no sbatch here")
-    require(
-        files.can_append(files.absolute(root)), f"--workdir: {root}: SLURM's jobs need a folder"
-    )
+    require(shutil.which("sbatch") is not None, "--launcher slurm: sbatch is not on the PATH")
+    require(files.can_append(files.absolute(root)), f"--workdir: {root}: SLURM jobs need a folder")
     folder = files.absolute(root) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
@@ -78,10 +76,10 @@ def run(
     if fresh:
         executor = submitit.SlurmExecutor(folder=os.fspath(folder), max_num_timeout=ALWAYS)
         valid = submitit.SlurmExecutor._valid_parameters()
-        unknown = sorted(set(asked) - valid)
+        unknown = sorted(set(options) - valid)
         require(not unknown, f"--slurm: unknown {', '.join(unknown)}; valid: {sorted(valid)}")
         executor.update_parameters(
-            **{"job_name": "sweep", "array_parallelism": at_once, "time": MINUTES} | asked
+            **{"job_name": "sweep", "array_parallelism": at_once, "time": MINUTES} | options
         )
         try:
             with executor.batch():
@@ -92,34 +90,34 @@ def run(
             raise BadInput(f"--slurm: {str(error).strip().splitlines()[-1]}") from error
         jobs |= {t.name: handle.job_id for t, handle in zip(fresh, handles, strict=True)}
         files.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
-    mine = [trial for trial in left if trial.name in jobs]
-    with runtime.Told() as told:
-        while going := [t for t in mine if jobs[t.name] in _queue()]:
-            board.show([trial.index for trial in going])
-            if told.signal is not None:
-                raise Preempted(f"{len(going)} jobs are left in the queue")
+    submitted = [trial for trial in left if trial.name in jobs]
+    with runtime.Told() as interrupt:
+        while unfinished := [t for t in submitted if jobs[t.name] in _queue()]:
+            board.show([trial.index for trial in unfinished])
+            if interrupt.signal is not None:
+                raise Preempted(f"{len(unfinished)} jobs are left in the queue")
             time.sleep(SECONDS)
-    board.show([trial.index for trial in mine])
-    for trial in mine:
+    board.show([trial.index for trial in submitted])
+    for trial in submitted:
         if trials.standing(trial, root).state in ("new", "begun"):
-            where = epath.Path(root) / trial.name
-            trials.note_failure(where, f"its job {jobs[trial.name]} ended; see {folder}")
+            trial_folder = epath.Path(root) / trial.name
+            trials.note_failure(trial_folder, f"its job {jobs[trial.name]} ended; see {folder}")
 
 
 def _queue() -> set[str]:
-    """The jobs of this user that wait or run, those of an array one by one."""
+    """Ids of this user's pending and running jobs, each task of an array by itself."""
     words = ["squeue", "--me", "--noheader", "--array", "--format=%A %F_%a %i"]
     for _ in range(12):  # the controller may be busy for a minute
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode == 0:
-            return set(done.stdout.split())
+        result = subprocess.run(words, capture_output=True, text=True)
+        if result.returncode == 0:
+            return set(result.stdout.split())
         time.sleep(SECONDS)
-    raise BadInput(f"squeue: {done.stderr.strip()}; the jobs go on, run the same command again")
+    raise BadInput(f"squeue: {result.stderr.strip()}; the jobs go on, run the same command again")
 
 
 class _Run:
-    """What a job does: train a trial by its command line. submitit calls `checkpoint` before SLURM
-    ends the job."""
+    """The work of a job: trains a trial by its command line. submitit calls `checkpoint` before
+    SLURM ends the job."""
 
     def __init__(self, words: list[str], root: str, name: str):
         self.words, self.root, self.name, self.process = words, root, name, None
@@ -133,13 +131,13 @@ class _Run:
         return self.process.returncode
 
     def _wait(self) -> int:
-        """The exit code. `Popen.wait` would lock out the `checkpoint` that interrupts it."""
+        """The exit code. `Popen.wait` would block the `checkpoint` that interrupts it."""
         while self.process.poll() is None:
             time.sleep(0.5)
         return self.process.returncode
 
     def checkpoint(self):
-        """Has the trial saved; the job is to be submitted again."""
+        """Has the trial save, and the job resubmitted."""
         from submitit.helpers import DelayedSubmission
 
         with contextlib.suppress(ProcessLookupError):

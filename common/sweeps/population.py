@@ -1,12 +1,12 @@
-"""Several trials as one program: the same pure step under `jax.vmap`, over stacked numbers, seeds
-and states.
+"""Several trials as one program: the same pure step under `jax.vmap`, over stacked hyperparameters,
+seeds and states.
 
     results = population.run([config_0, config_1], ["runs/0", "runs/1"])
 
-Trials can be stacked if their configs differ in traced numbers and the seed alone. Each is an
-ordinary run all the same, with a workdir, log and checkpoints of its own: what `loop.drive` does
-around the updates of a run is done for each of them, and only the updates are made together. A
-trial that stops early, that diverges, or that waits for others which are behind, is masked.
+Trials can be stacked if their configs differ only in traced numbers and the seed. Each is still an
+ordinary run with its own workdir, log and checkpoints: `loop.drive` drives each of them, and only
+the updates are stacked. A trial that has stopped early, diverged, or is waiting for others to catch
+up is masked.
 """
 
 import contextlib
@@ -33,56 +33,56 @@ AXIS = "population"
 
 
 def run(configs: Sequence[dict], folders: Sequence, say=lambda text: None) -> list:
-    """Trains configs that differ in traced numbers alone, each in its workdir.
+    """Trains configs that differ only in traced numbers, each in its workdir.
 
     Args:
       configs: completed, as nested dicts.
-      folders: a workdir each.
-      say: is told, in a line, why they are trained one after the other, if they are.
+      folders: one workdir per config.
+      say: called with a line that explains why they are trained one after the other, if they are.
 
     Returns:
-      For each what `train.run` returns, or the exception that ended it; `Preempted` where
-      the process was told to end and the trial is saved, or did not begin.
+      For each config what `train.run` returns, or the exception that ended it; `Preempted` where
+      the process was told to end and the trial has saved, or not begun.
     """
     call(runtime.start, configs[0]["runtime"])
     programs = _programs(configs)
     ready = [k for k, program in enumerate(programs) if isinstance(program, Program)]
     if not ready:
         return programs
-    why = obstacle(programs[ready[0]])
-    if why:
-        say(f"{len(ready)} trials one after the other, as {why}")
-    train_them = _one_by_one if why else stack
-    found = train_them([programs[k] for k in ready], [folders[k] for k in ready])
-    return [found[ready.index(k)] if k in ready else programs[k] for k in range(len(programs))]
+    reason = obstacle(programs[ready[0]])
+    if reason:
+        say(f"{len(ready)} trials one after the other, as {reason}")
+    train_them = _one_by_one if reason else stack
+    outcomes = train_them([programs[k] for k in ready], [folders[k] for k in ready])
+    return [outcomes[ready.index(k)] if k in ready else programs[k] for k in range(len(programs))]
 
 
 def _programs(configs: Sequence[dict]) -> list:
-    """For each config its Program, sharing what is compiled, or what is wrong with it."""
-    first, found = None, []
+    """For each config its Program, sharing what is compiled, or the exception that it raised."""
+    first, programs = None, []
     for config in configs:
         try:
             program = prepare(config) if first is None else with_numbers(first, config)
             first = first or program
         except Exception as error:
             program = error
-        found.append(program)
-    return found
+        programs.append(program)
+    return programs
 
 
 def obstacle(program: Program) -> str | None:
-    """Why trials of this program are not stacked, or None."""
+    """Why trials of this program cannot be stacked, or None."""
     layout = program.layout
     if jax.process_count() > 1:
         return "the run has several processes"
     if layout.mesh.shape["fsdp"] * layout.mesh.shape["tensor"] > 1:
-        return "its mesh divides the parameters of one"
+        return "its mesh shards the parameters of a trial"
     if not program.resident:
         return "the training set is not resident"
     if program.config["log"]["wandb"]:
-        return "W&B knows one run a process at a time"
+        return "W&B supports one run per process at a time"
     if program.config["runtime"]["profile"]:
-        return "a profile is of one run"
+        return "a profile covers one run"
     if layout.mesh.devices.flat[0].platform == "cpu":
         with jax.set_mesh(layout.mesh):
             traced = program.step.trace(*compiled.arguments(program)).jaxpr
@@ -92,23 +92,23 @@ def obstacle(program: Program) -> str | None:
 
 
 def _one_by_one(programs: Sequence[Program], folders: Sequence) -> list:
-    found = []
+    outcomes = []
     for program, folder in zip(programs, folders, strict=True):
         try:
             with workdir.Lock(folder) as lock, train.refusals(folder):
-                found.append(train.run_program(program, folder, lock, show=False))
+                outcomes.append(train.run_program(program, folder, lock, show=False))
         except Preempted as error:
-            return found + [error] * (len(programs) - len(found))
+            return outcomes + [error] * (len(programs) - len(outcomes))
         except Exception as error:
-            found.append(error)
-    return found
+            outcomes.append(error)
+    return outcomes
 
 
 # ------------------------------------------------------------------------------------------ stacked
 
 
 class _Row:
-    """A row of an array on the device, which `jax.device_get` copies with all others, once."""
+    """A row of a device array, which `jax.device_get` copies once for all rows."""
 
     def __init__(self, array: jax.Array, row: int):
         self._array, self._row = array, row
@@ -118,9 +118,9 @@ class _Row:
 
 
 def stack(programs: Sequence[Program], folders: Sequence) -> list:
-    """`run` for programs that `with_numbers` made of one, each update as one computation.
+    """`run` for programs that `with_numbers` made from one, each update as one computation.
 
-    The population is divided over the devices; each of them holds whole trials.
+    The population is divided over the devices; each device holds whole trials.
     """
     first, count = programs[0], len(programs)
     devices = first.layout.mesh.devices.reshape(-1)
@@ -132,7 +132,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
     by_trial = NamedSharding(layout.mesh, P(AXIS))
     config = first.config
     if config.get("model", {}).get("implementation", "plain") is None:
-        # jax cannot stack cuDNN's attention with masks.
+        # jax cannot vmap cuDNN's attention with masks.
         config = changed(config, **{"model.implementation": "plain"})
     step = _stacked_step(lay_out(config, layout, first.task.sources), by_trial)
     pick = jax.jit(
@@ -145,14 +145,14 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
         rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         return jax.device_put(rows, by_trial)
 
-    states, terms, made = None, None, None
+    states, terms, finite = None, None, None
     outcomes: dict[int, Any] = {}
 
     def outputs_of(k):
-        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, made))
+        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, finite))
 
     def advance(k):
-        """Takes a trial to its next update, or notes how it ended."""
+        """Advances a trial to its next update, or records how it ended."""
         try:
             return next(trials[k])
         except StopIteration as end:
@@ -173,38 +173,38 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             begun = {k: state for k, state in begun.items() if k not in outcomes}
             if not begun:
                 return [outcomes[k] for k in range(count)]
-            # Those that did not begin are filled up with any state: they are masked.
-            some = next(iter(begun.values()))
-            states = stacked([begun.get(k, some) for k in range(count)])
+            # Trials that did not begin get any state: they are masked.
+            filler = next(iter(begun.values()))
+            states = stacked([begun.get(k, filler) for k in range(count)])
             hypers = stacked([jax.device_get(program.hypers) for program in programs])
             next_step = {k: advance(k) for k in begun}
-            del begun, some
+            del begun, filler
         while going := {k: s for k, s in next_step.items() if k not in outcomes}:
-            now = min(going.values(), key=lambda call: call.start)
-            turn = [k for k, call in going.items() if call == now]
-            live = np.isin(np.arange(padded), turn)
+            steps = min(going.values(), key=lambda due: due.start)
+            active = [k for k, due in going.items() if due == steps]
+            live = np.isin(np.arange(padded), active)
             with jax.set_mesh(layout.mesh):
-                many = np.int32(len(now))
-                states, terms, made = step(hypers, states, live, many, first.resident)
+                step_count = np.int32(len(steps))
+                states, terms, finite = step(hypers, states, live, step_count, first.resident)
             with jax.set_mesh(first.layout.mesh):
-                next_step |= {k: advance(k) for k in turn}
+                next_step |= {k: advance(k) for k in active}
     return [outcomes[k] for k in range(count)]
 
 
 def _stacked_step(program: Program, by_trial: NamedSharding):
-    """(hypers, states, live bool[n], count, resident) -> (states, Terms, made), all stacked; what
-    is not live stays as it is."""
+    """(hypers, states, live bool[n], count, resident) -> (states, Terms, finite), all stacked;
+    trials that are not live keep their state."""
     step, steps = program.step.__wrapped__, program.steps and program.steps.__wrapped__
 
-    def one(hypers, state: TrainState, live, count, resident):
-        changed, terms, made = (
+    def trial_step(hypers, state: TrainState, live, count, resident):
+        updated, terms, finite = (
             steps(hypers, state, count, resident) if steps else step(hypers, state, {}, resident)
         )
-        changed = jax.tree.map(lambda new, old: jnp.where(live, new, old), changed, state)
-        return changed, terms, made
+        updated = jax.tree.map(lambda new, old: jnp.where(live, new, old), updated, state)
+        return updated, terms, finite
 
     return jax.jit(
-        jax.vmap(one, in_axes=(0, 0, 0, None, None), spmd_axis_name=AXIS),
+        jax.vmap(trial_step, in_axes=(0, 0, 0, None, None), spmd_axis_name=AXIS),
         donate_argnums=1,
         out_shardings=by_trial,
     )
@@ -213,15 +213,15 @@ def _stacked_step(program: Program, by_trial: NamedSharding):
 def _trial(
     program: Program, folder, count: int, preemption, state, outputs
 ) -> Iterator[TrainState | range]:
-    """An ordinary run whose updates somebody else makes: yields first the state that it begins
-    with, on the host, then what `loop.drive` yields; returns its result."""
+    """An ordinary run whose updates the caller makes: yields its initial state, on the host, then
+    what `loop.drive` yields; returns its result."""
     with (
         workdir.Lock(folder) as lock,
         train.refusals(folder),
         train.begun(program, folder, lock, show=False, population=count) as (opened, first),
     ):
         step = int(first.step)
-        # A copy: on a CPU what `device_get` returns may be the very memory that is freed.
+        # A copy: on a CPU `device_get` may return the very memory that is freed next.
         host = jax.tree.map(np.array, jax.device_get(first))
         jax.tree.map(lambda x: x.delete(), first)
         yield host

@@ -1,13 +1,13 @@
-"""Sweeps: which overrides of a config its trials have.
+"""Sweeps: the overrides of a config that make up its trials.
 
-A sweep is an iterable of dicts like {"optim.lr": 1e-3, "seed": 0}. A config file has one as
-`sweep()`, put together from these functions; they are pure, so that trial k is the same everywhere.
+A sweep is an iterable of dicts like {"optim.lr": 1e-3, "seed": 0}. A config file defines one as
+`sweep()`, composed from these functions; they are pure, so trial k is the same everywhere.
 
     def sweep():
         return product(over("optim.lr", (1e-3, 3e-3)), over("seed", range(3)))
 
-A function that returns a space, {"optim.lr": LogUniform(1e-4, 1e-1)}, stands for as many samples of
-it as one asks for.
+A function that returns a space, {"optim.lr": LogUniform(1e-4, 1e-1)}, stands for any number of
+samples from it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Overrides = dict[str, Any]
 
 
 class LogUniform(NamedTuple):
-    """A float from low to high, its logarithm uniform; of six digits."""
+    """A float from low to high, log-uniform, rounded to six digits."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class LogUniform(NamedTuple):
 
 
 class Integers(NamedTuple):
-    """An integer from low to high, both included."""
+    """An integer from low to high, inclusive."""
 
     low: int
     high: int
@@ -44,7 +44,7 @@ class Integers(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of some options."""
+    """One of several options."""
 
     options: tuple
 
@@ -58,7 +58,7 @@ def _six_digits(value: float) -> float:
 
 
 def rounded(overrides: Overrides) -> Overrides:
-    """With floats of six digits, as `LogUniform` has them: their folders' names stay short."""
+    """Rounds floats to six digits, as `LogUniform` does: folder names stay short."""
     return {k: _six_digits(v) if isinstance(v, float) else v for k, v in overrides.items()}
 
 
@@ -66,12 +66,12 @@ Space = dict[str, LogUniform | Integers | Choice]
 
 
 def over(key: str, values: Iterable) -> Iterator[Overrides]:
-    """A trial for each value of one key."""
+    """One trial for each value of a key."""
     return ({key: value} for value in values)
 
 
 def product(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
-    """Every trial of each with every one of the others; the last changes fastest.
+    """The Cartesian product of sweeps; the last one varies fastest.
 
     Raises:
       BadInput: if two of them set the same key.
@@ -80,10 +80,10 @@ def product(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
 
 
 def zipit(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
-    """The first trials of all as one, then the second ones, and so on.
+    """Merges sweeps trial by trial: the first trials of all, then the second ones, and so on.
 
     Raises:
-      BadInput: if they are not of one length, or two of them set the same key.
+      BadInput: if their lengths differ, or two of them set the same key.
     """
     sweeps = tuple(map(tuple, sweeps))
     lengths = [len(trials) for trials in sweeps]
@@ -106,8 +106,8 @@ def _merged(parts: Iterable[Overrides]) -> Overrides:
 
 
 def sample(trials: int, space: Space, seed: int = 0) -> Iterator[Overrides]:
-    """Trials at random. Trial k is a function of (seed, k) and of each key by itself: a longer
-    sweep begins with the shorter one, and another key changes no value of the others.
+    """Random trials. Trial k depends on (seed, k), and each key's value on that key alone: a longer
+    sweep extends a shorter one, and another key changes no value of the others.
 
     Args:
       trials: how many.
@@ -115,23 +115,25 @@ def sample(trials: int, space: Space, seed: int = 0) -> Iterator[Overrides]:
       seed: of the sampling, not of the trials.
 
     Raises:
-      BadInput: for a space with nothing in it.
+      BadInput: for a space that contains no value.
     """
-    for key, one in space.items():
-        _check(key, one)
-    return ({key: one(_uniform(seed, k, key)) for key, one in space.items()} for k in range(trials))
+    for key, spec in space.items():
+        _check(key, spec)
+    return (
+        {key: spec(_uniform(seed, k, key)) for key, spec in space.items()} for k in range(trials)
+    )
 
 
-def _check(key: str, one) -> None:
-    if isinstance(one, Choice):
-        require(len(one.options) > 0, f"{key}: a choice among nothing")
+def _check(key: str, spec) -> None:
+    if isinstance(spec, Choice):
+        require(len(spec.options) > 0, f"{key}: a choice without options")
         return
-    low, high = one
-    positive = low > 0 or isinstance(one, Integers)
-    require(low <= high and positive, f"{key}: {type(one).__name__} from {low} to {high}")
+    low, high = spec
+    positive = low > 0 or isinstance(spec, Integers)
+    require(low <= high and positive, f"{key}: {type(spec).__name__} from {low} to {high}")
 
 
 def _uniform(seed: int, trial: int, key: str) -> float:
-    """A number in [0, 1), the same with any version of any library."""
+    """A number in [0, 1), independent of library versions."""
     digest = hashlib.sha256(f"{seed} {trial} {key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 * (1 - 2**-53)

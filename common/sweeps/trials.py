@@ -3,9 +3,9 @@
     for trial in trials.of("configs/vision/digits.py:mlp"):
         print(trial.name, trials.standing(trial, "runs/sweep").state)
 
-What is known of a trial lies in its folder, so that any process can find out where a sweep stands:
-its log, its result, and in `failed.txt` why the last try did not come to its end, or in
-`stopped.txt` who ended it early.
+Everything known about a trial is in its folder, so that any process can tell where a sweep stands:
+its log, its result, and in `failed.txt` why the last attempt failed, or in `stopped.txt` what
+stopped it early.
 """
 
 import itertools
@@ -33,12 +33,12 @@ class Trial(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      index: its place in the sweep, from 0.
+      index: its position in the sweep, from 0.
       name: of its folder.
       overrides: {'optim.lr': 0.1, …}.
-      words: all overrides as on a command line, also those that are not of the sweep.
-      config: completed, as nested dicts; None if it is refused.
-      refused: why; "" if it is not.
+      words: all overrides as command-line arguments, including those not from the sweep.
+      config: completed, as nested dicts; None if it is invalid.
+      refused: why it is invalid; "" if it is not.
     """
 
     index: int
@@ -56,24 +56,24 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
       path: FILE.py or FILE.py:ARG.
       words: overrides for all trials, as on a command line.
       name: the function of the file that yields the trials' overrides, or returns a space of them.
-      count: how many; None is all, and needed for a space.
+      count: how many; None is all. Required for a space.
 
     Raises:
-      BadInput: if there is no such sweep, nothing in it, or a trial in it twice. What is wrong with
-        one trial is said by that `Trial`.
+      BadInput: if there is no such sweep, it is empty, or a trial occurs twice. An error of one
+        trial is in its `Trial.refused` instead.
     """
     module, arg = config.experiment(path)
     file = path.partition(":")[0]
     require(count is None or count > 0, f"--trials: {count} is not a positive number")
-    found = _found(module, file, name)
-    if isinstance(found, dict):
-        require(count is not None, f"--trials: say how many, as {name}() of {file} is a space")
-        found = sweep.sample(count, found)
-    # What is wrong for all is said once.
+    definition = _definition(module, file, name)
+    if isinstance(definition, dict):
+        require(count is not None, f"--trials: required, as {name}() of {file} is a space")
+        definition = sweep.sample(count, definition)
+    # An error that all trials share is raised here, once.
     config.overridden(ml_collections.ConfigDict(module.get_config(arg)), words, program.sections)
     trials = [
         one(module.get_config, arg, k, overrides, words)
-        for k, overrides in enumerate(itertools.islice(found, count))
+        for k, overrides in enumerate(itertools.islice(definition, count))
     ]
     require(len(trials) > 0, f"{name}() of {file} yields no trial")
     names = [trial.name for trial in trials]
@@ -83,20 +83,22 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
 
 
 def space(path: str, name: str) -> sweep.Space:
-    """The space that a function of a config file returns. Raises `BadInput` if it is none."""
+    """The space that a function of a config file returns. Raises `BadInput` if it returns none."""
     module, _ = config.experiment(path)
-    found = _found(module, path.partition(":")[0], name)
-    require(isinstance(found, dict), f"--sweep: {name}() yields trials; a space is needed here")
-    return found
+    definition = _definition(module, path.partition(":")[0], name)
+    require(
+        isinstance(definition, dict), f"--sweep: {name}() yields trials; a space is needed here"
+    )
+    return definition
 
 
-def _found(module, file: str, name: str):
+def _definition(module, file: str, name: str):
     require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
     return getattr(module, name)()
 
 
 def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Sequence[str]):
-    """The `Trial` with these overrides; `words` are those of all trials."""
+    """The `Trial` with these overrides; `words` are the overrides of all trials."""
     own = (f"--config.{key}={value}" for key, value in overrides.items())
     words = (*words, *own)
     completed, refused = None, ""
@@ -109,24 +111,24 @@ def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Seq
 
 
 def folder_name(overrides: sweep.Overrides) -> str:
-    """'optim.lr=0.001,seed=0'. What no folder can be called is replaced, with a sum of the whole
-    behind it."""
-    whole = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
-    name = re.sub(r"[^\w.,=+()-]+", "_", whole)[:150]
-    return name if name == whole else f"{name}-{zlib.crc32(whole.encode()):08x}"
+    """'optim.lr=0.001,seed=0'. Characters unfit for a folder name are replaced, and a checksum of
+    the full name appended."""
+    full_name = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
+    name = re.sub(r"[^\w.,=+()-]+", "_", full_name)[:150]
+    return name if name == full_name else f"{name}-{zlib.crc32(full_name.encode()):08x}"
 
 
-# ------------------------------------------------------------------------------------ where it is
+# ----------------------------------------------------------------------------------------- standing
 
 
 class Standing(NamedTuple):
-    """Where a trial is.
+    """The progress of a trial.
 
     Attributes:
       state: "finished", "stopped" (early, by the launcher), "failed", "begun" or "new".
-      step, steps: done, and of the whole run; 0 where it is not known.
-      metric: the newest value of the sweep's metric, or None.
-      seconds: that training took so far.
+      step, steps: steps done, and of the full run; 0 if unknown.
+      metric: the latest value of the sweep's metric, or None.
+      seconds: training time so far.
       reason: why it failed or was stopped; "" if it was not.
     """
 
@@ -139,7 +141,7 @@ class Standing(NamedTuple):
 
 
 def standing(trial: Trial, root, metric: str = "") -> Standing:
-    """What the folder of a trial in `root` says of it.
+    """The standing of a trial, read from its folder in `root`.
 
     Args:
       metric: a key of the log; "" is none.
@@ -166,8 +168,8 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
 
 
 def finished(trial: Trial, folder) -> bool:
-    """Whether the run in `folder` is this trial, at its end. One whose config now asks for more is
-    not."""
+    """Whether the run in `folder` is this trial and has finished. A run whose config now asks for
+    more has not."""
     if not (epath.Path(folder) / "result.json").exists():
         return False
     differ = config.differing(read_config(folder), trial.config)
@@ -175,7 +177,7 @@ def finished(trial: Trial, folder) -> bool:
 
 
 def _steps(folder: epath.Path) -> int:
-    """Of the whole run, as its last start said; 0 if that cannot be read."""
+    """Total steps of the run, as recorded by its last start; 0 if that cannot be read."""
     try:
         return json.loads((folder / "environment.json").read_text())[-1]["steps"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -183,7 +185,7 @@ def _steps(folder: epath.Path) -> int:
 
 
 def noted(note: epath.Path) -> str:
-    """What a note in a trial's folder says; "" if there is none."""
+    """The text of a note in a trial's folder; "" if there is none."""
     try:
         return note.read_text().strip()
     except FileNotFoundError:
@@ -191,8 +193,7 @@ def noted(note: epath.Path) -> str:
 
 
 def note_failure(folder, reason: str) -> None:
-    """Writes into a trial's folder why it did not come to its end; "" takes back what was noted
-    before."""
+    """Records in a trial's folder why it failed; "" clears its earlier notes."""
     folder = epath.Path(folder)
     if reason:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,13 +204,13 @@ def note_failure(folder, reason: str) -> None:
 
 
 def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:
-    """Trials that can share one program, at most `most` together, in the order of the sweep."""
+    """Trials grouped by shared program, at most `most` per group, in the order of the sweep."""
     shared: dict[str, list[Trial]] = {}
     for trial in trials:
         key = json.dumps(config.untraced(trial.config), sort_keys=True)
         shared.setdefault(key, []).append(trial)
     return [
-        whole[start : start + (most or len(whole))]
-        for whole in shared.values()
-        for start in range(0, len(whole), most or len(whole))
+        members[start : start + (most or len(members))]
+        for members in shared.values()
+        for start in range(0, len(members), most or len(members))
     ]

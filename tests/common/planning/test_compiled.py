@@ -131,8 +131,8 @@ def test_the_command_line(capsys):
     assert sorted(row["overrides"]["train.batch_size"] for row in rows) == [64, 128, 256]
     assert all(row["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1} for row in rows)
     for topology, message in (
-        ("v9:8", "there are v4, v5e"),
-        ("v5e", "write one such as v5e:16x16"),
+        ("v9:8", "valid: v4, v5e"),
+        ("v5e", "expected one such as v5e:16x16"),
         ("cpu:16", "set JAX_NUM_CPU_DEVICES"),
         ("cpu:3", "cannot be divided over 3 devices"),
     ):

@@ -188,7 +188,7 @@ def test_what_cannot_be_known_is_asked_for():
     with pytest.raises(BadInput, match="--select: .* Write 'max a/b' or 'min a/b'"):
         compare(runs, "eval/c/loss", "a/b")
     assert len(compare(runs[:1], "a/b").rows) == 1  # of one row there is none better
-    with pytest.raises(BadInput, match="no 'a/c' in its log; there are: eval/c/loss$"):
+    with pytest.raises(BadInput, match="no 'a/c' in its log; valid: eval/c/loss$"):
         compare(runs, "a/c")
 
 
@@ -199,7 +199,7 @@ def test_a_run_that_ends_with_no_finite_number_is_left_out_by_name():
     assert [list(row.values) for row in found.rows] == [[0]]
     assert found.left_out.keys() == {"runs/z", *(r.path for r in runs[1:])}
     line = report.notes(found)[-1]
-    assert f"lr0.1-3 (its last {TEST} is no finite number)" in line
+    assert f"lr0.1-3 (its last {TEST} is not finite)" in line
     assert "z (not finished)" in line
     with pytest.raises(BadInput, match="no run to report; left out: lr0.1-1"):
         compare(runs[1:], TEST)

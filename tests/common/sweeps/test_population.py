@@ -85,7 +85,7 @@ def test_trials_that_are_behind_are_waited_for(trained, tmp_path):
 def test_what_cannot_be_stacked_is_said():
     for overrides, words in (
         ({"data.resident": False}, "not resident"),
-        ({"mesh.fsdp": 2}, "divides the parameters"),
+        ({"mesh.fsdp": 2}, "shards the parameters"),
     ):
         assert words in population.obstacle(program.prepare(load(TOY, **overrides)))
     assert population.obstacle(program.prepare(load(TOY), jax.devices()[:1])) is None

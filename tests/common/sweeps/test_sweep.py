@@ -109,7 +109,7 @@ def test_trials_are_named_by_their_overrides_and_refused_one_by_one(tmp_path):
         sample(3, {"optim.lr": LogUniform(1e-3, 1e-1)})
     )
     for name, count, words in (
-        ("space", None, "--trials: say how many"),
+        ("space", None, "--trials: required"),
         ("twice", None, "yields a trial twice: seed=1"),
         ("other", None, "defines no other"),
         ("sweep", 0, "not a positive number"),
