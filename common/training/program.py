@@ -68,6 +68,7 @@ class Program(NamedTuple):
 
 def task_module(name: str):
     """The module of `config.task`. Raises `BadInput` if it cannot be imported or is no task."""
+    require(bool(name) and not name.startswith("."), f"config.task: {name!r} is no import path")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

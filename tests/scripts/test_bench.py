@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import exit_code, script
 
-from common.reports import contest
+import contest
 
 
 def test_every_other_round_goes_backwards():
