@@ -14,6 +14,7 @@ import jax
 from common import config
 from common.devices import processes, runtime
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted
+from common.planning import keys
 from common.training import program
 
 PLACE = {
@@ -35,10 +36,31 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
+class _HelpConfig(argparse.Action):
+    """Marks that the keys are to be listed, and asks for nothing else that is required."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.help_config = True
+        for action in parser._actions:
+            action.required = action.dest == "config"
+
+
 def add_config(to: argparse.ArgumentParser) -> None:
-    """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE."""
+    """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE, and
+    --help-config, which lists them."""
+    to.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the config, a file")
     to.add_argument(
-        "--config", required=True, help="FILE.py or FILE.py:ARG; keys as --config.KEY=VALUE"
+        "--config.KEY",
+        dest="_override",
+        metavar="VALUE",
+        default=argparse.SUPPRESS,
+        help="override a key of it: --config.optim.lr=1e-3",
+    )
+    to.add_argument(
+        "--help-config",
+        action=_HelpConfig,
+        nargs=0,
+        help="list every key with value, type, default and meaning, and exit",
     )
 
 
@@ -60,7 +82,11 @@ def parse(by: argparse.ArgumentParser, argv=None):
         value = getattr(args, flag[2:], None)
         if value is not None:
             os.environ[variable] = value
-    return args, config.load(args.config, rest, program.sections)
+    completed = config.load(args.config, rest, program.sections)
+    if getattr(args, "help_config", False):
+        print(keys.listing(completed, program.sections(completed)))
+        sys.exit(0)
+    return args, completed
 
 
 def exit(main: Callable[[], int]) -> None:

@@ -119,15 +119,15 @@ def _fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def _spelled(annotation: Any) -> str:
+def spelled(annotation: Any) -> str:
     """`annotation` as a user would say it: 'float or None', "one of 'sgd', 'adamw'"."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_spelled, args))
+        return " or ".join(map(spelled, args))
     if origin is tuple:
-        inner = ", ".join("…" if a is Ellipsis else _spelled(a) for a in args)
+        inner = ", ".join("…" if a is Ellipsis else spelled(a) for a in args)
         return f"a tuple ({inner})"
     return {type(None): "None"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -138,7 +138,7 @@ def _check_value(where: str, value: Any, parameter: Parameter) -> None:
         return
     if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
         choice(where, value, typing.get_args(annotation))
-    raise BadInput(f"{where}: {value!r} is not {_spelled(annotation)}")
+    raise BadInput(f"{where}: {value!r} is not {spelled(annotation)}")
 
 
 def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:

@@ -12,6 +12,10 @@ class BadInput(Exception):
     """Something that the user can mend: one line, exit code 2."""
 
 
+class NotPrepared(BadInput):
+    """Data or weights that are not here yet; the message names the command that prepares them."""
+
+
 class NotFinite(Exception):
     """The loss or the update of a step is NaN or infinite: exit code 1."""
 

@@ -41,6 +41,11 @@ def sources(config: dict) -> dict[str, Source]:
     return configs.call(labelled.load_sources, config["data"], splits(config))
 
 
+def outline(config: dict) -> dict[str, Source]:
+    """What `sources` would give, with nothing in it; see `common.task`."""
+    return labelled.outline_sources(splits(config), config["data"])
+
+
 def evaluator(
     source: Source,
     logits: Callable,

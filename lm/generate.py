@@ -86,7 +86,8 @@ def generate(
     _check("temperature", temperature, lambda t: t >= 0, "is negative")
     _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
     _check("prompt", lengths, lambda n: n > 0, "tokens are nothing to go on from")
-    return _generate(*(model, params, prompts, lengths, key), steps, temperature, top_k, top_p, end)
+    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "end": end}
+    return _generate(model, params, prompts, lengths, key, steps=steps, **rule)
 
 
 def room(model: nn.Module, length: int) -> int | None:
@@ -104,7 +105,7 @@ def _check(name: str, value, holds, wrong: str) -> None:
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "top_k"))
-def _generate(model, params, prompts, lengths, key, steps, temperature, top_k, top_p, end):
+def _generate(model, params, prompts, lengths, key, *, steps, temperature, top_k, top_p, end):
     rows, width = prompts.shape
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))

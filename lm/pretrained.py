@@ -33,3 +33,4 @@ WEIGHTS = {
         AS_THEY_ARE,
     ),
 }
+VOCAB_SIZES = {"minilm": 30522, "rxnfp": 591}

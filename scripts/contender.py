@@ -50,7 +50,7 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
         values = values if is_integer or name not in high else rng.random(like.shape)
         return jax.device_put(values.astype(like.dtype), like.sharding)
 
-    batch = {name: filled(name, like) for name, like in compiled.arguments(made)[2].items()}
+    batch = {name: filled(name, like) for name, like in program.abstract_arguments(made)[2].items()}
     hypers = mesh.put_replicated(made.layout, made.hypers)
     jax.set_mesh(made.layout.mesh)
     state = made.create(hypers)

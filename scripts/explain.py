@@ -66,7 +66,7 @@ def main(argv=None) -> int:
         print(f"step {step}, {shown}: accuracy {share:.4f} ({right} of {len(labels)})")
         folder = epath.Path(args.workdir) / "explain"
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = _pictures(model, variables, prepare, source, logits, labels, args.count)
+        drawn = _pictures(model, variables, prepare, source, logits, labels, count=args.count)
         for file, what, figure in drawn:
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=120)
@@ -75,7 +75,7 @@ def main(argv=None) -> int:
     return 0
 
 
-def _pictures(model, variables, prepare, source, logits, labels, count: int):
+def _pictures(model, variables, prepare, source, logits, labels, *, count: int):
     """Yields (file, what it shows, figure)."""
     classes, predicted = source.facts.classes, logits.argmax(axis=1)
     wrong, right = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)

@@ -182,7 +182,7 @@ def _ray(args, words, left, board) -> None:
         metric=by,
         grace=args.asha,
     )
-    launch_ray.run(given, command, args.workdir, asked, look, space, args.trials or 0)
+    launch_ray.run(given, command, args.workdir, asked, look, space=space, count=args.trials or 0)
     look()
 
 

@@ -105,7 +105,7 @@ class EfficientNetLite(nn.Module):
             f"config.model.stages: {self.stages} blocks of widths {self.widths}: "
             f"{len(STAGES)} positive numbers of each are needed",
         )
-        x = nn.relu6(_conv_norm("stem", images, train, STEM, 3, 2, dtype=self.dtype))
+        x = nn.relu6(_conv_norm("stem", images, train, STEM, kernel=3, stride=2, dtype=self.dtype))
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
         count, i = sum(self.stages), 0
         for stage, blocks in enumerate(self._blocks()):
@@ -172,8 +172,8 @@ class Block(nn.Module):
         y, inside = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
             y = nn.relu6(_conv_norm("expand", y, train, inside, dtype=self.dtype))
-        shape = inside, self.kernel, self.stride, inside
-        y = nn.relu6(_conv_norm("depthwise", y, train, *shape, dtype=self.dtype))
+        shape = {"kernel": self.kernel, "stride": self.stride, "groups": inside}
+        y = nn.relu6(_conv_norm("depthwise", y, train, inside, **shape, dtype=self.dtype))
         y = _conv_norm("project", y, train, self.width, dtype=self.dtype)
         if self.stride > 1 or x.shape[-1] != self.width:
             return y
@@ -181,7 +181,7 @@ class Block(nn.Module):
         return x + kept * y
 
 
-def _conv_norm(name, x, train, width, kernel=1, stride=1, groups=1, *, dtype):
+def _conv_norm(name, x, train, width, *, kernel=1, stride=1, groups=1, dtype):
     """A convolution without bias and its batch norm: `name` and `name`_norm of the caller."""
     # fan-out as in He et al. 2015; of a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
     fan = "fan_out" if groups == 1 else "fan_in"

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
-from common.errors import BadInput, choice, require
+from common.errors import BadInput, NotPrepared, choice, require
 
 
 class Package(NamedTuple):
@@ -184,11 +184,11 @@ def find_prepared(name: str, folder: str = "", *, known: Container[str], where: 
     if not path.exists() and kept.exists():
         return kept
     at = f" --folder {folder}" if folder else ""
-    require(
-        path.exists() or name not in known,
-        f"{where}: {name!r} is not in {data_dir(folder)}; "
-        f"run: python scripts/prepare.py {name}{at}",
-    )
+    if not path.exists() and name in known:
+        raise NotPrepared(
+            f"{where}: {name!r} is not in {data_dir(folder)}; "
+            f"run: python scripts/prepare.py {name}{at}"
+        )
     return path
 
 

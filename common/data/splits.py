@@ -11,7 +11,7 @@ from collections.abc import Container
 
 from etils import epath
 
-from common.errors import BadInput, nearest, require
+from common.errors import BadInput, NotPrepared, nearest, require
 
 
 def names(split: str) -> list[str]:
@@ -75,7 +75,7 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
-        raise BadInput(
+        raise NotPrepared(
             f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
         ) from error
     formats = [format.value for format in builder.info.available_file_formats()]

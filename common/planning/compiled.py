@@ -16,11 +16,9 @@ import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from common import tree
 from common.config import call, changed
-from common.data import loading
 from common.devices import chips, mesh
 from common.errors import BadInput
 from common.nn import flops
@@ -89,17 +87,6 @@ def outlined_program(config: dict, devices) -> Program:
     return program.lay_out(config, layout, sources)
 
 
-def arguments(made: Program) -> tuple:
-    """Abstract (hypers, state, batch, resident) of a program's step."""
-    replicated, by_batch = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
-    place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=replicated)
-    replicate = lambda values: jax.tree.map(place, values)
-    batch = {}
-    if not made.resident:
-        batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, by_batch)
-    return replicate(made.hypers), made.like, batch, replicate(made.resident)
-
-
 def examine(config: dict, where: str) -> CostReport:
     """Compiles a config's step for a topology and reports its cost.
 
@@ -112,7 +99,7 @@ def examine(config: dict, where: str) -> CostReport:
     """
     devices, chip = topology.devices(where)
     made = outlined_program(config, devices)
-    args = arguments(made)
+    args = program.abstract_arguments(made)
     with jax.set_mesh(made.layout.mesh):
         lowered = made.step.trace(*args)
         traced_flops = flops.traced(lowered.jaxpr.jaxpr)
@@ -121,7 +108,13 @@ def examine(config: dict, where: str) -> CostReport:
             executable = lowered.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             return _too_large(
-                made, where, chip, args, traced_flops, error, time.perf_counter() - start
+                made,
+                where,
+                chip,
+                args,
+                traced_flops=traced_flops,
+                error=error,
+                seconds=time.perf_counter() - start,
             )
     seconds = time.perf_counter() - start
     analysis = executable.memory_analysis()
@@ -142,7 +135,7 @@ def examine(config: dict, where: str) -> CostReport:
     )
 
 
-def _too_large(made, where, chip, args, traced_flops, error, seconds) -> CostReport:
+def _too_large(made, where, chip, args, *, traced_flops, error, seconds) -> CostReport:
     """The report of a program that the compiler rejects as too large for memory."""
     match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
     if match is None:

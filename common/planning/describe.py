@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from common import tree
-from common.config import call
-from common.data import loading, order
+from common.config import call, plain
+from common.data import order
 from common.devices.runtime import start
+from common.errors import NotPrepared
 from common.training import optim
 from common.training.initialise import initialise
-from common.training.program import Program, prepare
+from common.training.program import Program, abstract_arguments, prepare, task_module
 
 
 def parameter_table(program: Program) -> str:
@@ -79,22 +80,36 @@ def spelled_bytes(count: float) -> str:
 
 
 def dry_run(config) -> str:
-    """Everything known without running a step; compiles the step to learn its memory."""
+    """Everything known without running a step; compiles the step to learn its memory.
+
+    Where data or weights are not prepared, their outline stands in for them, and the first lines
+    say so.
+
+    Args:
+      config: a completed `ConfigDict`.
+
+    Raises:
+      BadInput: for whatever the user can mend; `NotPrepared` if the task has no outline.
+    """
     call(start, config.runtime.to_dict())
-    program = prepare(config)
+    config, missing = plain(config), []
+    try:
+        program = prepare(config)
+    except NotPrepared as error:
+        module = task_module(config["task"])
+        if not hasattr(module, "outline"):
+            raise
+        program = prepare(config, sources=module.outline(config))
+        missing.append(str(error))
     plan, like, task = program.plan, program.like, program.task
     init_args = program.config["init"], like.params, like.extra, task.pretrained, task.files
-    call(initialise, *init_args)
+    try:
+        call(initialise, *init_args)
+    except NotPrepared as error:
+        missing.append(str(error))
     source = program.task.sources["train"]
     with jax.set_mesh(program.layout.mesh):
-        batch = {}
-        if not program.resident:
-            batch = next(
-                loading.train_batches(
-                    source, program.config["seed"], range(1), plan.batch_size, program.layout
-                )
-            )
-        compiled = program.step.lower(program.hypers, like, batch, program.resident).compile()
+        compiled = program.step.lower(*abstract_arguments(program)).compile()
     analysis = compiled.memory_analysis()
     arrays = {
         "parameters": like.params,
@@ -110,8 +125,12 @@ def dry_run(config) -> str:
     rows = order.rows(program.config["seed"], 0, plan.batch_size, source.size)[:8]
     rows = ", ".join(map(str, rows))
     intervals = [f"{name} {every}" for name, every in program.every.items()]
+    notes = [f"not prepared: {text}" for text in missing]
+    if missing:
+        notes += ["below, shapes and counts are those of an outline, not of the data", ""]
     return "\n".join(
         [
+            *notes,
             parameter_table(program),
             tree.table_text(("memory a device", ""), memory),
             tree.table_text(("step", "learning rate"), rates),

@@ -60,6 +60,7 @@ def run(
     root: str,
     options: Options,
     look: Callable[[], None],
+    *,
     space: sweep.Space | None = None,
     count: int = 0,
 ) -> None:

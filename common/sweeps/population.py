@@ -22,11 +22,10 @@ from jax.sharding import PartitionSpec as P
 from common.config import call, changed
 from common.devices import mesh, runtime
 from common.errors import Preempted
-from common.planning import compiled
 from common.runs import workdir
 from common.training import train
 from common.training.loop import drive
-from common.training.program import Program, lay_out, prepare, with_numbers
+from common.training.program import Program, abstract_arguments, lay_out, prepare, with_numbers
 from common.training.step import TrainState
 
 AXIS = "population"
@@ -85,7 +84,7 @@ def obstacle(program: Program) -> str | None:
         return "a profile covers one run"
     if layout.mesh.devices.flat[0].platform == "cpu":
         with jax.set_mesh(layout.mesh):
-            traced = program.step.trace(*compiled.arguments(program)).jaxpr
+            traced = program.step.trace(*abstract_arguments(program)).jaxpr
         if "conv_general_dilated" in str(traced):
             return "stacked convolutions are slower than single ones on a CPU"
     return None

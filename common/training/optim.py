@@ -12,7 +12,7 @@ on a value but on `is None`.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from optax import contrib
 
 from common import tree
 from common.config import parameters
-from common.errors import BadInput, choice, nearest, require
+from common.errors import BadInput, nearest, require
+from common.training import directions
+from common.training.schedules import Schedule, schedule_steps, unit_shape
 
 DECAYED = ((r"(.*/)?(kernel|embedding)", 1.0),)
-Schedule = Literal["constant", "linear", "cosine", "rsqrt", "wsd"]
 
 
 class Optimizer(NamedTuple):
@@ -42,149 +43,6 @@ class Optimizer(NamedTuple):
     eval_params: Callable
     learning_rate: Callable
     trained: Callable = lambda params: params
-
-
-# -------------------------------------------------------------------------------------- directions
-
-
-def sgd(*, momentum: float | None = None, nesterov: bool = False):
-    """The gradient, or its running sum with `momentum` (Polyak; Nesterov as in Sutskever et al.
-    2013)."""
-    return optax.identity() if momentum is None else optax.trace(momentum, nesterov)
-
-
-def adamw(
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    nesterov: bool = False,
-):
-    """Adam (Kingma & Ba 2015; nesterov: Dozat 2016)."""
-    return optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
-
-
-def lion(*, b1: float = 0.9, b2: float = 0.99):
-    """Sign of interpolated momentum (Chen et al. 2023)."""
-    return optax.scale_by_lion(b1, b2)
-
-
-def rmsprop(*, decay: float = 0.9, eps: float = 1e-8):
-    """Gradient over its running root mean square (Hinton 2012)."""
-    return optax.scale_by_rms(decay, eps)
-
-
-def adafactor(
-    *,
-    min_dim_size_to_factor: int = 128,
-    decay_rate: float = 0.8,
-    clipping_threshold: float = 1.0,
-    momentum: float | None = None,
-    multiply_by_parameter_scale: bool = True,
-):
-    """Factored second moments (Shazeer & Stern 2018)."""
-    # A rate of -1 leaves the sign of the gradient: the chain below multiplies by minus the true
-    # rate.
-    return optax.adafactor(
-        -1.0,
-        min_dim_size_to_factor=min_dim_size_to_factor,
-        decay_rate=decay_rate,
-        clipping_threshold=clipping_threshold,
-        momentum=momentum,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-    )
-
-
-def _muon_dimensions(params):
-    """Matrices and convolutions (HWIO) are orthogonalised as [inputs, outputs]; embeddings, whose
-    rows are looked up one by one, and the rest go to Adam."""
-
-    def numbers(path, p):
-        if p.ndim < 2 or path.split("/")[-1] == "embedding":
-            return None
-        return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
-
-    return tree.map_paths(numbers, params)
-
-
-def muon(
-    *,
-    beta: float = 0.95,
-    nesterov: bool = True,
-    ns_steps: int = 5,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
-):
-    """Orthogonalised momentum for matrices and convolutions, Adam for embeddings and the rest
-    (Jordan et al. 2024)."""
-    return contrib.muon(
-        -1.0,
-        beta=beta,
-        nesterov=nesterov,
-        ns_steps=ns_steps,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        muon_weight_dimension_numbers=_muon_dimensions,
-    )
-
-
-def schedule_free(
-    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_lr_power: float = 2.0
-):
-    """Schedule-free AdamW (Defazio et al. 2024): `make_optimizer` wraps this base, whose own
-    momentum is off."""
-    del b1, weight_lr_power  # of the wrapper
-    return optax.scale_by_adam(0.0, b2, eps)
-
-
-DIRECTIONS: dict[str, Callable] = {
-    "sgd": sgd,
-    "adamw": adamw,
-    "lamb": adamw,  # with a trust ratio behind the weight decay (You et al. 2020), see `_transform`
-    "lion": lion,
-    "rmsprop": rmsprop,
-    "adafactor": adafactor,
-    "muon": muon,
-    "schedule_free": schedule_free,
-}
-
-
-def direction(name: str) -> Callable:
-    """The function of the section `optim.direction`. Raises `BadInput` for an unknown name."""
-    return DIRECTIONS[choice("config.optim.name", name, DIRECTIONS)]
-
-
-# --------------------------------------------------------------------------------------- schedules
-
-
-def unit_shape(
-    schedule: Schedule, step, total_steps: int, warmup_steps: int, decay_steps: int | None, final
-):
-    """The schedule's factor of the rate at `step`, between 0 and 1: f32[].
-
-    The warmup rises linearly and ends at 1 with step `warmup_steps - 1`, so that no step is wasted
-    on a rate of zero. `linear` and `cosine` fall from there to `final` at `total_steps`; `wsd`
-    (warmup-stable-decay, Hu et al. 2024) falls linearly over the last `decay_steps`; `rsqrt` goes
-    as 1 / sqrt(step) behind the warmup (Vaswani et al. 2017), with such a tail if `decay_steps` is
-    given.
-    """
-    step = jnp.asarray(step, jnp.float32)
-    rest = max(total_steps - warmup_steps, 1)
-    done = jnp.clip((step - warmup_steps) / rest, 0.0, 1.0)
-    fall = jnp.float32(0.0)
-    scale = jnp.float32(1.0)
-    if schedule == "linear":
-        fall = done
-    elif schedule == "cosine":
-        fall = 0.5 - 0.5 * jnp.cos(jnp.pi * done)
-    elif schedule == "rsqrt":
-        timescale = max(warmup_steps, 1)
-        scale = jnp.sqrt(timescale / jnp.maximum(step + 1, timescale))
-    if decay_steps is not None:
-        fall = jnp.clip((step - (total_steps - decay_steps)) / max(decay_steps, 1), 0.0, 1.0)
-    warm = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
-    return warm * scale * (1.0 - fall * (1.0 - final))
 
 
 # --------------------------------------------------------------------------------------------- make
@@ -234,7 +92,7 @@ def make_optimizer(
       together.
     """
     tail = (schedule, warmup, decay, final)
-    warmup_steps, decay_steps = _schedule_steps(total_steps, to_steps, *tail)
+    warmup_steps, decay_steps = schedule_steps(total_steps, to_steps, *tail)
     _check_ranges(
         positive={"lr": lr, "clip": clip},
         at_least_zero={"weight_decay": weight_decay, "l2": l2, "final": final},
@@ -244,7 +102,15 @@ def make_optimizer(
     def learning_rate(step):
         return lr * unit_shape(schedule, step, total_steps, warmup_steps, decay_steps, final)
 
-    transform = _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers)
+    transform = _transform(
+        name,
+        direction_arguments,
+        clip=clip,
+        l2=l2,
+        weight_decay=weight_decay,
+        decayed=decayed,
+        multipliers=multipliers,
+    )
     if name == "schedule_free":
         require(
             not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter"
@@ -319,14 +185,14 @@ def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
     return fast._replace(init=init, update=update, eval_params=lambda state, _: state["slow"])
 
 
-def _transform(name, direction_arguments, clip, l2, weight_decay, decayed, multipliers):
+def _transform(name, direction_arguments, *, clip, l2, weight_decay, decayed, multipliers):
     """The chain in front of the learning rate."""
     chain = []
     if clip is not None:
         chain.append(optax.clip_by_global_norm(clip))
     if l2 is not None:
         chain.append(_add_decay(l2, decayed))
-    chain.append(direction(name)(**direction_arguments))
+    chain.append(directions.direction(name)(**direction_arguments))
     if weight_decay is not None:
         chain.append(_add_decay(weight_decay, decayed))
     if name == "lamb":
@@ -364,37 +230,8 @@ def _check_ranges(positive: dict, at_least_zero: dict) -> None:
             require(ok, f"config.optim.{key}: {value} is out of range")
 
 
-def _schedule_steps(
-    total_steps: int, to_steps: Callable, schedule: str, warmup: str, decay: str | None, final
-) -> tuple[int, int | None]:
-    """(warmup steps, steps of the tail or None). Raises `BadInput` for what does not go
-    together."""
-    warmup_steps = to_steps(warmup, "config.optim.warmup")
-    require(
-        warmup_steps <= total_steps,
-        f"config.optim.warmup: {warmup!r} is longer than the run of {total_steps} steps",
-    )
-    require(
-        schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'"
-    )
-    if decay is None:
-        if isinstance(final, float) and schedule in ("constant", "rsqrt"):
-            require(final == 0, f"config.optim.final: {schedule!r} does not fall to a final rate")
-        return warmup_steps, None
-    require(
-        schedule in ("wsd", "rsqrt"),
-        f"config.optim.decay: schedule {schedule!r} has no tail; it is for 'wsd' and 'rsqrt'",
-    )
-    decay_steps = to_steps(decay, "config.optim.decay")
-    require(
-        warmup_steps + decay_steps <= total_steps,
-        f"config.optim.decay: {decay!r} and the warmup are longer than the {total_steps} steps",
-    )
-    return warmup_steps, decay_steps
-
-
 def _check_arguments(name: str, arguments: dict) -> None:
-    known = parameters(direction(name))
+    known = parameters(directions.direction(name))
     for key, value in arguments.items():
         if key not in known:
             raise BadInput(f"config.optim.direction.{key}: unknown key; {nearest(key, known)}")

@@ -20,7 +20,7 @@ from common.errors import BadInput, choice, require
 from common.runs import checkpoint, log
 from common.runs.history import metric_keys, should_stop
 from common.task import Source, Task, Terms, purpose_key
-from common.training import optim
+from common.training import directions, optim
 from common.training.duration import steps
 from common.training.initialise import initialise
 from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_steps
@@ -89,7 +89,7 @@ def sections(config) -> dict[str, Callable]:
     return {
         **task_module(config["task"]).sections(config),
         "optim": optim.make_optimizer,
-        "optim.direction": optim.direction(name),
+        "optim.direction": directions.direction(name),
         "mesh": mesh.make_layout,
         "train": plan,
         "train.stop": should_stop,
@@ -155,19 +155,22 @@ def plan(
 # ----------------------------------------------------------------------------------------- prepare
 
 
-def prepare(config, devices=None) -> Program:
+def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> Program:
     """Makes a completed config ready: reads its data, checks the rest, lays it out. Writes nothing.
 
     Args:
-      config: what `common.config.load` gives, or the same as nested dicts.
+      config: what `common.config.load` returns, or the same as nested dicts.
       devices: which ones to use; None is all.
+      sources: data sets in place of those that the config names.
 
     Raises:
       BadInput: for anything that the user can mend.
     """
     config = config if isinstance(config, dict) else plain(config)
     layout = call(mesh.make_layout, config["mesh"], devices)
-    made = lay_out(config, layout, task_module(config["task"]).sources(config))
+    if sources is None:
+        sources = task_module(config["task"]).sources(config)
+    made = lay_out(config, layout, sources)
     return made._replace(
         hypers=mesh.put_replicated(layout, made.hypers),
         resident=mesh.put_replicated(layout, made.resident),
@@ -259,6 +262,17 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
             for name, evaluator in task.evaluators.items()
         },
     )
+
+
+def abstract_arguments(made: Program) -> tuple:
+    """Abstract (hypers, state, batch, resident) of a program's step."""
+    replicated, by_batch = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
+    place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=replicated)
+    replicate = lambda values: jax.tree.map(place, values)
+    batch = {}
+    if not made.resident:
+        batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, by_batch)
+    return replicate(made.hypers), made.like, batch, replicate(made.resident)
 
 
 def _hypers(config: dict) -> dict:

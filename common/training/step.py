@@ -42,7 +42,15 @@ class Plan(NamedTuple):
 
 
 def _gradients(
-    task: Task, params, extra, batch: dict, key, accumulate: int, split: Callable, unroll: bool
+    task: Task,
+    params,
+    extra,
+    batch: dict,
+    key,
+    *,
+    accumulate: int,
+    split: Callable,
+    unroll: bool,
 ):
     """(gradients, loss, Terms, extra) of the objective sum_i c_i S_i / W_i over the whole batch."""
 
@@ -126,9 +134,9 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
             state.extra,
             batch,
             purpose_key(seed, "loss", state.step),
-            plan.accumulate,
-            split,
-            unroll,
+            accumulate=plan.accumulate,
+            split=split,
+            unroll=unroll,
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         params = jax.tree.map(jnp.add, state.params, updates)

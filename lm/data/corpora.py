@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from etils import epath
 
 from common.data import fetch, splits
-from common.errors import BadInput, nearest, require
+from common.errors import BadInput, NotPrepared, nearest, require
 
 PARTS = ("train", "valid", "test")
 
@@ -116,7 +116,8 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
         how = (
             f"config.data.name: 'prose' is not in {root}; run: python scripts/prepare.py prose{at}"
         )
-        require((root / "aws.jsonl").exists(), how)
+        if not (root / "aws.jsonl").exists():
+            raise NotPrepared(how)
     require(root.is_dir(), f"config.data.name: no such folder: {root}")
     found = []
     for path in _walk(root):

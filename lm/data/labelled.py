@@ -25,16 +25,18 @@ import tarfile
 import tempfile
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
 from common.data import fetch, loading
 from common.data import splits as grammar
-from common.errors import BadInput, require
+from common.errors import BadInput, NotPrepared, require
 from common.task import Source, split_key
 from lm.data import prose, text
 from lm.data import tokenizer as tokenizers
+from lm.pretrained import VOCAB_SIZES
 
 REVIEWS = fetch.Package(
     "vaderSentiment",
@@ -42,7 +44,12 @@ REVIEWS = fetch.Package(
     "sdist",
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
-PREPARED = ("reviews", "topics")
+# Sets that scripts/prepare.py makes: their classes and examples.
+PREPARED = {
+    "reviews": (("negative", "positive"), 10_072),
+    "topics": (tuple(f"topic {i}" for i in range(11)), 9_033),
+}
+SHARES = {"train": 0.72, "valid": 0.08, "test": 0.2}  # of a set without splits of its own
 # The texts of a TFDS set: the first of these whose features are all there.
 TFDS_TEXTS = (
     ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
@@ -117,6 +124,42 @@ def load_sources(
     return sources
 
 
+def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
+    """What `load_sources` would give for a prepared set, from the config alone: the right shapes
+    and classes, rows of zeros, and about as many of them.
+
+    Args:
+      splits: {name of the Source: split}.
+      section: the section `data`, completed.
+
+    Raises:
+      BadInput: for a set that scripts/prepare.py does not make, or a tokenizer of unknown size.
+    """
+    name, length = section["name"], section["length"]
+    if name not in PREPARED:
+        return load_sources(splits, **section)
+    classes, count = PREPARED[name]
+    try:
+        tokenizer = text.find_tokenizer(section["tokenizer"], section["folder"])
+    except NotPrepared:
+        tokenizer = tokenizers.stand_in("wordpiece", VOCAB_SIZES[section["tokenizer"]])
+    facts = tokenizers.facts(tokenizer)._replace(classes=classes, length=length)
+    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
+    row = {"tokens": dtype, "segments": np.uint8, "types": np.uint8}
+    spec = {key: jax.ShapeDtypeStruct((length,), kind) for key, kind in row.items()}
+    spec["label"] = jax.ShapeDtypeStruct((), np.int32)
+    sizes = {part: round(share * count) for part, share in SHARES.items()}
+    empty = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
+    sources = {}
+    for key, split in splits.items():
+        ranges = grammar.ranges(split, sizes, split_key(key))
+        size = sum(at.stop - at.start for _, at in ranges)
+        resident = empty(size) if section["resident"] is not False else None
+        read = lambda rows: empty(len(rows))
+        sources[key] = Source(size, read, resident, spec, "outline", facts)
+    return sources
+
+
 def part(texts: tuple[str, ...]) -> str:
     """ "train" (72%), "valid" (8%) or "test" (20%), by a hash of the texts."""
     digest = hashlib.sha256("\x1e".join(texts).encode()).digest()
@@ -167,11 +210,11 @@ def _path(name: str, folder: str) -> epath.Path:
     )
     path = epath.Path(fetch.data_dir(folder)) / f"{name}.jsonl"
     at = f" --folder {folder}" if folder else ""
-    require(
-        path.exists(),
-        f"config.data.name: {name!r} is not in {path.parent}; run: python scripts/prepare.py "
-        f"{name}{at}",
-    )
+    if not path.exists():
+        raise NotPrepared(
+            f"config.data.name: {name!r} is not in {path.parent}; run: python scripts/prepare.py "
+            f"{name}{at}"
+        )
     return path
 
 

@@ -201,7 +201,7 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
     facts = tokenizer.facts(kind)
     dtype = dtype_of(facts.vocab_size)
     parts = {part: _Part(into / part) for part in corpora.PARTS}
-    _tokenise(parts, kind, facts, dtype, name, folder, total if talk else 0)
+    _tokenise(parts, kind, facts, dtype, name, folder, total=total if talk else 0)
     for part in parts.values():
         part.file.close()
     counted = sum(len(part.names) for part in parts.values())
@@ -212,7 +212,7 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
     _finish(into, parts, facts.vocab_size, dtype)
 
 
-def _tokenise(parts, kind, facts, dtype, name, folder, total) -> None:
+def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
     """Every document into the file of its part."""
     special = facts.special
     framed = special["mask"] is None

@@ -8,7 +8,8 @@ import pytest
 
 from common.config import parameters
 from common.errors import BadInput
-from common.training import optim
+from common.training import directions, optim
+from common.training.schedules import unit_shape
 
 PARAMS = {
     "a": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.ones(2)},
@@ -124,13 +125,13 @@ def test_multipliers_and_freezing():
     assert not jnp.any(grads["b"]["kernel"])  # and no gradient
 
 
-@pytest.mark.parametrize("name", optim.DIRECTIONS)
+@pytest.mark.parametrize("name", directions.DIRECTIONS)
 def test_every_direction_learns_with_traced_numbers(name):
     target = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
     start = jax.tree.map(lambda t: t * 0 + 0.1, target)
     loss = lambda p: sum(jnp.sum((x - t) ** 2) for x, t in zip(
         jax.tree.leaves(p), jax.tree.leaves(target), strict=True))  # fmt: skip
-    known = parameters(optim.direction(name))
+    known = parameters(directions.direction(name))
     direction = {k: p.default for k, p in known.items() if isinstance(p.default, float)}
 
     @jax.jit
@@ -174,18 +175,18 @@ SHAPES = {
 
 @pytest.mark.parametrize("schedule", SHAPES)
 def test_schedules_without_warmup(schedule):
-    rates = [optim.unit_shape(schedule, s, 100, 0, None, 0.0) for s in (0, 25, 75, 100)]
+    rates = [unit_shape(schedule, s, 100, 0, None, 0.0) for s in (0, 25, 75, 100)]
     np.testing.assert_allclose(rates, SHAPES[schedule], atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "rsqrt"])
 def test_the_warmup_rises_from_the_first_step_to_its_last(schedule):
-    rates = [float(optim.unit_shape(schedule, s, 100, 10, None, 0.0)) for s in range(10)]
+    rates = [float(unit_shape(schedule, s, 100, 10, None, 0.0)) for s in range(10)]
     np.testing.assert_allclose(rates, np.arange(1, 11) / 10, rtol=1e-6)
 
 
 def test_tails_and_final_rates():
-    shape = lambda name, s, tail, final=0.0: float(optim.unit_shape(name, s, 100, 10, tail, final))
+    shape = lambda name, s, tail, final=0.0: float(unit_shape(name, s, 100, 10, tail, final))
     assert shape("wsd", 79, 20) == 1
     assert shape("wsd", 90, 20) == pytest.approx(0.5)
     assert shape("wsd", 100, 20, 0.1) == pytest.approx(0.1)
