@@ -13,9 +13,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from common.config import EVALUATOR_KEYS, Selected, call, parameters
+from common.config import EVALUATOR_KEYS
 from common.errors import BadInput, require
 from common.losses import ratio
+from common.sections import Selected, call, parameters
 from common.task import EvalContext, Evaluator, Source, Terms
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from common import config as configs
 from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
+from common.sections import call
 from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import weights
 from lm.data import labelled
@@ -38,7 +38,7 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(labelled.load_sources, config["data"], splits(config))
+    return call(labelled.load_sources, config["data"], splits(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
@@ -111,7 +111,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     )
     given = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
     model = models.build(config["model"], constrain, **given)
-    label_smoothing = configs.call(losses.smoothing, config["loss"])
+    label_smoothing = call(losses.smoothing, config["loss"])
     require(
         label_smoothing is None or bool(facts.classes),
         "config.loss.label_smoothing: the labels are numbers; it is for classes",

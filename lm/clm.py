@@ -13,10 +13,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from common import config as configs
 from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
+from common.sections import call
 from common.task import Evaluator, Source, Task, splits, training_flops
 from lm import baseline, weights
 from lm.data import text
@@ -38,7 +38,7 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(text.load_sources, config["data"], splits(config), "clm")
+    return call(text.load_sources, config["data"], splits(config), "clm")
 
 
 def outline(config: dict) -> dict[str, Source]:

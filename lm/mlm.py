@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from common import config as configs
 from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
+from common.sections import call
 from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
 from lm import baseline, fill, masking, weights
 from lm.data import text
@@ -53,7 +53,7 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(text.load_sources, config["data"], splits(config), _form(config))
+    return call(text.load_sources, config["data"], splits(config), _form(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
@@ -62,7 +62,7 @@ def outline(config: dict) -> dict[str, Source]:
 
 
 def _form(config: dict) -> text.Form:
-    return "pairs" if configs.call(loss_section, config["loss"]) else "mlm"
+    return "pairs" if call(loss_section, config["loss"]) else "mlm"
 
 
 def _rows(batch: dict):
@@ -167,7 +167,7 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
       BadInput: if it is to predict next sentences and has no head for them.
     """
     given = {"vocab_size": facts.vocab_size}
-    if configs.call(loss_section, config["loss"]):
+    if call(loss_section, config["loss"]):
         cls = models.model_class(config["model"]["module"])
         there = "next_sentence" in models.fields_of(cls)
         require(there, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
@@ -178,9 +178,9 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
-    nsp = configs.call(loss_section, config["loss"])
+    nsp = call(loss_section, config["loss"])
     model = model_of(config, facts, constrain)
-    corrupt = configs.call(masking.make_masking, config["masking"], facts, facts.length)
+    corrupt = call(masking.make_masking, config["masking"], facts, facts.length)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}

@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 
+import cases
 import contest
 from common import cli, config, tree
 from common.devices import runtime
@@ -39,157 +40,9 @@ from common.runs.progress import Progress
 from common.training import program
 from common.training.loop import Run, loop
 from contest import Contender
-from vision import resnet
 
 ROOT = pathlib.Path(__file__).parents[1]
-OURS = "touchstone"
 
-
-# ------------------------------------------------------------------------------------------- cases
-
-SMALL = {"vocab_size": 8192, "width": 384, "layers": 6, "heads": 6, "hidden": 1536}
-
-
-def _ours(path: str, words: Sequence[str], **high: int) -> Contender:
-    overrides = [f"--config.{word}" for word in words]
-    return Contender(OURS, "ours", {"config": path, "overrides": overrides, "high": high})
-
-
-def _transformers(model: str, batch_size: int, settings: dict, **inputs) -> Contender:
-    asked = {"model": model, "settings": settings, "inputs": inputs, "batch_size": batch_size}
-    return Contender("transformers on torch", "transformers", asked)
-
-
-def cnn(cpu: bool) -> list[Contender]:
-    """32C3-MP2-64C3-MP2-64-10 on 28x28x1, Adam."""
-    size = 128 if cpu else 4096
-    path, words = "configs/vision/fashion_mnist.py:cnn", [f"train.batch_size={size}"]
-    of = {"batch_size": size}
-    return [
-        _ours(path, words, image=256, label=10),
-        Contender("flax", "flax_cnn", of),
-        Contender("keras on jax", "keras_cnn", of | {"backend": "jax"}),
-        Contender("keras on torch", "keras_cnn", of | {"backend": "torch"}),
-        Contender("torch", "torch_cnn", of | {"compiled": False}),
-        Contender("torch.compile", "torch_cnn", of | {"compiled": True}),
-    ]
-
-
-def resnet18(cpu: bool) -> list[Contender]:
-    """ResNet-18 on 8 images of 224x224x3; ResNet-50 on 256 of them on an accelerator."""
-    size, kind = (8, "resnet18") if cpu else (256, "resnet50")
-    shape = resnet.SIZES[kind]
-    words = [f"model.{name}={value}" for name, value in shape.items()]
-    words += ["runtime.cpu_devices=2"] * cpu
-    words += [f"train.batch_size={size}", "augment.resized_crop=None", "augment.flip=none"]
-    variant = "float32" if cpu else "bfloat16"
-    settings = {"layer_type": shape["block"], "depths": shape["stages"]}
-    return [
-        _ours(
-            f"configs/vision/imagenet_resnet50.py:{variant}",
-            [*words, "data.image_size=224"],
-            image=256,
-            label=1000,
-        ),
-        _transformers(
-            "ResNetForImageClassification",
-            size,
-            settings | {"hidden_sizes": shape["widths"], "num_labels": 1000},
-            pixel_values=[[3, 224, 224], 0],
-            labels=[[], 1000],
-        ),
-    ]
-
-
-def vit(cpu: bool) -> list[Contender]:
-    """ViT-S/16 on 224x224x3; ViT-B/16 on an accelerator."""
-    size, width = (8, 384) if cpu else (256, 768)
-    words = [f"train.batch_size={size}", f"model.width={width}", f"model.heads={width // 64}"]
-    words += [f"model.hidden={4 * width}", "augment.resized_crop=None", "data.image_size=224"]
-    words += ["augment.flip=none", "augment.rand_augment_layers=0", "augment.mixup=None"]
-    words += ["model.dtype=None"] * cpu
-    settings = {"hidden_size": width, "num_attention_heads": width // 64}
-    settings |= {"intermediate_size": 4 * width, "num_labels": 1000}
-    return [
-        _ours("configs/vision/imagenet_vit.py", words, image=256, label=1000),
-        _transformers(
-            "ViTForImageClassification",
-            size,
-            settings,
-            pixel_values=[[3, 224, 224], 0],
-            labels=[[], 1000],
-        ),
-    ]
-
-
-def bert(cpu: bool) -> list[Contender]:
-    """Masked language modelling on 32 rows of 128 tokens, 6 blocks of 384, dropout 0.1; BERT-base
-    on 256 rows on an accelerator."""
-    words, size, settings = ["loss.nsp=false", "data.length=128"], 256, {}
-    vocabulary = 30522
-    if cpu:
-        size, vocabulary = 32, SMALL["vocab_size"]
-        words += [f"model.{name}={SMALL[name]}" for name in ("width", "layers", "heads", "hidden")]
-        words += [f"data.vocab_size={vocabulary}", "model.dtype=None"]
-        settings = {"vocab_size": vocabulary, "hidden_size": 384, "intermediate_size": 1536}
-        settings |= {"num_hidden_layers": 6, "num_attention_heads": 6}
-    return [
-        _ours("configs/lm/bert_base.py", [*words, f"train.batch_size={size}"], tokens=vocabulary),
-        _transformers(
-            "BertForMaskedLM",
-            size,
-            settings,
-            input_ids=[[128], vocabulary],
-            labels=[[128], vocabulary],
-        ),
-    ]
-
-
-def gpt(cpu: bool) -> list[Contender]:
-    """Causal language modelling on 8 rows of 256 tokens, 6 blocks of 384, no dropout; GPT-2 124M on
-    16 rows of 1024 on an accelerator."""
-    words, size, length, vocabulary = ["train.accumulate=1"], 16, 1024, 50257
-    settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    if cpu:
-        size, length, vocabulary = 8, 256, SMALL["vocab_size"]
-        words += [f"model.{name}={SMALL[name]}" for name in ("width", "layers", "heads", "hidden")]
-        words += [f"data.vocab_size={vocabulary}", "model.dtype=None", f"data.length={length}"]
-        settings |= {"vocab_size": vocabulary, "n_embd": 384, "n_layer": 6, "n_head": 6}
-    return [
-        _ours("configs/lm/gpt2_small.py", [*words, f"train.batch_size={size}"], tokens=vocabulary),
-        _transformers(
-            "GPT2LMHeadModel",
-            size,
-            settings,
-            input_ids=[[length], vocabulary],
-            labels=[[length], vocabulary],
-        ),
-    ]
-
-
-def generate(cpu: bool) -> list[Contender]:
-    """64 tokens behind 8 prompts of 32, greedily, with a cache; 6 blocks of 384."""
-    del cpu
-    shape = {"batch_size": 8, "prompt": 32, "new": 64}
-    theirs = {"vocab_size": 8192, "n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 256}
-    return [
-        Contender(OURS, "generate_ours", {"settings": SMALL | {"max_length": 256}, **shape}),
-        Contender("transformers on torch", "generate_transformers", {"settings": theirs, **shape}),
-    ]
-
-
-def input(cpu: bool) -> list[Contender]:
-    """Shuffled batches of 128 of 60,000 images of 28x28 in the host's memory, read by threads, onto
-    the device; torch's loader leaves them on the host."""
-    del cpu
-    settings = {"count": 60_000, "batch_size": 128, "workers": 0}
-    return [
-        Contender(OURS, "input_ours", settings),
-        Contender("torch DataLoader", "input_torch", settings),
-    ]
-
-
-STEPS = {case.__name__: case for case in (cnn, resnet18, vit, bert, gpt, generate, input)}
 
 # By how much each kind of size is multiplied, all else being the base.
 BASE = {"batch": 8, "length": 128, "depth": 4, "width": 256}
@@ -199,15 +52,6 @@ GROWTH = {
     "depth": (1, 2, 4, 8, 12),
     "width": (64, 128, 256, 512),
 }
-
-
-def _grown(cpu: bool, batch: int, length: int, depth: int, width: int) -> Contender:
-    """A GPT of this size."""
-    words = [f"train.batch_size={batch}", "train.accumulate=1", f"data.length={length}"]
-    words += [f"model.max_length={length}", f"model.layers={depth}", f"model.width={width}"]
-    words += [f"model.heads={width // 32}", f"model.hidden={4 * width}"]
-    words += ["model.dtype=None"] * cpu
-    return _ours("configs/lm/gpt2_small.py", [*words, "data.vocab_size=4096"], tokens=4096)
 
 
 def peak() -> tuple[float, dict]:
@@ -259,7 +103,7 @@ def start(rounds: int) -> list[dict]:
             return time.perf_counter() - begun
 
         jobs = [lambda: ours(False), lambda: ours(True), keras]
-        names = f"{OURS}, warm cache", f"{OURS}, cold cache", "keras on jax"
+        names = f"{cases.OURS}, warm cache", f"{cases.OURS}, cold cache", "keras on jax"
         ours(True)  # reads the libraries from the disk
         return _rows(names, contest.in_turn(jobs, rounds))
 
@@ -277,7 +121,7 @@ def sweep(rounds: int) -> list[dict]:
             return time.perf_counter() - begun
 
     jobs = [lambda: by("vmap"), lambda: by("local")]
-    return _rows((f"{OURS}, vmap", f"{OURS}, local"), contest.in_turn(jobs, rounds))
+    return _rows((f"{cases.OURS}, vmap", f"{cases.OURS}, local"), contest.in_turn(jobs, rounds))
 
 
 def _rows(names: Sequence[str], seconds: Sequence[Sequence[float]]) -> list[dict]:
@@ -355,7 +199,7 @@ def growth(rounds: int, cpu: bool) -> list[dict]:
     for what, sizes in GROWTH.items():
         for size in sizes:
             settings = BASE | {what: size}
-            row = contest.against([_grown(cpu, **settings)], rounds)[0]
+            row = contest.against([cases.grown(cpu, **settings)], rounds)[0]
             rows.append(row | {"what": what, "size": size})
     return rows
 
@@ -436,7 +280,7 @@ def speed_figure(case: str, rows: list[dict]):
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    every = *STEPS, *PROGRAMS, "growth"
+    every = *cases.STEPS, *PROGRAMS, "growth"
     parser.add_argument("case", help=", ".join(every))
     parser.add_argument("--rounds", type=int, help="of all contenders")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -454,7 +298,7 @@ def main(argv=None) -> int:
         if args.case == "growth":
             result["rows"] = growth(args.rounds or 5, cpu)
         else:
-            result["rows"] = contest.against(STEPS[args.case](cpu), args.rounds or 15)
+            result["rows"] = contest.against(cases.STEPS[args.case](cpu), args.rounds or 15)
     if args.png:
         figure = speed_figure(args.case, result["rows"])
         if args.case == "growth":
@@ -467,7 +311,7 @@ def main(argv=None) -> int:
     versions = {name: v for row in result["rows"] for name, v in row.get("versions", {}).items()}
     versions = versions or {"jax": facts["versions"]["jax"]}
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    flops = result["rows"][0].get("flops") if args.case in STEPS else None
+    flops = result["rows"][0].get("flops") if args.case in cases.STEPS else None
     work = f"; {flops / 1e9:.4g} GFLOP a step" if flops else ""
     print(f"{args.case} on {facts['device']}, {facts['host']['cores']} cores; {libraries}{work}")
     print(text(result), end="")

@@ -34,9 +34,10 @@ def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Calla
     import jax
 
     from common import tree
-    from common.config import call, load, plain
+    from common.config import load, plain
     from common.devices import mesh, runtime
     from common.planning import compiled
+    from common.sections import call
     from common.training import program
 
     settings = plain(load(config, overrides, program.sections))

@@ -28,7 +28,6 @@ from common.reports import plots
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
 from vision import explain
-from vision.data import augment
 
 
 def main(argv=None) -> int:
@@ -109,7 +108,7 @@ def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray,
 
     @jax.jit
     def forward(variables, batch):
-        seen = augment.views(prepare(batch)["image"], views)
+        seen = views.views(prepare(batch)["image"], views)
         return sum(share * model.apply(variables, view) for share, view in seen)
 
     logits, labels = [], []

@@ -18,7 +18,9 @@ from helpers import ROOT, load
 from common import config as configs
 from common.errors import BadInput
 from common.laws import checks as laws
+from common.laws import measure
 from common.planning import compiled, describe
+from common.sections import call
 from common.training import optim, program
 
 VARIANTS = {
@@ -128,7 +130,7 @@ SOME_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n
 def test_a_config_trains_two_steps(name, folder):
     quick = {"train.batch_size": 16, "train.accumulate": 1, **LARGE.get(name, {})}
     made = program.prepare(laws.changed(built(name, folder), **quick), jax.devices()[:1])
-    losses, state = laws.train_losses(made, 2)
+    losses, state = measure.train_losses(made, 2)
     assert all(0 < loss < 20 for loss in losses)
     assert int(state.step) == 2
     assert made.step._cache_size() == 1
@@ -144,7 +146,7 @@ def test_a_config_is_built_with_traced_numbers(name, folder):
         changed = configs.substitute(config, values)
         task = module.make(changed, sources, lambda x, *names: x)
         arguments = 100, lambda text, where: 1, changed["optim"]["direction"]
-        rate = configs.call(optim.make_optimizer, changed["optim"], *arguments).learning_rate(0)
+        rate = call(optim.make_optimizer, changed["optim"], *arguments).learning_rate(0)
         return rate, task.init(jax.random.key(0))[0]
 
     jax.eval_shape(build, {k: float(v) for k, v in configs.traced(config).items() if k != "seed"})

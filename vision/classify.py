@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import config as configs
 from common import evaluate, losses, tree
 from common.data import fetch, order
 from common.errors import require
 from common.nn import model as models
+from common.sections import call
 from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import weights
-from vision.data import augment, datasets
+from vision.data import augment, datasets, views
 from vision.pretrained import WEIGHTS
 
 FITTED_TO = 1000  # images that `fitted` is given
@@ -39,7 +39,7 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 512,
     per_class: bool = False,
-    views: augment.Views = "none",
+    views: views.Views = "none",
 ) -> Evaluator:
     """A section `evals.NAME`: loss (without smoothing), accuracy, top-5 accuracy, macro F1.
 
@@ -109,7 +109,7 @@ def sections(config) -> dict[str, Callable]:
 
 def sources(config: dict) -> dict[str, Source]:
     """The training set, and the set of every evaluator under its name."""
-    return configs.call(datasets.load_sources, config["data"], splits(config))
+    return call(datasets.load_sources, config["data"], splits(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
@@ -126,9 +126,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     shape = train_set.spec["image"].shape
     shape = shape if size is None else (size, size, shape[-1])
     model = models.build(config["model"], constrain, num_classes=classes)
-    augmented = configs.call(augment.make_augment, config["augment"], mean)
+    augmented = call(augment.make_augment, config["augment"], mean)
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
-    label_smoothing, auxiliary = configs.call(loss_section, config["loss"])
+    label_smoothing, auxiliary = call(loss_section, config["loss"])
 
     def scaled(images):
         return images.astype(np.float32) / 255.0
@@ -145,12 +145,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def prepare(key, batch, train):
         images = batch["image"]
         if not train:
-            images = images if size is None else augment.centre_crop(images, size)
-            return batch | {"image": augment.normalise(scaled(images), mean, std)}
+            images = images if size is None else views.centre_crop(images, size)
+            return batch | {"image": views.normalise(scaled(images), mean, std)}
         labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
         rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
-        return batch | {"image": augment.normalise(images, mean, std), "target": labels}
+        return batch | {"image": views.normalise(images, mean, std), "target": labels}
 
     def loss(params, extra, batch, key):
         logits, changed = model.apply(
@@ -180,7 +180,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def logits(params, extra, batch, key, views="none"):
         images = prepare(key, batch, False)["image"]
         apply = lambda images: model.apply({"params": params, **extra}, images)
-        return sum(share * apply(view) for share, view in augment.views(images, views))
+        return sum(share * apply(view) for share, view in views.views(images, views))
 
     def pretrained(name):
         variables = weights.pretrained(fetch.find_pretrained(name, known=WEIGHTS), model)

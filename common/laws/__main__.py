@@ -1,6 +1,6 @@
-"""`python -m common.laws`: see `common.laws.checks`."""
+"""`python -m common.laws`: see `common.laws.report`."""
 
 from common import cli
-from common.laws import checks
+from common.laws import report
 
-cli.exit(checks.main)
+cli.exit(report.main)

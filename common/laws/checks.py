@@ -1,13 +1,5 @@
 """The laws that every task obeys, as functions that check one task: ours and anybody's.
 
-    python -m common.laws my.task
-    python -m common.laws my_task.py --config.data.size=100
-    python -m common.laws --config configs/vision/digits.py:mlp
-
-A task alone, by its import path or its file, is run with what its functions default to. Keys are
-overridden as --config.KEY=VALUE. Where there is only a CPU, it simulates eight devices (or
-JAX_NUM_CPU_DEVICES of them). The exit code is 1 if a law is broken.
-
 Each law takes a completed config, runs the real program on it for a few steps, and returns a line
 that says what was checked; a law that does not hold raises `Broken` with what was found, one that
 has nothing to check `DoesNotApply` with the reason.
@@ -18,102 +10,40 @@ has nothing to check `DoesNotApply` with the reason.
 (7, that a model is a plain linen module, is for the tests of the model.)
 """
 
-import ast
 import contextlib
-import inspect
 import itertools
-import logging
 import math
-import os
 import pathlib
-import sys
-import sysconfig
 import tempfile
-import textwrap
-import time
-import traceback
-import typing
-from collections.abc import Callable
-from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from common import cli, tree
-from common.config import Selected, changed, flatten, overridden, parameters, plain
+from common import tree
+from common.config import changed, flatten
 from common.data import loading, order
-from common.devices import mesh, runtime
-from common.errors import BadInput, require
+from common.devices import mesh
+from common.errors import BadInput
+from common.laws.measure import (
+    Broken,
+    DoesNotApply,
+    difference_of,
+    flip,
+    hold,
+    names_read,
+    near,
+    on_mesh,
+    train_losses,
+    without_dropout,
+)
 from common.runs import checkpoint, log
 from common.runs.progress import Progress
+from common.sections import Selected, parameters
 from common.task import purpose_key
 from common.training import optim, program
 from common.training.loop import Run, eval_context, loop
-from common.training.program import Program, initial_state, prepare
-
-
-class Broken(AssertionError):
-    """A law that does not hold, and what was found."""
-
-
-class DoesNotApply(Exception):
-    """A law that has nothing to check in this task, and why."""
-
-
-def hold(condition: bool, found: str) -> None:
-    """Raises `Broken(found)` unless `condition` is true."""
-    if not condition:
-        raise Broken(found)
-
-
-def without_dropout(config) -> dict:
-    """The config with every rate of dropout unset, or 0 where it cannot be unset."""
-    sections, off = program.sections(config), {}
-    for key, value in flatten(config).items():
-        where, _, name = key.rpartition(".")
-        if name.endswith("dropout") and isinstance(value, float):
-            kinds = typing.get_args(parameters(sections[where])[name].annotation)
-            off[key] = None if type(None) in kinds else 0.0
-    return changed(config, **off)
-
-
-def on_mesh(config, shape: tuple[int, int, int]) -> Program:
-    """The program on a mesh of (data, fsdp, tensor) devices."""
-    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
-    return prepare(changed(config, **sizes), jax.devices()[: math.prod(shape)])
-
-
-def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], object]:
-    """The objective at each of `steps` steps from `state` (or the start), and the state behind
-    them."""
-    precise = jax.default_matmul_precision("highest")
-    with jax.set_mesh(made.layout.mesh), precise:
-        state = initial_state(made) if state is None else state
-        source, seed, first = made.task.sources["train"], made.config["seed"], int(state.step)
-        batches = itertools.repeat({})
-        if not made.resident:
-            size = made.plan.batch_size
-            batches = loading.train_batches(
-                source, seed, range(first, first + steps), size, made.layout
-            )
-        found, update, one = [], made.step, None
-        if made.steps is not None:
-            update, one = made.steps, mesh.put_replicated(made.layout, np.int32(1))
-        for _ in range(steps):
-            given = next(batches) if one is None else one
-            state, terms, _ = update(made.hypers, state, given, made.resident)
-            found.append(float(terms["loss"][0]))
-    return found, state
-
-
-def near(a, b) -> float:
-    """The largest relative difference between two sequences of numbers."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)))
-
+from common.training.program import initial_state, prepare
 
 # ----------------------------------------------------------------------------------------- the laws
 
@@ -344,7 +274,7 @@ def means_are_exact(config) -> str:
                 found.append(made_so.task.evaluators[name].run(context))
             for key, value in found[0].items():
                 other = found[1][key]
-                difference = _difference(value, other)
+                difference = difference_of(value, other)
                 same = difference <= 1e-5
                 hold(same, f"{name}/{key}: {value} 16 rows at a time, {other} 100 at a time")
                 worst = max(worst, difference)
@@ -365,16 +295,6 @@ def means_are_exact(config) -> str:
     )
 
 
-def _difference(value, other) -> float:
-    """How far two metrics are apart, relative and near zero absolute; texts are equal or are
-    not."""
-    if isinstance(value, str):
-        return 0.0 if value == other else math.inf
-    value, other = np.asarray(value, np.float64), np.asarray(other, np.float64)
-    apart = np.where(value == other, 0.0, np.abs(value - other) / (np.abs(other) + 0.1))
-    return float(np.max(apart, initial=0.0))
-
-
 def no_dead_knob(config) -> str:
     """5: every key of every section is read by its function, and a key that it lacks is refused."""
     sections = program.sections(config)
@@ -383,29 +303,13 @@ def no_dead_knob(config) -> str:
         known, selector = set(parameters(function)), set()
         if isinstance(function, Selected):
             selector, function = {function.selector}, function.function
-        unread = known - selector - _names_read(function)
+        unread = known - selector - names_read(function)
         hold(not unread, f"config.{where}: nothing reads {', '.join(sorted(unread))}")
         count += len(known)
         values = {k: v for k, v in flatten(config).items() if k.startswith(f"{where}.")}
         missing = [k for k in known if not any(v.startswith(f"{where}.{k}") for v in values)]
         hold(not missing, f"config.{where} does not hold {missing}")
     return f"{count} keys in {len(sections)} sections, each read by its function"
-
-
-def _names_read(function: Callable) -> set[str]:
-    """The names that a function's body loads, or the fields of `self` that a module's methods
-    load."""
-    if inspect.isclass(function) and issubclass(function, nn.Module):
-        classes = [cls for cls in function.__mro__ if issubclass(cls, nn.Module)]
-        bodies = [ast.parse(textwrap.dedent(inspect.getsource(cls))) for cls in classes[:-1]]
-        nodes = itertools.chain.from_iterable(map(ast.walk, bodies))
-        return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return {
-        node.id
-        for node in ast.walk(body)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load | ast.Del)
-    }
 
 
 def parameters_are_plain(config) -> str:
@@ -449,13 +353,6 @@ def damage_is_found(config) -> str:
     return "a flipped byte in step 2 was found, and step 1 used"
 
 
-def flip(path: pathlib.Path, position: int) -> None:
-    """Flips all bits of one byte of a file."""
-    raw = bytearray(path.read_bytes())
-    raw[position] ^= 0xFF
-    path.write_bytes(raw)
-
-
 def loop_ends_where_steps_do(config, steps: int = 6) -> str:
     """2: the program's loop, with its log and evaluations, computes what the bare step does."""
     made = prepare(changed(config, **{"train.duration": f"{steps} steps"}), jax.devices()[:1])
@@ -476,183 +373,3 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
 
 
 # ------------------------------------------------------------------------------------- the report
-
-
-class Law(NamedTuple):
-    """A law, and what to look at where it is broken."""
-
-    check: Callable
-    look: str
-
-
-LAWS: dict[str, Law] = {
-    "1 position is step": Law(
-        position_is_step,
-        "`sources` and `prepare`: what they give may depend on the rows, the key and nothing else",
-    ),
-    "2 resume is exact": Law(
-        resume_is_exact, "`init`, `prepare` and `loss`: what is not in the state is lost"
-    ),
-    "2 loop is the step": Law(
-        loop_ends_where_steps_do, "the evaluators: they may change nothing that training uses"
-    ),
-    "3 mesh": Law(
-        lambda config: mesh_changes_nothing(config, meshes(jax.device_count())),
-        "`loss` and the model: sums over all rows, `constrain` at block boundaries, and no number "
-        "of devices",
-    ),
-    "3 checkpoint fits": Law(
-        lambda config: checkpoint_fits_any_mesh(config, corners(jax.device_count())),
-        "`init` and `partition`: the state's shapes may not depend on the devices",
-    ),
-    "3 rows independent": Law(
-        rows_are_independent,
-        "`loss`: a term is (a sum over rows, the weight of that sum), both times `valid`; if rows "
-        "mix (batch norm, a mean over the batch), say rows_independent=False",
-    ),
-    "3 accumulation": Law(
-        accumulation_changes_nothing,
-        "`loss`: a term is (a sum over rows, the weight of that sum); if rows mix, say "
-        "rows_independent=False",
-    ),
-    "4 means are exact": Law(
-        means_are_exact,
-        "the evaluators and `loss`: sums times `valid`, randomness from `row_keys`, and weights "
-        "that count rows, not parameters",
-    ),
-    "5 no dead knob": Law(
-        no_dead_knob, "the function of that section: use the argument, or take it away"
-    ),
-    "6 plain parameters": Law(
-        parameters_are_plain,
-        "`init` and `partition`: nested dicts of arrays, every matrix in a row of the table",
-    ),
-    "8 damage is found": Law(
-        damage_is_found, "`init`: the state is arrays that a checkpoint keeps"
-    ),
-}
-
-
-def meshes(devices: int) -> list[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) of all devices; with one device, just that."""
-    sizes = [n for n in range(1, devices + 1) if devices % n == 0]
-    return [s for s in itertools.product(sizes, repeat=3) if math.prod(s) == devices]
-
-
-def corners(devices: int) -> list[tuple[int, int, int]]:
-    """The meshes that split along one axis, and the one that splits most evenly along all."""
-    every = meshes(devices)
-    return list(dict.fromkeys([s for s in every if max(s) == devices] + [min(every, key=max)]))
-
-
-# What a task alone is run with; its own sections are what its functions default to.
-SMALL = {
-    "seed": 0,
-    "optim": {"lr": 0.01},
-    "train": {"batch_size": 32, "duration": "20 steps", "log_every": "1 steps"},
-    "checkpoint": {"every": "5 steps"},
-}
-
-
-def bare(word: str, overrides: list[str]) -> ml_collections.ConfigDict:
-    """The config of a task alone: 'my.task', or 'FILE.py', whose folder then is importable."""
-    if word.endswith(".py") or os.sep in word:
-        file = pathlib.Path(word)
-        require(file.is_file(), f"no such file: {word}; a config goes behind --config")
-        sys.path.insert(0, str(file.resolve().parent))
-        word = file.stem
-    return overridden(
-        ml_collections.ConfigDict({"task": word, **SMALL}), overrides, program.sections
-    )
-
-
-def fitted(config, devices: int) -> tuple[dict, list[str]]:
-    """A config whose batches divide over any mesh of so many devices, and what was changed for
-    that."""
-    config = config if isinstance(config, dict) else plain(config)
-    flat, new = flatten(config), {"train.accumulate": 1}
-    new |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
-    ways = math.lcm(devices, 4)  # and in parts
-    for key, size in flat.items():
-        if key == "train.batch_size" or (key.startswith("evals.") and key.endswith(".batch_size")):
-            new[key] = -(-size // ways) * ways
-    notes = [f"{k}={v}" for k, v in new.items() if v != flat[k]]
-    return changed(config, **new), notes
-
-
-def check(law: Law, config: dict) -> tuple[str, str, str]:
-    """(verdict, what was tried and found, where to look): of any exception, too, that a task
-    raises."""
-    try:
-        return "holds", law.check(config), ""
-    except DoesNotApply as reason:
-        return "does not apply", str(reason), ""
-    except (Broken, BadInput) as error:
-        return "BROKEN", str(error), law.look
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return "BROKEN", f"{type(error).__name__}: {first}", _place(error)
-
-
-def _place(error: Exception) -> str:
-    """FILE:LINE, FUNCTION where an exception arose: the innermost that is no library's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    paths = sysconfig.get_paths()
-    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), "<")
-    here = str(pathlib.Path(__file__).parents[1])
-    own = [f for f in frames if not f.filename.startswith(libraries)]
-    own = [f for f in own if not f.filename.startswith(here)] or own or frames
-    return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
-
-
-def report(config: dict) -> int:
-    """Checks every law, prints what was tried and found, and returns how many are broken."""
-    counts, said = {"holds": 0, "BROKEN": 0, "does not apply": 0}, set()
-    for name, law in LAWS.items():
-        began = time.perf_counter()
-        verdict, found, look = check(law, config)
-        seconds = time.perf_counter() - began
-        counts[verdict] += 1
-        known = (found, look) in said
-        said.add((found, look))
-        lines = ["as above"] if known else textwrap.wrap(found, 84)
-        lines[-1] += f" ({seconds:.1f} s)"
-        lines += textwrap.wrap(f"look at {look}", 84) if look and not known else []
-        print(f"{verdict:14}  {name:18}  " + f"\n{'':36}".join(lines), flush=True)
-    tried = counts["holds"] + counts["BROKEN"]
-    idle = len(LAWS) - tried
-    print(f"{counts['holds']} of {tried} laws hold" + (f"; does not apply: {idle}" if idle else ""))
-    return counts["BROKEN"]
-
-
-def simulate_devices(count: int = 8) -> None:
-    """Eight devices where there is only a CPU, unless the user has said how many, or jax has
-    begun."""
-    said = "JAX_NUM_CPU_DEVICES" in os.environ
-    if not said and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", count)
-
-
-def main(argv=None) -> int:
-    """Checks every law on a task and prints a report; exit code 1 if one is broken."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    require(bool(words), "name a task, my.task or FILE.py, or --config FILE.py[:ARG]")
-    simulate_devices()
-    if words[0].startswith("-"):
-        parser = cli.parser(__doc__)
-        cli.add_config(parser)
-        _, config = cli.parse(parser, words)
-    else:
-        config = bare(words[0], words[1:])
-    runtime.start()
-    config, notes = fitted(config, jax.device_count())
-    device = jax.devices()[0]
-    print(f"{config['task']}, on {jax.device_count()} devices ({device.device_kind})")
-    if notes:
-        print(f"so that batches divide over them: {', '.join(notes)}")
-    logging.disable(logging.WARNING)  # of checkpoints that are damaged on purpose, and the like
-    try:
-        return 1 if report(config) else 0
-    finally:
-        logging.disable(logging.NOTSET)

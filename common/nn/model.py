@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from common.config import Selected
 from common.errors import BadInput, require
+from common.sections import Selected
 
 
 def model_class(name: str) -> type[nn.Module]:

@@ -18,12 +18,13 @@ from typing import NamedTuple
 import jax
 
 from common import tree
-from common.config import call, changed
+from common.config import changed
 from common.devices import chips, mesh
 from common.errors import BadInput
 from common.nn import flops
 from common.planning import hlo, topology
 from common.planning.describe import local_bytes, spelled_bytes
+from common.sections import call
 from common.training import program
 from common.training.program import Program
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from common import tree
-from common.config import call, plain
+from common.config import plain
 from common.data import order
 from common.devices.runtime import start
 from common.errors import NotPrepared
+from common.sections import call
 from common.training import optim
 from common.training.initialise import initialise
 from common.training.program import Program, abstract_arguments, prepare, task_module

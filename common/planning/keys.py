@@ -12,7 +12,8 @@ import shutil
 import textwrap
 from collections.abc import Callable
 
-from common.config import Selected, flatten, parameters, spelled
+from common.config import flatten
+from common.sections import Selected, parameters, spelled
 
 HEADINGS = r"(Args|Attributes|Returns|Raises|Yields):"
 

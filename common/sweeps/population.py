@@ -19,10 +19,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from common.config import call, changed
+from common.config import changed
 from common.devices import mesh, runtime
 from common.errors import Preempted
 from common.runs import workdir
+from common.sections import call
 from common.training import train
 from common.training.loop import drive
 from common.training.program import Program, abstract_arguments, lay_out, prepare, with_numbers

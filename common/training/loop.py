@@ -16,7 +16,6 @@ import numpy as np
 from etils import epath
 
 from common import tree
-from common.config import call
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import NotFinite, Preempted, choice
@@ -24,6 +23,7 @@ from common.runs.checkpoint import Checkpoints
 from common.runs.history import metric_keys, should_stop
 from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
+from common.sections import call
 from common.task import EvalContext, purpose_key
 from common.training.program import Program
 from common.training.step import TrainState

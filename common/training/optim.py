@@ -20,8 +20,8 @@ import optax
 from optax import contrib
 
 from common import tree
-from common.config import parameters
 from common.errors import BadInput, nearest, require
+from common.sections import parameters
 from common.training import directions
 from common.training.schedules import Schedule, schedule_steps, unit_shape
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.config import call, parameters, plain, substitute, traced, untraced
+from common.config import plain, substitute, traced, untraced
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, choice, require
 from common.runs import checkpoint, log
 from common.runs.history import metric_keys, should_stop
+from common.sections import call, parameters
 from common.task import Source, Task, Terms, purpose_key
 from common.training import directions, optim
 from common.training.duration import steps

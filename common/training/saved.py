@@ -8,11 +8,12 @@ import contextlib
 
 import jax
 
-from common.config import call, completed
+from common.config import completed
 from common.devices import runtime
 from common.errors import require
 from common.runs import checkpoint, files, workdir
 from common.runs.history import best_steps, parse_best
+from common.sections import call
 from common.training.loop import eval_context
 from common.training.program import prepare, sections
 

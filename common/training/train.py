@@ -13,12 +13,13 @@ from collections.abc import Iterator
 import jax
 
 from common import tree
-from common.config import call, plain
+from common.config import plain
 from common.devices import agreement, chips, runtime
 from common.errors import CannotWrite, NotFinite, require
 from common.runs import checkpoint, files, log, workdir
 from common.runs.history import last_speeds, last_values
 from common.runs.progress import Progress
+from common.sections import call
 from common.training.loop import Run, loop
 from common.training.program import Program, initial_state, prepare
 from common.training.saved import read_config

@@ -11,6 +11,7 @@ from helpers import DIGITS, ROOT, TOY, load
 
 from common import config as configs
 from common.errors import BadInput
+from common.sections import complete
 from common.training import duration, program
 
 
@@ -28,7 +29,7 @@ def toy_section(
 
 def completed(**section) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict({"seed": 0, "toy": section})
-    configs.complete(config, {"toy": toy_section})
+    complete(config, {"toy": toy_section})
     return config
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers import DIGITS, ROOT, exit_code, finish, load, result, start, timeless
 
 from common import tree
-from common.laws.checks import flip
+from common.laws.measure import flip
 from common.runs import checkpoint, workdir
 from common.training.program import prepare
 

@@ -16,6 +16,7 @@ from helpers import DIGITS, ROOT, TOY, load
 from common import tree
 from common.devices import mesh
 from common.laws import checks as laws
+from common.laws import measure, report
 from common.runs import checkpoint
 from common.training.program import initial_state, prepare
 
@@ -175,14 +176,14 @@ DIVIDED = {
 
 @functools.cache
 def losses_alone(name: str) -> list[float]:
-    losses, _ = laws.train_losses(laws.on_mesh(config(name, **DIVIDED[name]), (1, 1, 1)), 10)
+    losses, _ = measure.train_losses(measure.on_mesh(config(name, **DIVIDED[name]), (1, 1, 1)), 10)
     assert max(losses) - min(losses) > 0.01 * max(losses)  # else equality would say little
     return losses
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("shape", laws.meshes(8), ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("shape", report.meshes(8), ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("name", DIVIDED)
 def test_no_mesh_changes_anything(name, shape, accumulate, compiled_in_haste, undivided):
     divided = config(name, **DIVIDED[name], **{"train.accumulate": accumulate})
@@ -192,13 +193,13 @@ def test_no_mesh_changes_anything(name, shape, accumulate, compiled_in_haste, un
 
 @pytest.mark.slow
 def test_no_mesh_changes_the_toy(compiled_in_haste):
-    laws.mesh_changes_nothing(config("toy"), laws.meshes(8))
+    laws.mesh_changes_nothing(config("toy"), report.meshes(8))
 
 
 def test_batch_statistics_are_those_of_the_whole_batch():
     # After one step: Adam then moves the bias in front of the norm, whose gradient is noise.
-    _, one = laws.train_losses(laws.on_mesh(config("toy"), (1, 1, 1)), 1)
-    _, eight = laws.train_losses(laws.on_mesh(config("toy"), (8, 1, 1)), 1)
+    _, one = measure.train_losses(measure.on_mesh(config("toy"), (1, 1, 1)), 1)
+    _, eight = measure.train_losses(measure.on_mesh(config("toy"), (8, 1, 1)), 1)
     assert set(one.extra["batch_stats"]["norm"]) == {"mean", "var"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), one.extra, eight.extra)
 
@@ -207,7 +208,7 @@ def test_batch_statistics_are_those_of_the_whole_batch():
     ("name", "shapes"),
     [
         ("mlp", [(1, 8, 1), (2, 2, 2)]),
-        *(pytest.param(n, laws.meshes(8), marks=pytest.mark.slow, id=n) for n in DIVIDED),
+        *(pytest.param(n, report.meshes(8), marks=pytest.mark.slow, id=n) for n in DIVIDED),
     ],
 )
 def test_checkpoint_fits_any_mesh(name, shapes, compiled_in_haste):
@@ -218,7 +219,7 @@ def test_checkpoint_fits_any_mesh(name, shapes, compiled_in_haste):
 def test_optimizer_and_average_live_where_their_parameters_live(shape):
     # Muon has momenta for the matrices and Adam's for the rest.
     muon = {"optim.name": "muon", "train.average": 0.9}
-    like = laws.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), shape).like
+    like = measure.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), shape).like
     params = tree.flatten(like.params)
     assert any(not leaf.sharding.is_fully_replicated for leaf in params.values())
     for part in (like.opt_state, like.average):
@@ -233,7 +234,7 @@ def test_optimizer_and_average_live_where_their_parameters_live(shape):
 
 def test_fsdp_divides_the_memory_of_the_state():
     muon = {"optim.name": "muon", "train.average": 0.9}
-    made = laws.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), (1, 8, 1))
+    made = measure.on_mesh(config("clm", **BLOCK | {"model.heads": 8} | muon), (1, 8, 1))
     with jax.set_mesh(made.layout.mesh):
         leaves = jax.tree.leaves(initial_state(made))
     total = sum(leaf.nbytes for leaf in leaves)
@@ -270,7 +271,7 @@ def test_rows_are_independent(name):
 
 @pytest.mark.parametrize("name", ["toy", "resnet"])  # batch norm mixes rows
 def test_rows_that_are_said_to_mix_are_left_alone(name):
-    with pytest.raises(laws.DoesNotApply, match="rows_independent=False"):
+    with pytest.raises(measure.DoesNotApply, match="rows_independent=False"):
         laws.rows_are_independent(config(name))
 
 
@@ -320,7 +321,7 @@ def test_weights_that_read_parameters_are_seen(monkeypatch):
 
         return other
 
-    with pytest.raises(laws.Broken, match="depend on the parameters"):
+    with pytest.raises(measure.Broken, match="depend on the parameters"):
         laws.means_are_exact(broken_toy(monkeypatch, loss=change))
 
 
@@ -333,7 +334,7 @@ def test_a_loss_that_keeps_state_is_seen(monkeypatch):
             prepare(key, batch, train) | {"x": batch["x"] + 0.01 * next(count)}
         )
 
-    with pytest.raises(laws.Broken):
+    with pytest.raises(measure.Broken):
         laws.resume_is_exact(broken_toy(monkeypatch, prepare=change), 1, jax.devices()[:1])
 
 
@@ -348,14 +349,14 @@ def test_a_loss_that_counts_devices_is_seen(monkeypatch):
 
         return other
 
-    with pytest.raises(laws.Broken, match="losses differ"):
+    with pytest.raises(measure.Broken, match="losses differ"):
         laws.mesh_changes_nothing(broken_toy(monkeypatch, loss=change), [(2, 1, 1)], steps=1)
 
 
 @pytest.mark.slow
 def test_accumulation_that_is_not_exact_is_seen(monkeypatch):
     broken_toy(monkeypatch, rows_independent=lambda _: True)
-    with pytest.raises(laws.Broken, match="parts"):
+    with pytest.raises(measure.Broken, match="parts"):
         laws.accumulation_changes_nothing(config("toy", **{"model.dropout": 0.0}))
 
 
@@ -366,7 +367,7 @@ def test_an_unread_argument_is_seen(monkeypatch):
         return value
 
     monkeypatch.setattr(toy, "weights", weights)
-    with pytest.raises(laws.Broken, match="nothing reads idle"):
+    with pytest.raises(measure.Broken, match="nothing reads idle"):
         laws.no_dead_knob(config("toy"))
 
 
@@ -388,7 +389,7 @@ def test_a_state_that_restores_as_another_is_seen(monkeypatch, compiled_in_haste
         return state._replace(params=tree.map_paths(first, state.params)), step
 
     monkeypatch.setattr(checkpoint.Checkpoints, "restore", other)
-    with pytest.raises(laws.Broken, match="another state"):
+    with pytest.raises(measure.Broken, match="another state"):
         laws.checkpoint_fits_any_mesh(config("mlp"), [(1, 8, 1), (2, 2, 2)], steps=1)
 
 
@@ -413,11 +414,11 @@ def some_laws(monkeypatch):
     """Those that take no training; and a path that is as before when the test ends."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     names = ("1 position is step", "3 rows independent", "4 means are exact", "5 no dead knob")
-    monkeypatch.setattr(laws, "LAWS", {name: laws.LAWS[name] for name in names})
+    monkeypatch.setattr(report, "LAWS", {name: report.LAWS[name] for name in names})
 
 
 def test_a_task_of_ones_own_holds_them(tmp_path, capsys, some_laws):
-    assert laws.main([own(tmp_path, "prices"), "--config.data.size=70"]) == 0
+    assert report.main([own(tmp_path, "prices"), "--config.data.size=70"]) == 0
     said = capsys.readouterr().out
     assert "prices, on 8 devices" in said
     assert "evals.test.batch_size=16" in said  # it is 10 there
@@ -436,8 +437,8 @@ def test_a_task_of_ones_own_holds_them(tmp_path, capsys, some_laws):
 )
 def test_a_loss_that_mixes_rows_is_seen(tmp_path, request, some_laws, old, new, found):
     name = f"prices_{request.node.callspec.id}"
-    task = laws.bare(own(tmp_path, name, old, new), [])
-    with pytest.raises(laws.Broken, match=found):
+    task = report.bare(own(tmp_path, name, old, new), [])
+    with pytest.raises(measure.Broken, match=found):
         laws.rows_are_independent(task)
 
 
@@ -445,7 +446,7 @@ def test_a_task_that_raises_is_broken_and_told_where(tmp_path, capsys, some_laws
     old = 'model.apply({"params": params}, batch["x"])'
     file = own(tmp_path, "prices_raises", old, old.replace('batch["x"]', 'batch["x"], 3'))
     line = 1 + PRICES.read_text().split(old)[0].count("\n")
-    assert laws.main([file]) == 1
+    assert report.main([file]) == 1
     said = capsys.readouterr().out
     assert "TypeError: Net.__call__() takes 2 positional arguments but 3 were given" in said
     assert f"prices_raises.py:{line}, in loss" in "".join(said.split("\n" + " " * 36))
@@ -463,4 +464,4 @@ def test_the_laws_are_a_command_for_a_task_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "my.prices, on 8 devices (cpu)" in done.stdout
     assert "train.batch_size=32" in done.stdout
-    assert f"{len(laws.LAWS)} of {len(laws.LAWS)} laws hold" in done.stdout
+    assert f"{len(report.LAWS)} of {len(report.LAWS)} laws hold" in done.stdout

@@ -9,6 +9,7 @@ import yaml
 from helpers import DIGITS, ROOT, exit_code, finish, result, start, timeless
 
 from common.devices import processes
+from common.laws import report
 
 MLP = f"{DIGITS}:mlp"
 NOWHERE = "--config.data.folder=/nowhere"
@@ -129,13 +130,12 @@ def test_a_script_is_a_process(tmp_path):
 
 def test_the_laws_are_a_command(capsys, monkeypatch):
     from common import cli
-    from common.laws import checks as laws
 
     monkeypatch.setattr(
-        laws, "LAWS", {k: laws.LAWS[k] for k in ("5 no dead knob", "6 plain parameters")}
+        report, "LAWS", {k: report.LAWS[k] for k in ("5 no dead knob", "6 plain parameters")}
     )
     with pytest.raises(SystemExit) as ended:
-        cli.exit(lambda: laws.main(["--config", MLP]))
+        cli.exit(lambda: report.main(["--config", MLP]))
     assert ended.value.code == 0
     assert "2 of 2 laws hold" in capsys.readouterr().out
     for words, message in (
@@ -145,7 +145,7 @@ def test_the_laws_are_a_command(capsys, monkeypatch):
         (["vision.classify", "--config.data.foldr=3"], "did you mean 'data.folder'"),
     ):
         with pytest.raises(SystemExit) as ended:
-            cli.exit(lambda words=words: laws.main(words))
+            cli.exit(lambda words=words: report.main(words))
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
 

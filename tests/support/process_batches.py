@@ -37,7 +37,7 @@ if __name__ == "__main__":
         assert sorted(parts) == rows.tolist()
         found[step] = {row: sha.hexdigest()[:16] for row, sha in parts.items()}
     # Steps as well: all processes take part, and each prints the same losses.
-    from common.laws.checks import train_losses
+    from common.laws.measure import train_losses
 
     losses, _ = train_losses(made, 2)
     print(json.dumps({"rows": found, "losses": losses, "processes": jax.process_count()}))

@@ -11,7 +11,7 @@ import sys
 from common import tree
 from common.devices import mesh, runtime
 from common.errors import BadInput
-from common.laws.checks import flip
+from common.laws.measure import flip
 from common.runs import checkpoint, workdir
 
 RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import config as configs
 from common import losses, tree
 from common.data import loading
 from common.evaluate import mean_evaluator
 from common.nn.layers import Dropout, identity
+from common.sections import call
 from common.task import Evaluator, Task, row_keys
 
 CLASSES = 3
@@ -120,14 +120,14 @@ def sections(config) -> dict[str, Callable]:
 
 
 def sources(config) -> dict:
-    found = configs.call(load, config["data"])
+    found = call(load, config["data"])
     found.pop("workers")
     return found
 
 
 def make(config, sources, constrain) -> Task:
     model = Net(**config["model"], constrain=constrain)
-    coefficient = configs.call(weights, config["loss"])
+    coefficient = call(weights, config["loss"])
 
     def init(key):
         variables = dict(model.init(key, jnp.zeros((1, 8))))
@@ -165,8 +165,8 @@ def make(config, sources, constrain) -> Task:
         objective={"label": 1.0, "value": coefficient},
         sources=sources,
         evaluators={
-            "scores": configs.call(scores, config["evals"]["scores"], sources["test"], outputs),
-            "words": configs.call(words, config["evals"]["words"], sources["auxiliary"], outputs),
+            "scores": call(scores, config["evals"]["scores"], sources["test"], outputs),
+            "words": call(words, config["evals"]["words"], sources["auxiliary"], outputs),
         },
         partition=PARTITION,
         rows_independent=False,

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from common import config as configs
 from common.data import loading
 from common.evaluate import mean_evaluator
+from common.sections import call
 from common.task import Evaluator, Task
 
 
@@ -36,7 +36,7 @@ def sections(config):
 
 
 def sources(config):
-    return configs.call(load, config["data"])
+    return call(load, config["data"])
 
 
 def make(config, sources, constrain) -> Task:
@@ -58,9 +58,7 @@ def make(config, sources, constrain) -> Task:
         loss=loss,
         objective={"squared": 1.0},
         sources=sources,
-        evaluators={
-            "test": configs.call(evaluator, config["evals"]["test"], sources["test"], test)
-        },
+        evaluators={"test": call(evaluator, config["evals"]["test"], sources["test"], test)},
         partition=((r"in/kernel", ("embed", "mlp")), (r"out/kernel", ("mlp", None))),
         rows_independent=True,
     )

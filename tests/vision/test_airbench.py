@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, load
 
-from common.laws import checks as laws
+from common.laws import measure
 from common.nn import flops
 from common.training import program
 from vision import airbench
@@ -70,7 +70,7 @@ def test_training_begins_with_whitening_filters_and_leaves_them():
         },
     )
     made = program.prepare(config, jax.devices()[:1])
-    losses, state = laws.train_losses(made, 2)
+    losses, state = measure.train_losses(made, 2)
     images = made.task.sources["train"].read(np.arange(1000))["image"].astype(np.float32) / 255
     facts = made.task.sources["train"].facts
     expected = airbench.whitening_filters((images - facts.mean) / facts.std, 3)

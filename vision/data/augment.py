@@ -14,16 +14,14 @@ first), so that mixing is exact.
 
 import zlib
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from common import tree
-from common.errors import choice, require
+from common.errors import require
 from vision.data.rand_augment import affine, rand_augment, rotations
-
-Views = Literal["none", "flip", "flip_shift"]
 
 
 def _draws(key, *shape):
@@ -268,57 +266,6 @@ def mixing(key, images, labels, mixup_alpha=None, cutmix_alpha=None):
     coins = _draws(coin_key, len(images), 1) < 0.5
     images = jnp.where(coins[..., None, None], images_up, images_cut)
     return images, jnp.where(coins, labels_up, labels_cut)
-
-
-# --------------------------------------------------------------------------- for evaluation as well
-
-
-def normalise(images, mean, std):
-    """(images - mean) / std, in their type. `mean` and `std` are numbers or one a channel."""
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
-
-
-def centre_crop(images, size: int):
-    """The square in the middle, [B, size, size, C]: what evaluation sees where training sees
-    `random_resized_crop`.
-
-    Raises:
-      BadInput: if the images are smaller.
-    """
-    _, height, width, _ = images.shape
-    require(
-        size <= min(height, width),
-        f"config.augment.resized_crop: {size} is larger than the images, {height} x {width}",
-    )
-    top, left = (height - size) // 2, (width - size) // 2
-    return images[:, top : top + size, left : left + size]
-
-
-def views(images, name: Views) -> tuple:
-    """What the logits of an image are averaged over: ((weight, [B, H, W, C]), …), weights sum to 1.
-
-    Args:
-      images: [B, H, W, C].
-      name: "none" is the image itself. "flip" is the image and its mirror. "flip_shift" is the six
-        of airbench (Jordan 2024): these two, which weigh half in all, and both shifted by a pixel
-        up and left, and down and right, with the border reflected.
-
-    Raises:
-      BadInput: for another name.
-    """
-    choice("views", name, get_args(Views))
-    if name == "none":
-        return ((1.0, images),)
-    if name == "flip":
-        return (0.5, images), (0.5, images[:, :, ::-1])
-    _, height, width, _ = images.shape
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-    shifted = (padded[:, at : at + height, at : at + width] for at in (2, 0))
-    return tuple(
-        (share * weight, view)
-        for share, one in zip((0.5, 0.25, 0.25), (images, *shifted), strict=True)
-        for weight, view in views(one, "flip")
-    )
 
 
 # -------------------------------------------------------------------------------------- the section

@@ -15,7 +15,7 @@ import pytest
 
 from common import tree
 from common.errors import BadInput
-from common.laws.checks import flip
+from common.laws.measure import flip
 from common.runs import checkpoint
 from common.runs.history import best_steps, parse_best
 from common.training.initialise import initialise

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from common.config import parameters
 from common.errors import BadInput
+from common.sections import parameters
 from common.training import directions, optim
 from common.training.schedules import unit_shape
 

@@ -298,7 +298,7 @@ def test_the_toy_trains_with_two_terms_text_and_an_average(tmp_path):
 
 
 def test_the_average_follows_parameters_and_batch_statistics():
-    from common.laws.checks import train_losses
+    from common.laws.measure import train_losses
 
     made = prepare(load(TOY), jax.devices()[:1])
     _, one = train_losses(made, 1)
@@ -389,7 +389,7 @@ def test_gradients_of_the_tasks_own_are_used(monkeypatch):
         return jax.tree.map(jax.numpy.zeros_like, grads), terms, new
 
     monkeypatch.setattr(toy, "make", lambda *a: make(*a)._replace(gradients=gradients))
-    from common.laws.checks import train_losses
+    from common.laws.measure import train_losses
 
     made = prepare(load(TOY, **{"optim.weight_decay": 0.0}), jax.devices()[:1])
     _, state = train_losses(made, 1)

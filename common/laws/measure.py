@@ -1,0 +1,114 @@
+"""What the checks measure with: losses of real programs on given meshes, and how they fail."""
+
+import ast
+import inspect
+import itertools
+import math
+import pathlib
+import textwrap
+import typing
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from common.config import changed, flatten
+from common.data import loading
+from common.devices import mesh
+from common.sections import parameters
+from common.training import program
+from common.training.program import Program, initial_state, prepare
+
+
+class Broken(AssertionError):
+    """A law that does not hold, and what was found."""
+
+
+class DoesNotApply(Exception):
+    """A law that has nothing to check in this task, and why."""
+
+
+def hold(condition: bool, found: str) -> None:
+    """Raises `Broken(found)` unless `condition` is true."""
+    if not condition:
+        raise Broken(found)
+
+
+def without_dropout(config) -> dict:
+    """The config with every rate of dropout unset, or 0 where it cannot be unset."""
+    sections, off = program.sections(config), {}
+    for key, value in flatten(config).items():
+        where, _, name = key.rpartition(".")
+        if name.endswith("dropout") and isinstance(value, float):
+            kinds = typing.get_args(parameters(sections[where])[name].annotation)
+            off[key] = None if type(None) in kinds else 0.0
+    return changed(config, **off)
+
+
+def on_mesh(config, shape: tuple[int, int, int]) -> Program:
+    """The program on a mesh of (data, fsdp, tensor) devices."""
+    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
+    return prepare(changed(config, **sizes), jax.devices()[: math.prod(shape)])
+
+
+def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], object]:
+    """The objective at each of `steps` steps from `state` (or the start), and the state behind
+    them."""
+    precise = jax.default_matmul_precision("highest")
+    with jax.set_mesh(made.layout.mesh), precise:
+        state = initial_state(made) if state is None else state
+        source, seed, first = made.task.sources["train"], made.config["seed"], int(state.step)
+        batches = itertools.repeat({})
+        if not made.resident:
+            size = made.plan.batch_size
+            batches = loading.train_batches(
+                source, seed, range(first, first + steps), size, made.layout
+            )
+        found, update, one = [], made.step, None
+        if made.steps is not None:
+            update, one = made.steps, mesh.put_replicated(made.layout, np.int32(1))
+        for _ in range(steps):
+            given = next(batches) if one is None else one
+            state, terms, _ = update(made.hypers, state, given, made.resident)
+            found.append(float(terms["loss"][0]))
+    return found, state
+
+
+def near(a, b) -> float:
+    """The largest relative difference between two sequences of numbers."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)))
+
+
+def flip(path: pathlib.Path, position: int) -> None:
+    """Flips all bits of one byte of a file."""
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 0xFF
+    path.write_bytes(raw)
+
+
+def difference_of(value, other) -> float:
+    """How far two metrics are apart, relative and near zero absolute; texts are equal or are
+    not."""
+    if isinstance(value, str):
+        return 0.0 if value == other else math.inf
+    value, other = np.asarray(value, np.float64), np.asarray(other, np.float64)
+    apart = np.where(value == other, 0.0, np.abs(value - other) / (np.abs(other) + 0.1))
+    return float(np.max(apart, initial=0.0))
+
+
+def names_read(function: Callable) -> set[str]:
+    """The names that a function's body loads, or the fields of `self` that a module's methods
+    load."""
+    if inspect.isclass(function) and issubclass(function, nn.Module):
+        classes = [cls for cls in function.__mro__ if issubclass(cls, nn.Module)]
+        bodies = [ast.parse(textwrap.dedent(inspect.getsource(cls))) for cls in classes[:-1]]
+        nodes = itertools.chain.from_iterable(map(ast.walk, bodies))
+        return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return {
+        node.id
+        for node in ast.walk(body)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load | ast.Del)
+    }

@@ -1,0 +1,181 @@
+"""A section of a config is the keyword-only arguments of one function, or the fields of one linen
+module.
+
+That function is the only place where a key, its type and its default are written: `complete` adds
+what a config leaves out, so every knob can be overridden and is on record, and a key that the
+function does not have is an error that names the nearest one.
+"""
+
+import dataclasses
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from common.errors import BadInput, choice, nearest, require
+
+
+class Parameter(NamedTuple):
+    """A key of a section: its annotation and its default (`inspect.Parameter.empty` if
+    required)."""
+
+    annotation: Any
+    default: Any
+
+
+class Selected(NamedTuple):
+    """A section one of whose keys names the function that the other keys feed.
+
+    Attributes:
+      selector: that key, a string.
+      default: its value where the config sets none.
+      function: the function named; its keywords, or fields, are the other keys.
+      fixed: of these, the ones that the caller provides, which are no keys.
+    """
+
+    selector: str
+    default: str
+    function: Callable
+    fixed: tuple[str, ...] = ()
+
+
+def parameters(function: Callable | Selected) -> dict[str, Parameter]:
+    """The keys of the section that feeds `function`.
+
+    For a function these are its keyword-only arguments. For a linen module class they are its
+    fields that have a default and are not callables: the others are known only at run time.
+    """
+    if isinstance(function, Selected):
+        keys = {k: v for k, v in parameters(function.function).items() if k not in function.fixed}
+        return {function.selector: Parameter(str, function.default)} | keys
+    hints = typing.get_type_hints(function)
+    if inspect.isclass(function) and issubclass(function, nn.Module):
+        return {
+            field.name: Parameter(hints.get(field.name, Any), field.default)
+            for field in dataclasses.fields(function)
+            if field.name not in ("parent", "name")
+            and field.default is not dataclasses.MISSING
+            and not callable(field.default)
+        }
+    return {
+        name: Parameter(hints.get(name, Any), p.default)
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether `value` may stand where `annotation` is written."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(fits(v, args[0]) for v in value)
+        return len(value) == len(args) and all(map(fits, value, args))
+    if annotation is None or annotation is type(None):
+        return value is None
+    if origin is not None and inspect.isclass(origin):  # Sequence[int] and the like
+        return isinstance(value, origin)
+    if not inspect.isclass(annotation):
+        return True
+    if annotation in (float, int) and isinstance(value, bool):
+        return False
+    if annotation is float:
+        return isinstance(value, numbers.Real)
+    return isinstance(value, annotation)
+
+
+def spelled(annotation: Any) -> str:
+    """`annotation` as a user would say it: 'float or None', "one of 'sgd', 'adamw'"."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(spelled, args))
+    if origin is tuple:
+        inner = ", ".join("…" if a is Ellipsis else spelled(a) for a in args)
+        return f"a tuple ({inner})"
+    return {type(None): "None"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _check_value(where: str, value: Any, parameter: Parameter) -> None:
+    annotation = parameter.annotation
+    if fits(value, annotation):
+        return
+    if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
+        choice(where, value, typing.get_args(annotation))
+    raise BadInput(f"{where}: {value!r} is not {spelled(annotation)}")
+
+
+def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:
+    """Adds to `config` what it leaves out and checks what it has, against the function a section.
+
+    Raises:
+      BadInput: for an unknown section or key, a missing required key, or a value of a wrong type.
+    """
+    parents = {name.rsplit(".", 1)[0] for name in sections if "." in name} | {"evals"}
+    top = {name.split(".")[0] for name in sections} | {"evals"}
+    if config.get("evals") is None:
+        config.evals = ml_collections.ConfigDict()
+    for key in config:
+        require(
+            key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}"
+        )
+    for where, function in sections.items():
+        section = config
+        for part in where.split("."):
+            if part not in section or section[part] is None:
+                section[part] = ml_collections.ConfigDict()
+            section = section[part]
+            require(
+                isinstance(section, ml_collections.ConfigDict),
+                f"config.{where}: expected a section of keys, got {section!r}",
+            )
+        known = parameters(function)
+        inner = {name.rsplit(".", 1)[1] for name in sections if name.startswith(f"{where}.")}
+        for key in section:
+            valid = set(known) | inner
+            require(key in valid, f"config.{where}.{key}: unknown key; {nearest(key, valid)}")
+        for key, parameter in known.items():
+            if key not in section:
+                empty = parameter.default is inspect.Parameter.empty
+                require(not empty, f"config.{where}.{key}: required, and not set")
+                section[key] = _default(parameter)
+                continue
+            value = section[key]
+            _check_value(f"config.{where}.{key}", value, parameter)
+            kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+            if type(value) is int and float in kinds and int not in kinds:
+                del section[key]
+                section[key] = float(value)
+    for parent in parents - set(sections):
+        inner = {n[len(parent) + 1 :] for n in sections if n.startswith(f"{parent}.")}
+        for key in config.get(parent) or {}:
+            require(key in inner, f"config.{parent}.{key}: unknown; {nearest(key, inner)}")
+
+
+def _default(parameter: Parameter) -> Any:
+    if parameter.default is not None:
+        return parameter.default
+    kinds = [a for a in typing.get_args(parameter.annotation) if a is not type(None)]
+    kind = typing.get_origin(kinds[0]) or kinds[0] if kinds else object
+    return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
+
+
+def call(function: Callable, section: dict, *runtime) -> Any:
+    """`function(*runtime, **section)`, leaving out the section's nested sections."""
+    known = parameters(function)
+    return function(*runtime, **{k: v for k, v in section.items() if k in known})
