@@ -1,4 +1,4 @@
-"""The README's table of results, from runs that anybody can repeat:
+"""The table of results in configs/README.md, from runs that anybody can repeat:
 
     python scripts/results.py --workdir runs/results
 
@@ -30,7 +30,7 @@ def main(argv=None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="where the runs lie")
     parser.add_argument("--only", default="", help="a word in the names of configs")
-    parser.add_argument("--readme", default="README.md", help="the file with the table")
+    parser.add_argument("--readme", default="configs/README.md", help="the file with the table")
     args = parser.parse_args(argv)
     file = epath.Path(args.readme)
     require(file.exists(), f"--readme: no such file: {file}")

@@ -31,7 +31,7 @@ def run(config, folder, *, show: bool = True) -> dict:
 
     Args:
       config: a completed config (`common.config.load`).
-      folder: the workdir; created if need be. What it holds: see README.md.
+      folder: the workdir; created if need be. What it holds: see scripts/README.md.
       show: whether to print progress on standard error.
 
     Returns:

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The startup script of every host of a TPU slice: see "On a TPU VM" in README.md. Put the address of
-# your copy of this repository, and your bucket, here. It runs at every boot, as root.
+# The startup script of every host of a TPU slice: see "TPU VM" in README.md beside it. Put the address
+# of your copy of this repository, and your bucket, here. It runs at every boot, as root.
 REPOSITORY=https://github.com/YOU/touchstone
 BUCKET=YOUR-BUCKET
 exec >> /var/log/touchstone.log 2>&1

@@ -1,4 +1,4 @@
-"""The README's table is what its runs reached, and its lines are of configs that there are."""
+"""The table of results is what its runs reached, and its lines are of configs that there are."""
 
 import re
 import shutil
@@ -9,9 +9,11 @@ from helpers import ROOT, exit_code, result, script
 
 from common import config
 
+README = ROOT / "configs/README.md"
 
-def test_every_line_of_the_readme_is_of_a_config():
-    found = [m["config"] for m in script("results").LINE.finditer((ROOT / "README.md").read_text())]
+
+def test_every_line_of_the_table_is_of_a_config():
+    found = [m["config"] for m in script("results").LINE.finditer(README.read_text())]
     assert len(found) >= 5
     for path in found:
         module, arg = config.experiment(str(ROOT / path))
@@ -22,7 +24,7 @@ def test_every_line_of_the_readme_is_of_a_config():
 def test_a_line_is_what_its_runs_reached(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     readme = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", readme)
+    shutil.copy(README, readme)
     before = readme.read_text().splitlines()
     words = "--workdir", str(tmp_path / "runs"), "--readme", str(readme), "--only", "digits.py:cnn"
     assert exit_code("results", *words) == 0
@@ -41,6 +43,6 @@ def test_a_line_is_what_its_runs_reached(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_not_in_the_table_is_one_line(tmp_path, capsys):
-    words = "--workdir", str(tmp_path), "--readme", str(ROOT / "README.md"), "--only", "nothing"
+    words = "--workdir", str(tmp_path), "--readme", str(README), "--only", "nothing"
     assert exit_code("results", *words) == 2
     assert capsys.readouterr().err.count("\n") == 1
