@@ -25,7 +25,8 @@ from common.nn import model as models
 from common.sections import call
 from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import weights
-from vision.data import augment, datasets, views
+from vision.data import augment, datasets
+from vision.data.views import Views, centre_crop, normalise, weighted_views
 from vision.pretrained import WEIGHTS
 
 FITTED_TO = 1000  # images that `fitted` is given
@@ -39,7 +40,7 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 512,
     per_class: bool = False,
-    views: views.Views = "none",
+    views: Views = "none",
 ) -> Evaluator:
     """A section `evals.NAME`: loss (without smoothing), accuracy, top-5 accuracy, macro F1.
 
@@ -50,7 +51,7 @@ def evaluator(
       every: a duration; the end is always evaluated.
       batch_size: rows at a time.
       per_class: also log precision, recall and F1 of every class, and the confusion matrix.
-      views: what the logits of an image are averaged over; see `augment.views`.
+      views: what the logits of an image are averaged over; see `vision.data.views`.
     """
     del split  # `sources` has read it
 
@@ -145,12 +146,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def prepare(key, batch, train):
         images = batch["image"]
         if not train:
-            images = images if size is None else views.centre_crop(images, size)
-            return batch | {"image": views.normalise(scaled(images), mean, std)}
+            images = images if size is None else centre_crop(images, size)
+            return batch | {"image": normalise(scaled(images), mean, std)}
         labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
         rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
-        return batch | {"image": views.normalise(images, mean, std), "target": labels}
+        return batch | {"image": normalise(images, mean, std), "target": labels}
 
     def loss(params, extra, batch, key):
         logits, changed = model.apply(
@@ -180,7 +181,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def logits(params, extra, batch, key, views="none"):
         images = prepare(key, batch, False)["image"]
         apply = lambda images: model.apply({"params": params, **extra}, images)
-        return sum(share * apply(view) for share, view in views.views(images, views))
+        return sum(share * apply(view) for share, view in weighted_views(images, views))
 
     def pretrained(name):
         variables = weights.pretrained(fetch.find_pretrained(name, known=WEIGHTS), model)

@@ -30,7 +30,7 @@ def centre_crop(images, size: int):
     return images[:, top : top + size, left : left + size]
 
 
-def views(images, name: Views) -> tuple:
+def weighted_views(images, name: Views) -> tuple:
     """What the logits of an image are averaged over: ((weight, [B, H, W, C]), …), weights sum to 1.
 
     Args:
@@ -53,5 +53,5 @@ def views(images, name: Views) -> tuple:
     return tuple(
         (share * weight, view)
         for share, one in zip((0.5, 0.25, 0.25), (images, *shifted), strict=True)
-        for weight, view in views(one, "flip")
+        for weight, view in weighted_views(one, "flip")
     )

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from common.errors import BadInput
-from vision.data import augment, views
+from vision.data import augment
 from vision.data.augment import make_augment
+from vision.data.views import centre_crop, normalise, weighted_views
 
 B, H, W = 2000, 7, 6
 IMAGES = np.float32(np.random.default_rng(0).integers(1, 255, (B, H, W, 1)) / 255)
@@ -267,17 +268,17 @@ def test_normalise_and_centre_crop():
     images = np.random.default_rng(0).random((2, 7, 6, 3), np.float32)
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
     expected = (images - np.float32(mean)) / np.float32(std)
-    np.testing.assert_allclose(views.normalise(images, mean, std), expected, rtol=1e-6)
-    np.testing.assert_array_equal(views.centre_crop(images, 4), images[:, 1:5, 1:5])
-    assert views.centre_crop(images[:, :6], 6).shape == (2, 6, 6, 3)
+    np.testing.assert_allclose(normalise(images, mean, std), expected, rtol=1e-6)
+    np.testing.assert_array_equal(centre_crop(images, 4), images[:, 1:5, 1:5])
+    assert centre_crop(images[:, :6], 6).shape == (2, 6, 6, 3)
     with pytest.raises(BadInput, match=r"config\.augment\.resized_crop: 7 is larger"):
-        views.centre_crop(images, 7)
+        centre_crop(images, 7)
 
 
 def test_views_and_their_weights():
     images = np.asarray(IMAGES[:2])
-    assert views.views(images, "none") == ((1.0, images),)
-    (one, same), (other, mirrored) = views.views(images, "flip")
+    assert weighted_views(images, "none") == ((1.0, images),)
+    (one, same), (other, mirrored) = weighted_views(images, "flip")
     assert one == other == 0.5
     assert same is images
     np.testing.assert_array_equal(mirrored, images[:, :, ::-1])
@@ -287,13 +288,13 @@ def test_views_and_their_weights():
     reflected = images[:, y][:, :, x]
     expected = [(0.25, images), (0.125, reflected[:, 2:, 2:]), (0.125, reflected[:, :-2, :-2])]
     expected = [(w, v) for w, image in expected for v in (image, image[:, :, ::-1])]
-    found = views.views(images, "flip_shift")
+    found = weighted_views(images, "flip_shift")
     assert [weight for weight, _ in found] == [weight for weight, _ in expected]
     assert sum(weight for weight, _ in found) == 1
     for (_, view), (_, right) in zip(found, expected, strict=True):
         np.testing.assert_array_equal(view, right)
     with pytest.raises(BadInput, match="did you mean 'flip'"):
-        views.views(images, "flips")
+        weighted_views(images, "flips")
 
 
 # -------------------------------------------------------------------------------------- the section
