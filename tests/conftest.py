@@ -23,6 +23,20 @@ runtime._allocator = lambda *setting: None
 
 def pytest_addoption(parser):
     parser.addoption("--update-goldens", action="store_true", help="write tests/goldens anew")
+    parser.addoption(
+        "--measure", default="", help="the tests of this measure alone, see measure.py"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of a measure (tests/measure.py) run when it is asked for, and at no other time."""
+    name, kept = config.getoption("--measure"), []
+    for item in items:
+        marks = [mark.args[0] for mark in item.iter_markers("measure")]
+        if name in marks if name else not marks:
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -181,10 +181,22 @@ def losses_alone(name: str) -> list[float]:
     return losses
 
 
+# CI has a cover: every mesh with every model, and either with every number of parts. The rest of
+# the grid is a measure.
+GRID = [
+    pytest.param(
+        *(name, shape, parts),
+        marks=() if (i + j + k) % 2 == 0 else pytest.mark.measure("grid"),
+        id=f"{name}-{'x'.join(map(str, shape))}-{parts}",
+    )
+    for i, name in enumerate(DIVIDED)
+    for j, shape in enumerate(report.meshes(8))
+    for k, parts in enumerate((1, 4))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("shape", report.meshes(8), ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("name", DIVIDED)
+@pytest.mark.parametrize(("name", "shape", "accumulate"), GRID)
 def test_no_mesh_changes_anything(name, shape, accumulate, compiled_in_haste, undivided):
     divided = config(name, **DIVIDED[name], **{"train.accumulate": accumulate})
     laws.mesh_changes_nothing(divided, [shape], alone=losses_alone(name))
@@ -204,15 +216,20 @@ def test_batch_statistics_are_those_of_the_whole_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), one.extra, eight.extra)
 
 
+ALL_MESHES = pytest.mark.slow, pytest.mark.measure("grid")
+
+
 @pytest.mark.parametrize(
-    ("name", "shapes"),
+    ("name", "shapes", "apart"),
     [
-        ("mlp", [(1, 8, 1), (2, 2, 2)]),
-        *(pytest.param(n, report.meshes(8), marks=pytest.mark.slow, id=n) for n in DIVIDED),
+        ("mlp", [(1, 8, 1), (2, 2, 2)], None),
+        # A cover: each mesh gives a checkpoint to two others and gets one of two others.
+        *(pytest.param(n, report.meshes(8), (1, 3), marks=pytest.mark.slow) for n in DIVIDED),
+        *(pytest.param(n, report.meshes(8), None, marks=ALL_MESHES) for n in DIVIDED),
     ],
 )
-def test_checkpoint_fits_any_mesh(name, shapes, compiled_in_haste):
-    laws.checkpoint_fits_any_mesh(config(name, **DIVIDED.get(name, {})), shapes)
+def test_checkpoint_fits_any_mesh(name, shapes, apart, compiled_in_haste):
+    laws.checkpoint_fits_any_mesh(config(name, **DIVIDED.get(name, {})), shapes, apart=apart)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])

@@ -10,6 +10,8 @@ from helpers import exit_code, script
 
 import contest
 
+CONTESTS = pytest.mark.measure("contests")  # minutes of other libraries' work
+
 
 def test_every_other_round_goes_backwards():
     said = []
@@ -61,7 +63,10 @@ def test_a_contender_that_is_killed_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["cnn", "resnet18", "vit", "bert", "gpt"])
+@pytest.mark.parametrize(
+    "case",
+    ["cnn", *(pytest.param(case, marks=CONTESTS) for case in ("resnet18", "vit", "bert", "gpt"))],
+)
 def test_contenders_train_the_same_network(case, capsys):
     """One of another size would win by that. Vocabularies are padded, and heads have biases."""
     assert exit_code("bench", case, "--rounds", "1", "--json") == 0
@@ -77,7 +82,14 @@ def test_contenders_train_the_same_network(case, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["generate", "input", "start", "sweep", "overhead"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "input",
+        "overhead",
+        *(pytest.param(c, marks=CONTESTS) for c in ("generate", "start", "sweep")),
+    ],
+)
 def test_a_case_prints_a_table_and_draws(case, capsys, tmp_path):
     picture = tmp_path / "speed.png"
     assert exit_code("bench", case, "--rounds", "1", "--png", str(picture)) == 0

@@ -1,0 +1,52 @@
+"""What is too long for CI, by name: `python -m tests.measure` lists them, `python -m tests.measure
+grid` runs one.
+
+A test belongs here with `@pytest.mark.measure("NAME")` if it takes minutes, needs packages of
+rivals, or repeats at every point of a grid what CI asserts on a cover of it. Figures that come from
+here go into the READMEs with their commit.
+"""
+
+import subprocess
+import sys
+
+TESTS = {
+    "grid": "the laws on every mesh x model x parts, and checkpoints between every pair of meshes",
+    "contests": "every case of scripts/bench.py against the other libraries, a round each",
+}
+COMMANDS = {
+    "speed": (
+        "the tables of speed in configs/README.md, all rounds (an hour on two cores)",
+        [
+            ["scripts/bench.py", case]
+            for case in ("cnn", "bert", "gpt", "vit", "resnet18", "generate", "input", "start",
+                         "sweep", "overhead", "growth")
+        ],
+    ),
+    "results": (
+        "the table of results in configs/README.md, three seeds a row (hours)",
+        [["scripts/results.py", "--workdir", "runs/results"]],
+    ),
+}  # fmt: skip
+
+
+def main(words: list[str]) -> int:
+    """Runs what `words` name; returns the exit code of the first that fails."""
+    known = TESTS | {name: what for name, (what, _) in COMMANDS.items()}
+    unknown = [word for word in words if word not in known]
+    if not words or unknown:
+        lines = [f"{name:10}{what}" for name, what in known.items()]
+        print(*[f"error: no measure {word!r}" for word in unknown], *lines, sep="\n")
+        return 2 if unknown else 0
+    for word in words:
+        commands = [["-m", "pytest", "--measure", word]]
+        if word in COMMANDS:
+            commands = COMMANDS[word][1]
+        for command in commands:
+            code = subprocess.run([sys.executable, *command]).returncode
+            if code:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
