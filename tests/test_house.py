@@ -4,6 +4,8 @@ import ast
 import graphlib
 import json
 import pathlib
+import re
+import runpy
 import subprocess
 import sys
 
@@ -70,3 +72,11 @@ def test_a_model_imports_no_config_no_flags_and_no_checkpoints():
 def test_errors_import_the_standard_library_alone():
     tops = {name.split(".")[0] for name in imported(ROOT / "common/errors.py", set())}
     assert tops <= sys.stdlib_module_names
+
+
+def test_every_measure_is_listed():
+    tests = runpy.run_path(str(ROOT / "tests/measure.py"))["TESTS"]
+    marks = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        marks |= set(re.findall(r'mark\.measure\("(\w+)"\)', path.read_text()))
+    assert marks == set(tests)

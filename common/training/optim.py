@@ -73,7 +73,7 @@ def make_optimizer(
       total_steps: of the whole run, for the schedule.
       to_steps: (duration, key for messages) -> steps.
       direction_arguments: the section `optim.direction`: keyword arguments of that direction.
-      name: one of `DIRECTIONS`.
+      name: one of `common.training.directions.DIRECTIONS`.
       lr: the peak learning rate.
       schedule: its shape; see `unit_shape`.
       warmup: a duration.

@@ -321,7 +321,7 @@ def _check_task(config: dict, task: Task, schedule: Plan) -> None:
     """Raises `BadInput` where the task and the config do not go together.
 
     The keys by which runs stop and checkpoints are best must be of terms or evaluators that there
-    are. Which metrics an evaluator has is known when it has run: see `common.training.train`.
+    are. Which metrics an evaluator has is known when it has run: see `common.training.loop`.
     """
     terms = set(_terms_of(task))
     unknown = sorted(set(task.objective) - terms)
