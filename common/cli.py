@@ -25,6 +25,14 @@ PLACE = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        known, rest = super().parse_known_args(args, namespace)
+        if getattr(known, "help_config", False):
+            completed = config.load(known.config, rest, program.sections)
+            print(keys.listing(completed, program.sections(completed)))
+            sys.exit(0)
+        return known, rest
+
     def error(self, message):
         raise BadInput(message)
 
@@ -82,11 +90,7 @@ def parse(by: argparse.ArgumentParser, argv=None):
         value = getattr(args, flag[2:], None)
         if value is not None:
             os.environ[variable] = value
-    completed = config.load(args.config, rest, program.sections)
-    if getattr(args, "help_config", False):
-        print(keys.listing(completed, program.sections(completed)))
-        sys.exit(0)
-    return args, completed
+    return args, config.load(args.config, rest, program.sections)
 
 
 def exit(main: Callable[[], int]) -> None:
