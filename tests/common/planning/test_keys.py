@@ -86,7 +86,7 @@ def test_help_is_short_and_has_an_example(name, capsys):
     [
         ("vision/fashion_mnist.py:cnn", "60,000 examples"),
         pytest.param("vision/cifar10.py", "50,000 examples", marks=pytest.mark.slow),
-        ("lm/finetune_reviews.py", "7,252 examples"),
+        pytest.param("lm/finetune_reviews.py", "7,252 examples", marks=pytest.mark.slow),
     ],
 )
 def test_a_dry_run_works_where_nothing_is_prepared(config, shows, tmp_path, monkeypatch, capsys):
