@@ -1,11 +1,10 @@
-"""Load a config file, complete it, check it, override it, and write it as JSON.
+"""Loads a config file, completes, checks and overrides it, and writes it as JSON.
 
-A config has sections, and each section is the keyword-only arguments of exactly one function (or
-the fields of one linen module). That function is the only place where a key, its type and its
-default are written: `load` adds what the file leaves out, so every knob can be overridden and is
-on record, and a key that the function does not have is an error that names the nearest one.
-Whatever a user can mend is raised as `BadInput`: one line, exit code 2, before anything is
-compiled or written.
+Each section of a config is the keyword-only arguments of exactly one function (or the fields of one
+linen module). Only that function defines a key, its type and its default: `load` adds what the file
+leaves out, so every knob can be overridden and is on record, and an unknown key is an error that
+names the nearest one. Errors that a user can fix raise `BadInput`: one line, exit code 2, before
+anything is compiled or written.
 """
 
 import copy
@@ -24,13 +23,13 @@ from ml_collections import config_flags
 from common.errors import BadInput, nearest, require
 from common.sections import complete, fits, parameters
 
-# Keys that choose the function of a section. Overriding one resets the section that it governs to
-# the defaults of the newly chosen function: the old one's arguments would not fit.
+# Keys that choose a section's function. Overriding one resets the section it governs to the new
+# function's defaults: the old one's arguments would not fit.
 SELECTORS = {"model.module": "model", "optim.name": "optim.direction"}
-# What an evaluator of another `kind` keeps: every kind has these keys.
+# Keys that every kind of evaluator has, kept when an override changes its `kind`.
 EVALUATOR_KEYS = ("split", "every", "batch_size")
 
-# Sections whose floats become traced numbers, so that a change of value compiles nothing anew.
+# Sections whose floats become traced numbers, so that a new value recompiles nothing.
 TRACED = ("model", "augment", "loss", "optim")
 
 
@@ -41,8 +40,8 @@ def experiment(path: str) -> tuple[types.ModuleType, str]:
     """`FILE.py:ARG` as (the file's module, the argument of its `get_config`).
 
     Raises:
-      BadInput: if there is no such config file. What the file itself raises is left as it is: it is
-        code.
+      BadInput: if there is no such config file. Errors raised by the file itself, which is code,
+        pass through.
     """
     file, _, arg = path.partition(":")
     require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
@@ -60,12 +59,12 @@ def load(
     """Loads `FILE.py` or `FILE.py:ARG`, completes and checks it, and applies the overrides.
 
     Args:
-      path: a config file, with the argument of its `get_config` behind a colon.
+      path: a config file, optionally with a colon and the argument of its `get_config`.
       overrides: as on a command line: `--config.optim.lr=1e-3`, `--config.train.batch_size 64`.
-      sections: config -> {section: the function that it feeds}.
+      sections: config -> {section: the function it feeds}.
 
     Returns:
-      The locked config, with every key of every section in it.
+      The locked config, with every key of every section.
 
     Raises:
       BadInput: for a missing file, an unknown key or a wrong type.
@@ -111,17 +110,17 @@ def overridden(
 
 def _split(overrides: Sequence[str]) -> dict[str, str]:
     """['--config.a.b=1', '--config.c', '2'] -> {'a.b': '1', 'c': '2'}."""
-    pairs, rest = {}, list(overrides)
-    while rest:
-        word = rest.pop(0)
+    pairs, words = {}, list(overrides)
+    while words:
+        word = words.pop(0)
         matched = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
         require(
             matched is not None, f"unknown argument {word!r}; overrides look like --config.seed=1"
         )
         key, value = matched.groups()
         if value is None:
-            require(bool(rest), f"--config.{key}: no value given")
-            value = rest.pop(0)
+            require(bool(words), f"--config.{key}: no value given")
+            value = words.pop(0)
         pairs[key] = value
     return pairs
 
@@ -133,7 +132,7 @@ def _get(config, key: str) -> Any:
 
 
 def flatten(config) -> dict[str, Any]:
-    """A config or nested dict as {'optim.lr': 0.1, …}; a tuple is one value."""
+    """Flattens a config or nested dict to {'optim.lr': 0.1, …}; a tuple is one value."""
     flat = {}
     for key, value in dict(config).items():
         if isinstance(value, dict | ml_collections.ConfigDict):
@@ -144,12 +143,12 @@ def flatten(config) -> dict[str, Any]:
 
 
 def differing(a, b) -> dict[str, tuple[str, str]]:
-    """{key: (its value in a, in b)} of what differs between two configs or nested dicts, spelled;
-    a key that one of them lacks is "not there"."""
+    """{key: (repr in a, repr in b)} of the keys in which two configs or nested dicts differ; a
+    missing one is "not there"."""
     a, b = flatten(a), flatten(b)
-    said = lambda values, key: repr(values[key]) if key in values else "not there"
+    spelled = lambda values, key: repr(values[key]) if key in values else "not there"
     return {
-        key: (said(a, key), said(b, key))
+        key: (spelled(a, key), spelled(b, key))
         for key in sorted(a.keys() | b.keys())
         if key not in a or key not in b or a[key] != b[key]
     }
@@ -189,23 +188,23 @@ def plain(config: ml_collections.ConfigDict) -> dict:
 
 
 def completed(config: dict, sections: Callable) -> dict:
-    """The config of an earlier run with the defaults of keys that there were not when it began,
-    which mean what was without them. One that cannot be completed is left as it is.
+    """A config saved by an older version: keys added since get backward-compatible defaults. One
+    that cannot be completed is returned unchanged.
 
     Args:
       config: nested dicts.
       sections: as in `load`.
     """
-    whole = ml_collections.ConfigDict(config)
+    updated = ml_collections.ConfigDict(config)
     try:
-        complete(whole, sections(whole))
-    except Exception:  # whatever the module of its task raises
+        complete(updated, sections(updated))
+    except Exception:  # whatever its task's module raises
         return config
-    return plain(whole)
+    return plain(updated)
 
 
 def changed(config, **overrides) -> dict:
-    """A copy of a config as nested dicts with keys replaced:
+    """A copy of a config as nested dicts, with keys replaced:
     changed(c, **{"train.batch_size": 8})."""
     config = copy.deepcopy(config if isinstance(config, dict) else plain(config))
     for key, value in overrides.items():
@@ -237,14 +236,14 @@ def from_json(text: str) -> dict:
 
 
 def traced(config: dict) -> dict[str, float]:
-    """The numbers that enter the step as traced values: `seed` and the floats of `TRACED`
+    """The numbers that enter the step as traced values: `seed` and the floats in `TRACED`
     sections."""
     flat = {k: v for k, v in flatten(config).items() if k.split(".")[0] in TRACED}
     return {"seed": config["seed"]} | {k: v for k, v in flat.items() if isinstance(v, float)}
 
 
 def substitute(config: dict, values: dict[str, Any]) -> dict:
-    """A copy of the nested dict `config` with `values` ({'optim.lr': …}) put in."""
+    """A copy of the nested dict `config` with `values` ({'optim.lr': …}) substituted."""
 
     def walk(section, prefix):
         return {
@@ -258,7 +257,7 @@ def substitute(config: dict, values: dict[str, Any]) -> dict:
 
 
 def untraced(config: dict) -> dict[str, Any]:
-    """What is compiled: a config, flat, with the names of its traced numbers in their places. Runs
-    that share it share their programs."""
+    """Compilation key: the flat config with traced numbers replaced by their names. Runs with the
+    same key share compiled programs."""
     flat = flatten(config)
     return flat | {key: f"the number {key}" for key in traced(config)}

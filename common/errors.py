@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """Something that the user can mend: one line, exit code 2."""
+    """An error that the user can fix: one line, exit code 2."""
 
 
 class NotPrepared(BadInput):
-    """Data or weights that are not here yet; the message names the command that prepares them."""
+    """Data or weights are not prepared yet; the message names the command that prepares them."""
 
 
 class NotFinite(Exception):
@@ -26,7 +26,7 @@ class CannotWrite(Exception):
 
 
 class Preempted(Exception):
-    """Told to end, and saved; the same command resumes the run: exit code 75."""
+    """Told to stop, and saved; the same command resumes the run: exit code 75."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -36,14 +36,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for an error message: the nearest valid name, or all of them when none is near."""
+    """A hint for an error message: the nearest valid name, or all of them if none is near."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid) or 'nothing'}"
 
 
 def choice(where: str, name: str, valid: Iterable[str]) -> str:
-    """Returns `name` if it is one of `valid`; raises `BadInput` with the nearest one if not."""
+    """Returns `name` if it is one of `valid`, else raises `BadInput` with the nearest."""
     valid = tuple(valid)
     require(name in valid, f"{where}: unknown {name!r}; {nearest(name, valid)}")
     return name

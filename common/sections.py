@@ -1,9 +1,8 @@
-"""A section of a config is the keyword-only arguments of one function, or the fields of one linen
-module.
+"""Config sections: each is the keyword-only arguments of one function, or a linen module's fields.
 
-That function is the only place where a key, its type and its default are written: `complete` adds
-what a config leaves out, so every knob can be overridden and is on record, and a key that the
-function does not have is an error that names the nearest one.
+Only that function defines a key, its type and its default: `complete` adds what a config leaves
+out, so every knob can be overridden and is on record, and an unknown key is an error that names the
+nearest one.
 """
 
 import dataclasses
@@ -30,13 +29,13 @@ class Parameter(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """A section one of whose keys names the function that the other keys feed.
+    """A section in which one key names the function that the other keys feed.
 
     Attributes:
       selector: that key, a string.
-      default: its value where the config sets none.
-      function: the function named; its keywords, or fields, are the other keys.
-      fixed: of these, the ones that the caller provides, which are no keys.
+      default: its value if the config sets none.
+      function: the named function; its keywords, or fields, are the other keys.
+      fixed: those that the caller provides, which are not keys.
     """
 
     selector: str
@@ -48,8 +47,8 @@ class Selected(NamedTuple):
 def parameters(function: Callable | Selected) -> dict[str, Parameter]:
     """The keys of the section that feeds `function`.
 
-    For a function these are its keyword-only arguments. For a linen module class they are its
-    fields that have a default and are not callables: the others are known only at run time.
+    For a function these are its keyword-only arguments; for a linen module class, its fields that
+    have a default that is not callable: the others are known only at run time.
     """
     if isinstance(function, Selected):
         keys = {k: v for k, v in parameters(function.function).items() if k not in function.fixed}
@@ -71,7 +70,7 @@ def parameters(function: Callable | Selected) -> dict[str, Parameter]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether `value` may stand where `annotation` is written."""
+    """Whether `annotation` allows `value`."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return True
@@ -99,7 +98,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def spelled(annotation: Any) -> str:
-    """`annotation` as a user would say it: 'float or None', "one of 'sgd', 'adamw'"."""
+    """`annotation` as a user would write it: 'float or None', "one of 'sgd', 'adamw'"."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, args))
@@ -121,10 +120,10 @@ def _check_value(where: str, value: Any, parameter: Parameter) -> None:
 
 
 def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:
-    """Adds to `config` what it leaves out and checks what it has, against the function a section.
+    """Adds missing keys to `config` and checks the others, against the function of each section.
 
     Raises:
-      BadInput: for an unknown section or key, a missing required key, or a value of a wrong type.
+      BadInput: for an unknown section or key, a missing required key, or a value of the wrong type.
     """
     parents = {name.rsplit(".", 1)[0] for name in sections if "." in name} | {"evals"}
     top = {name.split(".")[0] for name in sections} | {"evals"}
@@ -152,7 +151,7 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
         for key, parameter in known.items():
             if key not in section:
                 empty = parameter.default is inspect.Parameter.empty
-                require(not empty, f"config.{where}.{key}: required, and not set")
+                require(not empty, f"config.{where}.{key}: required, but not set")
                 section[key] = _default(parameter)
                 continue
             value = section[key]

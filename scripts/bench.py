@@ -1,18 +1,18 @@
-"""Measure speed against others: python scripts/bench.py CASE [--json] [--png FILE]
+"""Benchmark against other libraries: python scripts/bench.py CASE [--json] [--png FILE]
 
-cnn, resnet18, vit, bert, gpt   a training step, and what it is in torch, transformers, Keras, flax
+cnn, resnet18, vit, bert, gpt   a training step, against torch, transformers, Keras and flax
 generate    tokens a second with the cache
 input       the input pipeline alone
-start       from the start of the process to the first step, its programs compiled before or not
+start       from process start to the first step, with and without cached compiled programs
 sweep       a sweep with stacked trials, and with a process for each
 overhead    the training program against the same jitted step called by hand; many steps a call
-growth      our step against batch, length, depth and width: how cost grows
+growth      how the cost of our step grows with batch, length, depth and width
 
-Contenders run in turn (A B C, C B A, …), each in a process of its own, so that what else the
-machine does hits all of them. "of ours" is the time over ours in the same round, above 1 where we
-are faster: the median over the rounds, and the quartiles. FLOPs are the model's, by its own count,
-for all of them, and their share is of a large matrix product in the same run. The others come with
-pip install -e '.[bench]'.
+Contenders take turns (A B C, C B A, …), each in its own process, so that other load on the machine
+affects all of them. "of ours" is a contender's time over ours in the same round, above 1 where we
+are faster: the median over the rounds, and the quartiles. FLOPs are the model's own count for all
+of them, and "of peak" is relative to a large matrix product in the same run. The other libraries
+come with pip install -e '.[bench]'.
 """
 
 import json
@@ -282,9 +282,9 @@ def main(argv=None) -> int:
     parser = cli.parser(__doc__)
     every = *cases.STEPS, *PROGRAMS, "growth"
     parser.add_argument("case", help=", ".join(every))
-    parser.add_argument("--rounds", type=int, help="of all contenders")
+    parser.add_argument("--rounds", type=int, help="rounds that every contender runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--png", metavar="FILE", help="draw it as well")
+    parser.add_argument("--png", metavar="FILE", help="also plot the result to FILE")
     args = parser.parse_args(argv)
     choice("CASE", args.case, every)
     require(args.rounds is None or args.rounds > 0, "--rounds: not a positive number")

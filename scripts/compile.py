@@ -1,11 +1,11 @@
-"""Compile a config for machines that are not here, and say what it would take.
+"""Compile a config for machines that are not attached, and report what it needs.
 
     python scripts/compile.py --config configs/lm/bert_base.py --topology v5e:2x4
 
 Compiles the exact train step for TPU v4, v5e, v5p or v6e (with the extra `compile`), H100 GPUs
 (with the extra `compile-h100`) or simulated CPU devices, and prints memory, collectives, FLOPs and
-the least time that a step can take, before anybody rents the pod. Nothing of the model's size is
-put in memory. Overrides as in train.py: --config.mesh.fsdp=8.
+a lower bound on the step time, before you rent the pod. Nothing the size of the model is allocated.
+Overrides as in train.py: --config.mesh.fsdp=8.
 """
 
 import logging
@@ -22,13 +22,13 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code: 0 if it fits, 1 if not."""
     parser = cli.parser(__doc__)
     cli.add_config(parser)
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, h100:8, cpu:8 …")
-    parser.add_argument("--json", action="store_true", help="print JSON, a line a program")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, h100:8, cpu:8, …")
+    parser.add_argument("--json", action="store_true", help="print JSON, one line per program")
     parser.add_argument(
         "--search",
         nargs="*",
         metavar="WHAT",
-        help="try settings of mesh, remat and batch (all three unless named), and rank what fits",
+        help="search over mesh, remat and batch (default: all three), and rank what fits",
     )
     args, completed = cli.parse(parser, argv)
     completed = config.plain(completed)

@@ -1,8 +1,8 @@
-"""Where two runs part: python scripts/diff_runs.py runs/a runs/b
+"""Find where two runs diverge: python scripts/diff_runs.py runs/a runs/b
 
-Says the first logged step at which their states differ and the modules that do, by the digests in
-their logs (`--config.train.log_every='1 steps'` logs every step), and what differs in config, data,
-versions and machine. Exit code 0 if they are bit-identical, 1 if not.
+Prints the first logged step at which their states differ and the modules that do, by the digests in
+their logs (`--config.train.log_every='1 steps'` logs every step), and the differences in config,
+data, versions and machine. Exit code 0 if they are bit-identical, 1 if not.
 """
 
 from common import cli
@@ -12,8 +12,8 @@ from common.reports import compare
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("a", help="a workdir")
-    parser.add_argument("b", help="another one")
+    parser.add_argument("a", help="workdir of a run")
+    parser.add_argument("b", help="workdir of another run")
     args = parser.parse_args(argv)
     found = compare.runs(args.a, args.b)
     print(compare.comparison_text(found), end="")

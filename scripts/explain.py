@@ -1,11 +1,11 @@
-"""Pictures of what a classifier does: python scripts/explain.py --workdir runs/digits [--set test]
+"""Visualise a classifier's behaviour: python scripts/explain.py --workdir runs/digits [--set test]
 
 For runs of vision.classify. Prints the accuracy over a set and writes into WORKDIR/explain:
 
-    mistakes.png   the images with the largest loss among those taken for another class
-    confusion.png  how often each class was taken for which
-    saliency.png   those mistakes, and then the first images that are right, under maps of what
-                   spoke for the predicted class: integrated gradients; Grad-CAM where the model
+    mistakes.png   the misclassified images with the largest loss
+    confusion.png  the confusion matrix
+    saliency.png   those mistakes, then the first correctly classified images, with maps of the
+                   evidence for the predicted class: integrated gradients; Grad-CAM if the model
                    names its layers; attention rollout for a Vision Transformer
 
 `--set` is one evaluator of the run's config, or a split of its data set such as 'test[:1000]'.
@@ -33,10 +33,12 @@ from vision import explain
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the run")
-    parser.add_argument("--step", default="latest", help="latest, best or a number")
-    parser.add_argument("--set", help="an evaluator or a split; the run's first evaluator")
-    parser.add_argument("--count", type=int, default=16, help="images in a picture; 16")
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument(
+        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
+    )
+    parser.add_argument("--set", help="evaluator or split (default: the run's first evaluator)")
+    parser.add_argument("--count", type=int, default=16, help="images per picture (default: 16)")
     args = parser.parse_args(argv)
     require(args.count > 0, f"--count: {args.count} is not positive")
     plots.figure(1, 1)  # what is missing is said first

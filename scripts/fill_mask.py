@@ -1,8 +1,8 @@
-"""Guess hidden words: python scripts/fill_mask.py --workdir runs/bert "the [MASK] of peace" [...]
+"""Predict masked words: python scripts/fill_mask.py --workdir runs/bert "the [MASK] of peace" [...]
 
-For runs of lm.mlm. For every text it prints the text with the likeliest token in each [MASK], and
-below it the guesses for each, with their probabilities. Several masks of a text are guessed at
-once, none knowing what was put in the others. `--step` is latest (default), best, or a number.
+For runs of lm.mlm. Prints each text with the most likely token in every [MASK] and, below it, the
+predictions for each with their probabilities. Several masks in a text are predicted independently
+of one another. `--step` is latest (default), best, or a number.
 """
 
 from common import cli
@@ -15,10 +15,14 @@ from lm import fill, mlm
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"texts with {fill.MASK} in them")
-    parser.add_argument("--workdir", required=True, help="the run")
-    parser.add_argument("--step", default="latest", help="latest, best or a number")
-    parser.add_argument("--top", type=int, default=5, help="guesses to show for each mask; 5")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"texts containing {fill.MASK}")
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument(
+        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, help="predictions shown per mask (default: 5)"
+    )
     args = parser.parse_args(argv)
     config = read_config(args.workdir)
     require(

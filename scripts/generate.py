@@ -1,8 +1,7 @@
-"""Write on behind prompts: python scripts/generate.py --workdir runs/gpt "The people of" [...]
+"""Continue prompts: python scripts/generate.py --workdir runs/gpt "The people of" [...]
 
-For runs of lm.clm. Every prompt is the beginning of a document, and is printed with what the model
-writes behind it. `--step` is latest (default), best, or a number. The same seed gives the same
-text.
+For runs of lm.clm. Each prompt starts a document, and is printed with the model's continuation.
+`--step` is latest (default), best, or a number. The same seed gives the same text.
 """
 
 from common import cli
@@ -12,23 +11,31 @@ from common.training.loop import eval_context
 from common.training.saved import opened, read_config
 from lm import clm, generate
 
-TOKENS = 64  # written unless the command line says otherwise
+TOKENS = 64  # the default of --tokens
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts to go on from")
-    parser.add_argument("--workdir", required=True, help="the run")
-    parser.add_argument("--step", default="latest", help="latest, best or a number")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts to continue")
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
     parser.add_argument(
-        "--tokens", type=int, help=f"to write; {TOKENS}, or as many as the model has room for"
+        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0.8; less is more likely")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens; all")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest that make up p; all")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0")
-    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    parser.add_argument(
+        "--tokens", type=int, help=f"tokens to write (default: {TOKENS}, or as many as fit)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="lower favours likely tokens (default: 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, help="sample from the K most likely tokens (default: all)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, help="nucleus sampling from probability mass P (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
     args = parser.parse_args(argv)
     require(0 <= args.seed < 2**32, f"--seed: {args.seed} is not in [0, 2^32)")
     config = read_config(args.workdir)

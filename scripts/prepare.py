@@ -1,17 +1,16 @@
 """Prepare data or weights, once: python scripts/prepare.py NAME [--folder DIR] [--files DIR]
 
     fashion_mnist  images of clothing, as a TFDS set
-    prose          68 MB of English from six sources, to pretrain on
+    prose          68 MB of English from six sources, for pretraining
     reviews        film reviews, negative or positive
     topics         first paragraphs of Wikipedia, by topic
     minilm, rxnfp  pretrained BERT weights
-    efficientnet_lite0  pretrained on ImageNet
+    efficientnet_lite0  weights pretrained on ImageNet
 
-`--folder` is where they go. Images: TFDS's folder (default: TFDS_DATA_DIR or
-~/tensorflow_datasets); all else: TOUCHSTONE_DATA or ~/.cache/touchstone/data. `--files` is where
-the original archives of fashion_mnist lie, if they are not to be downloaded. Other sets are
-prepared by TFDS itself: `tfds build NAME --file_format=array_record`, and then named `tfds:NAME` in
-a config.
+`--folder` is the destination; by default TFDS_DATA_DIR or ~/tensorflow_datasets for images, and
+TOUCHSTONE_DATA or ~/.cache/touchstone/data for everything else. `--files` holds the original
+archives of fashion_mnist, instead of a download. TFDS itself prepares other sets, with
+`tfds build NAME --file_format=array_record`; configs name them `tfds:NAME`.
 """
 
 import json
@@ -32,8 +31,10 @@ def main(argv=None) -> int:
     names = ("fashion_mnist", "prose", *labelled.PREPARED, *WEIGHTS)
     parser = cli.parser(__doc__)
     parser.add_argument("name", help=", ".join(names))
-    parser.add_argument("--folder", default="", help="where it goes")
-    parser.add_argument("--files", default="", help="folder of the original archives")
+    parser.add_argument("--folder", default="", help="destination folder")
+    parser.add_argument(
+        "--files", default="", help="folder with the original archives (fashion_mnist)"
+    )
     args = parser.parse_args(argv)
     name = choice("NAME", args.name, names)
     if name == "fashion_mnist":

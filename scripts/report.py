@@ -1,23 +1,23 @@
-"""What finished runs reached: python scripts/report.py W… [--png curves.png] [--html report.html]
+"""Compare finished runs: python scripts/report.py W… [--png curves.png] [--html report.html]
 
-W is a run's workdir, or a folder of them such as a sweep's; what is not finished there is named and
-left out. Prints a row for each config: the mean and standard deviation over its seeds of the last
-value of `--metric`, parameters, seconds, hardware, and the commit. Runs are of one row if nothing
-but the seed differs, or how they were laid out and watched. Rows are called as the first workdir,
-without a number at its end (`cnn-0`: `cnn`), and in a folder by the keys in which they differ.
+W is a run's workdir, or a folder of them such as a sweep's; unfinished runs are listed and left
+out. Prints a row for each config: the mean and standard deviation over its seeds of the last value
+of `--metric`, parameters, seconds, hardware, and the commit. Runs share a row if they differ only
+in the seed, or in placement and logging. A row is named after its first workdir, without a trailing
+number (`cnn-0`: `cnn`), and in a folder after the keys that differ.
 
 The best row, by `--select`, comes first. The others are compared with it: the mean difference over
-the seeds that both have, and its 95% interval by Student's t, paired by seed. That is the interval
-of one comparison: nothing corrects for how many there are.
+the seeds that both have, and its 95% interval by Student's t, paired by seed. Intervals are for
+single comparisons: they are not corrected for multiple comparisons.
 
-    --metric    'max eval/test/f2': a key of the log; 'max' or 'min' may be left out of common ones
+    --metric    'max eval/test/f2': a key of the log; common ones need no 'max' or 'min'
     --select    'max eval/valid/f2'; by default the metric of the evaluator `valid` if there is one,
                 else the metric itself
-    --format    text, markdown; csv (a line a run) and json hold the numbers of every seed
-    --png       draws the metric against minutes (or --x steps), a line a run, into curves.png, and
-                where anything differs against each hyperparameter into curves-against.png, and
-                parallel coordinates into curves-parallel.png (needs the extra `plots`)
-    --html      one page with the table, the pictures and the commands (needs the same)
+    --format    text, markdown; csv (one line per run) and json hold the numbers of every seed
+    --png       plots the metric against minutes (or --x steps), a curve per run, to curves.png;
+                if runs differ in hyperparameters, also the metric against each to
+                curves-against.png and parallel coordinates to curves-parallel.png (needs `plots`)
+    --html      one page with the table, the plots and the commands (needs the extra `plots`)
 """
 
 import base64
@@ -41,12 +41,14 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("workdirs", nargs="+", help="runs, or folders of runs")
-    parser.add_argument("--metric", default="eval/test/accuracy", help="a key of the log")
-    parser.add_argument("--select", default="", help="what the best row is the best by")
-    parser.add_argument("--format", default="text", choices=FORMATS, help="of the table")
-    parser.add_argument("--png", help="where to draw it")
-    parser.add_argument("--x", default="minutes", choices=("minutes", "steps"), help="of curves")
-    parser.add_argument("--html", help="where to write a page")
+    parser.add_argument("--metric", default="eval/test/accuracy", help="key of the log to compare")
+    parser.add_argument("--select", default="", help="metric that decides the best row")
+    parser.add_argument("--format", default="text", choices=FORMATS, help="format of the table")
+    parser.add_argument("--png", help="file to plot the metric to")
+    parser.add_argument(
+        "--x", default="minutes", choices=("minutes", "steps"), help="x axis of the plot"
+    )
+    parser.add_argument("--html", help="file to write a page to")
     args = parser.parse_args(argv)
     if args.png or args.html:
         plots.figure(1, 1)  # what is missing is said first

@@ -1,9 +1,9 @@
-"""Run a finished run again and compare: python scripts/reproduce.py runs/fashion
+"""Repeat a finished run and compare: python scripts/reproduce.py runs/fashion
 
-The run is repeated from its own config in another workdir, RUN-again unless `--workdir` names one;
-the same command goes on with a repetition that was cut. Says whether the result is bit-identical,
-equal within `--tolerance`, or different, and what differs in config, data, versions and machine.
-Exit code 0 if it was reproduced, 1 if it is different.
+Repeats the run from its own config in another workdir, RUN-again unless `--workdir` names one; the
+same command resumes an interrupted repetition. Reports whether the result is bit-identical, equal
+within `--tolerance`, or different, and the differences in config, data, versions and machine. Exit
+code 0 if it was reproduced, 1 if it is different.
 """
 
 from etils import epath
@@ -20,9 +20,9 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("run", help="the workdir of a finished run")
-    parser.add_argument("--workdir", help="where to run it again")
+    parser.add_argument("--workdir", help="workdir of the repetition (default: RUN-again)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="of relative differences in the last numbers"
+        "--tolerance", type=float, default=1e-3, help="largest relative difference in final metrics"
     )
     args = parser.parse_args(argv)
     require(args.tolerance >= 0, f"--tolerance: {args.tolerance} is negative")

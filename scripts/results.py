@@ -1,11 +1,11 @@
-"""The table of results in configs/README.md, from runs that anybody can repeat:
+"""Fill the table of results in configs/README.md, from runs that anyone can repeat:
 
     python scripts/results.py --workdir runs/results
 
-Trains seeds 0, 1 and 2 of each config of the table, one after the other, and writes what they
-reached into its lines. That takes hours on two cores: the same command goes on with what is
-missing, and `--only WORD` takes the configs with the word in their names. Lines whose runs are not
-all finished stay as they are. Exit code 1 if a run failed.
+Trains seeds 0, 1 and 2 of each config in the table, one after the other, and writes their results
+into its lines. That takes hours on two cores: the same command resumes with what is missing, and
+`--only WORD` selects the configs with the word in their names. Lines with unfinished runs stay as
+they are. Exit code 1 if a run failed.
 """
 
 import os
@@ -28,9 +28,9 @@ LINE = re.compile(r"^\| `(?P<config>configs/[\w/.:]+)`(?P<note>[^|]*)\|.*$", re.
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="where the runs lie")
-    parser.add_argument("--only", default="", help="a word in the names of configs")
-    parser.add_argument("--readme", default="configs/README.md", help="the file with the table")
+    parser.add_argument("--workdir", required=True, help="folder of the runs")
+    parser.add_argument("--only", default="", help="run only configs with this word in their names")
+    parser.add_argument("--readme", default="configs/README.md", help="file with the table")
     args = parser.parse_args(argv)
     file = epath.Path(args.readme)
     require(file.exists(), f"--readme: no such file: {file}")

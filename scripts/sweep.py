@@ -1,17 +1,17 @@
 """Train a sweep: python scripts/sweep.py --config configs/vision/digits.py:mlp --workdir runs/sweep
 
-The trials are what the config's `sweep()` yields; `--sweep NAME` takes another function of the
-file. Each is an ordinary run in a folder of its own, named by its overrides. The same command goes
-on where a killed sweep stopped, tries again what failed, and begins trials that are new.
+The config's `sweep()` yields the trials; `--sweep NAME` uses another function of the file. Each is
+an ordinary run in its own folder, named by its overrides. The same command resumes a killed sweep,
+retries failed trials and starts new ones.
 
 Launchers: `local` starts a process for each trial, `--jobs N` at a time; `vmap` trains those that
-differ in traced numbers and the seed alone as one program; `ray` gives them to Ray Tune, on this
-machine or on a cluster (`--address`), which can end early what falls behind (`--asha`) and let
-Optuna choose trials of a space (`--optuna --trials N`); `slurm` submits them as an array of jobs.
-`--index K` trains trial K and nothing else: for the array jobs of any scheduler.
+differ only in traced numbers and the seed as one program; `ray` hands them to Ray Tune, on this
+machine or a cluster (`--address`), which can stop poor trials early (`--asha`) and let Optuna
+sample trials from a space (`--optuna --trials N`); `slurm` submits them as a job array. `--index K`
+trains only trial K: for the job arrays of any scheduler.
 
-Exit codes: 0 all trials are finished; 1 some failed, the table says why; 2 bad input; 75 told to
-end and saved.
+Exit codes: 0 all trials are finished; 1 some failed, the table says why; 2 bad input; 75 preempted,
+after saving.
 """
 
 import json
@@ -61,27 +61,33 @@ def main(argv=None) -> int:
 def _parser():
     parser = cli.parser(__doc__)
     cli.add_config(parser)
-    parser.add_argument("--workdir", required=True, help="where the trials' folders lie")
-    parser.add_argument("--sweep", default="sweep", help="a function of the config file")
-    parser.add_argument("--trials", type=int, help="how many; needed for a space of them")
+    parser.add_argument("--workdir", required=True, help="folder for the trials' workdirs")
+    parser.add_argument(
+        "--sweep", default="sweep", help="function of the config file that yields the trials"
+    )
+    parser.add_argument("--trials", type=int, help="number of trials; required for a space")
     parser.add_argument("--launcher", default="local", choices=LAUNCHERS)
     parser.add_argument("--jobs", type=int, default=1, help="trials (or populations) at a time")
-    parser.add_argument("--population", type=int, help="trials in one program at most (vmap)")
+    parser.add_argument("--population", type=int, help="most trials in one program (vmap)")
     parser.add_argument(
-        "--metric", help="a key of the log to show, the loss if none; 'max KEY' for ASHA and Optuna"
+        "--metric", help="key of the log to show (default: a loss); 'max KEY' for ASHA and Optuna"
     )
-    parser.add_argument("--index", help="K, or K,K,… as one program: train these here")
-    parser.add_argument("--overrides", help="as JSON: train the trial that has them here")
+    parser.add_argument("--index", help="train only trial K here, or K,K,… as one program")
+    parser.add_argument("--overrides", help="train only the trial with these overrides (JSON) here")
     ray = parser.add_argument_group("ray")
-    ray.add_argument("--address", default="", help="of a cluster, or 'auto'; else this machine")
-    ray.add_argument("--cpus", type=float, help="of a trial; 1 if it is not said")
-    ray.add_argument("--gpus", type=float, help="of a trial; 0.5 shares one")
-    ray.add_argument("--retries", type=int, help="of a trial that failed")
-    ray.add_argument("--asha", type=int, metavar="STEPS", help="end early what falls behind then")
-    ray.add_argument("--optuna", action="store_true", help="let Optuna choose trials of a space")
+    ray.add_argument(
+        "--address", default="", help="address of a cluster, or 'auto' (default: this machine)"
+    )
+    ray.add_argument("--cpus", type=float, help="CPUs per trial (default: 1)")
+    ray.add_argument("--gpus", type=float, help="GPUs per trial; 0.5 shares one")
+    ray.add_argument("--retries", type=int, help="retries of a failed trial")
+    ray.add_argument(
+        "--asha", type=int, metavar="STEPS", help="stop poor trials early, from this many steps on"
+    )
+    ray.add_argument("--optuna", action="store_true", help="let Optuna sample trials from a space")
     slurm = parser.add_argument_group("slurm")
     slurm.add_argument(
-        "--slurm", default="", help="'partition=gpu,time=600': submitit's parameters"
+        "--slurm", default="", help="parameters of submitit: 'partition=gpu,time=600'"
     )
     return parser
 

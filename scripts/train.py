@@ -1,8 +1,8 @@
 """Train a config: python scripts/train.py --config configs/vision/digits.py --workdir runs/digits
 
-Any key is overridden as --config.optim.lr=1e-3. The same command goes on where a killed run
-stopped. Exit codes: 0 done; 1 failed (a NaN, or a full disk); 2 bad input; 6 another process of
-the run is gone, and 75 told to end and saved: start all of them again.
+Override any key as --config.optim.lr=1e-3. The same command resumes a killed run. Exit codes: 0
+done; 1 failed (a NaN, or a full disk); 2 bad input; 6 another process of the run was lost, and 75
+preempted after saving: start all processes again.
 """
 
 import json
@@ -19,11 +19,11 @@ def main(argv=None) -> int:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     cli.add_place(parser)
-    parser.add_argument("--workdir", help="where the run lives; needed unless --dry-run")
+    parser.add_argument("--workdir", help="folder of the run; required unless --dry-run")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="show parameters, memory, schedule, rows; start nothing",
+        help="show parameters, memory, schedule and first rows, without training",
     )
     args, config = cli.parse(parser, argv)
     if args.dry_run:

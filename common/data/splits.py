@@ -1,7 +1,7 @@
-"""Splits of data sets, written as TFDS writes them, and sets that TFDS prepared.
+"""Splits of data sets in TFDS's notation, and sets prepared by TFDS.
 
-`train`, `train[:90%]`, `train[90%:]+test`: the same grammar for every set, whether or not it comes
-from TFDS. Prepared sets are opened as array_record files, without TensorFlow.
+`train`, `train[:90%]`, `train[90%:]+test`: the same grammar for every set, from TFDS or not.
+Prepared sets are opened as array_record files, without TensorFlow.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
 
     Args:
       split: the expression.
-      sizes: {split that there is: its examples}.
-      where: the key that it comes from, for the error message.
+      sizes: {available split: number of examples}.
+      where: the config key, for the error message.
 
     Raises:
       BadInput: for a split that is unknown, malformed or empty.
@@ -40,12 +40,12 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
-    found = [
+    slices = [
         (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
         for p in parts
     ]
-    require(sum(at.stop - at.start for _, at in found) > 0, f"{where}: split {split!r} is empty")
-    return found
+    require(sum(at.stop - at.start for _, at in slices) > 0, f"{where}: split {split!r} is empty")
+    return slices
 
 
 # -------------------------------------------------------------------------------------------- TFDS
@@ -55,12 +55,12 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
     """The TFDS builder of a prepared set.
 
     Args:
-      name: of the set, as TFDS knows it.
+      name: the set's TFDS name.
       folder: as in `data_dir`.
-      scripted: names that scripts/prepare.py prepares; others are prepared by `tfds build`.
+      scripted: names that scripts/prepare.py prepares; `tfds build` prepares the others.
 
     Raises:
-      BadInput: with the command that prepares it, if it is not.
+      BadInput: if it is not prepared, with the command that prepares it.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -87,13 +87,13 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
 
 
 def data_dir(folder: str) -> str:
-    """Where TFDS keeps prepared sets."""
+    """The folder in which TFDS keeps prepared sets."""
     return os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def fingerprint(builder) -> str:
-    """Of a set that is too large to read whole: its files' names and sizes and what TFDS says of
-    it."""
+    """Fingerprint of a set too large to read in full: its files' names and sizes and TFDS's
+    metadata."""
     sha = hashlib.sha256()
     for path in sorted(epath.Path(builder.data_dir).iterdir()):
         if path.is_file():

@@ -50,8 +50,10 @@ def make_layout(
 
     Args:
       devices: the devices; None is all of them.
-      data, fsdp, tensor: axis sizes.
-      rules: rows (logical name, mesh axis or axes that split it).
+      data: devices along the data-parallel axis; -1 is all that the other axes leave.
+      fsdp: devices that share one copy of the parameters and also split the batch (FSDP).
+      tensor: devices that split each layer's matrices (tensor parallelism).
+      rules: rows (logical name of a dimension, mesh axis or axes that split it).
 
     Raises:
       BadInput: if the sizes do not multiply to the number of devices, or a rule names an unknown

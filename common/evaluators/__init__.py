@@ -1,5 +1,5 @@
-"""Evaluators that tasks of several domains share; `config.evals.NAME.kind` names one by its path.
+"""Evaluators shared by tasks of several domains; `config.evals.NAME.kind` names one by its path.
 
-Belongs here: a file a kind, with a function `evaluator` (see `common.evaluate.sections`). Does not:
-the usual evaluator of a task, which stands in the task.
+Belongs here: one file per kind, with a function `evaluator` (see `common.evaluate.sections`). Does
+not: the default evaluator of a task, which is in the task's module.
 """

@@ -1,10 +1,10 @@
-"""Whether a classifier's probabilities can be believed: are 80% of the predictions right that it
-makes with 80% confidence?
+"""Whether a classifier's probabilities can be trusted: are 80% of the predictions it makes with 80%
+confidence right?
 
     config.evals.calibration = {"kind": "common.evaluators.calibration", "split": "test"}
 
 Works with every task that offers `logits`: `vision.classify`, `lm.classify`. scripts/report.py
-draws the reliability diagram of what is logged here (`reliability`).
+draws the reliability diagram from the logged `reliability`.
 
 Letters: B rows, K classes, M bins of confidence.
 """
@@ -30,7 +30,7 @@ def evaluator(
     batch_size: int = 512,
     bins: int = 15,
 ) -> Evaluator:
-    """Expected calibration error and what belongs to it.
+    """Expected calibration error (ECE) and related measures.
 
     Logged: `ece`, the mean over predictions of |accuracy - confidence| of their bin (Naeini et al.
     2015; M equal bins as in Guo et al. 2017); `mce`, the largest of these; `brier`, the squared
@@ -41,19 +41,19 @@ def evaluator(
     Args:
       source: the set, with `label i32[]`.
       logits: (params, extra, batch, key) -> f32[B, K], as in evaluation.
-      split: of the data set, e.g. "test" or "train[90%:]".
-      every: a duration; the end is always evaluated.
-      batch_size: rows at a time.
-      bins: M.
+      split: split of the data set to evaluate: "test" or "train[90%:]".
+      every: duration between evaluations, such as "1 epoch"; the end is always evaluated.
+      batch_size: rows evaluated at a time.
+      bins: M, the number of equal bins of confidence.
 
     Raises:
-      BadInput: if there is no bin, or the labels are numbers.
+      BadInput: if `bins` is not positive, or the labels are not classes.
     """
-    del split  # the task's `sources` has read it
+    del split  # already read by the task's `sources`
     require(bins > 0, f"config.evals: bins = {bins} is not positive")
     label = source.spec["label"]
     is_class = jnp.issubdtype(label.dtype, jnp.integer) and label.shape == ()
-    require(is_class, "config.evals: calibration is of classes, and these labels are numbers")
+    require(is_class, "config.evals: calibration is for classes, but these labels are numbers")
 
     def terms(params, extra, batch, key):
         outputs, labels, valid = logits(params, extra, batch, key), batch["label"], batch["valid"]
@@ -76,7 +76,7 @@ def bin_sums(logits, labels, valid, bins: int) -> dict:
       logits: f32[B, K].
       labels: i32[B].
       valid: f32[B], the weight of each row.
-      bins: M; bin i holds confidences in [i / M, (i + 1) / M), the last one 1 as well.
+      bins: M; bin i holds confidences in [i / M, (i + 1) / M), the last one also 1.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     confidence, correct = probabilities.max(axis=-1), logits.argmax(axis=-1) == labels
@@ -93,7 +93,7 @@ def brier(logits, labels, valid):
 
 
 def summary(table: np.ndarray, weight: float) -> dict:
-    """{"ece", "mce", "reliability"} of the totals of `bin_sums`, f64[3, M], over `weight` rows."""
+    """{"ece", "mce", "reliability"} from the totals of `bin_sums`, f64[3, M], of `weight` rows."""
     counts = table[0]
     means = np.divide(table[1:], counts, out=np.zeros_like(table[1:]), where=counts > 0)
     gaps = np.abs(means[1] - means[0])

@@ -1,13 +1,13 @@
-"""The laws that every task obeys, as functions that check one task: ours and anybody's.
+"""The laws that every task obeys, as functions that check a task, ours or anyone's.
 
-Each law takes a completed config, runs the real program on it for a few steps, and returns a line
-that says what was checked; a law that does not hold raises `Broken` with what was found, one that
-has nothing to check `DoesNotApply` with the reason.
+Each takes a completed config, runs the real program on it for a few steps, and returns a line that
+summarises the check; a broken law raises `Broken` with the finding, one with nothing to check
+raises `DoesNotApply` with the reason.
 
 1. The position is the step: batches are a pure function of (config, seed, step).
 2. Resume is exact. 3. The mesh, and accumulation, do not change the maths. 4. Means are exact.
 5. No dead knob. 6. Plain parameters. 8. Nothing is lost quietly.
-(7, that a model is a plain linen module, is for the tests of the model.)
+(7, that a model is a plain linen module, is left to the model's own tests.)
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from common.training.program import initial_state, prepare
 
 
 def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
-    """1: host, device, threads and worker processes make the same batches; an epoch is a
+    """1: host, device, threads and worker processes produce the same batches; an epoch is a
     permutation."""
     made = prepare(config, jax.devices()[:1])
     source, seed, size = made.task.sources["train"], made.config["seed"], made.plan.batch_size
@@ -62,7 +62,7 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     steps = (0, 1, epoch - 1, epoch, 12_345_678)
     for s in steps:
         same = np.array_equal(order.rows(seed, s, size, source.size), on_device(jnp.uint32(s)))
-        hold(same, f"step {s}: host and device differ in the order of rows")
+        hold(same, f"step {s}: host and device order the rows differently")
 
     def prepared(batch, step):
         key = purpose_key(np.uint32(seed), "prepare", np.uint32(step))
@@ -78,21 +78,19 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
         for s in range(start, stop)
     ]
     for count in workers:
-        found = loading.train_batches(
+        batches = loading.train_batches(
             source, seed, range(start, stop), size, made.layout, workers=count
         )
-        for s, (batch, want) in enumerate(zip(found, expected, strict=True), start):
+        for s, (batch, want) in enumerate(zip(batches, expected, strict=True), start):
             for name, value in prepared(batch, s).items():
                 same = np.array_equal(value, want[name])
-                hold(same, f"step {s}, {count} workers: {name} is another")
+                hold(same, f"step {s}, {count} workers: {name} differs")
     if source.resident is not None:
-        whole = jax.tree.map(jnp.asarray, source.resident)
-        gather = jax.jit(lambda s, whole: loading.gather(seed, s, size, source.size, whole))
+        resident = jax.tree.map(jnp.asarray, source.resident)
+        gather = jax.jit(lambda s, resident: loading.gather(seed, s, size, source.size, resident))
         for s, want in enumerate(expected, start):
-            for name, value in prepared(gather(np.uint32(s), whole), s).items():
-                hold(
-                    np.array_equal(value, want[name]), f"step {s}, on the device: {name} is another"
-                )
+            for name, value in prepared(gather(np.uint32(s), resident), s).items():
+                hold(np.array_equal(value, want[name]), f"step {s}, on the device: {name} differs")
     return f"{len(steps)} steps, workers {workers}: the same rows and batches on host and device"
 
 
@@ -113,7 +111,7 @@ def resume_is_exact(config, steps: int = 4, devices=None) -> str:
     hold(at == steps, f"restored step {at}, saved step {steps}")
     second, state = train_losses(made, steps, state)
     hold(first + second == straight, f"losses {first + second} are not {straight}")
-    hold(tree.hexdigest(state) == wanted, "the losses agree, the states do not")
+    hold(tree.hexdigest(state) == wanted, "the losses agree, but the states do not")
     return f"{steps} + {steps} steps through a checkpoint equal {2 * steps}, bit for bit"
 
 
@@ -124,15 +122,15 @@ def mesh_changes_nothing(
     tolerance: float = 1e-5,
     alone: list[float] | None = None,
 ) -> str:
-    """3: the losses on each mesh (data, fsdp, tensor) are those of one device, or those given."""
+    """3: each mesh (data, fsdp, tensor) gives the losses of one device, or `alone`."""
     if not any(math.prod(shape) > 1 for shape in shapes):
         raise DoesNotApply("there is one device, and so one mesh")
     if alone is None:
         alone, _ = train_losses(on_mesh(config, (1, 1, 1)), steps)
     worst = 0.0
     for shape in shapes:
-        found, _ = train_losses(on_mesh(config, shape), steps)
-        difference = near(alone, found)
+        losses, _ = train_losses(on_mesh(config, shape), steps)
+        difference = near(alone, losses)
         worst = max(worst, difference)
         hold(difference <= tolerance, f"mesh {shape}: losses differ by {difference:.1e} relative")
     return f"{steps} steps on {len(shapes)} meshes: losses agree to {worst:.1e} relative"
@@ -145,14 +143,14 @@ def checkpoint_fits_any_mesh(
     tolerance: float = 1e-5,
     apart: Sequence[int] | None = None,
 ) -> str:
-    """3: a checkpoint of each mesh restores on every other, bit for bit, and the run goes on.
+    """3: a checkpoint of each mesh restores on every other, bit for bit, and training continues.
 
     Args:
       config: completed.
       shapes: the meshes.
-      steps: before the checkpoint, and after it.
-      tolerance: of the losses after it.
-      apart: restore the checkpoint of mesh i on the meshes i + k alone, in a circle, for these k;
+      steps: steps before the checkpoint, and after it.
+      tolerance: relative, of the losses after it.
+      apart: restore the checkpoint of mesh i only on the meshes i + k, cyclically, for these k;
         None is every pair.
     """
     if len(shapes) < 2:
@@ -170,16 +168,16 @@ def checkpoint_fits_any_mesh(
         placed = jax.tree.map(
             lambda x, s: x.sharding.is_equivalent_to(s.sharding, x.ndim), state, like
         )
-        hold(all(jax.tree.leaves(placed)), f"on mesh {shape}, it is not where it belongs")
+        hold(all(jax.tree.leaves(placed)), f"restored on mesh {shape}, it has other shardings")
         hold(tree.hexdigest(state) == wanted, f"restored on mesh {shape}, it is another state")
         return state
 
     with tempfile.TemporaryDirectory() as parent:
         folders = {shape: pathlib.Path(parent, "x".join(map(str, shape))) for shape in shapes}
         for shape, folder in folders.items():
-            here = state if shape == first else restored(folders[first], shape)
-            with contextlib.closing(checkpoint.Checkpoints(folder, made[shape].saving)) as to:
-                to.save(steps, here)
+            on_shape = state if shape == first else restored(folders[first], shape)
+            with contextlib.closing(checkpoint.Checkpoints(folder, made[shape].saving)) as target:
+                target.save(steps, on_shape)
         pairs = list(itertools.permutations(shapes, 2))
         if apart is not None:
             count = len(shapes)
@@ -188,8 +186,8 @@ def checkpoint_fits_any_mesh(
         for shape, other in pairs:
             moved = restored(folders[shape], other)
             if (shape, other) == (first, last):
-                found, _ = train_losses(made[last], steps, moved)
-    difference = near(straight[steps:], found)
+                losses, _ = train_losses(made[last], steps, moved)
+    difference = near(straight[steps:], losses)
     moved = f"the run that moves from mesh {first} to {last}"
     hold(difference <= tolerance, f"{moved}: losses differ by {difference:.1e} relative")
     return f"{len(pairs)} pairs, bit for bit; {moved}: losses agree to {difference:.1e} relative"
@@ -198,35 +196,35 @@ def checkpoint_fits_any_mesh(
 def accumulation_changes_nothing(
     config, parts: int = 4, steps: int = 10, tolerance: float = 1e-5
 ) -> str:
-    """3: a batch computed in parts gives the same losses; refused where rows are not
+    """3: a batch computed in parts gives the same losses; refused if rows are not
     independent."""
     devices = jax.devices()[:1]
-    # Another part, another mask: equality is promised without dropout.
+    # Each part draws its own dropout mask: equality holds only without dropout.
     config = without_dropout(config)
     made = prepare(config, devices)
     split = changed(config, **{"train.accumulate": parts})
     if made.task.gradients is not None:
-        raise DoesNotApply("the task computes its own gradients: there is nothing to accumulate")
+        raise DoesNotApply("the task computes its own gradients, which are not accumulated")
     if not made.task.rows_independent:
         try:
             prepare(split, devices)
         except BadInput:
             return "rows are not independent, and accumulation is refused"
-        raise Broken("rows are not independent, and accumulation is not refused")
-    whole, _ = train_losses(made, steps)
-    found, _ = train_losses(prepare(split, devices), steps)
-    difference = near(whole, found)
+        raise Broken("rows are not independent, but accumulation is not refused")
+    unsplit, _ = train_losses(made, steps)
+    losses, _ = train_losses(prepare(split, devices), steps)
+    difference = near(unsplit, losses)
     hold(difference <= tolerance, f"{parts} parts: losses differ by {difference:.1e} relative")
     return f"{parts} parts a batch, {steps} steps: losses agree to {difference:.1e} relative"
 
 
 def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
-    """3: a batch's terms are the sum of its rows' terms, whatever stands beside a row, unless the
-    task says that its loss mixes rows."""
+    """3: a batch's terms are the sum of its rows' terms, whatever the other rows, unless the task
+    declares that its loss mixes rows."""
     made = prepare(without_dropout(config), jax.devices()[:1])
     task, seed = made.task, made.config["seed"]
     if not task.rows_independent:
-        raise DoesNotApply("the task says that its loss mixes rows (rows_independent=False)")
+        raise DoesNotApply("the task declares that its loss mixes rows (rows_independent=False)")
     source = task.sources["train"]
     batch = source.read(order.rows(seed, 0, rows, source.size))
     batch |= {"index": order.stream_index(0, rows), "valid": np.ones(rows, np.float32)}
@@ -239,11 +237,11 @@ def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
         def terms(*at, **replaced) -> dict:
             """{"the sum of NAME", "the weight of NAME": float64} of these rows of the batch."""
             part = {name: value[np.array(at)] for name, value in batch.items()} | replaced
-            found = {}
+            numbers = {}
             for name, pair in jax.device_get(compiled(part)).items():
-                found[f"the sum of {name!r}"] = np.asarray(pair[0], np.float64)
-                found[f"the weight of {name!r}"] = np.asarray(pair[1], np.float64)
-            return found
+                numbers[f"the sum of {name!r}"] = np.asarray(pair[0], np.float64)
+                numbers[f"the weight of {name!r}"] = np.asarray(pair[1], np.float64)
+            return numbers
 
         parts = terms(0), terms(1, 2), terms(*range(3, rows))
         together = {name: sum(part[name] for part in parts) for name in parts[0]}
@@ -256,12 +254,12 @@ def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
         (padding_is, parts[0], beside),
     ]
     worst = 0.0
-    for what, wanted, found in comparisons:
+    for setting, wanted, actual in comparisons:
         for name, value in wanted.items():
             size = max(np.max(np.abs(whole[name])), np.max(np.abs(value)), 1e-6)
-            difference = float(np.max(np.abs(value - found[name])) / size)
-            told = f"{np.sum(value):.6g} and {np.sum(found[name]):.6g}"
-            hold(difference <= tolerance, f"{name} {what}: {told}")
+            difference = float(np.max(np.abs(value - actual[name])) / size)
+            values = f"{np.sum(value):.6g} and {np.sum(actual[name]):.6g}"
+            hold(difference <= tolerance, f"{name} {setting}: {values}")
             worst = max(worst, difference)
     return f"{rows} rows in parts, and one beside padding: terms agree to {worst:.1e} relative"
 
@@ -278,20 +276,20 @@ def means_are_exact(config) -> str:
                     jax.device_get(b) for b in loading.eval_batches(source, size, made.layout)
                 ]
                 rows = np.concatenate([b["index"][b["valid"] > 0] for b in batches])
-                whole = np.array_equal(rows, np.arange(source.size))
-                hold(whole, f"{name}, {size} rows at a time: not every row once")
+                once = np.array_equal(rows, np.arange(source.size))
+                hold(once, f"{name}, {size} rows at a time: not every row exactly once")
         sized = [n for n in task.evaluators if "batch_size" in config["evals"].get(n, {})]
         worst = 0.0
         for name in sized:
-            found = []
+            metrics = []
             for size in (16, 100):
-                made_so = prepare(
+                resized = prepare(
                     changed(config, **{f"evals.{name}.batch_size": size}), jax.devices()[:1]
                 )
-                context = eval_context(made_so, state, 0)
-                found.append(made_so.task.evaluators[name].run(context))
-            for key, value in found[0].items():
-                other = found[1][key]
+                context = eval_context(resized, state, 0)
+                metrics.append(resized.task.evaluators[name].run(context))
+            for key, value in metrics[0].items():
+                other = metrics[1][key]
                 difference = difference_of(value, other)
                 same = difference <= 1e-5
                 hold(same, f"{name}/{key}: {value} 16 rows at a time, {other} 100 at a time")
@@ -303,18 +301,18 @@ def means_are_exact(config) -> str:
             terms, _ = task.loss(params, state.extra, batch, purpose_key(0, "loss"))
             return {name: float(w) for name, (_, w) in terms.items()}
 
-        nothing = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
-        one, other = weights(state.params), weights(nothing)
-    reads = [name for name in one if one[name] != other[name]]
+        nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
+        actual, other = weights(state.params), weights(nans)
+    reads = [name for name in actual if actual[name] != other[name]]
     hold(not reads, f"the weights of {reads} depend on the parameters")
     return (
-        f"{len(task.sources)} sets whole at any batch size, metrics to {worst:.1e}; no weight of "
-        f"{', '.join(one)} reads a parameter"
+        f"{len(task.sources)} sets complete at any batch size, metrics to {worst:.1e}; no weight "
+        f"of {', '.join(actual)} reads a parameter"
     )
 
 
 def no_dead_knob(config) -> str:
-    """5: every key of every section is read by its function, and a key that it lacks is refused."""
+    """5: every key of every section is read by its function and present in the config."""
     sections = program.sections(config)
     count = 0
     for where, function in sections.items():
@@ -326,12 +324,12 @@ def no_dead_knob(config) -> str:
         count += len(known)
         values = {k: v for k, v in flatten(config).items() if k.startswith(f"{where}.")}
         missing = [k for k in known if not any(v.startswith(f"{where}.{k}") for v in values)]
-        hold(not missing, f"config.{where} does not hold {missing}")
+        hold(not missing, f"config.{where} lacks {missing}")
     return f"{count} keys in {len(sections)} sections, each read by its function"
 
 
 def parameters_are_plain(config) -> str:
-    """6: nested dicts of arrays; the partition table covers every matrix and no row is idle."""
+    """6: nested dicts of arrays; the partition table covers every matrix, with no idle row."""
     made = prepare(config, jax.devices()[:1])
     params = made.like.params
 
@@ -350,7 +348,7 @@ def parameters_are_plain(config) -> str:
 
 
 def damage_is_found(config) -> str:
-    """8: a flipped byte in a checkpoint's data is found, and the step before it is used."""
+    """8: a flipped byte in a checkpoint's data is detected, and the step before it is used."""
     made = prepare(config, jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = checkpoint.Checkpoints(folder, made.saving)
@@ -368,11 +366,11 @@ def damage_is_found(config) -> str:
         state, step = checkpoints.restore(made.like)
         checkpoints.close()
     hold(step == 1 and tree.hexdigest(state) == wanted, f"restored step {step}")
-    return "a flipped byte in step 2 was found, and step 1 used"
+    return "a flipped byte in step 2 was detected, and step 1 was used"
 
 
 def loop_ends_where_steps_do(config, steps: int = 6) -> str:
-    """2: the program's loop, with its log and evaluations, computes what the bare step does."""
+    """2: the program's loop, with its log and evaluations, ends in the same state as bare steps."""
     made = prepare(changed(config, **{"train.duration": f"{steps} steps"}), jax.devices()[:1])
     _, state = train_losses(made, steps)
     precise = jax.default_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""What the checks measure with: losses of real programs on given meshes, and how they fail."""
+"""Helpers of the checks: losses of real programs on given meshes, and the ways a check fails."""
 
 import ast
 import inspect
@@ -22,11 +22,11 @@ from common.training.program import Program, initial_state, prepare
 
 
 class Broken(AssertionError):
-    """A law that does not hold, and what was found."""
+    """A law that does not hold, with the finding."""
 
 
 class DoesNotApply(Exception):
-    """A law that has nothing to check in this task, and why."""
+    """A law that has nothing to check in this task, with the reason."""
 
 
 def hold(condition: bool, found: str) -> None:
@@ -36,7 +36,7 @@ def hold(condition: bool, found: str) -> None:
 
 
 def without_dropout(config) -> dict:
-    """The config with every rate of dropout unset, or 0 where it cannot be unset."""
+    """The config with every dropout rate unset, or 0 where it cannot be unset."""
     sections, off = program.sections(config), {}
     for key, value in flatten(config).items():
         where, _, name = key.rpartition(".")
@@ -53,8 +53,8 @@ def on_mesh(config, shape: tuple[int, int, int]) -> Program:
 
 
 def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], object]:
-    """The objective at each of `steps` steps from `state` (or the start), and the state behind
-    them."""
+    """The objective at each of `steps` steps from `state` (or the start), and the final
+    state."""
     precise = jax.default_matmul_precision("highest")
     with jax.set_mesh(made.layout.mesh), precise:
         state = initial_state(made) if state is None else state
@@ -65,14 +65,14 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
             batches = loading.train_batches(
                 source, seed, range(first, first + steps), size, made.layout
             )
-        found, update, one = [], made.step, None
+        losses, update, count = [], made.step, None
         if made.steps is not None:
-            update, one = made.steps, mesh.put_replicated(made.layout, np.int32(1))
+            update, count = made.steps, mesh.put_replicated(made.layout, np.int32(1))
         for _ in range(steps):
-            given = next(batches) if one is None else one
-            state, terms, _ = update(made.hypers, state, given, made.resident)
-            found.append(float(terms["loss"][0]))
-    return found, state
+            inputs = next(batches) if count is None else count
+            state, terms, _ = update(made.hypers, state, inputs, made.resident)
+            losses.append(float(terms["loss"][0]))
+    return losses, state
 
 
 def near(a, b) -> float:
@@ -89,8 +89,8 @@ def flip(path: pathlib.Path, position: int) -> None:
 
 
 def difference_of(value, other) -> float:
-    """How far two metrics are apart, relative and near zero absolute; texts are equal or are
-    not."""
+    """The difference of two metrics, relative, or absolute near zero; of texts, 0 or
+    infinity."""
     if isinstance(value, str):
         return 0.0 if value == other else math.inf
     value, other = np.asarray(value, np.float64), np.asarray(other, np.float64)
@@ -99,8 +99,8 @@ def difference_of(value, other) -> float:
 
 
 def names_read(function: Callable) -> set[str]:
-    """The names that a function's body loads, or the fields of `self` that a module's methods
-    load."""
+    """The names that a function's body reads, or the attributes that a module's methods
+    use."""
     if inspect.isclass(function) and issubclass(function, nn.Module):
         classes = [cls for cls in function.__mro__ if issubclass(cls, nn.Module)]
         bodies = [ast.parse(textwrap.dedent(inspect.getsource(cls))) for cls in classes[:-1]]

@@ -1,12 +1,12 @@
-"""Check every law for one task, and say where to look if one is broken:
+"""Check every law on a task, with hints on where to look if one is broken:
 
     python -m common.laws my.task
     python -m common.laws my_task.py --config.data.size=100
     python -m common.laws --config configs/vision/digits.py:mlp
 
-A task alone, by its import path or its file, is run with what its functions default to. Keys are
-overridden as --config.KEY=VALUE. Where there is only a CPU, it simulates eight devices (or
-JAX_NUM_CPU_DEVICES of them). The exit code is 1 if a law is broken.
+A bare task, given by import path or file, runs with its functions' defaults. Override keys with
+--config.KEY=VALUE. With only a CPU, eight devices are simulated (or JAX_NUM_CPU_DEVICES of them).
+The exit code is 1 if a law is broken.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from common.training import program
 
 
 class Law(NamedTuple):
-    """A law, and what to look at where it is broken."""
+    """A law, and where to look if it is broken."""
 
     check: Callable
     look: str
@@ -45,32 +45,32 @@ class Law(NamedTuple):
 LAWS: dict[str, Law] = {
     "1 position is step": Law(
         checks.position_is_step,
-        "`sources` and `prepare`: what they give may depend on the rows, the key and nothing else",
+        "`sources` and `prepare`: their output may depend only on the rows and the key",
     ),
     "2 resume is exact": Law(
-        checks.resume_is_exact, "`init`, `prepare` and `loss`: what is not in the state is lost"
+        checks.resume_is_exact, "`init`, `prepare` and `loss`: anything outside the state is lost"
     ),
     "2 loop is the step": Law(
         checks.loop_ends_where_steps_do,
-        "the evaluators: they may change nothing that training uses",
+        "the evaluators: they must not change anything that training uses",
     ),
     "3 mesh": Law(
         lambda config: checks.mesh_changes_nothing(config, meshes(jax.device_count())),
-        "`loss` and the model: sums over all rows, `constrain` at block boundaries, and no number "
-        "of devices",
+        "`loss` and the model: sums over all rows, `constrain` at block boundaries, and no use of "
+        "the number of devices",
     ),
     "3 checkpoint fits": Law(
         lambda config: checks.checkpoint_fits_any_mesh(config, corners(jax.device_count())),
-        "`init` and `partition`: the state's shapes may not depend on the devices",
+        "`init` and `partition`: the state's shapes must not depend on the devices",
     ),
     "3 rows independent": Law(
         checks.rows_are_independent,
         "`loss`: a term is (a sum over rows, the weight of that sum), both times `valid`; if rows "
-        "mix (batch norm, a mean over the batch), say rows_independent=False",
+        "mix (batch norm, a mean over the batch), set rows_independent=False",
     ),
     "3 accumulation": Law(
         checks.accumulation_changes_nothing,
-        "`loss`: a term is (a sum over rows, the weight of that sum); if rows mix, say "
+        "`loss`: a term is (a sum over rows, the weight of that sum); if rows mix, set "
         "rows_independent=False",
     ),
     "4 means are exact": Law(
@@ -79,31 +79,31 @@ LAWS: dict[str, Law] = {
         "that count rows, not parameters",
     ),
     "5 no dead knob": Law(
-        checks.no_dead_knob, "the function of that section: use the argument, or take it away"
+        checks.no_dead_knob, "the function of that section: use the argument, or remove it"
     ),
     "6 plain parameters": Law(
         checks.parameters_are_plain,
         "`init` and `partition`: nested dicts of arrays, every matrix in a row of the table",
     ),
     "8 damage is found": Law(
-        checks.damage_is_found, "`init`: the state is arrays that a checkpoint keeps"
+        checks.damage_is_found, "`init`: the state must be arrays that a checkpoint can save"
     ),
 }
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) of all devices; with one device, just that."""
+    """Every mesh shape (data, fsdp, tensor) of all devices; for one device, just (1, 1, 1)."""
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
     return [s for s in itertools.product(sizes, repeat=3) if math.prod(s) == devices]
 
 
 def corners(devices: int) -> list[tuple[int, int, int]]:
-    """The meshes that split along one axis, and the one that splits most evenly along all."""
-    every = meshes(devices)
-    return list(dict.fromkeys([s for s in every if max(s) == devices] + [min(every, key=max)]))
+    """The meshes split along one axis, and the one split most evenly along all."""
+    shapes = meshes(devices)
+    return list(dict.fromkeys([s for s in shapes if max(s) == devices] + [min(shapes, key=max)]))
 
 
-# What a task alone is run with; its own sections are what its functions default to.
+# The settings for a bare task; its own sections take their functions' defaults.
 SMALL = {
     "seed": 0,
     "optim": {"lr": 0.01},
@@ -113,10 +113,10 @@ SMALL = {
 
 
 def bare(word: str, overrides: list[str]) -> ml_collections.ConfigDict:
-    """The config of a task alone: 'my.task', or 'FILE.py', whose folder then is importable."""
+    """The config of a bare task: 'my.task', or 'FILE.py', whose folder becomes importable."""
     if word.endswith(".py") or os.sep in word:
         file = pathlib.Path(word)
-        require(file.is_file(), f"no such file: {word}; a config goes behind --config")
+        require(file.is_file(), f"no such file: {word}; give a config as --config FILE")
         sys.path.insert(0, str(file.resolve().parent))
         word = file.stem
     return overridden(
@@ -125,12 +125,12 @@ def bare(word: str, overrides: list[str]) -> ml_collections.ConfigDict:
 
 
 def fitted(config, devices: int) -> tuple[dict, list[str]]:
-    """A config whose batches divide over any mesh of so many devices, and what was changed for
-    that."""
+    """The config with batches that divide over any mesh of `devices` devices, and the changes
+    made."""
     config = config if isinstance(config, dict) else plain(config)
     flat, new = flatten(config), {"train.accumulate": 1}
     new |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
-    ways = math.lcm(devices, 4)  # and in parts
+    ways = math.lcm(devices, 4)  # also into the parts of accumulation
     for key, size in flat.items():
         if key == "train.batch_size" or (key.startswith("evals.") and key.endswith(".batch_size")):
             new[key] = -(-size // ways) * ways
@@ -139,8 +139,8 @@ def fitted(config, devices: int) -> tuple[dict, list[str]]:
 
 
 def check(law: Law, config: dict) -> tuple[str, str, str]:
-    """(verdict, what was tried and found, where to look): of any exception, too, that a task
-    raises."""
+    """(verdict, finding, where to look); any exception that a task raises counts as
+    broken."""
     try:
         return "holds", law.check(config), ""
     except DoesNotApply as reason:
@@ -153,27 +153,27 @@ def check(law: Law, config: dict) -> tuple[str, str, str]:
 
 
 def _place(error: Exception) -> str:
-    """FILE:LINE, FUNCTION where an exception arose: the innermost that is no library's."""
+    """'FILE:LINE, in FUNCTION' where an exception arose: the innermost frame outside libraries."""
     frames = traceback.extract_tb(error.__traceback__)
     paths = sysconfig.get_paths()
     libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), "<")
-    here = str(pathlib.Path(__file__).parents[1])
+    common = str(pathlib.Path(__file__).parents[1])
     own = [f for f in frames if not f.filename.startswith(libraries)]
-    own = [f for f in own if not f.filename.startswith(here)] or own or frames
+    own = [f for f in own if not f.filename.startswith(common)] or own or frames
     return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
 
 
 def report(config: dict) -> int:
-    """Checks every law, prints what was tried and found, and returns how many are broken."""
-    counts, said = {"holds": 0, "BROKEN": 0, "does not apply": 0}, set()
+    """Checks every law, prints the findings, and returns how many laws are broken."""
+    counts, shown = {"holds": 0, "BROKEN": 0, "does not apply": 0}, set()
     for name, law in LAWS.items():
         began = time.perf_counter()
-        verdict, found, look = check(law, config)
+        verdict, finding, look = check(law, config)
         seconds = time.perf_counter() - began
         counts[verdict] += 1
-        known = (found, look) in said
-        said.add((found, look))
-        lines = ["as above"] if known else textwrap.wrap(found, 84)
+        known = (finding, look) in shown
+        shown.add((finding, look))
+        lines = ["as above"] if known else textwrap.wrap(finding, 84)
         lines[-1] += f" ({seconds:.1f} s)"
         lines += textwrap.wrap(f"look at {look}", 84) if look and not known else []
         print(f"{verdict:14}  {name:18}  " + f"\n{'':36}".join(lines), flush=True)
@@ -184,10 +184,10 @@ def report(config: dict) -> int:
 
 
 def simulate_devices(count: int = 8) -> None:
-    """Eight devices where there is only a CPU, unless the user has said how many, or jax has
-    begun."""
-    said = "JAX_NUM_CPU_DEVICES" in os.environ
-    if not said and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    """Simulates `count` devices if there is only a CPU, unless the user has set a number or jax has
+    started."""
+    is_set = "JAX_NUM_CPU_DEVICES" in os.environ
+    if not is_set and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
@@ -208,8 +208,8 @@ def main(argv=None) -> int:
     device = jax.devices()[0]
     print(f"{config['task']}, on {jax.device_count()} devices ({device.device_kind})")
     if notes:
-        print(f"so that batches divide over them: {', '.join(notes)}")
-    logging.disable(logging.WARNING)  # of checkpoints that are damaged on purpose, and the like
+        print(f"changed so that batches divide over them: {', '.join(notes)}")
+    logging.disable(logging.WARNING)  # about deliberately damaged checkpoints, and the like
     try:
         return 1 if report(config) else 0
     finally:

@@ -1,7 +1,7 @@
 """Models by their import path: `config.model.module = "vision.cnn:CNN"`, the other keys its fields.
 
-Any linen module in any file that Python can import will do, if it has what its task asks for and a
-`PARTITION`: a table, or a property that makes one from the fields.
+Any importable linen module will do, if it meets its task's requirements and has a `PARTITION`: a
+table, or a property that builds one from the fields.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from common.sections import Selected
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """The linen module class at 'package.module:Class'. Raises `BadInput` if there is none."""
+    """Imports a linen module class, 'package.module:Class'. Raises `BadInput` if it cannot."""
     path, _, cls = name.partition(":")
     try:
-        found = getattr(importlib.import_module(path), cls)
+        model = getattr(importlib.import_module(path), cls)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"config.model.module: {name!r}: {error}; write 'vision.cnn:CNN'") from error
-    require(hasattr(found, "PARTITION"), f"config.model.module: {name!r} has no PARTITION table")
-    return found
+    require(hasattr(model, "PARTITION"), f"config.model.module: {name!r} has no PARTITION table")
+    return model
 
 
 def fields_of(cls: type) -> set[str]:
@@ -31,28 +31,28 @@ def fields_of(cls: type) -> set[str]:
 
 
 def section(config, default: str, given: tuple[str, ...]) -> Selected:
-    """What the section `model` feeds: `module` names a class, and the other keys are its fields.
+    """The section `model`: `module` names a class, and the other keys are its fields.
 
     Args:
-      config: the config, as far as it is there.
-      default: the module where the config names none.
-      given: fields that the task sets: the number of classes, say.
+      config: the config, possibly incomplete.
+      default: the module if the config names none.
+      given: fields that the task sets, such as the number of classes.
     """
     cls = model_class((config.get("model") or {}).get("module", default))
     return Selected("module", default, cls, given)
 
 
 def build(values: dict, constrain: Callable, **given) -> nn.Module:
-    """The model of a section `model`.
+    """Builds the model of a section `model`.
 
     Args:
       values: the section; its floats may be traced.
-      constrain: what pins activations to a mesh, for modules that have such a field.
+      constrain: pins activations to a mesh, for modules with a field `constrain`.
       given: fields that the task sets.
 
     Raises:
-      BadInput: for a module that needs other fields than the task gives, or a dropout rate that is
-        not in [0, 1).
+      BadInput: for a module whose required fields are not those the task sets, or a dropout rate
+        outside [0, 1).
     """
     cls = model_class(values["module"])
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
@@ -62,7 +62,7 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
     lacking, idle = sorted(required - set(given)), sorted(set(given) - fields_of(cls))
     require(
         not lacking and not idle,
-        f"config.model.module: {values['module']!r} is no model for this task: it "
+        f"config.model.module: {values['module']!r} is not a model for this task: it "
         + (f"needs {', '.join(lacking)}" if lacking else f"has no field {', '.join(idle)}"),
     )
     fields = {k: v for k, v in values.items() if k != "module"} | given

@@ -1,13 +1,13 @@
 """Transformers: MLP, block, and the stack of blocks that BERT, GPT and others inherit.
 
-A model is a subclass of `Transformer`: it gets the fields below and the method `stack`, adds its
-own embeddings and heads, and keeps plain parameters `block_0/attention/query/kernel`, all matrices
+A model subclasses `Transformer`: it inherits the fields below and the method `stack`, adds its own
+embeddings and heads, and keeps plain parameters, `block_0/attention/query/kernel`, all matrices
 two-dimensional. Attention itself is in `common.nn.attention`.
 
-Asked with `mutable=["intermediates"]`, `apply` also returns every block's output (`hidden`) and
-attention map (`attention`, f32[B, H, L, S]).
+With `mutable=["intermediates"]`, `apply` also returns every block's output (`hidden`) and attention
+map (`attention`, f32[B, H, L, S]).
 
-Letters: B batch, L positions, S positions looked at, T positions of a cache, D width, F width
+Letters: B batch, L query positions, S key positions, T positions of a cache, D width, F width
 inside the MLP, H heads, G heads of keys and values, K width of a head.
 """
 
@@ -57,12 +57,12 @@ PARTITION: Table = (
 
 
 class MLP(nn.Module):
-    """Two dense layers around an activation, or three around a gated one (SwiGLU: Shazeer 2020).
+    """Two dense layers around an activation, or three with a gate (SwiGLU: Shazeer 2020).
 
     Attributes:
       hidden: F.
       activation: a key of `ACTIVATIONS`.
-      gated: multiply the activation by a third projection, `up`; the activation is `gate`'s then.
+      gated: apply the activation to a third projection, `gate`, and multiply `up` by it.
       bias, dtype, kernel_init, out_init, constrain: as in `Attention`.
     """
 
@@ -94,12 +94,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its residual, its norm in front (pre) or behind (post).
+    """Attention and MLP, each with a residual connection and a norm before (pre) or after (post).
 
     Attributes:
       attention, mlp, norm: name -> module.
       pre_norm: x + f(norm(x)) (GPT-2) or norm(x + f(x)) (Vaswani et al. 2017, BERT).
-      dropout: rate on what each of the two adds; None is none. May be traced.
+      dropout: rate on the output of each branch; None is none. May be traced.
       constrain: pins activations to a mesh.
     """
 
@@ -129,29 +129,31 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The fields and the stack of blocks of every transformer here; to be inherited.
+    """Base class of all transformers here: their fields and stack of blocks.
 
     Attributes:
-      width: D.
-      layers: blocks.
-      heads: H, which divides D.
-      kv_heads: heads of keys and values, which divide H; None is H.
-      hidden: F, inside the MLP.
-      pre_norm: norms in front of attention and MLP, and one behind the last block, or norms behind
-        them. In front, the projections onto the residual begin 1 / sqrt(2 layers) as large
+      width: D, the width of the residual stream.
+      layers: number of blocks.
+      heads: H, the number of attention heads; divides D.
+      kv_heads: G, the number of heads of keys and values; divides H. None is H.
+      hidden: F, the width inside the MLP.
+      pre_norm: True puts norms before attention and MLP and after the last block; False, after each
+        (post-norm). With True, the projections onto the residual start 1 / sqrt(2 layers) as large
         (Radford et al. 2019).
-      norm, norm_eps: LayerNorm or RMSNorm (Zhang & Sennrich 2019), and its epsilon.
+      norm: LayerNorm ("layer") or RMSNorm ("rms": Zhang & Sennrich 2019).
+      norm_eps: epsilon of the norms.
       bias: whether dense layers and LayerNorms have biases.
-      activation, gated: of the MLP; gated silu is SwiGLU, gated gelu GEGLU.
-      dropout: rate behind embeddings, attention and MLP; None is none. May be traced.
-      attention_dropout: rate on the attention maps.
-      init_std: standard deviation of matrices and embeddings at first.
-      implementation: of attention, see `common.nn.attention.Attention`.
-      dtype: of the computation; None is that of the parameters.
-      remat: what the backward pass computes again: "none" of it, all but the matrix products
-        ("dots"), or the whole "block" from its input.
-      scan: one compiled block in a loop over stacked parameters: compiles faster, runs slower on
-        CPU. Needs no other parameters; its dropout draws other numbers.
+      activation: activation of the MLP.
+      gated: whether the MLP is gated; gated silu is SwiGLU, gated gelu GEGLU.
+      dropout: rate after embeddings, attention and MLP; None is none. May be traced.
+      attention_dropout: rate on the attention maps; None is none.
+      init_std: standard deviation of matrices and embeddings at initialisation.
+      implementation: kernel that computes attention; see `common.nn.attention.Attention`.
+      dtype: dtype of the computation; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        ("dots"), or each "block" from its input.
+      scan: run one compiled block in a loop over stacked parameters: compiles faster, runs slower
+        on CPU. Parameters stay the same; dropout draws other numbers.
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -175,10 +177,10 @@ class Transformer(nn.Module):
     scan: bool = False
     constrain: Callable = identity
 
-    CAUSAL: ClassVar[bool] = False  # whether a position sees only those in front of it
+    CAUSAL: ClassVar[bool] = False  # whether a position attends only to itself and earlier ones
 
     def setup(self):
-        """Makes `block_0`, …, and with pre-norm `final_norm`."""
+        """Creates `block_0`, … and, with pre-norm, `final_norm`."""
         self._check()
         for i in range(self.layers):
             setattr(self, f"block_{i}", self.make_block())
@@ -202,7 +204,7 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def attention_options(self) -> dict:
-        """Further fields of `Attention`: what a subclass adds."""
+        """Additional fields of `Attention`, set by a subclass."""
         return {}
 
     @nn.nowrap
@@ -252,10 +254,10 @@ class Transformer(nn.Module):
         Args:
           x: [B, L, D], embedded.
           positions: i32[B, L], each position's place in its segment.
-          segments: i32[B, L] or None: what has another number is not seen. 0 is for padding.
+          segments: i32[B, L] or None: positions attend only within their segment; 0 is padding.
           train: whether dropout is active.
-          cache: what was seen before; the new positions follow it, and L + length must not exceed
-            T. Segments do not go with it.
+          cache: keys and values of earlier positions, which the new ones follow; L + length must
+            not exceed T. Excludes segments.
         """
         if cache is None:
             x = self._blocks(x, positions, segments, train)
@@ -282,7 +284,7 @@ class Transformer(nn.Module):
     def _scanned(self, x, positions, segments, train: bool):
         params = [self.variables["params"][f"block_{i}"] for i in range(self.layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        block, asked = self.make_block(parent=None), wanted(self)
+        block, captures = self.make_block(parent=None), wanted(self)
         key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
 
         def body(x, inputs):
@@ -291,12 +293,12 @@ class Transformer(nn.Module):
                 {"params": params},
                 *(x, positions, segments, train),
                 rngs={"dropout": key},
-                mutable=["intermediates"] if asked else [],
+                mutable=["intermediates"] if captures else [],
             )
-            return x, (x, kept) if asked else None
+            return x, (x, kept) if captures else None
 
         x, kept = jax.lax.scan(body, x, (stacked, jax.random.split(key, self.layers)))
-        for i in range(self.layers if asked else 0):
+        for i in range(self.layers if captures else 0):
             hidden, inner = jax.tree.map(lambda leaf, i=i: leaf[i], kept)
             self.sow("intermediates", f"hidden_{i}", hidden)
             self.put_variable("intermediates", f"block_{i}", inner["intermediates"])
@@ -304,11 +306,11 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def stack_flops(self, length: int) -> int:
-        """FLOPs of the blocks on one row of L = `length` positions, forward.
+        """FLOPs of the blocks' forward pass on one row of L = `length` positions.
 
-        Matrix multiplications alone, two a multiply-add. Attention counts whole, whatever its mask
-        hides, as for the MFU of PaLM (Chowdhery et al. 2022, appendix B): causality, windows and
-        packed documents save nothing here. Needs no parameters.
+        Counts matrix multiplications only, two a multiply-add. Attention counts in full, whatever
+        its mask hides, as for the MFU of PaLM (Chowdhery et al. 2022, appendix B): causality,
+        windows and packed documents save nothing here. Needs no parameters.
         """
         groups = self.heads if self.kv_heads is None else self.kv_heads
         key_width = self.width // self.heads * groups
@@ -319,20 +321,20 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def empty_cache(self, batch_size: int, length: int, dtype=jnp.float32) -> Cache:
-        """A cache of nothing: B rows with room for T = `length` positions. Needs no parameters."""
+        """An empty cache: B rows with room for T = `length` positions. Needs no parameters."""
         groups = self.heads if self.kv_heads is None else self.kv_heads
         shape = (batch_size, length, groups, self.width // self.heads)
-        one = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.layers))
-        return Cache(one(), one(), jnp.zeros(batch_size, jnp.int32))
+        zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.layers))
+        return Cache(zeros(), zeros(), jnp.zeros(batch_size, jnp.int32))
 
 
 class SequenceTransformer(Transformer, kw_only=True):
-    """A transformer over sequences of tokens: BERT, GPT and others inherit it.
+    """A transformer over sequences of tokens: the base of BERT, GPT and others.
 
     Attributes:
-      positions: learned; sinusoidal, or the same times one learned number (Hua et al. 2022);
-        rotary.
-      max_length: rows of the learned positions.
+      positions: position embeddings: learned; sinusoidal, or sinusoidal times one learned scale
+        (Hua et al. 2022); or rotary.
+      max_length: number of learned position embeddings.
       theta: base of the rotary wavelengths.
       window: a position attends only to those at a distance below this; None is all.
       Others: see `Transformer`.
@@ -344,11 +346,11 @@ class SequenceTransformer(Transformer, kw_only=True):
     window: int | None = None
 
     def setup(self):
-        """Makes the blocks, and the scale of scaled sinusoids."""
+        """Creates the blocks, and the scale of scaled sinusoids."""
         super().setup()
         if self.positions == "scaled_sinusoidal":
-            one = nn.initializers.constant(self.width**-0.5)
-            self.position_scale = self.param("position_scale", one, (), jnp.float32)
+            start = nn.initializers.constant(self.width**-0.5)
+            self.position_scale = self.param("position_scale", start, (), jnp.float32)
 
     def _check(self):
         super()._check()
@@ -357,7 +359,7 @@ class SequenceTransformer(Transformer, kw_only=True):
         odd = (self.width // self.heads) % 2 if self.positions == "rotary" else self.width % 2
         require(
             self.positions == "learned" or not odd,
-            f"config.model.positions: {self.positions!r} pairs columns, and there is an odd number",
+            f"config.model.positions: {self.positions!r} pairs columns, but their number is odd",
         )
 
     @nn.nowrap
@@ -367,15 +369,15 @@ class SequenceTransformer(Transformer, kw_only=True):
         return {"window": self.window, "theta": theta}
 
     def with_positions(self, x, positions, table: Callable):
-        """Embeddings [B, L, D] with their positions added, unless positions are rotary.
+        """Embeddings [B, L, D] plus position embeddings, unless positions are rotary.
 
         Args:
           x: [B, L, D].
           positions: i32[B, L].
-          table: i32[B, L] -> [B, L, D]: the learned ones.
+          table: i32[B, L] -> [B, L, D]: looks up learned position embeddings.
 
         Raises:
-          BadInput: if there are fewer learned positions than L.
+          BadInput: if L exceeds the number of learned positions.
         """
         if self.positions == "rotary":
             return x

@@ -1,9 +1,9 @@
-"""Every key of a config with its value, type and meaning, from the docstrings that exist.
+"""Lists every key of a config with its value, type and meaning, read from docstrings.
 
     print(keys.listing(config, program.sections(config)))
 
-Each section is the keyword arguments of one function, or the fields of one linen module; what they
-mean stands in its docstring, under `Args:` or `Attributes:`, and nowhere else.
+Each section is the keyword arguments of one function, or the fields of one linen module; their
+meaning is documented in its docstring, under `Args:` or `Attributes:`, and nowhere else.
 """
 
 import inspect
@@ -19,7 +19,7 @@ HEADINGS = r"(Args|Attributes|Returns|Raises|Yields):"
 
 
 def meanings(function: Callable) -> dict[str, str]:
-    """{name: its description} of a docstring in Google's style; of a class, its bases' as well."""
+    """{name: description} from a Google-style docstring; for a class, its bases' as well."""
     if inspect.isclass(function):
         described: dict[str, str] = {}
         for cls in reversed(function.__mro__):
@@ -46,19 +46,19 @@ def _entries(doc: str) -> dict[str, str]:
 
 
 def listing(config, sections: dict[str, Callable | Selected], width: int | None = None) -> str:
-    """Every key of a completed config: `section.key = value  (type)` and, below it, what it means.
+    """Every key of a completed config: `section.key = value  (type)` and, below it, its meaning.
 
     Args:
       config: a completed `ConfigDict`, or nested dicts.
-      sections: of `common.training.program.sections`.
-      width: columns of the text; None is the terminal's, at most 100.
+      sections: from `common.training.program.sections`.
+      width: columns of the text; None is the terminal's width, at most 100.
     """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 100)
     flat = flatten(config)
     wrap = lambda text: textwrap.fill(
         text, width, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
-    lines = [f"seed = {flat['seed']!r}  (int)", wrap("of everything random in the run"), ""]
+    lines = [f"seed = {flat['seed']!r}  (int)", wrap("seed of everything random in the run"), ""]
     lines += [f"task = {flat['task']!r}  (str)", wrap("import path of the task's module"), ""]
     for where, section in sections.items():
         function = section.function if isinstance(section, Selected) else section
@@ -79,5 +79,5 @@ def listing(config, sections: dict[str, Callable | Selected], width: int | None 
 
 _SELECTORS = {
     "module": "import path of the model, 'package.module:Class'; its fields are the other keys",
-    "kind": "import path of the evaluator's module; '' is the task's usual one",
+    "kind": "import path of the evaluator's module; '' is the task's default one",
 }

@@ -1,12 +1,12 @@
-"""Checkpoints: asynchronous, verified, the latest and the best, on any mesh. Orbax lives behind
-this.
+"""Checkpoints: asynchronous, verified, the latest and the best, restored onto any mesh. The only
+user of Orbax.
 
-The digest, shape and dtype of every tensor are saved inside the same Orbax step as the tensors, and
-recomputed when they are read: bytes that changed on the way are found, and the newest good step is
-used instead, with a warning. A checkpoint of another model is an error that lists the differences.
+The digest, shape and dtype of every tensor are saved in the same Orbax step as the tensors, and
+recomputed on reading: corruption is detected and the newest good step is used instead, with a
+warning. A checkpoint of another model is an error that lists the differences.
 
-Where several processes share a run, they agree on what each of them found before they go on, so
-that none waits for one that has given up (`together`).
+Processes that share a run agree on what each has found before they proceed, so that none waits for
+one that has failed (`together`).
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from common.runs.history import best_steps, parse_best
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 
-# Errors that say nothing about the bytes of a checkpoint, as Python and as TensorStore spell them.
+# Errors unrelated to a checkpoint's bytes, as Python and TensorStore spell them.
 NOT_DAMAGE = (PermissionError, ConnectionError, TimeoutError)
 NOT_DAMAGE_NUMBERS = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
 NOT_DAMAGE_STATUS = re.compile(
@@ -43,7 +43,7 @@ NOT_DAMAGE_STATUS = re.compile(
 
 
 class _Damaged(Exception):
-    """A checkpoint that cannot be read or is not what was saved."""
+    """A checkpoint that cannot be read or differs from what was saved."""
 
 
 # ------------------------------------------------------------------------------------------- saving
@@ -56,7 +56,7 @@ class Policy(NamedTuple):
       every: steps between saves.
       keep_latest: how many of the newest to keep.
       keep_best: how many of the best to keep, by `best`.
-      best: None, or (sign, key of the log), the sign 1 for max and -1 for min.
+      best: None, or (sign, key of the log): sign 1 maximises, -1 minimises.
     """
 
     every: int
@@ -73,15 +73,15 @@ def policy(
     keep_best: int = 1,
     best: str = "",
 ) -> Policy:
-    """Checks the section `checkpoint`.
+    """The section `checkpoint`: when to save and what to keep.
 
     Args:
       to_steps: (duration, key for messages) -> steps.
-      every: how often to save; the end is always saved.
-      keep_latest: how many of the newest stay.
-      keep_best: how many of the best stay, if `best` is set.
-      best: what "best" means, as "max eval/valid/accuracy" or "min eval/valid/loss"; each
-        evaluation that logs this key is then followed by a save.
+      every: duration between checkpoints, such as "1 epoch"; the end is always saved.
+      keep_latest: how many of the newest checkpoints to keep.
+      keep_best: how many of the best checkpoints to keep as well, if `best` is set.
+      best: metric of the best checkpoint: "max eval/valid/accuracy" or "min eval/valid/loss". Each
+        evaluation that logs it is followed by a save; "" keeps only the newest.
 
     Raises:
       BadInput: for a value out of range.
@@ -94,7 +94,7 @@ def policy(
 
 
 class _Preserve(preservation_policy.PreservationPolicy):
-    """Keeps the newest few and, by the log, the best few of the steps that there are."""
+    """Keeps the newest few of the saved steps and, by the log, the best few."""
 
     def __init__(self, rule: Policy, history: Callable[[], list[dict]]):
         self.rule, self.history = rule, history
@@ -111,17 +111,17 @@ def structure(state) -> dict[str, list]:
 
 
 def steps_in(workdir: epath.PathLike) -> list[int]:
-    """The steps of the checkpoints that are complete on disk, in increasing order."""
+    """Steps with a complete checkpoint on disk, in increasing order."""
     folder = absolute(workdir) / "checkpoints"
-    found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
-    return sorted(checkpoint.step for checkpoint in found)
+    steps = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
+    return sorted(checkpoint.step for checkpoint in steps)
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier between the threads that save, except that a save that failed passes on.
+    """Orbax's barrier between the threads that save, except that a failed save does not wait.
 
-    Orbax comes by on its way out of an error, too, and would wait there for processes whose save
-    waits for this one: for 20 minutes, in which nobody says what is wrong.
+    Orbax also calls it while handling an error, and would wait for processes whose save waits for
+    this one: for 20 minutes, in which the error goes unreported.
     """
     error = sys.exc_info()[1]
     if error is not None:
@@ -130,12 +130,12 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Close it: saves are asynchronous."""
+    """A workdir's checkpoints. Must be closed: saves are asynchronous."""
 
     def __init__(
         self, workdir: epath.PathLike, rule: Policy | None = None, history: Callable = list
     ):
-        """Opens `workdir/checkpoints`; without a `rule` for reading only, creating nothing."""
+        """Opens `workdir/checkpoints`; without a `rule`, read-only and creating nothing."""
         self._folder = absolute(workdir) / "checkpoints"
         self._states, self._records = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         self._manager = None
@@ -157,19 +157,19 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
-        """The steps that are complete on disk, in increasing order."""
+        """Steps that are complete on disk, in increasing order."""
         return steps_in(self._folder.parent)
 
     def save(self, step: int, state) -> None:
-        """Starts to save a state; the arrays may be donated as soon as this returns.
+        """Starts saving a state; its arrays may be donated as soon as this returns.
 
         Raises:
-          OSError: what the file system refuses (it is full, say), now or while the save before
-            this one was going on. What was refused is no checkpoint.
+          OSError: from the file system (a full disk, say), during this call or the previous save.
+            A save that fails leaves no checkpoint.
         """
         digests = jax.device_get(tree.digests(state))
         record = {p: [*s, int(digests[p])] for p, s in structure(state).items()}
-        # Orbax stores dicts; a NamedTuple goes as its fields.
+        # Orbax stores dicts: a NamedTuple becomes a dict of its fields.
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
         )
@@ -181,22 +181,21 @@ class Checkpoints:
 
         Args:
           like: a tree of ShapeDtypeStructs with shardings.
-          step: which one; None is the newest that is whole. Damaged ones are passed over with a
-            warning, and then moved to `workdir/damaged_checkpoint_STEP` unless opened for reading
-            only.
+          step: the step to read; None is the newest intact one. Damaged ones are skipped with a
+            warning, and then moved to `workdir/damaged_checkpoint_STEP` unless opened read-only.
 
-        With several processes each reads its part of the files, and all agree on each candidate:
-        what one of them finds damaged, all pass over. No barrier of Orbax is crossed, and what one
-        raises, all raise. What is left is a process that is killed or hangs in a read: the others
-        wait until the coordination service ends them.
+        With several processes, each reads its part of the files, and all agree on each candidate:
+        if one finds it damaged, all skip it. No Orbax barrier is crossed, and if one raises, all
+        raise. The exception is a process that is killed or hangs in a read: the others wait until
+        the coordination service ends them.
 
         Returns:
-          (state, step), or None where there is no checkpoint at all.
+          (state, step), or None if there is no checkpoint at all.
 
         Raises:
-          BadInput: if the checkpoint is of another structure or cannot be read for a reason that is
-            not damage, the step that was asked for does not exist or is damaged, or there are
-            checkpoints but none is whole.
+          BadInput: if the checkpoint has another structure or cannot be read for a reason other
+            than damage, the requested step is missing or damaged, or there are checkpoints but none
+            is intact.
         """
         self.wait()
         steps = self._agreed_steps()
@@ -216,13 +215,13 @@ class Checkpoints:
                 logging.warning("checkpoint %d is damaged (%s)", candidate, damage)
                 damaged.append(candidate)
                 continue
-            # Only now: if none were whole, all stay where they are, for a person to look at.
+            # Only now: if none is intact, all stay where they are for inspection.
             if self._manager:
                 for bad in damaged:
                     self._set_aside(bad)
             return state, candidate
         if not self._manager and self._agreed_steps() != steps:
-            return self.restore(like)  # of a run that is alive, and has saved and deleted meanwhile
+            return self.restore(like)  # a live run has saved and deleted meanwhile
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
 
@@ -233,7 +232,7 @@ class Checkpoints:
         return sorted(set.intersection(*map(set, gather(own))))
 
     def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """{path: shape and dtype} of what a step holds. Raises `BadInput` if that is damaged."""
+        """{path: shape and dtype} of a step's tensors. Raises `BadInput` if it is damaged."""
         try:
             with together(_Damaged), self._reading(step):
                 return self._stored(step)
@@ -246,8 +245,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int):
-        """Tells damage from what is none: errors are raised as `_Damaged`, `BadInput`, or as they
-        are."""
+        """Classifies errors: damage becomes `_Damaged`, other read errors `BadInput`; the rest pass
+        unchanged."""
         try:
             yield
         except (BadInput, _Damaged, MemoryError, jax.errors.JaxRuntimeError):
@@ -281,11 +280,11 @@ class Checkpoints:
             state = jax.tree.unflatten(
                 jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)]
             )
-        # Computed by all processes at once, and so the same in all.
-        found = jax.device_get(tree.digests(state))
-        wrong = [path for path, entry in record.items() if int(found[path]) != entry[2]]
+        # All processes compute the digests together, so they get the same values.
+        digests = jax.device_get(tree.digests(state))
+        wrong = [path for path, entry in record.items() if int(digests[path]) != entry[2]]
         if wrong:
-            raise _Damaged(f"{len(wrong)} tensors are not what was saved, {wrong[0]} first")
+            raise _Damaged(f"{len(wrong)} tensors differ from what was saved, {wrong[0]} first")
         return state
 
     def _set_aside(self, step: int) -> None:
@@ -301,15 +300,15 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises what a save in the background ran into, as
-        `save` does."""
+        """Returns when every save is on disk; raises the errors of background saves, as `save`
+        does."""
         if self._manager:
             with refusals(self._folder):
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits and lets go; raises as `wait` does."""
+        """Waits for saves and closes; raises as `wait` does."""
         self._states.close()
         if self._manager:
             with refusals(self._folder):
@@ -321,12 +320,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _as_dicts(state) -> dict:
-    """Any state as nested dicts by path, which is how it lies on disk."""
+    """A state as nested dicts by path, its layout on disk."""
     return tree.unflatten(tree.flatten(state))
 
 
 def differences(saved: dict, wanted: dict, most: int = 8) -> str:
-    """What differs between two {path: [shape, dtype]}, in one line."""
+    """Describes in one line how two {path: [shape, dtype]} differ."""
     lines = [f"{p} is not in the checkpoint" for p in wanted if p not in saved]
     lines += [f"{p} is only in the checkpoint" for p in saved if p not in wanted]
     lines += [

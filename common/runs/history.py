@@ -1,4 +1,4 @@
-"""What the log of a run decides: which checkpoints are best, and whether to stop early.
+"""Decisions read from a run's log: which checkpoints are best, and whether to stop early.
 
 Pure functions of the lines of a log, so that a resumed run decides the same.
 """
@@ -21,18 +21,18 @@ def parse_best(where: str, text: str) -> tuple[int, str] | None:
 
 
 def best_steps(best: tuple[int, str] | None, history: Iterable[dict]) -> list[int]:
-    """The steps of the log that hold the key, best first; of equal ones the earlier."""
+    """The steps that log the key, best first; ties go to the earlier step."""
     if best is None:
         return []
     sign, key = best
-    found = [
+    scores = [
         (-sign * line[key], line["step"]) for line in history if np.isfinite(number(line.get(key)))
     ]
-    return [step for _, step in sorted(found)]
+    return [step for _, step in sorted(scores)]
 
 
 def number(value) -> float:
-    """A value of the log as a number; NaN if it is none."""
+    """A logged value as a number; NaN if it is not one."""
     return value if isinstance(value, (int, float)) else float("nan")
 
 
@@ -43,10 +43,10 @@ def should_stop(
 
     Args:
       history: the lines of the log.
-      metric: "max eval/valid/accuracy" or "min eval/valid/loss": any key of the log; "" never
-        stops.
-      patience: how many of its values in a row may fail to beat the best one before them.
-      min_delta: by how much they must beat it.
+      metric: the key of the log to watch: "max eval/valid/accuracy" or "min eval/valid/loss"; ""
+        never stops.
+      patience: stop after this many values in a row that do not improve on the best so far.
+      min_delta: an improvement must exceed this difference from the best value so far.
     """
     require(patience > 0, f"config.train.stop.patience: {patience} is not positive")
     require(min_delta >= 0, f"config.train.stop.min_delta: {min_delta} is negative")
@@ -63,16 +63,16 @@ def should_stop(
 
 
 def metric_keys(config: dict) -> dict[str, str]:
-    """{where in the config: the key of the log that stands there}, of those that are set."""
-    found = {
+    """{config key: the log key it names}, for those that are set."""
+    texts = {
         "config.checkpoint.best": config["checkpoint"]["best"],
         "config.train.stop.metric": config["train"]["stop"]["metric"],
     }
-    return {where: text.split()[-1] for where, text in found.items() if text}
+    return {where: text.split()[-1] for where, text in texts.items() if text}
 
 
 def last_speeds(history: list[dict]) -> dict[str, float]:
-    """Examples a second, and what `log.speeds` says beside it, of the last line that knows it."""
+    """Examples a second, tokens a second and MFU, of the last line that logs speed."""
     line = next((line for line in reversed(history) if line.get("time/examples_per_second")), {})
     names = ("examples_per_second", "tokens_per_second", "mfu")
     return {name: line[f"time/{name}"] for name in names if f"time/{name}" in line}
@@ -80,11 +80,11 @@ def last_speeds(history: list[dict]) -> dict[str, float]:
 
 def last_values(history: list[dict], step: int) -> dict:
     """{evaluator: {metric: value}} of the lines of `step`."""
-    found: dict[str, dict] = {}
+    values: dict[str, dict] = {}
     for line in history:
         if line["step"] == step:
             for key, value in line.items():
                 if key.startswith("eval/"):
                     _, name, metric = key.split("/", 2)
-                    found.setdefault(name, {})[metric] = value
-    return found
+                    values.setdefault(name, {})[metric] = value
+    return values

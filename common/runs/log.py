@@ -1,10 +1,9 @@
-"""What a run says: metrics.jsonl, TensorBoard, Weights & Biases, and the line on the terminal.
+"""The log of a run: metrics.jsonl, TensorBoard and Weights & Biases.
 
 metrics.jsonl holds one object a line: `step` (completed updates), `train/…` or `eval/NAME/…`, and
-`time/…`, which is all that differs between two runs of the same thing. After a restart the log
-goes on at the restored step: lines beyond it are taken back, so none is lost and none is there
-twice. Where files cannot be appended to (object stores), the log is numbered parts in `metrics/`
-instead.
+`time/…`, the only part that differs between two identical runs. After a restart the log continues
+from the restored step: later lines are dropped, so none is lost or duplicated. Where files cannot
+be appended to (object stores), the log is numbered parts in `metrics/` instead.
 """
 
 import json
@@ -24,15 +23,15 @@ NAME = "metrics.jsonl"
 
 
 def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
-    """Checks the section `log`.
+    """The section `log`: where metrics go besides metrics.jsonl.
 
     Args:
       tensorboard: write event files to WORKDIR/tensorboard (needs the extra `tensorboard`).
-      wandb: the W&B project to log to, "" for none (needs the extra `wandb`; WANDB_MODE=offline
-        works without a network).
+      wandb: the Weights & Biases project to log to; "" is none (needs the extra `wandb`;
+        WANDB_MODE=offline works without a network).
 
     Raises:
-      BadInput: if the package of an extra is missing.
+      BadInput: if an extra's package is missing.
     """
     if tensorboard:
         _need("tensorboardX", "tensorboard", "config.log.tensorboard")
@@ -49,7 +48,7 @@ def _need(module: str, extra: str, where: str):
 
 
 def encode(value: Any) -> Any:
-    """Numbers, arrays, lists and dicts as what JSON can say; what is not finite is None."""
+    """Numbers, arrays, lists and dicts as JSON values; numbers that are not finite are None."""
     if isinstance(value, dict):
         return {key: encode(v) for key, v in value.items()}
     if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
@@ -69,37 +68,37 @@ def _text(lines: list[dict]) -> str:
 
 
 def _lines(text: str) -> list[dict]:
-    """The whole lines of a log; one that a crash tore is left out."""
-    found = []
+    """The complete lines of a log, without one that a crash cut off."""
+    lines = []
     for line in text.splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return found
+    return lines
 
 
 def read_lines(workdir: epath.PathLike) -> list[dict]:
-    """Every line of a run's log, in order; [] where there is none."""
+    """Every line of a run's log, in order; [] if there is none."""
     workdir = epath.Path(workdir)
     files = [workdir / NAME] if (workdir / NAME).exists() else _parts(workdir)
     return [line for file in files for line in _lines(file.read_text())]
 
 
 def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
-    """The last lines of a run's log, as many as `size` bytes hold (all, where it is in parts)."""
+    """The last lines of a run's log that fit in `size` bytes (all, if it is in parts)."""
     path = epath.Path(workdir) / NAME
     if not path.exists():
         return read_lines(workdir)
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        whole = file.tell() == 0
+        from_start = file.tell() == 0
         text = file.read().decode(errors="replace")
-    return _lines(text if whole else text.partition("\n")[2])
+    return _lines(text if from_start else text.partition("\n")[2])
 
 
 def logged(history: list[dict], step: int, prefix: str) -> bool:
-    """Whether a line of `step` has a key that begins with `prefix`."""
+    """Whether a line of `step` has a key that starts with `prefix`."""
     return any(
         line["step"] == step and any(key.startswith(prefix) for key in line)
         for line in reversed(history)
@@ -107,23 +106,23 @@ def logged(history: list[dict], step: int, prefix: str) -> bool:
 
 
 class Log:
-    """The metrics of a run. `history` holds every line so far, also those of earlier starts.
+    """The metrics of a run. `history` holds every line so far, including earlier starts.
 
-    With `workdir=None` nothing is written. Only the process that is `writing` writes; all keep the
-    history, since decisions are made by it.
+    With `workdir=None` nothing is written. Only the `writing` process writes; all keep the history,
+    which decides saving and stopping.
     """
 
     def __init__(
         self, workdir, step: int, *, writing: bool, name: str, config: dict, tensorboard, wandb
     ):
-        """Goes on behind `step`: lines of later steps are taken back."""
+        """Resumes after `step`, dropping the lines of later steps."""
         self._workdir = None if workdir is None else epath.Path(workdir)
         self._writing = writing and workdir is not None
         self._file, self._buffer, self._tensorboard, self._wandb = None, [], None, None
         self.history: list[dict] = []
         if workdir is not None:
             self.history = [line for line in read_lines(workdir) if line["step"] <= step]
-            if jax.process_count() > 1:  # all have read before one rewrites
+            if jax.process_count() > 1:  # all must read before one rewrites
                 multihost_utils.sync_global_devices("log")
         if not self._writing:
             return
@@ -143,22 +142,22 @@ class Log:
             )
 
     def _rewind(self) -> None:
-        """Takes back the lines beyond the history; a crash in between leaves nothing double."""
+        """Drops the lines beyond the history; a crash meanwhile duplicates nothing."""
         if files.can_append(self._workdir):
             files.replace_text(self._workdir / NAME, _text(self.history))
             self._file = open(self._workdir / NAME, "a", encoding="utf-8")  # noqa: SIM115
             return
         (self._workdir / "metrics").mkdir(parents=True, exist_ok=True)
         left, self._next = len(self.history), 0
-        whole = {part: _lines(part.read_text()) for part in _parts(self._workdir)}
+        before = {part: _lines(part.read_text()) for part in _parts(self._workdir)}
         kept = {}
-        for part, lines in whole.items():
+        for part, lines in before.items():
             kept[part] = lines[: max(left, 0)]
             left -= len(lines)
-        for part, lines in reversed(kept.items()):  # the last ones first
+        for part, lines in reversed(kept.items()):  # the last part first
             if not lines:
                 part.unlink()
-            elif lines != whole[part]:
+            elif lines != before[part]:
                 part.write_text(_text(lines))
             self._next = max(self._next, int(part.name[5:10]) + 1)
 
@@ -166,8 +165,8 @@ class Log:
         return self._workdir / "metrics" / f"part_{number:05d}.jsonl"
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds a line: numbers, strings and arrays by name. What is not finite is null in the
-        file."""
+        """Adds a line of numbers, strings and arrays by name. Numbers that are not finite become
+        null."""
         line = {"step": step} | {name: encode(value) for name, value in values.items()}
         self.history.append(line)
         if not self._writing:
@@ -188,7 +187,7 @@ class Log:
             self._wandb.log(numbers, step=step)
 
     def sync(self) -> None:
-        """Puts everything on disk; before a checkpoint, which relies on it."""
+        """Flushes everything to disk; called before a checkpoint, which relies on it."""
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -199,11 +198,11 @@ class Log:
             self._tensorboard.flush()
 
     def has(self, step: int, prefix: str) -> bool:
-        """`logged`, of this log."""
+        """`logged` for this log."""
         return logged(self.history, step, prefix)
 
     def close(self) -> None:
-        """Puts everything on disk and lets go."""
+        """Flushes everything to disk and closes."""
         self.sync()
         if self._file:
             self._file.close()

@@ -1,4 +1,4 @@
-"""Where a run is, for people: speed, time left, one live line on a terminal."""
+"""Progress for people: step, speed, time left, in one live line on a terminal."""
 
 import math
 import sys
@@ -16,8 +16,8 @@ def duration(seconds: float) -> str:
 
 
 def spelled(values: dict[str, Any]) -> str:
-    """'loss 0.3114  accuracy 0.9051': the numbers among `values`, by the last part of their
-    names."""
+    """'loss 0.3114  accuracy 0.9051': the numbers among `values`, named by the last part of their
+    keys."""
     technical = ("learning_rate", "gradient_norm", "update_norm")
     numbers = {k.split("/")[-1]: v for k, v in values.items() if isinstance(v, (int, float))}
     numbers = {name: value for name, value in numbers.items() if name not in technical}
@@ -33,27 +33,27 @@ def speeds(
 ) -> dict[str, float]:
     """`examples_per_second`; `tokens_per_second` and `mfu` where they apply.
 
-    MFU is the share of the devices' peak that the model's own FLOPs are (Chowdhery et al. 2022,
-    appendix B). The peak is that of bfloat16 whatever a run computes in: float32 is measured by the
-    same ruler.
+    MFU is the model's own FLOPs as a fraction of the devices' peak (Chowdhery et al. 2022, appendix
+    B). The peak is that of bfloat16 whatever dtype a run computes in: float32 is measured by the
+    same yardstick.
 
     Args:
       examples_per_second: over all devices.
-      flops, tokens: of an example, as `common.task.Task` has them.
-      chip: what each device is; None if that is not known.
-      devices: how many.
+      flops, tokens: of one example, as in `common.task.Task`.
+      chip: the kind of each device; None if unknown.
+      devices: number of devices.
     """
-    found = {"examples_per_second": round(examples_per_second, 1)}
+    rates = {"examples_per_second": round(examples_per_second, 1)}
     if tokens is not None:
-        found["tokens_per_second"] = round(examples_per_second * tokens, 1)
+        rates["tokens_per_second"] = round(examples_per_second * tokens, 1)
     if flops is not None and chip is not None:
-        found["mfu"] = round(examples_per_second * flops / (chip.flops * devices), 6)
-    return found
+        rates["mfu"] = round(examples_per_second * flops / (chip.flops * devices), 6)
+    return rates
 
 
 class Progress:
-    """Speed, time left, and where the run is: one live line on a terminal, else a line now and
-    then."""
+    """Step, speed and time left of a run: one live line on a terminal, else an occasional
+    line."""
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class Progress:
         show: bool,
         **speeds_of,
     ):
-        """Begins at `step`, `seconds` of earlier starts behind it; `speeds_of` are what `speeds`
-        needs to know of the run."""
+        """Starts at `step`, after `seconds` in earlier starts; `speeds_of` are keyword arguments of
+        `speeds`."""
         self._total, self._batch_size, self._show = total_steps, batch_size, show
         self._speeds_of = speeds_of
         self._begun, self._before = time.perf_counter(), seconds
@@ -75,37 +75,37 @@ class Progress:
         self.start()
 
     def seconds(self) -> float:
-        """Wall-clock seconds of training so far, earlier starts included."""
+        """Wall-clock seconds so far, including earlier starts."""
         return self._before + time.perf_counter() - self._begun
 
     def start(self) -> None:
-        """Training begins or goes on: what follows counts towards the speed."""
+        """Training starts or resumes: time from here counts towards the speed."""
         self._mark = time.perf_counter()
 
     def pause(self) -> None:
-        """Something else than training begins (evaluation, saving)."""
+        """Training pauses for something else (evaluation, saving)."""
         if self._mark is not None:
             self._busy += time.perf_counter() - self._mark
             self._mark = None
 
     def done(self, step: int) -> None:
-        """`step` updates are complete. The first call, which compiles, does not count towards the
-        speed."""
+        """Records that `step` updates are complete. The first call, which compiles, does not count
+        towards the speed."""
         if self._first is None:
             self._busy, self._mark, self._first = 0.0, time.perf_counter(), step
         self._steps = step - self._first
 
     def examples_per_second(self) -> float:
-        """Mean speed of training since this start; 0 before it is known."""
+        """Mean training speed since this start; 0 until known."""
         running = time.perf_counter() - self._mark if self._mark is not None else 0.0
         return self._steps * self._batch_size / (self._busy + running) if self._steps else 0.0
 
     def speeds(self) -> dict[str, float]:
-        """`speeds` so far."""
+        """`speeds` at the mean training speed."""
         return speeds(self.examples_per_second(), **self._speeds_of)
 
     def show(self, step: int, values: dict[str, Any]) -> None:
-        """Shows where the run is; without a terminal at most every ten seconds."""
+        """Shows the progress line; without a terminal, at most every ten seconds."""
         now = time.perf_counter()
         if not self._show or now - self._last_shown < (0.1 if self._live else 10.0):
             return
@@ -121,7 +121,7 @@ class Progress:
         )
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         if self._show:
             self._print(text, stay=True)
 

@@ -1,12 +1,11 @@
-"""The files of a run beside its log and checkpoints: config.json, environment.json, result.json,
-and what its task keeps there, such as tokenizer.json.
+"""A run's files other than log and checkpoints: config.json, environment.json, result.json, and
+files of its task, such as tokenizer.json.
 
-A workdir belongs to one run. The same command may be given to it again, to go on; what may differ
-then is how the run is laid out and watched (`MAY_CHANGE`), and a longer duration. Anything else is
-another run. While a run is alive, no second one can begin there (`Lock`).
+A workdir belongs to one run. Running the same command again resumes it; placement and logging
+(`MAY_CHANGE`) may then differ, and the duration may be longer. Any other change makes it another
+run. While a run is alive, no second one can start there (`Lock`).
 
-What is damaged in these files is put right where that can be done without a loss, and otherwise
-said in one line.
+Damage to these files is repaired where nothing is lost by it, and otherwise reported in one line.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ from common.runs import files, log
 from common.runs.checkpoint import steps_in
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
-# How a run is laid out and watched: what makes it no other run, nor its result another one.
+# Placement and logging: changing these changes neither the run's identity nor its result.
 LAID_OUT = tuple(key for key in MAY_CHANGE if key != "train.duration")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -36,7 +35,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @contextlib.contextmanager
 def _naming(folder):
-    """What the file system refuses is raised as `BadInput`; that it is full stays as it is."""
+    """Turns file system errors into `BadInput`, except those of a full disk."""
     try:
         yield
     except OSError as error:
@@ -48,13 +47,13 @@ def _naming(folder):
 class Lock:
     """Keeps a second run out of a workdir while this one is alive; a context manager.
 
-    It is the kernel's lock (flock) on WORKDIR/.lock, which ends with the process, however that
-    ends: nothing stale is left behind. Worker processes are started afresh and do not inherit it.
-    The file says who holds it. Entered, it takes the lock of a workdir that there is; `hold` makes
-    a new one. Reading a run (`saved.opened`) asks for no lock.
+    It is a kernel lock (flock) on WORKDIR/.lock, which the kernel releases when the process ends,
+    however it ends, so it is never stale. Worker processes are spawned and do not inherit it. The
+    file names the holder. Entering takes the lock of an existing workdir; `hold` takes that of a
+    new one. Reading a run (`saved.opened`) takes no lock.
 
-    Object stores (gs://, s3://, …) and file systems that know no locks have none: there it is up to
-    the user. With several processes the main one alone holds it.
+    Object stores (gs://, s3://, …) and file systems without locks are not protected: there it is up
+    to the user. With several processes, only the main one holds the lock.
 
     Raises:
       BadInput: in all processes, if another run holds it or the folder cannot be written.
@@ -77,17 +76,17 @@ class Lock:
             self._file = None
 
     def hold(self) -> None:
-        """Takes the lock of a workdir, which must exist by now, if it is not held yet."""
+        """Takes the lock, if it is not held yet; the workdir must exist."""
         if runtime.is_main() and files.can_append(self._folder) and self._file is None:
             self._take()
 
     def _check_place(self) -> None:
-        """Raises `OSError` where it is plain from the start that nothing can be written."""
-        there = next(p for p in (self._folder, *self._folder.parents) if os.path.lexists(p))
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, f"{there} cannot be written")
+        """Raises `OSError` if the workdir clearly cannot be written."""
+        nearest = next(p for p in (self._folder, *self._folder.parents) if os.path.lexists(p))
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{nearest} is not writable")
 
     def _take(self) -> None:
         file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -101,17 +100,17 @@ class Lock:
             require(
                 not isinstance(error, BlockingIOError),
                 f"--workdir: {self._folder} is in use by {holder}; wait until that run ends, or "
-                "take another --workdir",
+                "use another --workdir",
             )
             raise
         self._file = file
-        with contextlib.suppress(OSError):  # the words are a help, and not needed
+        with contextlib.suppress(OSError):  # only for the error message
             words = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
             os.ftruncate(file, os.pwrite(file, words, 0))
 
 
 def in_use(folder) -> bool:
-    """Whether a run is alive in `folder`, as far as its file system can say."""
+    """Whether a run is alive in `folder`, as far as its file system can tell."""
     path = files.absolute(folder) / ".lock"
     if not files.can_append(path) or not path.exists():
         return False
@@ -124,11 +123,11 @@ def in_use(folder) -> bool:
 
 
 def begun(folder) -> bool:
-    """Whether a run has made `folder` its own."""
+    """Whether `folder` already belongs to a run."""
     try:
         return (files.absolute(folder) / "config.json").exists()
     except OSError:
-        return False  # `claim` says why
+        return False  # `claim` reports why
 
 
 def claim(
@@ -142,17 +141,17 @@ def claim(
     keep: dict[str, str] | None = None,
     facts: dict | None = None,
 ) -> epath.Path:
-    """Makes `folder` the workdir of this run, or finds that it is.
+    """Makes `folder` the workdir of this run, or checks that it already is.
 
     Args:
-      folder: any path that epath knows.
+      folder: any path that epath supports.
       config: nested dict.
-      fingerprints: of the data sets.
+      fingerprints: {data set: fingerprint}.
       write: whether this process writes.
-      read: folder -> the config of the run there; None is `read_config`.
-      lock: of this folder, taken as soon as the folder exists.
+      read: folder -> config of the run there; None is `read_config`.
+      lock: the folder's lock, taken as soon as the folder exists.
       keep: {name: contents} of small files that the task keeps there, such as its tokenizer.
-      facts: further entries of this start in environment.json.
+      facts: additional entries for this start in environment.json.
 
     Raises:
       BadInput: in all processes, if it belongs to another run, its data has changed, or it cannot
@@ -163,7 +162,7 @@ def claim(
     with together(), _naming(folder):
         require(
             begun(folder) or not any((folder / "checkpoints").glob("*")),
-            f"{folder} holds checkpoints and no config.json: not a run of this program",
+            f"{folder} holds checkpoints but no config.json: not a run of this program",
         )
         if write:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,72 +185,72 @@ def _environment(starts: list[dict], begin: dict) -> str:
 
 
 def read_starts(folder) -> list[dict]:
-    """environment.json: what is known of each start. Raises `BadInput` if it is damaged."""
+    """environment.json: one record per start of the run. Raises `BadInput` if it is damaged."""
     path = epath.Path(folder) / "environment.json"
     if not path.exists():
-        logging.warning("%s is gone: the data cannot be compared with that of earlier starts", path)
+        logging.warning("%s is missing: cannot compare the data with that of earlier starts", path)
         return []
     try:
         starts = json.loads(path.read_text())
-        whole = bool(starts) and all(isinstance(start["data"], dict) for start in starts)
+        valid = bool(starts) and all(isinstance(start["data"], dict) for start in starts)
     except (ValueError, TypeError, KeyError):
-        whole = False
+        valid = False
     require(
-        whole,
-        f"{path} is damaged; delete it to go on without comparing the data with that of before",
+        valid,
+        f"{path} is damaged; delete it to resume without comparing the data with earlier starts",
     )
     return starts
 
 
 def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
-    """Compares data sets with those that the run in `folder` began with.
+    """Checks that data sets are those of the run in `folder`.
 
     Args:
       folder: the workdir.
-      fingerprints: {name: of the set}.
+      fingerprints: {data set: fingerprint}.
 
     Returns:
-      What environment.json holds of earlier starts.
+      The earlier starts in environment.json.
 
     Raises:
       BadInput: if a set has changed, or environment.json is damaged.
     """
     starts = read_starts(folder)
     before = starts[-1]["data"] if starts else {}
-    changed = sorted(n for n, found in fingerprints.items() if before.get(n, found) != found)
+    changed = sorted(n for n, digest in fingerprints.items() if before.get(n, digest) != digest)
     require(
         not changed,
-        f"{folder}: the data set {', '.join(changed)} has changed since the run began; put it back "
-        "as it was, or begin another run in another --workdir",
+        f"{folder}: the data set {', '.join(changed)} has changed since the run began; restore "
+        "it, or start another run in another --workdir",
     )
     return starts
 
 
 def check_same(folder, old: dict, new: dict) -> None:
-    """Raises `BadInput`, naming the keys, if the two configs are of different runs."""
+    """Raises `BadInput`, naming the keys, if the two configs describe different runs."""
     differ = {k: v for k, v in differing(old, new).items() if not k.startswith(MAY_CHANGE)}
-    told = ", ".join(
+    changes = ", ".join(
         f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
     )
     more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-    require(not differ, f"{folder} belongs to another run: {told}{more}; take another --workdir")
+    require(not differ, f"{folder} belongs to another run: {changes}{more}; use another --workdir")
 
 
 def read_config(folder) -> dict:
-    """config.json of a run as a nested dict, exactly as it was written. Raises `BadInput` if there
-    is none or it is torn."""
+    """A run's config.json as a nested dict, exactly as written. Raises `BadInput` if it is missing
+    or damaged."""
     path = epath.Path(folder) / "config.json"
     require(path.exists(), f"{folder}: no run there (no config.json)")
     try:
         config = from_json(path.read_text())
-    except ValueError as error:  # no JSON, or not even text
+    except ValueError as error:  # not JSON, or not even text
         raise BadInput(f"{path} is damaged: {error}") from error
     require(isinstance(config, dict), f"{path} is damaged: it holds no config")
     return config
 
 
 def read_result(folder: epath.Path) -> dict | None:
-    """result.json; None if the run is not finished, or with a warning if the file is damaged."""
+    """result.json; None if the run is unfinished, or, with a warning, if the file is damaged."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -259,7 +258,7 @@ def read_result(folder: epath.Path) -> dict | None:
         result = json.loads(path.read_text())
         if isinstance(result, dict):
             return result
-    logging.warning("%s is damaged: it is written anew", path)
+    logging.warning("%s is damaged and will be rewritten", path)
     return None
 
 
@@ -272,7 +271,7 @@ def finish(folder: epath.Path, result: dict) -> None:
 
 
 def _line(text: bytes) -> dict | None:
-    """A line of the log, or None if it is none."""
+    """A line of the log, or None if it is damaged."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -281,38 +280,38 @@ def _line(text: bytes) -> dict | None:
 
 
 def _lines(path: epath.Path) -> tuple[list[bytes], list[dict], list[dict]]:
-    """(all lines as they stand, those before the first that is damaged, what is good behind it)."""
+    """(all raw lines, those before the first damaged one, the intact ones after it)."""
     raw = path.read_bytes().removesuffix(b"\n").split(b"\n")
     raw = [] if raw == [b""] else raw
     lines = [_line(text) for text in raw]
-    whole = lines.index(None) if None in lines else len(lines)
-    return raw, lines[:whole], [line for line in lines[whole:] if line is not None]
+    intact = lines.index(None) if None in lines else len(lines)
+    return raw, lines[:intact], [line for line in lines[intact:] if line is not None]
 
 
 def read_log(folder) -> list[dict]:
-    """The lines of a run's log; one that a crash tore at the end is left out.
+    """The lines of a run's log, without one that a crash cut off at the end.
 
     Raises:
       BadInput: if a line in the middle is damaged.
     """
     path = epath.Path(folder) / log.NAME
     if not path.exists():
-        return log.read_lines(folder)  # in parts, or none
-    _, before, behind = _lines(path)
-    require(not behind, f"{path} is damaged at line {len(before) + 1}")
+        return log.read_lines(folder)  # in parts, or missing
+    _, before, after = _lines(path)
+    require(not after, f"{path} is damaged at line {len(before) + 1}")
     return before
 
 
 def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None:
-    """Makes sure that the log is whole up to the checkpoint that a run goes on from.
+    """Ensures that the log is complete up to the checkpoint from which a run resumes.
 
-    Lines behind that step are taken back in any case, so what a crash left there (a torn line, NUL
-    bytes) is cut off. A line up to it that is missing or damaged would be lost: that is an error.
+    Lines after that step are dropped anyway, so damage a crash left there (a torn line, NUL bytes)
+    is cut off. A missing or damaged line up to that step would be lost: that is an error.
 
     Args:
       folder: the workdir.
-      step: of the checkpoint; 0 is none.
-      log_every: steps between lines of training, or 0 where that may have changed.
+      step: the checkpoint's step; 0 is no checkpoint.
+      log_every: steps between lines of training, or 0 if it may have changed.
       write: whether this process writes.
 
     Raises:
@@ -320,16 +319,16 @@ def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None
     """
     path = folder / log.NAME
     with together():
-        raw, before, behind = _lines(path) if path.exists() else ([], log.read_lines(folder), [])
+        raw, before, after = _lines(path) if path.exists() else ([], log.read_lines(folder), [])
         trained = [x["step"] for x in before if any(key.startswith("train/") for key in x)]
         last = max(trained, default=0)
         due = step - step % log_every if log_every else 0
         later = [s for s in steps_in(folder) if s > last]
         require(
-            last >= due and all(line["step"] > step for line in behind),
+            last >= due and all(line["step"] > step for line in after),
             f"{path} is damaged at line {len(before) + 1}: it is whole up to step {last}, and the "
-            f"newest checkpoint is of step {step}; mend that line, or move the checkpoints of "
-            f"steps {later} away to have the rest computed again",
+            f"newest checkpoint is of step {step}; repair that line, or move the checkpoints of "
+            f"steps {later} away to compute the rest again",
         )
         if write and raw and len(before) < len(raw):
             logging.warning("%s: cut off at line %d, which is damaged", path, len(before) + 1)

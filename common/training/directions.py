@@ -1,8 +1,8 @@
-"""Directions of descent: optax transformations without their learning rate, a function each.
+"""Update directions: optax transformations without a learning rate, one function each.
 
-The keyword arguments of the one that `config.optim.name` picks are the section `optim.direction`.
-A new optimizer is a function here and a row in `DIRECTIONS`; clipping, decay, schedules and
-freezing are the same for all (`common.training.optim`).
+`config.optim.name` picks one, whose keyword arguments are the section `optim.direction`. A new
+optimizer is a function here and a row in `DIRECTIONS`; all share clipping, decay, schedules and
+freezing (`common.training.optim`).
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ def sgd(*, momentum: float | None = None, nesterov: bool = False):
     2013).
 
     Args:
-      momentum: decay of the running sum; None keeps none.
-      nesterov: whether the step looks one momentum step ahead.
+      momentum: decay of the running sum of gradients; None is plain gradient descent.
+      nesterov: whether the step looks one momentum step ahead (Nesterov).
     """
     return optax.identity() if momentum is None else optax.trace(momentum, nesterov)
 
@@ -36,10 +36,11 @@ def adamw(
     """Adam (Kingma & Ba 2015; nesterov: Dozat 2016).
 
     Args:
-      b1, b2: decay of the first and the second moment.
+      b1: decay of the first moment, the mean of gradients.
+      b2: decay of the second moment, the mean of squared gradients.
       eps: added to the root of the second moment.
       eps_root: added to the second moment under the root.
-      nesterov: whether the first moment looks one step ahead.
+      nesterov: whether the first moment looks one step ahead (NAdam).
     """
     return optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
 
@@ -48,18 +49,18 @@ def lion(*, b1: float = 0.9, b2: float = 0.99):
     """Sign of interpolated momentum (Chen et al. 2023).
 
     Args:
-      b1: weight of the momentum in the direction.
+      b1: weight of the momentum in the direction, against the gradient.
       b2: decay of the momentum.
     """
     return optax.scale_by_lion(b1, b2)
 
 
 def rmsprop(*, decay: float = 0.9, eps: float = 1e-8):
-    """Gradient over its running root mean square (Hinton 2012).
+    """Gradient divided by its running root mean square (Hinton 2012).
 
     Args:
-      decay: of the running mean of squares.
-      eps: added to the root.
+      decay: decay of the running mean of squared gradients.
+      eps: added to the root of that mean.
     """
     return optax.scale_by_rms(decay, eps)
 
@@ -75,13 +76,13 @@ def adafactor(
     """Factored second moments (Shazeer & Stern 2018).
 
     Args:
-      min_dim_size_to_factor: moments of matrices with a smaller side are kept whole.
-      decay_rate: exponent of the schedule of the moments' decay.
+      min_dim_size_to_factor: matrices with a smaller side keep full, unfactored moments.
+      decay_rate: exponent of the schedule for the second moments' decay.
       clipping_threshold: largest root mean square of an update.
-      momentum: decay of a running sum of updates; None keeps none.
-      multiply_by_parameter_scale: whether updates are relative to the size of the parameters.
+      momentum: decay of a running sum of updates; None is no momentum.
+      multiply_by_parameter_scale: whether to scale updates by the size of the parameters.
     """
-    # A rate of -1 leaves the sign of the gradient: the chain below multiplies by minus the true
+    # A rate of -1 keeps the sign of the gradient: `make_optimizer` multiplies by minus the true
     # rate.
     return optax.adafactor(
         -1.0,
@@ -119,8 +120,9 @@ def muon(
     Args:
       beta: decay of the momentum.
       nesterov: whether the momentum looks one step ahead.
-      ns_steps: Newton-Schulz iterations of the orthogonalisation.
-      adam_b1, adam_b2: decay of Adam's moments, for the parameters that go there.
+      ns_steps: Newton-Schulz iterations that orthogonalise a matrix.
+      adam_b1: decay of Adam's first moment, for the parameters that Adam updates.
+      adam_b2: decay of Adam's second moment, for the parameters that Adam updates.
     """
     return contrib.muon(
         -1.0,
@@ -140,19 +142,19 @@ def schedule_free(
     momentum is off.
 
     Args:
-      b1: interpolation between the average and the iterate, at which gradients are taken.
-      b2: decay of the second moment.
+      b1: where gradients are taken, between the iterate (0) and the average of iterates (1).
+      b2: decay of the second moment, the mean of squared gradients.
       eps: added to the root of the second moment.
-      weight_lr_power: exponent of the rate in the weights of the average.
+      weight_lr_power: exponent of the learning rate in the weights of the average.
     """
-    del b1, weight_lr_power  # of the wrapper
+    del b1, weight_lr_power  # used by the wrapper
     return optax.scale_by_adam(0.0, b2, eps)
 
 
 DIRECTIONS: dict[str, Callable] = {
     "sgd": sgd,
     "adamw": adamw,
-    "lamb": adamw,  # with a trust ratio behind the weight decay (You et al. 2020), see `_transform`
+    "lamb": adamw,  # with a trust ratio after the weight decay (You et al. 2020): `_transform`
     "lion": lion,
     "rmsprop": rmsprop,
     "adafactor": adafactor,
@@ -162,5 +164,5 @@ DIRECTIONS: dict[str, Callable] = {
 
 
 def direction(name: str) -> Callable:
-    """The function of the section `optim.direction`. Raises `BadInput` for an unknown name."""
+    """The function that `optim.direction` feeds. Raises `BadInput` for an unknown name."""
     return DIRECTIONS[choice("config.optim.name", name, DIRECTIONS)]

@@ -1,4 +1,4 @@
-"""Durations of a config, in steps: '300 steps', '10 epochs', '1e6 examples', or '5%' of the run."""
+"""A config's durations in steps: '300 steps', '10 epochs', '1e6 examples', or '5%' of the run."""
 
 import re
 
@@ -12,31 +12,31 @@ def steps(
 
     Args:
       text: the duration.
-      where: the key it comes from, for the error message.
+      where: its key, for the error message.
       batch_size: examples a step.
       size: examples an epoch.
       total: steps of the whole run; without it a percentage is an error.
-      low: the least that is allowed.
+      low: the fewest steps allowed.
 
     Raises:
-      BadInput: for anything else, or fewer than `low` steps.
+      BadInput: for any other text, or fewer than `low` steps.
     """
     matched = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*", text)
     require(
         matched is not None,
-        f"{where}: {text!r} is no duration; write '300 steps', '10 epochs', '5%' or '1e6 examples'",
+        f"{where}: {text!r} is not a duration: '300 steps', '10 epochs', '5%' or '1e6 examples'",
     )
     number, unit = matched.groups()
     try:
         number = float(number)
     except ValueError:
-        raise BadInput(f"{where}: {text!r} is no duration: {number!r} is no number") from None
+        raise BadInput(f"{where}: {text!r} is not a duration: {number!r} is not a number") from None
     if unit == "%":
-        require(total is not None, f"{where}: a percentage has nothing to be a part of here")
+        require(total is not None, f"{where}: a percentage has no total to refer to here")
         count = number / 100 * total
     else:
         scale = {"step": 1, "epoch": size / batch_size, "example": 1 / batch_size}
         count = number * scale[unit.rstrip("s")]
     count = max(round(count), 1 if number > 0 else 0)
-    require(count >= low, f"{where}: {text!r} is {count} steps, and at least {low} is needed")
+    require(count >= low, f"{where}: {text!r} is {count} steps, but at least {low} is required")
     return count

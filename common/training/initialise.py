@@ -1,4 +1,4 @@
-"""What a run begins with: parameters of another run, or of weights that its task can read."""
+"""Initial parameters: those of another run, or pretrained weights that the task can read."""
 
 import contextlib
 import re
@@ -24,30 +24,31 @@ def initialise(
     rename: tuple[tuple[str, str], ...] = (),
     skip: tuple[str, ...] = (),
 ):
-    """What to begin with: parameters and statistics of another run's workdir or of weights that a
-    task can read, or `params` and `extra` as they are.
+    """Initial parameters: from another run's workdir, from weights that the task can read, or
+    fresh.
 
     Args:
       params: nested dicts of arrays.
       extra: {collection: nested dicts of arrays}: batch norm's statistics, and the like. Their
-        paths, below, are without the collection.
+        paths, below, omit the collection.
       pretrained: how the task reads another library's weights: path -> nested dicts of arrays, in
         this model's names.
-      files: {name: contents} of what the task keeps in its workdir, such as its tokenizer; those of
-        the other run must be the same.
-      path: a workdir, or what `pretrained` reads; "" is none.
-      step: which checkpoint of a workdir; None is the newest.
-      rename: rows (regex, replacement) over this model's paths, first match counts: the name that
-        it has there.
-      skip: regexes of what keeps its fresh values in this model (a new head, say).
+      files: {name: contents} of files the task keeps in its workdir, such as its tokenizer; the
+        other run's must be identical.
+      path: another run's workdir, or pretrained weights that the task can read; "" is none, and
+        parameters begin fresh.
+      step: the checkpoint to take from a workdir; None is the newest.
+      rename: rows (regex, replacement): a parameter path of this model -> its name in `path`; the
+        first match counts.
+      skip: regexes of parameters that keep their fresh values, such as a new head.
 
     Returns:
-      (params, extra) with everything replaced that is not skipped. Statistics stay as they are
-      where there are none.
+      (params, extra) with everything replaced that is not skipped. Statistics are unchanged if
+      `path` has none.
 
     Raises:
-      BadInput: if a row matches nothing, or a parameter is missing there or has another shape or
-      dtype.
+      BadInput: if a row matches nothing, or `path` lacks a parameter or has it with another shape
+        or dtype.
     """
     require(
         bool(path) or not (rename or skip or step is not None), "config.init: the path is not set"
@@ -75,38 +76,38 @@ def initialise(
             )
         where, values = _parameters(path, step)
     else:
-        require(step is None, f"config.init.step: {path} is no workdir, and has no steps")
+        require(step is None, f"config.init.step: {path} is not a workdir and has no steps")
         where, values = path, tree.flatten(pretrained(path))
     statistics = {p for place, p in places.items() if not place.startswith("params/")}
-    if not any(names.get(p) in values for p in statistics):  # of parameters alone
+    if not any(names.get(p) in values for p in statistics):  # only parameters
         names = {p: n for p, n in names.items() if p not in statistics}
     saved, taken = structure(values), set(names.values())
     wanted = {n: structure({"x": flat[p]})["x"] for p, n in names.items()}
-    found = {n: entry for n, entry in saved.items() if n in taken}
-    require(found == wanted, f"config.init.path: {where}: {differences(found, wanted)}")
+    used = {n: entry for n, entry in saved.items() if n in taken}
+    require(used == wanted, f"config.init.path: {where}: {differences(used, wanted)}")
     flat |= {p: np.asarray(values[name]) for p, name in names.items()}
-    found = tree.unflatten({place: flat[p] for place, p in places.items()})
-    return found.pop("params"), found
+    collections = tree.unflatten({place: flat[p] for place, p in places.items()})
+    return collections.pop("params"), collections
 
 
 def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]]:
-    """(what was read, {path: array}): parameters and statistics of a checkpoint in a workdir."""
-    with contextlib.closing(Checkpoints(path)) as there:
-        steps = there.steps()
+    """(checkpoint read, {path: array}): its parameters and statistics, from a workdir."""
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        steps = checkpoints.steps()
         require(bool(steps), f"config.init.path: no checkpoint in {path}")
         step = steps[-1] if step is None else step
         require(
             step in steps,
             f"config.init.step: no checkpoint of step {step} in {path}; there are {steps}",
         )
-        # Whole on every device: the run may have had others.
+        # Replicated: the run may have used other devices.
         auto = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         struct = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
-        whole = {path: struct(s) for path, s in there.shapes(step).items()}
+        structs = {path: struct(s) for path, s in checkpoints.shapes(step).items()}
         with jax.set_mesh(mesh):
-            values = tree.flatten(there.restore(tree.unflatten(whole), step)[0])
+            values = tree.flatten(checkpoints.restore(tree.unflatten(structs), step)[0])
     cut = re.compile(r"params/|extra/[^/]+/")
-    found = {p[m.end() :]: v for p, v in values.items() if (m := cut.match(p))}
-    return f"{path}, step {step}", found
+    arrays = {p[m.end() :]: v for p, v in values.items() if (m := cut.match(p))}
+    return f"{path}, step {step}", arrays

@@ -1,8 +1,8 @@
-"""The loop of a run: evaluate, save, read a batch, step, log; and what is due when.
+"""The training loop: evaluate, save, read a batch, step, log; and when each is due.
 
 `drive` holds everything but the update itself, so that one run (`loop`) and a stacked population
 (`common.sweeps.population`) share it. What is due after a step is a pure function of the program,
-the step and the log (`due`): a run that was cut anywhere does what is missing, and no more.
+the step and the log (`due`), so a run interrupted anywhere does exactly what is still missing.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from common.training.step import TrainState
 
 
 class Run(NamedTuple):
-    """A run whose workdir is open.
+    """A run with an open workdir.
 
     Attributes:
-      program: the config made ready.
+      program: the prepared config.
       metrics: the log.
-      progress: the clock, and the line on the terminal.
-      checkpoints: None keeps none.
-      preemption: None never ends early.
-      folder: the workdir; None where there is none.
+      progress: the clock and the progress line.
+      checkpoints: None saves none.
+      preemption: None ignores preemption.
+      folder: the workdir, if any.
     """
 
     program: Program
@@ -53,10 +53,10 @@ class Run(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What is due between two steps.
+    """Work due between two steps.
 
     Attributes:
-      evaluate: names of evaluators.
+      evaluate: names of the evaluators to run.
       stop: whether early stopping ends the run here.
       last: whether the run ends here, early or not.
       save: whether to save a checkpoint.
@@ -69,13 +69,13 @@ class Due(NamedTuple):
 
 
 def due(program: Program, step: int, history: list[dict]) -> Due:
-    """What is due after `step` updates.
+    """Determines what is due after `step` updates.
 
     Args:
-      program: of the run.
+      program: the run's program.
       step: completed updates.
-      history: the lines of the log so far. Evaluations may change the answer: a new best is saved,
-        and early stopping evaluates everything.
+      history: the lines of the log so far. New evaluations may change the answer: a new best is
+        saved, and early stopping evaluates everything.
     """
     plan, saving = program.plan, program.saving
     at_end = step == plan.total
@@ -94,10 +94,10 @@ def due(program: Program, step: int, history: list[dict]) -> Due:
 
 
 def next_steps(program: Program, step: int, profiled: range = range(0)) -> range:
-    """The steps that one call executes from `step` on: it ends where something is due.
+    """The range of steps that one call executes from `step`: it ends where something is due.
 
     Args:
-      program: of the run.
+      program: the run's program.
       step: completed updates.
       profiled: the steps that the profiler records.
     """
@@ -121,7 +121,7 @@ def _stops_on_training(program: Program) -> bool:
 
 
 def loop(run: Run, state: TrainState) -> TrainState:
-    """Trains `state` to the end of the run, or to where it stops early; see `drive`."""
+    """Trains `state` until the run ends or stops early; see `drive`."""
     program, step = run.program, int(state.step)
     terms, finite = None, None
     batches = batches_from(program, step)
@@ -144,20 +144,20 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
     Metrics of call k are fetched after call k+1 is dispatched; at most two calls are in flight.
 
     Args:
-      run: whose workdir is open.
+      run: the run, with its workdir open.
       step: completed updates.
       state: () -> the current TrainState.
-      outputs: () -> the newest call's (Terms, number of its steps that were finite).
+      outputs: () -> (Terms, number of finite steps) of the newest call.
 
     Raises:
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
-      Preempted: when the process was told to end; the state is saved.
+      Preempted: on a preemption signal, after saving the state.
     """
     program, checkpoints = run.program, run.checkpoints
     plan, history = program.plan, run.metrics.history
     profiled = runtime.profiled(program.config["runtime"]["profile"] if run.folder else "")
     saved = set(checkpoints.steps()) if checkpoints else set()
-    in_flight = None  # of the newest call: (steps, Terms, finite, digests)
+    in_flight = None  # the newest call: (steps, Terms, finite, digests)
 
     def fetch():
         nonlocal in_flight
@@ -177,32 +177,32 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
                 evaluated |= names
 
             # Save.
-            told = run.preemption is not None and not now.last and run.preemption.noticed()
-            if checkpoints and (now.save or told) and step not in saved:
+            preempted = run.preemption is not None and not now.last and run.preemption.noticed()
+            if checkpoints and (now.save or preempted) and step not in saved:
                 fetch()
                 run.progress.pause()
                 run.metrics.sync()
                 checkpoints.save(step, state())
                 saved.add(step)
                 run.progress.start()
-            if now.last or told or step == profiled.stop:
+            if now.last or preempted or step == profiled.stop:
                 fetch()
                 profile.close()
             if now.last:
                 return
-            if told:
+            if preempted:
                 if checkpoints:
                     checkpoints.wait()
                 raise Preempted(f"told to end: saved step {step}")
 
-            # Batch and step: the caller's.
+            # The caller reads the batch and steps.
             if len(profiled) and step == profiled.start:
                 profile.enter_context(jax.profiler.trace(str(run.folder / "profile")))
             steps = next_steps(program, step, profiled)
             yield steps
             step = steps.stop
 
-            # Log. Digests are taken now: the next call reuses the state's memory.
+            # Log. Digests are computed now: the next call reuses the state's memory.
             logs = _is_log_step(program, step) or step == plan.total
             digests = tree.digests(state()) if logs else None
             fetch()
@@ -210,7 +210,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
 
 
 def batches_from(program: Program, step: int) -> Iterator[dict]:
-    """The batches from `step` on; empty ones where the step gathers its own from resident data."""
+    """Batches from `step` on; empty where the step gathers its own rows from resident data."""
     if program.resident:
         return itertools.repeat({})
     plan, config = program.plan, program.config
@@ -222,7 +222,7 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
 
 
 def _log(run: Run, steps: range, terms, finite, digests) -> None:
-    """Fetches the outputs of a call: raises `NotFinite`, and logs where there are `digests`."""
+    """Fetches the outputs of a call; raises `NotFinite`, and logs if `digests` are given."""
     finite, step = int(jax.device_get(finite)), steps.stop
     if finite < len(steps):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
@@ -246,7 +246,7 @@ def _log(run: Run, steps: range, terms, finite, digests) -> None:
 
 
 def eval_context(program: Program, state: TrainState, step: int, folder=None) -> EvalContext:
-    """What evaluators receive of a state: its average if the run keeps one."""
+    """The evaluators' view of a state: its averaged parameters if the run keeps an average."""
     if state.average:
         params, extra = state.average["params"], state.average["extra"]
     else:
@@ -262,7 +262,7 @@ def eval_context(program: Program, state: TrainState, step: int, folder=None) ->
 
 
 def _evaluate(run: Run, state: TrainState, step: int, names: Iterable[str]) -> None:
-    """Runs the evaluators whose results the log does not hold for this step."""
+    """Runs the evaluators whose results for this step are not yet in the log."""
     program, progress = run.program, run.progress
     names = [name for name in names if not run.metrics.has(step, f"eval/{name}/")]
     if not names:

@@ -5,9 +5,9 @@
 
 `direction` is an optax transformation without its learning rate; decoupled weight decay
 (Loshchilov & Hutter 2019, in the convention of torch and optax, multiplied by the rate) is a key
-of its own, so that Adam with decay is `adamw` whatever else is set. Which parameters decay, are
-multiplied or are frozen is said by path. Every float may be a traced number: nothing here branches
-on a value but on `is None`.
+of its own, so that Adam with decay is `adamw` whatever else is set. Decay, multipliers and freezing
+select parameters by path. Every float may be a traced number, so code here branches only on
+`is None`, never on a value.
 """
 
 import math
@@ -29,13 +29,15 @@ DECAYED = ((r"(.*/)?(kernel|embedding)", 1.0),)
 
 
 class Optimizer(NamedTuple):
-    """Attributes:
-    init: params -> state.
-    update: (gradients, state, params, step) -> (updates, state); add the updates to the parameters.
-    eval_params: (state, params) -> the parameters to evaluate (other ones for schedule-free).
-    learning_rate: step -> the rate of that step.
-    trained: params -> the same, with the gradients of frozen ones stopped, which costs less than
-      computing them in vain.
+    """An optimizer as pure functions.
+
+    Attributes:
+      init: params -> state.
+      update: (gradients, state, params, step) -> (updates, state); add updates to the parameters.
+      eval_params: (state, params) -> the parameters to evaluate (schedule-free has its own).
+      learning_rate: step -> the rate of that step.
+      trained: params -> params with the gradients of frozen ones stopped, so that none are computed
+        in vain.
     """
 
     init: Callable
@@ -67,29 +69,34 @@ def make_optimizer(
     freeze: tuple[str, ...] = (),
     lookahead: str | None = None,
 ) -> Optimizer:
-    """Builds the optimizer.
+    """Builds the optimizer: its direction, learning rate, clipping, decay and freezing.
 
     Args:
-      total_steps: of the whole run, for the schedule.
+      total_steps: steps in the whole run, for the schedule.
       to_steps: (duration, key for messages) -> steps.
       direction_arguments: the section `optim.direction`: keyword arguments of that direction.
-      name: one of `common.training.directions.DIRECTIONS`.
-      lr: the peak learning rate.
-      schedule: its shape; see `unit_shape`.
-      warmup: a duration.
-      decay: the duration of the tail of `wsd` (required) and `rsqrt`; no other schedule has one.
-      final: the fraction of the peak at which `linear`, `cosine` and `wsd` end.
-      clip: the largest global norm of the gradient (Pascanu et al. 2013).
-      weight_decay: decoupled; times the rate.
-      l2: plain L2, added to the gradient before the direction sees it.
-      decayed: rows (regex, factor): the parameters that both kinds of decay touch, times `factor`.
-      multipliers: rows (regex, factor of the learning rate); 1 where no row matches.
-      freeze: regexes of parameters that stay as they are, without optimizer state.
-      lookahead: a duration k; see `look_ahead`.
+      name: sgd, adamw, lamb, lion, rmsprop, adafactor, muon or schedule_free; chooses the keys of
+        `optim.direction`.
+      lr: peak learning rate.
+      schedule: shape of the learning rate after the warmup: constant; a linear or cosine fall;
+        1 / sqrt(step) (`rsqrt`); or constant, then a linear fall (`wsd`).
+      warmup: duration of the learning rate's linear warmup, such as "5%" or "500 steps".
+      decay: duration of the linear fall at the end: required by `wsd`, optional for `rsqrt`; other
+        schedules have none.
+      final: fraction of the peak rate at which `linear`, `cosine` and `wsd` end.
+      clip: largest global norm of the gradient, which is scaled down to it (Pascanu et al. 2013);
+        None does not clip.
+      weight_decay: decoupled weight decay, multiplied by the learning rate; None is none.
+      l2: L2 penalty, added to the gradient before the direction sees it; None is none.
+      decayed: rows (path regex, factor): the parameters that `weight_decay` and `l2` apply to, and
+        a factor for each.
+      multipliers: rows (path regex, factor of the learning rate); 1 where no row matches.
+      freeze: path regexes of parameters to leave unchanged, without optimizer state.
+      lookahead: duration between Lookahead's moves (Zhang et al. 2019), such as "5 steps"; None is
+        no Lookahead.
 
     Raises:
-      BadInput: for an unknown name or schedule, a value out of range, or keys that do not go
-      together.
+      BadInput: for an unknown name or schedule, a value out of range, or incompatible keys.
     """
     tail = (schedule, warmup, decay, final)
     warmup_steps, decay_steps = schedule_steps(total_steps, to_steps, *tail)
@@ -115,13 +122,13 @@ def make_optimizer(
         require(
             not freeze, "config.optim.freeze: schedule_free keeps an average of every parameter"
         )
-        require(lookahead is None, "config.optim.lookahead: schedule_free is an average itself")
+        require(lookahead is None, "config.optim.lookahead: schedule_free already averages")
         require(
             schedule == "constant",
             f"config.optim.schedule: schedule_free needs 'constant', got {schedule!r}",
         )
         arguments = {k: v for k, v in direction_arguments.items() if k in ("b1", "weight_lr_power")}
-        # Its count starts at 1, and its base takes the step itself.
+        # Its count starts at 1, and its base applies the learning rate itself.
         rate = lambda count: learning_rate(count - 1)
         base = optax.chain(transform, optax.scale_by_schedule(lambda s: -learning_rate(s)))
         wrapped = contrib.schedule_free(base, rate, **arguments)
@@ -157,27 +164,26 @@ def make_optimizer(
 
 
 def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
-    """Lookahead (Zhang et al. 2019): after every `steps` updates, slow parameters go half of the
-    way to where the fast ones are, and the fast ones go on from there. The slow ones are
-    evaluated."""
-    require(steps > 0, "config.optim.lookahead: it is less than a step")
+    """Lookahead (Zhang et al. 2019): every `steps` updates, slow parameters move half-way to the
+    fast ones, which continue from there. Evaluation uses the slow ones."""
+    require(steps > 0, "config.optim.lookahead: shorter than one step")
 
     def init(params):
-        # A copy, because the step gives its state away, and no buffer can be given twice.
+        # A copy: the step donates its state, and no buffer can be donated twice.
         return {"fast": fast.init(params), "slow": jax.tree.map(jnp.copy, params)}
 
     def update(grads, state, params, step):
         updates, inner = fast.update(grads, state["fast"], params, step)
-        now = (step + 1) % steps == 0
+        moves = (step + 1) % steps == 0
 
-        def one(slow, param, update):
-            """What is added to the slow parameter and to the fast one."""
+        def increments(slow, param, update):
+            """The increments of the slow parameter and of the fast one."""
             half = 0.5 * (param + update - slow)
-            return jnp.where(now, half, 0), jnp.where(now, slow + half - param, update)
+            return jnp.where(moves, half, 0), jnp.where(moves, slow + half - param, update)
 
-        both = jax.tree.map(one, state["slow"], params, updates)
+        pairs = jax.tree.map(increments, state["slow"], params, updates)
         add_slow, add_fast = jax.tree.transpose(
-            jax.tree.structure(params), jax.tree.structure((0, 0)), both
+            jax.tree.structure(params), jax.tree.structure((0, 0)), pairs
         )
         slow = jax.tree.map(jnp.add, state["slow"], add_slow)
         return add_fast, {"fast": inner, "slow": slow}
@@ -186,7 +192,7 @@ def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
 
 
 def _transform(name, direction_arguments, *, clip, l2, weight_decay, decayed, multipliers):
-    """The chain in front of the learning rate."""
+    """The chain of transformations that the learning rate multiplies."""
     chain = []
     if clip is not None:
         chain.append(optax.clip_by_global_norm(clip))
@@ -209,15 +215,15 @@ def _transform(name, direction_arguments, *, clip, l2, weight_decay, decayed, mu
 
 
 def _add_decay(strength, decayed) -> optax.GradientTransformation:
-    """Adds strength * factor * parameter, where `decayed` has a row; leaves the others
-    untouched."""
+    """Adds strength * factor * parameter where a row of `decayed` matches; leaves the others
+    unchanged."""
 
     def add(updates, params):
-        def one(path, update, param):
+        def add_one(path, update, param):
             factor = tree.lookup(decayed, path)
             return update if factor is None else update + strength * factor * param
 
-        return tree.map_paths(one, updates, params)
+        return tree.map_paths(add_one, updates, params)
 
     return optax.stateless(add)
 
@@ -253,7 +259,7 @@ def check_tables(config: dict, params) -> None:
 
 
 def flags_of(config: dict, path: str) -> dict[str, Any]:
-    """What the section `optim` does with one parameter: {"decay", "multiplier", "frozen"}."""
+    """How the section `optim` treats one parameter: {"decay", "multiplier", "frozen"}."""
     decays = config["weight_decay"] is not None or config["l2"] is not None
     return {
         "decay": tree.lookup(config["decayed"], path, 0.0) if decays else 0.0,

@@ -1,7 +1,6 @@
-"""From a config to a `Program`: the task, the optimizer, where everything lives, and the compiled
-step.
+"""From a config to a `Program`: task, optimizer, placement on devices, and the compiled step.
 
-Training, evaluation, the laws, benchmarks and dry runs all begin here.
+Training, evaluation, the laws, benchmarks and dry runs all start here.
 """
 
 import importlib
@@ -28,23 +27,23 @@ from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_s
 
 
 class Program(NamedTuple):
-    """A config made ready to run.
+    """A config prepared to run.
 
     Attributes:
-      config: the nested dict of every key.
-      plan, saving: the sections `train` and `checkpoint` in steps.
+      config: nested dict with every key.
+      plan, saving: the sections `train` and `checkpoint`, durations in steps.
       task, optimizer: built with the config's own numbers, for use outside the step.
-      layout: the mesh and its rules.
+      layout: the mesh and its sharding rules.
       hypers: the traced numbers, on the device.
       create: jitted: hypers -> TrainState.
       adopt: jitted: (hypers, params, extra) -> TrainState of step 0 around these parameters.
       step: jitted: (hypers, state, batch, resident) -> (state, Terms, finite); donates the state.
-      steps: jitted: (hypers, state, count, resident) -> (state, Terms, made), see
-        `common.training.step.make_steps`; None where a call is one step.
+      steps: jitted: (hypers, state, count, resident) -> (state, Terms, finite_steps), see
+        `common.training.step.make_steps`; None if each call is one step.
       build: {'optim.lr': 0.1, …} -> (Task, Optimizer) of the config with these traced numbers.
-      like: ShapeDtypeStructs with shardings of a TrainState.
+      like: a TrainState of ShapeDtypeStructs with shardings.
       resident: the training set on the device, or {}.
-      every: {evaluator: steps}.
+      every: {evaluator: steps between its evaluations}.
     """
 
     config: dict
@@ -68,8 +67,8 @@ class Program(NamedTuple):
 
 
 def task_module(name: str):
-    """The module of `config.task`. Raises `BadInput` if it cannot be imported or is no task."""
-    require(bool(name) and not name.startswith("."), f"config.task: {name!r} is no import path")
+    """Imports the module `config.task`. Raises `BadInput` if it cannot, or if it is not a task."""
+    require(bool(name) and not name.startswith("."), f"config.task: {name!r} is not an import path")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -84,7 +83,7 @@ def task_module(name: str):
 
 
 def sections(config) -> dict[str, Callable]:
-    """{section: the function that it feeds}, the program's and the task's."""
+    """{section: the function it feeds}, of the program and of the task."""
     require(isinstance(config.get("task"), str), "config.task: required, e.g. 'vision.classify'")
     name = (config.get("optim") or {}).get("name", parameters(optim.make_optimizer)["name"].default)
     return {
@@ -111,19 +110,20 @@ def plan(
     log_every: str = "50 steps",
     steps_per_call: int = 1,
 ) -> Plan:
-    """Checks the section `train`.
+    """The section `train`: batches, duration and logging, checked and converted to steps.
 
     Args:
       size: examples in the training set.
-      batch_size: examples a step, over all devices.
-      duration: of the whole run.
-      accumulate: parts that a batch is computed in, one after the other; the result is the same.
-      average: decay of an exponential average of the parameters, which evaluation then uses.
-      log_every: a duration between lines of the log.
-      steps_per_call: how many steps the compiled program makes before it comes back, if nothing is
-        due before: saves some 0.15 ms a step, where the training set is resident. A run that is
-        told to end makes those of two calls first. Not for convolutions on CPUs, which are ten
-        times slower in a loop there.
+      batch_size: global batch size: examples a step, over all devices.
+      duration: length of the whole run: "300 steps", "10 epochs" or "1e6 examples".
+      accumulate: microbatches that each batch is split into, to save memory; the result is the
+        same.
+      average: decay of an exponential moving average of the parameters, which evaluation then
+        uses; None keeps none.
+      log_every: interval between log lines: "50 steps", "1 epoch" or "1%" of the run.
+      steps_per_call: most steps in one call of the compiled program, which returns early if
+        something is due; saves about 0.15 ms a step. Needs a resident training set; preemption
+        waits for up to two calls. Not for convolutions on CPU, ten times slower in a loop.
 
     Raises:
       BadInput: for a value out of range.
@@ -157,33 +157,33 @@ def plan(
 
 
 def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> Program:
-    """Makes a completed config ready: reads its data, checks the rest, lays it out. Writes nothing.
+    """Prepares a completed config: reads its data, checks it and lays it out. Writes nothing.
 
     Args:
-      config: what `common.config.load` returns, or the same as nested dicts.
-      devices: which ones to use; None is all.
-      sources: data sets in place of those that the config names.
+      config: from `common.config.load`, or the same as nested dicts.
+      devices: the devices to use; None is all.
+      sources: data sets to use instead of those the config names.
 
     Raises:
-      BadInput: for anything that the user can mend.
+      BadInput: for anything the user can fix.
     """
     config = config if isinstance(config, dict) else plain(config)
     layout = call(mesh.make_layout, config["mesh"], devices)
     if sources is None:
         sources = task_module(config["task"]).sources(config)
-    made = lay_out(config, layout, sources)
-    return made._replace(
-        hypers=mesh.put_replicated(layout, made.hypers),
-        resident=mesh.put_replicated(layout, made.resident),
+    program = lay_out(config, layout, sources)
+    return program._replace(
+        hypers=mesh.put_replicated(layout, program.hypers),
+        resident=mesh.put_replicated(layout, program.resident),
     )
 
 
 def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Program:
-    """A Program on these devices with nothing on them yet: they may be of a machine that is
-    elsewhere. Its `hypers` and `resident` are still on the host.
+    """A Program for these devices that puts nothing on them: they may belong to an absent machine.
+    Its `hypers` and `resident` are still on the host.
 
     Raises:
-      BadInput: for anything that the user can mend.
+      BadInput: for anything the user can fix.
     """
     module = task_module(config["task"])
     size = sources["train"].size
@@ -234,15 +234,17 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     shapes = jax.eval_shape(create, hypers)
     optim.check_tables(config["optim"], shapes.params)
-    placed = mesh.shardings(layout, task.partition, shapes.params)
-    rest = shapes._replace(params={})
-    places = mesh.follow(layout, rest, shapes.params, placed)._replace(params=placed)
+    of_params = mesh.shardings(layout, task.partition, shapes.params)
+    others = shapes._replace(params={})
+    shardings = mesh.follow(layout, others, shapes.params, of_params)._replace(params=of_params)
     like = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
-    whole = mesh.replicated(layout)
+    replicated = mesh.replicated(layout)
     step = make_step(build, layout, schedule, size)
-    compiled = partial(jax.jit, donate_argnums=1, out_shardings=(places, whole, whole))
+    compiled = partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated, replicated))
     return Program(
         config=config,
         plan=schedule,
@@ -251,8 +253,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         optimizer=optimizer,
         layout=layout,
         hypers=hypers,
-        create=jax.jit(create, out_shardings=places),
-        adopt=jax.jit(adopt, out_shardings=places),
+        create=jax.jit(create, out_shardings=shardings),
+        adopt=jax.jit(adopt, out_shardings=shardings),
         step=compiled(step),
         steps=compiled(make_steps(step)) if schedule.steps_per_call > 1 else None,
         build=build,
@@ -266,7 +268,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
 
 def abstract_arguments(made: Program) -> tuple:
-    """Abstract (hypers, state, batch, resident) of a program's step."""
+    """Abstract arguments of a program's step: (hypers, state, batch, resident)."""
     replicated, by_batch = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
     place = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=replicated)
     replicate = lambda values: jax.tree.map(place, values)
@@ -277,14 +279,14 @@ def abstract_arguments(made: Program) -> tuple:
 
 
 def _hypers(config: dict) -> dict:
-    """The traced numbers of a config, on the host."""
+    """The config's traced numbers, on the host."""
     require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
     return {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in traced(config).items()}
 
 
 def with_numbers(program: Program, config: dict) -> Program:
-    """The program of a config that differs from `program`'s in traced numbers alone. It shares
-    everything that is compiled and on the devices.
+    """The program of a config that differs from `program`'s only in traced numbers. It shares
+    compiled code and everything on the devices.
 
     Raises:
       BadInput: for a number out of range.
@@ -295,7 +297,7 @@ def with_numbers(program: Program, config: dict) -> Program:
     before = traced(program.config)
     differ = {key for key in values if values[key] != before[key]}
     if all(key == "seed" or key.startswith("optim.") for key in differ):
-        # Evaluation knows neither: its randomness comes from the context's key.
+        # Evaluation uses neither: its randomness comes from the context's key.
         task = task._replace(evaluators=program.task.evaluators)
     return program._replace(
         config=config,
@@ -306,7 +308,7 @@ def with_numbers(program: Program, config: dict) -> Program:
 
 
 def _terms_of(task: Task) -> Terms:
-    """The shapes of a task's terms, on a batch of one row."""
+    """Abstract terms of a task, for a batch of one row."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     row = loading.batch_shapes(task.sources["train"], 1)
 
@@ -318,10 +320,10 @@ def _terms_of(task: Task) -> Terms:
 
 
 def _check_task(config: dict, task: Task, schedule: Plan) -> None:
-    """Raises `BadInput` where the task and the config do not go together.
+    """Raises `BadInput` if the task and the config are incompatible.
 
-    The keys by which runs stop and checkpoints are best must be of terms or evaluators that there
-    are. Which metrics an evaluator has is known when it has run: see `common.training.loop`.
+    The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
+    An evaluator's metrics are only known once it has run: `common.training.loop` checks them.
     """
     terms = set(_terms_of(task))
     unknown = sorted(set(task.objective) - terms)
@@ -336,23 +338,23 @@ def _check_task(config: dict, task: Task, schedule: Plan) -> None:
     )
     valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
     for where, key in metric_keys(config).items():
-        kind, *rest = key.split("/")
+        kind, *names = key.split("/")
         kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
         require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
-        choice(where, rest[0] if rest else "", valid[kind])
+        choice(where, names[0] if names else "", valid[kind])
 
 
 def initial_state(program: Program) -> TrainState:
-    """The state of step 0: fresh, or with what the section `init` brings."""
+    """The state of step 0: fresh, or initialised as the section `init` says."""
     state = program.create(program.hypers)
     section = program.config["init"]
     if not any(section.values()):
         return state
     fresh = state.params, state.extra
-    whole = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
-    fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(fresh))
+    replicated = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
+    fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=replicated)(fresh))
     task = program.task
-    found = call(initialise, section, *fresh, task.pretrained, task.files)
+    values = call(initialise, section, *fresh, task.pretrained, task.files)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
-    found = jax.tree.map(put, found, (program.like.params, program.like.extra))
-    return program.adopt(program.hypers, *found)
+    values = jax.tree.map(put, values, (program.like.params, program.like.extra))
+    return program.adopt(program.hypers, *values)

@@ -1,4 +1,4 @@
-"""Runs that exist: their configs, and the states of their checkpoints, to evaluate or to use.
+"""Existing runs: their configs and the states in their checkpoints, to evaluate or reuse.
 
 with saved.opened(saved.read_config("runs/a"), "runs/a", "best") as (program, state, step):
     ...
@@ -30,8 +30,8 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
     Args:
       folder: the workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
-      sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", which
-        the run's first evaluator then reads; None is all of its evaluators.
+      sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", read
+        by the run's first evaluator; None is all of its evaluators.
 
     Returns:
       {"step": …, "eval": {NAME or SPLIT: {metric: value}}}.
@@ -42,7 +42,7 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
     config = read_config(folder)
     evals = config["evals"]
     require(bool(evals), f"{folder}: the run has no evaluators")
-    # A name that no evaluator has is a split, which the run's first evaluator then reads.
+    # Any other name is a split, read by the run's first evaluator.
     keys = {name: name if name in evals else f"split {name}" for name in sets or evals}
     first = next(iter(evals.values()))
     for name in set(keys) - set(evals):
@@ -56,10 +56,10 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
 
 @contextlib.contextmanager
 def opened(config: dict, folder, step: str = "latest"):
-    """A run's program and the state of one of its checkpoints, with its mesh set.
+    """Opens a run: its program and the state of one of its checkpoints, with its mesh set.
 
     Args:
-      config: the run's, perhaps with other evaluators.
+      config: the run's config, possibly with other evaluators.
       folder: the workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
 
@@ -71,15 +71,15 @@ def opened(config: dict, folder, step: str = "latest"):
     """
     call(runtime.start, config["runtime"])
     program = prepare(config)
-    prints = {name: source.fingerprint for name, source in program.task.sources.items()}
-    workdir.check_data(files.absolute(folder), prints)
+    fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    workdir.check_data(files.absolute(folder), fingerprints)
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
         number = None
         if step == "best":
             best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
             require(best is not None, "--step best: the run's config.checkpoint.best is not set")
-            there = checkpoints.steps()
-            kept = [s for s in best_steps(best, workdir.read_log(folder)) if s in there]
+            saved_steps = checkpoints.steps()
+            kept = [s for s in best_steps(best, workdir.read_log(folder)) if s in saved_steps]
             require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
             number = kept[0]
         elif step != "latest":

@@ -17,13 +17,13 @@ def unit_shape(
 
     The warmup rises linearly and ends at 1 with step `warmup_steps - 1`, so that no step is wasted
     on a rate of zero. `linear` and `cosine` fall from there to `final` at `total_steps`; `wsd`
-    (warmup-stable-decay, Hu et al. 2024) falls linearly over the last `decay_steps`; `rsqrt` goes
-    as 1 / sqrt(step) behind the warmup (Vaswani et al. 2017), with such a tail if `decay_steps` is
-    given.
+    (warmup-stable-decay, Hu et al. 2024) falls linearly over the last `decay_steps`; `rsqrt` falls
+    as 1 / sqrt(step) after the warmup (Vaswani et al. 2017), with the tail of `wsd` if
+    `decay_steps` is given.
     """
     step = jnp.asarray(step, jnp.float32)
-    rest = max(total_steps - warmup_steps, 1)
-    done = jnp.clip((step - warmup_steps) / rest, 0.0, 1.0)
+    remaining = max(total_steps - warmup_steps, 1)
+    done = jnp.clip((step - warmup_steps) / remaining, 0.0, 1.0)
     fall = jnp.float32(0.0)
     scale = jnp.float32(1.0)
     if schedule == "linear":
@@ -42,15 +42,15 @@ def unit_shape(
 def schedule_steps(
     total_steps: int, to_steps: Callable, schedule: str, warmup: str, decay: str | None, final
 ) -> tuple[int, int | None]:
-    """(warmup steps, steps of the tail or None). Raises `BadInput` for what does not go
-    together."""
+    """(warmup steps, steps of the tail or None). Raises `BadInput` for incompatible
+    settings."""
     warmup_steps = to_steps(warmup, "config.optim.warmup")
     require(
         warmup_steps <= total_steps,
         f"config.optim.warmup: {warmup!r} is longer than the run of {total_steps} steps",
     )
     require(
-        schedule != "wsd" or decay is not None, "config.optim.decay: 'wsd' needs it, e.g. '20%'"
+        schedule != "wsd" or decay is not None, "config.optim.decay: required by 'wsd', e.g. '20%'"
     )
     if decay is None:
         if isinstance(final, float) and schedule in ("constant", "rsqrt"):
@@ -58,11 +58,11 @@ def schedule_steps(
         return warmup_steps, None
     require(
         schedule in ("wsd", "rsqrt"),
-        f"config.optim.decay: schedule {schedule!r} has no tail; it is for 'wsd' and 'rsqrt'",
+        f"config.optim.decay: schedule {schedule!r} has no final decay; only 'wsd' and 'rsqrt' do",
     )
     decay_steps = to_steps(decay, "config.optim.decay")
     require(
         warmup_steps + decay_steps <= total_steps,
-        f"config.optim.decay: {decay!r} and the warmup are longer than the {total_steps} steps",
+        f"config.optim.decay: {decay!r} plus the warmup exceeds the run of {total_steps} steps",
     )
     return warmup_steps, decay_steps

@@ -1,9 +1,9 @@
-"""One update: the pure function (hypers, state, batch, resident) -> (state, Terms, finite); and
-several as one computation.
+"""The training step: a pure function (hypers, state, batch, resident) -> (state, Terms, finite);
+and several steps as one computation.
 
-The floats of a config enter as traced numbers, `hypers`, and task and optimizer are built from
-them while the step is traced: another learning rate compiles nothing anew, and `jax.vmap` over
-hypers, states and seeds trains a population. Everything random is keyed by (seed, purpose, step).
+A config's floats enter as traced numbers, `hypers`, from which task and optimizer are built during
+tracing: a new learning rate recompiles nothing, and `jax.vmap` over hypers, states and seeds trains
+a population. Everything random is keyed by (seed, purpose, step).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from common.data import loading
 from common.devices import mesh
 from common.task import Task, purpose_key
 
-# What the step adds to a task's terms.
+# Terms that the step adds to the task's.
 STEP_TERMS = {"loss", "learning_rate", "gradient_norm", "update_norm"}
 
 
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The section `train`, checked, in steps."""
+    """The section `train`, checked, with durations in steps."""
 
     batch_size: int
     total: int
@@ -74,8 +74,8 @@ def _gradients(
         )
         return grads, value, terms, extra
 
-    # The weights of the whole batch first: only then is a sum over parts the whole objective. They
-    # do not depend on the parameters, so the compiler drops the rest of this pass.
+    # The whole batch's weights come first, so that the parts sum to the exact objective. They do
+    # not depend on the parameters, so the compiler drops the rest of this pass.
     weights = {n: w for n, (_, w) in task.loss(params, extra, batch, key)[0].items()}
 
     def part(carry, inputs):
@@ -103,23 +103,23 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
       size: examples in the training set.
 
     The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
-    The Terms are the task's, and `loss` (the objective), `learning_rate`, `gradient_norm`,
-    `update_norm`. `finite` is whether loss, gradients and update are.
+    The Terms are the task's plus `loss` (the objective), `learning_rate`, `gradient_norm` and
+    `update_norm`. `finite` is whether loss, gradients and update all are.
     """
     by_rows = mesh.batch_sharding(layout)
-    # On CPU parts are unrolled: XLA's convolutions are ten times slower inside a loop there.
+    # Parts are unrolled on CPU, where XLA's convolutions are ten times slower inside a loop.
     unroll = layout.mesh.devices.flat[0].platform == "cpu"
 
     def split(batch):
         """[B, ...] -> [accumulate, B / accumulate, ...], strided, so that rows stay on their
         devices."""
 
-        def one(x):
+        def split_leaf(x):
             parts = x.reshape(-1, plan.accumulate, *x.shape[1:])
             parts = jax.lax.with_sharding_constraint(parts, by_rows)
             return jnp.swapaxes(parts, 0, 1)
 
-        return jax.tree.map(one, batch)
+        return jax.tree.map(split_leaf, batch)
 
     def step(hypers, state: TrainState, batch: dict, resident: dict):
         task, optimizer = build(hypers)
@@ -149,13 +149,13 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
                 average,
                 {"params": params, "extra": extra},
             )
-        one = jnp.float32(1)
+        weight = jnp.float32(1)
         norms = {"gradient_norm": _norm(grads), "update_norm": _norm(updates)}
         terms = {
             **terms,
-            "loss": (loss, one),
-            "learning_rate": (optimizer.learning_rate(state.step), one),
-            **{name: (norm, one) for name, norm in norms.items()},
+            "loss": (loss, weight),
+            "learning_rate": (optimizer.learning_rate(state.step), weight),
+            **{name: (norm, weight) for name, norm in norms.items()},
         }
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
         return TrainState(state.step + 1, params, extra, opt_state, average), terms, finite
@@ -164,26 +164,26 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
 
 
 def make_steps(step: Callable) -> Callable:
-    """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, made).
+    """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, finite_steps).
 
-    A step is the same program whatever `count` is, so the bits do not depend on how steps are
-    grouped. `made` i32[] is how many steps there were until one was not finite, `count` if all
-    were; the Terms are of that one, or of the last.
+    The same program runs each step whatever `count` is, so the bits do not depend on how steps are
+    grouped. `finite_steps` i32[] counts the steps before the first that is not finite, `count` if
+    all are; the Terms are those of that step, or of the last.
 
     Args:
-      step: what `make_step` gives.
+      step: from `make_step`.
     """
 
     def steps(hypers, state: TrainState, count, resident: dict):
-        def one(i, carry):
-            state, before, made = carry
+        def body(i, carry):
+            state, before, good = carry
             state, terms, finite = step(hypers, state, {}, resident)
-            terms = jax.tree.map(lambda new, old: jnp.where(made == i, new, old), terms, before)
-            return state, terms, jnp.where(finite & (made == i), made + 1, made)
+            terms = jax.tree.map(lambda new, old: jnp.where(good == i, new, old), terms, before)
+            return state, terms, jnp.where(finite & (good == i), good + 1, good)
 
         _, terms, _ = jax.eval_shape(step, hypers, state, {}, resident)
         terms = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), terms)
-        return jax.lax.fori_loop(0, count, one, (state, terms, jnp.int32(0)))
+        return jax.lax.fori_loop(0, count, body, (state, terms, jnp.int32(0)))
 
     return steps
 

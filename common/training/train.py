@@ -1,7 +1,7 @@
-"""Training: `run` takes a config and a workdir to a finished run, from wherever it stands.
+"""Training: `run` trains a config in a workdir to completion, resuming what is already there.
 
-Everything that a step computes is a function of (config, seed, step), so nothing but the state is
-saved, and a run that was killed ends with the same bits as one that was not.
+Everything a step computes is a function of (config, seed, step), so only the state is saved, and a
+run that was killed and resumed ends with the same bits as an uninterrupted one.
 """
 
 import contextlib
@@ -27,30 +27,30 @@ from common.training.step import TrainState
 
 
 def run(config, folder, *, show: bool = True) -> dict:
-    """Trains a config in a workdir, from wherever it stands, and returns the result.
+    """Trains a config in a workdir, resuming if it holds a run, and returns the result.
 
     Args:
       config: a completed config (`common.config.load`).
-      folder: the workdir; created if need be. What it holds: see scripts/README.md.
-      show: whether to print progress on standard error.
+      folder: the workdir, created if needed; scripts/README.md describes its files.
+      show: whether to print progress to standard error.
 
     Returns:
-      What `result.json` holds: steps, eval, wall_seconds, examples_per_second, digest, parameters;
-      tokens_per_second and mfu where they apply.
+      The contents of `result.json`: steps, eval, wall_seconds, examples_per_second, digest,
+      parameters; tokens_per_second and mfu where they apply.
 
     Raises:
-      BadInput, NotFinite, Preempted, CannotWrite: see there.
+      BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
     """
     config = config if isinstance(config, dict) else plain(config)
     call(runtime.start, config["runtime"])
     call(log.log_section, config["log"])
-    # The workdir is taken before the data is read, which may take long.
+    # Lock the workdir before reading the data, which can take long.
     with workdir.Lock(folder) as lock, refusals(folder):
         return run_program(prepare(config), folder, lock, show)
 
 
 def run_program(program: Program, folder, lock: workdir.Lock, show: bool = True) -> dict:
-    """`run`, once its program is made."""
+    """`run` for a program that is already prepared."""
     with jax.set_mesh(program.layout.mesh), begun(program, folder, lock, show) as (opened, state):
         with runtime.Preemption() as preemption:
             state = loop(opened._replace(preemption=preemption), state)
@@ -59,20 +59,20 @@ def run_program(program: Program, folder, lock: workdir.Lock, show: bool = True)
 
 @contextlib.contextmanager
 def refusals(folder):
-    """Raises `CannotWrite`, with what is kept, for what the file system refuses in the workdir."""
-    refused = (*workdir.FULL, errno.EROFS)
+    """Turns file system errors in the workdir into `CannotWrite`, naming the checkpoint kept."""
+    disk_errors = (*workdir.FULL, errno.EROFS)
     try:
         yield
     except OSError as error:
         where = os.fspath(error.filename or files.absolute(folder))
         inside = where.startswith(os.fspath(files.absolute(folder)))
-        if error.errno is None or not (inside or error.errno in refused):
+        if error.errno is None or not (inside or error.errno in disk_errors):
             raise
         kept = checkpoint.steps_in(folder)[-1:]
         raise CannotWrite(
             f"{os.strerror(error.errno).lower()}: {where}; "
-            + (f"the checkpoint of step {kept[0]} is whole" if kept else "no step is saved yet")
-            + ("; make room" if error.errno in workdir.FULL else "; mend that")
+            + (f"the checkpoint of step {kept[0]} is intact" if kept else "no step is saved yet")
+            + ("; free some space" if error.errno in workdir.FULL else "; fix that")
             + " and run the same command again"
         ) from error
 
@@ -84,22 +84,22 @@ def begun(
     """Claims `folder` for a run, restores what it resumes from, and closes everything afterwards.
 
     Args:
-      program: of the run.
-      folder, lock: its workdir.
-      show: whether to print progress on standard error.
-      population: how many runs are trained as one program, for environment.json.
+      program: the program to run.
+      folder, lock: the workdir and its lock.
+      show: whether to print progress to standard error.
+      population: number of runs trained as one program, recorded in environment.json.
 
     Yields:
-      (Run, its TrainState: restored, or of step 0).
+      (Run, TrainState): the state is restored, or that of step 0.
     """
     config = program.config
-    # A bad `config.init` is refused before anything is written.
+    # Reject a bad `config.init` before writing anything.
     resumes = any(agreement.gather(workdir.begun(folder)))
     fresh = None if resumes else initial_state(program)
     done = checkpoint.steps_in(folder)
     require(
         not done or done[-1] <= program.plan.total,
-        f"config.train.duration: {program.plan.total} steps, and {folder} has done {done[-1:]}",
+        f"config.train.duration: {program.plan.total} steps, but {folder} has done {done[-1:]}",
     )
     main = runtime.is_main()
     folder = workdir.claim(
@@ -118,7 +118,7 @@ def begun(
     try:
         restored = checkpoints.restore(program.like)
         state, step = restored or (fresh or initial_state(program), 0)
-        # A percentage may have been of another duration.
+        # A percentage may refer to an earlier, different duration.
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
         workdir.mend_log(folder, step, log_every, main)
         name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
@@ -141,7 +141,7 @@ def begun(
 
 
 def finish(run: Run, state: TrainState) -> dict:
-    """Writes, and returns, the result of a run that ended in `state`."""
+    """Writes and returns the result of a run that ended in `state`."""
     run.metrics.sync()
     run.checkpoints.wait()
     history = run.metrics.history
@@ -156,14 +156,14 @@ def finish(run: Run, state: TrainState) -> dict:
     }
     before = workdir.read_result(run.folder) or {}
     if all(before.get(k) == result[k] for k in ("steps", "eval", "digest", "parameters")):
-        return before  # finished before: keep the seconds of that time
+        return before  # already finished: keep its original timings
     if runtime.is_main():
         workdir.finish(run.folder, result)
     return result
 
 
 def _progress(program: Program, history: list[dict], step: int, show: bool) -> Progress:
-    """The clock of a run, going on from the last line of its log."""
+    """The run's clock, continuing from the last line of its log."""
     clocks = [line["time/seconds"] for line in history if "time/seconds" in line]
     plan, task, devices = program.plan, program.task, program.layout.mesh.devices
     return Progress(
@@ -182,9 +182,9 @@ def _progress(program: Program, history: list[dict], step: int, show: bool) -> P
 def _headline(program: Program, folder, step: int) -> str:
     task, plan = program.task, program.plan
     devices = jax.devices()
-    begun = f"going on at step {step}" if step else "starting"
+    start = f"resuming at step {step}" if step else "starting"
     return (
         f"{program.config['task']}: {tree.count(program.like.params):,} parameters, "
         f"{task.sources['train'].size:,} examples, {plan.total} steps of {plan.batch_size} on "
-        f"{len(devices)} {devices[0].device_kind}; {begun}, in {folder}"
+        f"{len(devices)} {devices[0].device_kind}; {start}, in {folder}"
     )

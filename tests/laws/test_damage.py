@@ -213,9 +213,9 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_ends_the_same(
         *shown, last = error.strip().splitlines()
         assert all(line.startswith(("vision.classify: ", "step ")) for line in shown), error
         kept = checkpoint.steps_in(folder)
-        told = f"the checkpoint of step {kept[-1]} is whole" if kept else "no step is saved yet"
+        told = f"the checkpoint of step {kept[-1]} is intact" if kept else "no step is saved yet"
         assert last.startswith(("error: no space left on device: ", "error: file too large: "))
-        assert last.endswith(f"; {told}; make room and run the same command again")
+        assert last.endswith(f"; {told}; free some space and run the same command again")
         assert not (folder / "result.json").exists()
         for step in kept:
             evaluated = exit_code("evaluate", "--workdir", str(folder), "--step", str(step))
@@ -277,6 +277,8 @@ def test_a_disk_that_is_full_for_one_process_ends_all(tmp_path):
         said = [process.communicate(timeout=300)[1] for process in started]
         codes = {process.returncode for process in started}
         assert codes == {1}, said
-        assert any("; make room and run the same command again" in text for text in said), said
+        assert any("; free some space and run the same command again" in text for text in said), (
+            said
+        )
         assert not any("Traceback" in text for text in said), said
         assert not (folder / "result.json").exists()

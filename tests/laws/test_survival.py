@@ -103,7 +103,7 @@ def test_all_processes_save_when_one_is_told_to_end(tmp_path, number, calls):
     assert said[0] == said[1]
     step = int(said[0].split("saved step ")[1].split(";")[0])
     assert (tmp_path / "checkpoints" / str(step)).exists()
-    assert said[0].endswith("run the same command again to go on")
+    assert said[0].endswith("run the same command again to resume")
 
 
 @pytest.mark.slow

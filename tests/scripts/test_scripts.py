@@ -27,7 +27,7 @@ SHORT = ("--config.train.duration=8 steps", "--config.evals.test.every=4 steps")
         (["--config.train.batch_size=-1"], "-1 is not a positive number of examples"),
         (["--config.train.batch_size=36"], "36 examples cannot be divided over 8 devices; take 32"),
         (["--config.evals.test.batch_size=9"], "config.evals.test.batch_size: 9 examples cannot"),
-        (["--config.train.duration=long"], "'long' is no duration"),
+        (["--config.train.duration=long"], "'long' is not a duration"),
         (["--config.train.average=1.5"], "1.5 is not between 0 and 1"),
         (["--config.mesh.data=3"], "is not the number of devices"),
         (["--config.seed=-1"], "config.seed: -1"),

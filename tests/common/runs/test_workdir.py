@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_writes_nothing(c
         before = contents(copy)
         assert refused(copy, 2, capsys) == (
             f"error: --workdir: {copy} is in use by process {os.getpid()} on "
-            f"{socket.gethostname()}; wait until that run ends, or take another --workdir"
+            f"{socket.gethostname()}; wait until that run ends, or use another --workdir"
         )
         assert contents(copy) == before
         assert exit_code("evaluate", "--workdir", str(copy)) == 0  # only reads
@@ -147,8 +147,8 @@ def test_no_room_for_a_file_is_one_line_and_the_same_command_goes_on(whole, copy
     planted = copy / f".{name}.tmp"
     planted.symlink_to("/dev/full")
     assert refused(copy, 1, capsys) == (
-        f"error: no space left on device: {copy}; the checkpoint of step 8 is whole; make room "
-        "and run the same command again"
+        f"error: no space left on device: {copy}; the checkpoint of step 8 is intact; free some "
+        "space and run the same command again"
     )
     assert {n: (copy / n).read_bytes() for n in before} == before
     planted.unlink()
@@ -163,11 +163,11 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_made_ready(
     (tmp_path / "file").write_text("here first")
     for folder in (tmp_path / "file", tmp_path / "file/below/it"):
         error = refused(folder, 2, capsys)
-        assert error == f"error: --workdir: {folder}: {tmp_path / 'file'} is no folder"
+        assert error == f"error: --workdir: {folder}: {tmp_path / 'file'} is not a folder"
     assert (tmp_path / "file").read_text() == "here first"
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     error = refused(tmp_path / "run", 2, capsys)
-    assert error == f"error: --workdir: {tmp_path / 'run'}: {tmp_path} cannot be written"
+    assert error == f"error: --workdir: {tmp_path / 'run'}: {tmp_path} is not writable"
     assert not (tmp_path / "run").exists()
 
 
@@ -199,7 +199,7 @@ def test_a_run_that_can_only_be_read_is_read_and_not_trained(copy, capsys):
         capsys.readouterr()
         if binds:
             error = refused(copy, 2, capsys)
-            assert error == f"error: --workdir: {copy}: {copy} cannot be written"
+            assert error == f"error: --workdir: {copy}: {copy} is not writable"
         assert contents(copy) == before
 
 
@@ -211,7 +211,7 @@ def test_a_run_whose_newest_checkpoints_are_moved_away_goes_on_from_the_one_befo
 ):
     for step in (6, 8):
         shutil.rmtree(copy / f"checkpoints/{step}")
-    assert "going on at step 4" in trained(copy, capsys)
+    assert "resuming at step 4" in trained(copy, capsys)
     same(whole, copy)
     assert checkpoint.steps_in(copy) == checkpoint.steps_in(whole) == [2, 4, 6, 8]
 

@@ -65,7 +65,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
 def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
     train.run(short(), tmp_path, show=False)
     before = timeless(tmp_path)
-    with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, and .* has done \[12\]"):
+    with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, but .* has done \[12\]"):
         train.run(short(**{"train.duration": "8 steps"}), tmp_path, show=False)
     assert timeless(tmp_path) == before
 
@@ -110,7 +110,7 @@ def test_changed_data_is_another_run(tmp_path):
 def test_checkpoints_without_a_config_are_not_overwritten(tmp_path):
     train.run(short(), tmp_path, show=False)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(BadInput, match="holds checkpoints and no config"):
+    with pytest.raises(BadInput, match="holds checkpoints but no config"):
         train.run(short(), tmp_path, show=False)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BadInput, match="damaged"):
