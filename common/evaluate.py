@@ -69,17 +69,19 @@ def sections(config, usual: Callable) -> dict[str, Selected]:
 
     Args:
       config: the config, as far as it is there.
-      usual: the task's own evaluator, of the same form.
+      usual: the task's own evaluator, with the same signature.
 
     Raises:
       BadInput: if there is no such kind.
     """
-    found = {}
+    functions = {}
     for name, section in (config.get("evals") or {}).items():
-        kind = (section or {}).get("kind") or ""
+        kind = (
+            section.get("kind") if hasattr(section, "get") else None
+        )  # else `complete` refuses it
         function = _kind(f"config.evals.{name}.kind", kind) if kind else usual
-        found[f"evals.{name}"] = Selected("kind", "", function)
-    return found
+        functions[f"evals.{name}"] = Selected("kind", "", function)
+    return functions
 
 
 def _kind(where: str, path: str) -> Callable:
@@ -104,8 +106,8 @@ def evaluators(
       config: nested dict.
       usual: the task's own evaluator.
       sources: of the task.
-      outputs: functions of the task that evaluators may ask for, by the names of their positional
-        parameters behind `source`: `logits` of a classifier, say.
+      outputs: functions of the task that evaluators may take, by the names of their positional
+        parameters after `source`: `logits` of a classifier, for example.
 
     Raises:
       BadInput: if an evaluator asks for what the task does not offer.
