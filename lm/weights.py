@@ -6,8 +6,8 @@
     weights.save(folder, model, params)              # for `transformers` to load
 
 A folder holds config.json and model.safetensors or pytorch_model.bin, in one file or in numbered
-parts with an index. `lm.layouts` maps names there to names here. Torch is not needed, and nothing
-in a file is executed.
+parts with an index. `lm.layouts` maps its names ("there") to ours ("here"). Torch is not needed,
+and nothing in a file is executed.
 """
 
 import logging
