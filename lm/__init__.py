@@ -1,1 +1,1 @@
-"""Text: the language models and their tasks live here, as the image ones live in `vision`."""
+"""Text: language models and their tasks, as `vision` holds those for images."""

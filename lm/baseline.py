@@ -1,4 +1,4 @@
-"""What a model of words without context reaches: the least that a language model must beat.
+"""The unigram baseline, which ignores context: the least that a language model must beat.
 
 Letters: V vocabulary.
 """
@@ -11,14 +11,14 @@ from lm.data.tokenizer import TextFacts
 
 
 def unigram(facts: TextFacts, special: bool) -> np.ndarray:
-    """f32[V]: log of each token's share of the training text, one added to every count.
+    """f32[V]: log frequency of each token in the training text, with one added to every count.
 
     Args:
       facts: of the set.
-      special: whether special tokens are among what is predicted.
+      special: whether special tokens are among the targets.
     """
     counts, ids = np.array(facts.counts, np.float64), facts.special
-    if ids["mask"] is None:  # <|endoftext|> stands on either side of a document; one is predicted
+    if ids["mask"] is None:  # <|endoftext|> is at both ends of a document; one is predicted
         counts[ids["end"]] /= 2
     counts += 1
     if not special:
@@ -27,7 +27,7 @@ def unigram(facts: TextFacts, special: bool) -> np.ndarray:
 
 
 def terms(log_shares, targets, valid) -> Terms:
-    """{"unigram_loss", "unigram_accuracy"} as (sum, weight), on the very targets of a model.
+    """{"unigram_loss", "unigram_accuracy"} as (sum, weight), on the same targets as a model.
 
     Args:
       log_shares: f32[V], from `unigram`.
@@ -36,8 +36,8 @@ def terms(log_shares, targets, valid) -> Terms:
     """
     table = jnp.asarray(log_shares)
     weight = valid.sum()
-    right = (targets == jnp.argmax(table)).astype(jnp.float32)
+    correct = (targets == jnp.argmax(table)).astype(jnp.float32)
     return {
         "unigram_loss": (-(table[targets] * valid).sum(), weight),
-        "unigram_accuracy": ((right * valid).sum(), weight),
+        "unigram_accuracy": ((correct * valid).sum(), weight),
     }

@@ -6,11 +6,11 @@
     logits = model.apply({"params": params}, tokens)
     hidden = model.apply({"params": params}, tokens, method="encode")
 
-The three modules share the names of the encoder's parameters, so a `Classifier` can begin with
-those of a `Bert`. By its fields it is also what came after: norms in front, no biases, a gated MLP
-and scaled sinusoids make the crammed BERT of Geiping & Goldstein 2022.
+The three modules share the encoder's parameter names, so a `Classifier` can start from a `Bert`.
+Their fields also cover later variants: pre-norm, no biases, a gated MLP and scaled sinusoids make
+the crammed BERT of Geiping & Goldstein 2022.
 
-Letters: B batch, L positions, P positions predicted, D width, V vocabulary.
+Letters: B batch, L positions, P predicted positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -44,11 +44,11 @@ SIZES = {
 
 
 class Encoder(SequenceTransformer, kw_only=True):
-    """Tokens to hidden states; the base of what follows.
+    """Tokens to hidden states; the base of `Bert` and `Classifier`.
 
     Attributes:
       vocab_size: V.
-      types: how many token types (sentence A and B) are told apart; 0 is none.
+      types: number of token types: 2 for sentences A and B; 0 is none.
       Others: see `common.nn.transformer.SequenceTransformer`; the defaults are BERT base's.
     """
 
@@ -59,13 +59,13 @@ class Encoder(SequenceTransformer, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.devices.mesh`."""
+        """How parameters are sharded; see `common.devices.mesh`."""
         learned = ["position"] * (self.positions == "learned") + ["type"] * (self.types > 0)
         rows = [(f"({'|'.join(learned)})/embedding", (None, "embed"))] if learned else []
         return ((r"token/embedding", ("vocab", "embed")), *rows, *transformer.PARTITION)
 
     def setup(self):
-        """Makes embeddings and blocks."""
+        """Creates embeddings and blocks."""
         require(self.types >= 0, f"config.model.types: {self.types} is negative")
         super().setup()
         shared = self.width, self.dtype, self.init_std, self.constrain
@@ -79,7 +79,7 @@ class Encoder(SequenceTransformer, kw_only=True):
 
     @nn.nowrap
     def head_layers(self) -> tuple[Callable, Callable]:
-        """(the small dense layer at the end of a head, the one of width D before it)."""
+        """Constructors of a head's layers: (the small last one, the one of width D before it)."""
         init = nn.initializers.normal(self.init_std)
         dense = partial(Dense, dtype=self.dtype, kernel_init=init, constrain=self.constrain)
         return partial(dense, names=("mlp", None)), partial(dense, names=("embed", "mlp"))
@@ -89,9 +89,9 @@ class Encoder(SequenceTransformer, kw_only=True):
 
         Args:
           tokens: i32[B, L].
-          segments: i32[B, L] or None: positions see only their own segment, and are counted from
-            its beginning. Padding is segment 0.
-          types: i32[B, L] or None, which is type 0 throughout.
+          segments: i32[B, L] or None: positions attend only within their segment and
+            count from its start. Padding is segment 0.
+          types: i32[B, L] or None: type 0 throughout.
           train: whether dropout is active; it needs an rng "dropout".
         """
         tokens = tokens.astype(jnp.int32)
@@ -114,11 +114,11 @@ class Encoder(SequenceTransformer, kw_only=True):
 
 
 class Bert(Encoder, kw_only=True):
-    """The encoder with the masked-LM head and, if asked, the next-sentence head.
+    """The encoder with the masked-LM head and, optionally, the next-sentence head.
 
     Attributes:
       next_sentence: whether there is a next-sentence head.
-      head: a dense layer, activation and norm in front of the projection onto the vocabulary.
+      head: whether a dense layer, activation and norm precede the projection onto the vocabulary.
       Others: see `Encoder`.
     """
 
@@ -127,14 +127,14 @@ class Bert(Encoder, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.devices.mesh`."""
+        """How parameters are sharded; see `common.devices.mesh`."""
         rows = [(r"head_dense/kernel", ("embed", "mlp"))] if self.head else []
         if self.next_sentence:
             rows += [(r"pooler/kernel", ("embed", "mlp")), (r"next/kernel", ("mlp", None))]
         return (*super().PARTITION, *rows)
 
     def setup(self):
-        """Makes the encoder and the heads."""
+        """Creates the encoder and the heads."""
         super().setup()
         dense, wide = self.head_layers()
         if self.head:
@@ -149,8 +149,8 @@ class Bert(Encoder, kw_only=True):
 
     def predict(self, hidden):
         """Hidden states [..., D] -> token logits f32[..., V]."""
-        # Pinned on the way: left to itself, XLA's partitioner lost a part of the gradients of this
-        # head where data, fsdp and tensor were all split.
+        # Sharding is pinned at every step: left to itself, XLA's partitioner lost part of the
+        # gradients of this head when data, fsdp and tensor were all split.
         names = ("batch", *(None,) * (hidden.ndim - 2))
         hidden = self.constrain(hidden, *names, None)
         if self.head:
@@ -160,15 +160,15 @@ class Bert(Encoder, kw_only=True):
         return logits + self.head_bias if self.bias else logits
 
     def predict_next(self, hidden):
-        """Hidden states [B, L, D] -> logits f32[B, 2]: class 0 is that B follows A."""
+        """Hidden states [B, L, D] -> logits f32[B, 2]: class 0 means that B follows A."""
         pooled = jnp.tanh(self.pooler(self.constrain(hidden[:, 0], "batch", None)))
         logits = self.next(self.constrain(pooled, "batch", None))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap
     def flops(self, length: int, predictions: int) -> int:
-        """FLOPs of one row forward, counted as in `stack_flops`: with token logits at
-        P = `predictions` of its L = `length` positions, and those of the next-sentence head."""
+        """FLOPs of one row's forward pass, counted as in `stack_flops`: with token logits at
+        P = `predictions` of its L = `length` positions, and next-sentence logits if any."""
         head = self.width**2 if self.head else 0
         following = self.width * (self.width + 2) if self.next_sentence else 0
         logits = predictions * (head + self.width * self.vocab_size)
@@ -176,11 +176,11 @@ class Bert(Encoder, kw_only=True):
 
     def __call__(self, tokens, segments=None, types=None, picked=None, train: bool = False):
         """Token logits f32[B, L, V], or f32[B, P, V] at the positions `picked`; with a
-        next-sentence head (token logits, next-sentence logits f32[B, 2]).
+        next-sentence head, (token logits, next-sentence logits f32[B, 2]).
 
         Args:
           tokens, segments, types, train: as in `encode`.
-          picked: i32[B, P] or None, which is all positions.
+          picked: i32[B, P]; None is all positions.
         """
         hidden = self.encode(tokens, segments, types, train)
         at = hidden
@@ -191,13 +191,13 @@ class Bert(Encoder, kw_only=True):
 
 
 class Classifier(Encoder, kw_only=True):
-    """The encoder with a head for whole texts: classes, or one number to regress.
+    """The encoder with a head for whole texts: class logits, or one number to regress.
 
     Attributes:
       num_classes: K; 1 for a regression.
-      pooling: how a text becomes one vector: "first", a dense layer with tanh on the first
-        position (BERT), or "mean" of the hidden states (sentence transformers).
-      head_dropout: rate in front of the head; None is none. May be traced.
+      pooling: how hidden states become one vector per text: "first", a dense layer with tanh on
+        the first position (BERT), or "mean", their mean (sentence transformers).
+      head_dropout: dropout rate on the pooled vector; None is none. May be traced.
       Others: see `Encoder`.
     """
 
@@ -207,12 +207,12 @@ class Classifier(Encoder, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.devices.mesh`."""
+        """How parameters are sharded; see `common.devices.mesh`."""
         pooler = [(r"pooler/kernel", ("embed", "mlp"))] if self.pooling == "first" else []
         return (*super().PARTITION, *pooler, (r"classifier/kernel", ("mlp", None)))
 
     def setup(self):
-        """Makes the encoder and the head."""
+        """Creates the encoder and the head."""
         super().setup()
         dense, wide = self.head_layers()
         if self.pooling == "first":
@@ -221,7 +221,7 @@ class Classifier(Encoder, kw_only=True):
         self.drop = Dropout(self.head_dropout)
 
     def pool(self, hidden, segments=None):
-        """Hidden states [B, L, D] -> one vector a text [B, D]; padding (segment 0) weighs nothing.
+        """Hidden states [B, L, D] -> vectors of texts [B, D]; padding (segment 0) has no weight.
 
         Args:
           hidden: [B, L, D].
@@ -233,7 +233,7 @@ class Classifier(Encoder, kw_only=True):
 
     @nn.nowrap
     def flops(self, length: int) -> int:
-        """FLOPs of one row of L = `length` positions forward, counted as in `stack_flops`."""
+        """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
         pooler = self.width**2 if self.pooling == "first" else 0
         return self.stack_flops(length) + 2 * (pooler + self.width * self.num_classes)
 
@@ -245,10 +245,10 @@ class Classifier(Encoder, kw_only=True):
 
 
 def mean_pool(hidden, segments=None):
-    """The mean over positions of hidden states [B, L, D], without padding (segment 0): [B, D]."""
+    """Mean of hidden states [B, L, D] over positions, without padding (segment 0): [B, D]."""
     if segments is None:
         return hidden.mean(axis=1)
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    there = (segments > 0).astype(wide)[:, :, None]
-    mean = (hidden * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
+    real = (segments > 0).astype(wide)[:, :, None]
+    mean = (hidden * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
     return mean.astype(hidden.dtype)

@@ -1,10 +1,10 @@
-"""The text classification task: fine-tuning for one or two sentences, to a class or to a number.
+"""The text classification task: fine-tuning to predict a class or a number from one or two texts.
 
 The model is named by its import path, `config.model.module = "lm.bert:Classifier"`, and called as
 `model(tokens, segments, types, train)`; it needs fields `vocab_size` and `num_classes` (1 for a
-regression). `flops(L)`, if it has that, counts a row's forward pass, for MFU. `config.init.path`
-names what to begin with: the workdir of a pretraining run, or weights of the Hugging Face layout,
-by path or by the name they were prepared under.
+regression). Its optional `flops(L)` counts a row's forward pass, for MFU. `config.init.path` names
+the initial parameters: the workdir of a pretraining run, or weights in the Hugging Face layout, by
+path or by the name under which scripts/prepare.py fetched them.
 
 Letters: B batch, L positions, K classes.
 """
@@ -37,12 +37,12 @@ def sections(config) -> dict[str, Callable]:
 
 
 def sources(config: dict) -> dict[str, Source]:
-    """The training set, and the set of every evaluator under its name."""
+    """The training set, and each evaluator's set under the evaluator's name."""
     return call(labelled.load_sources, config["data"], splits(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
-    """What `sources` would give, with nothing in it; see `common.task`."""
+    """The Sources of `sources`, without contents; see `common.task`."""
     return labelled.outline_sources(splits(config), config["data"])
 
 
@@ -54,35 +54,35 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 128,
 ) -> Evaluator:
-    """A section `evals.NAME`: of classes loss (without smoothing), accuracy, macro F1 and Matthews'
-    correlation; of numbers the mean squared error as loss, and Pearson's correlation.
+    """A section `evals.NAME`: for classes, loss (without smoothing), accuracy, macro F1 and
+    Matthews' correlation; for numbers, mean squared error as loss, and Pearson's correlation.
 
     Args:
       source: the set.
       logits: (params, extra, batch, key) -> f32[B, K], as in evaluation.
-      split: of the data set, e.g. "valid" or "test[:500]".
-      every: a duration; the end is always evaluated.
-      batch_size: rows at a time.
+      split: the split to evaluate, e.g. "valid" or "test[:500]".
+      every: how often to evaluate, as a duration; the last step is always evaluated.
+      batch_size: rows evaluated at a time; affects the result only by rounding.
     """
     del split  # `sources` has read it
     regression = not source.facts.classes
     centre = 0.0
     if regression:
-        every_row = np.arange(source.size, dtype=np.uint32)
-        centre = float(np.mean(source.read(every_row)["label"], dtype=np.float64))
+        all_rows = np.arange(source.size, dtype=np.uint32)
+        centre = float(np.mean(source.read(all_rows)["label"], dtype=np.float64))
 
     def terms(params, extra, batch, key):
         outputs = logits(params, extra, batch, key)
         rows = outputs, batch["label"], batch["valid"]
         if regression:
             guess, label = outputs[:, 0] - centre, batch["label"] - centre
-            found = {"moments": losses.moments(guess, label, batch["valid"])}
+            metrics = {"moments": losses.moments(guess, label, batch["valid"])}
         else:
-            found = {
+            metrics = {
                 "accuracy": losses.accuracy(*rows),
                 "confusion": losses.confusion_matrix(*rows),
             }
-        return found | {"loss": _loss(*rows)}
+        return metrics | {"loss": _loss(*rows)}
 
     def finish(totals):
         if regression:
@@ -96,7 +96,7 @@ def evaluator(
 
 
 def _loss(logits, label, valid, label_smoothing=None):
-    """Cross-entropy of classes, squared error of numbers."""
+    """Cross-entropy for classes, squared error for numbers."""
     if jnp.issubdtype(label.dtype, jnp.integer):
         return losses.softmax_cross_entropy(logits, label, valid, label_smoothing)
     return losses.squared_error(logits, label[:, None], valid)
@@ -107,14 +107,14 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     facts = sources["train"].facts
     require(
         len(facts.classes) != 1,
-        f"config.data.name: every label is {facts.classes[:1]}; two classes are the least",
+        f"config.data.name: every label is {facts.classes[:1]}; at least two classes are needed",
     )
-    given = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
-    model = models.build(config["model"], constrain, **given)
+    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
+    model = models.build(config["model"], constrain, **fields)
     label_smoothing = call(losses.smoothing, config["loss"])
     require(
         label_smoothing is None or bool(facts.classes),
-        "config.loss.label_smoothing: the labels are numbers; it is for classes",
+        "config.loss.label_smoothing: smoothing is for classes, and the labels are numbers",
     )
 
     def init(key):

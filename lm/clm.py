@@ -1,8 +1,8 @@
-"""The causal-LM task: predict every token from those in front of it, in its own document.
+"""The causal-LM task: predict every token from those before it in its document.
 
 The model is named by its import path, `config.model.module = "lm.gpt:GPT"`, and called as
-`model(tokens, segments, train)`; it needs a field `vocab_size`. `flops(L)`, if it has that, counts
-a row's forward pass, for MFU.
+`model(tokens, segments, train)`; it needs a field `vocab_size`. Its optional `flops(L)` counts a
+row's forward pass, for MFU.
 
 Letters: B batch, L positions, V vocabulary.
 """
@@ -37,17 +37,17 @@ def sections(config) -> dict[str, Callable]:
 
 
 def sources(config: dict) -> dict[str, Source]:
-    """The training set, and the set of every evaluator under its name."""
+    """The training set, and each evaluator's set under the evaluator's name."""
     return call(text.load_sources, config["data"], splits(config), "clm")
 
 
 def outline(config: dict) -> dict[str, Source]:
-    """What `sources` would give, with nothing in it; see `common.task`."""
+    """The Sources of `sources`, without contents; see `common.task`."""
     return text.outline_sources(splits(config), "clm", config["data"])
 
 
 def _rows(batch: dict):
-    """(targets i32[B * L], weights f32[B * L]): the first token of a document is not predicted."""
+    """(targets i32[B * L], weights f32[B * L]); a document's first token is not predicted."""
     segments = batch["segments"]
     inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     weights = inside * batch["valid"][:, None]
@@ -62,15 +62,15 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 64,
 ) -> Evaluator:
-    """A section `evals.NAME`: loss in nats a token, accuracy, perplexity, the unigram baseline and,
-    for byte-level tokenizers, bits per byte of the text that was predicted.
+    """A section `evals.NAME`: loss in nats per token, accuracy, perplexity, the unigram baseline
+    and, for byte-level tokenizers, bits per byte of the predicted text.
 
     Args:
       source: the set.
       predict: (params, batch) -> logits f32[B, L, V].
-      split: of the data set, e.g. "test" or "valid[:500]".
-      every: a duration; the end is always evaluated.
-      batch_size: rows at a time.
+      split: the split to evaluate, e.g. "test" or "valid[:500]".
+      every: how often to evaluate, as a duration; the last step is always evaluated.
+      batch_size: rows evaluated at a time; affects the result only by rounding.
     """
     del split  # `sources` has read it
     log_shares = baseline.unigram(source.facts, special=True)
@@ -79,15 +79,15 @@ def evaluator(
     def terms(params, extra, batch, key):
         targets, weights = _rows(batch)
         rows = predict(params, batch).reshape(len(targets), -1), targets, weights
-        found = {
+        metrics = {
             "loss": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
             **baseline.terms(log_shares, targets, weights),
         }
         if token_bytes is not None:
             size = jnp.asarray(token_bytes, jnp.float32)[targets]
-            found["bytes"] = ((size * weights).sum(), weights.sum())
-        return found
+            metrics["bytes"] = ((size * weights).sum(), weights.sum())
+        return metrics
 
     def finish(totals):
         nats = totals["loss"][0]
@@ -102,12 +102,12 @@ def evaluator(
 
 
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
-    """The model of a config.
+    """The model that a config describes.
 
     Args:
       config: nested dict; its floats may be traced.
       facts: of the training set.
-      constrain: what pins activations to a mesh.
+      constrain: pins activations to a mesh.
     """
     return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
 

@@ -1,4 +1,4 @@
-"""Generation: what a causal language model writes behind a prompt.
+"""Generation: continues prompts with a causal language model.
 
     tokens, lengths = generate.encode(facts, ["The people of", "Congress"])
     written = generate.generate(model, params, tokens, lengths, key, steps=64, temperature=0.8)
@@ -6,7 +6,7 @@
 
 A model is a linen module with the methods `decode` and `empty_cache` of `lm.gpt.GPT`.
 
-Letters: B batch, P positions of the longest prompt, V vocabulary, k tokens drawn from.
+Letters: B batch, P positions of the longest prompt, V vocabulary, k candidate tokens.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from lm.data.tokenizer import TextFacts
 
 
 class Written(NamedTuple):
-    """What stands behind the prompts.
+    """Continuations of prompts.
 
     Attributes:
-      tokens: i32[B, steps]; behind the end of a row there are more `end` tokens.
-      lengths: i32[B], the tokens of each row in front of its end.
+      tokens: i32[B, steps]; after the end of a row, `end` tokens fill it up.
+      lengths: i32[B], the number of tokens before each row's end.
     """
 
     tokens: jax.Array
@@ -47,24 +47,25 @@ def generate(
     top_p=None,
     end: int | None = None,
 ) -> Written:
-    """Goes on behind prompts, in one compiled program with a cache.
+    """Continues prompts, in one compiled program with a cache.
 
-    A row's text depends on its prompt, its number in the batch and the key: not on the other rows,
-    and its first tokens not on `steps`. Compiled once for the shapes, `model`, `steps` and `top_k`.
+    A row's text depends on its prompt, its index in the batch and the key, not on the other rows;
+    its first tokens do not depend on `steps`. Compiled once per shapes, `model`, `steps` and
+    `top_k`.
 
     Args:
       model: see the module.
       params: the parameters.
       prompts: i32[B, P], padded on the right with any tokens.
-      lengths: i32[B], the tokens of each prompt, 1 at least.
-      key: of the random numbers.
-      steps: how many tokens to write; fewer if every row ends before.
-      temperature: the logits are divided by it. None and 0 take the likeliest token, and need
-        nothing of the rest. May be traced.
-      top_k: draw from the k likeliest tokens (Fan et al. 2018); None is all.
-      top_p: of those, draw from the fewest that together are at least this likely (Holtzman et al.
-        2020); None is all. May be traced.
-      end: the token that ends a text; None is none. May be traced.
+      lengths: i32[B], the number of tokens of each prompt, at least 1.
+      key: random key.
+      steps: number of tokens to write; fewer if every row ends earlier.
+      temperature: divides the logits. With None or 0 the most likely token is taken, and `top_k`
+        and `top_p` have no effect. May be traced.
+      top_k: sample from the k most likely tokens (Fan et al. 2018); None is all.
+      top_p: of those, sample from the smallest set whose total probability is at least this
+        (Holtzman et al. 2020); None is all. May be traced.
+      end: token that ends a text; None is none. May be traced.
 
     Raises:
       BadInput: if a setting is out of range, a prompt is empty, or the model has too few positions.
@@ -78,26 +79,26 @@ def generate(
     left = room(model, prompts.shape[1])
     require(
         left is None or steps <= left,
-        f"tokens: {steps} behind {prompts.shape[1]} of a prompt, and the model has "
+        f"tokens: {steps} after a prompt of {prompts.shape[1]}, and the model has "
         f"{getattr(model, 'max_length', 0)} positions; write "
         + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
     )
     require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
     _check("temperature", temperature, lambda t: t >= 0, "is negative")
     _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
-    _check("prompt", lengths, lambda n: n > 0, "tokens are nothing to go on from")
+    _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
     rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "end": end}
     return _generate(model, params, prompts, lengths, key, steps=steps, **rule)
 
 
 def room(model: nn.Module, length: int) -> int | None:
-    """How many tokens a model can write behind a prompt of `length`; None is any number."""
+    """How many tokens a model can write after a prompt of `length`; None is no limit."""
     bounded = getattr(model, "positions", None) == "learned"
     return model.max_length - length if bounded else None
 
 
 def _check(name: str, value, holds, wrong: str) -> None:
-    """Raises `BadInput` for a number that is known and out of range; a traced one is not known."""
+    """Raises `BadInput` for a number out of range; traced ones cannot be checked."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     for number in np.ravel(value).tolist():
@@ -111,7 +112,7 @@ def _generate(model, params, prompts, lengths, key, *, steps, temperature, top_k
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     decode = partial(model.apply, {"params": params}, method="decode")
 
-    def go_on(carry):
+    def advance(carry):
         step, last, written, cache = carry
         logits, cache = decode(last[:, None], cache)
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
@@ -129,19 +130,19 @@ def _generate(model, params, prompts, lengths, key, *, steps, temperature, top_k
 
     dtype = getattr(model, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
     _, cache = decode(prompts, model.empty_cache(rows, width + steps, dtype))
-    # The last token of a prompt is seen again: so the loop begins like it goes on.
+    # The prompt's last token is fed again, so that the first iteration is like all others.
     cache = cache._replace(length=lengths - 1)
     last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
     blank = jnp.full((rows, steps), 0 if end is None else end, jnp.int32)
     written = Written(blank, jnp.zeros(rows, jnp.int32))
-    return jax.lax.while_loop(unfinished, go_on, (0, last, written, cache))[2]
+    return jax.lax.while_loop(unfinished, advance, (0, last, written, cache))[2]
 
 
 def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
-    """One token a row: i32[B]. Temperature, then the k likeliest, then the likeliest of those.
+    """Samples one token per row, i32[B]: applies temperature, then top-k, then top-p.
 
     Args:
-      keys: [B], one a row.
+      keys: [B], one per row.
       logits: f32[B, V].
       temperature, top_k, top_p: as in `generate`.
     """
@@ -151,7 +152,7 @@ def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
     cold = jnp.asarray(temperature) <= 0
     logits, ids = logits / jnp.where(cold, 1, temperature), None
     if top_k is not None or top_p is not None:
-        # In order of likelihood, a token is in if those in front of it are not enough.
+        # Sorted by likelihood, a token is kept if those before it do not add up to top_p.
         logits, ids = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))
     if top_p is not None:
         shares = jax.nn.softmax(logits, axis=-1)
@@ -167,22 +168,22 @@ def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
 
 
 def end_of(facts: TextFacts) -> int | None:
-    """The token that ends a document, as `lm.data.store` writes it; facts: of `tokenizer`."""
+    """The token that ends a document in `lm.data.store`; facts: of `lm.data.tokenizer`."""
     special = facts.special
     return special["end" if special["mask"] is None else "sep"]
 
 
 def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(prompts i32[B, P], lengths i32[B]): texts as the beginnings of documents.
+    """(prompts i32[B, P], lengths i32[B]): texts as the starts of documents.
 
-    Where documents begin with <|endoftext|>, so do prompts, and one may be empty.
+    Where documents begin with <|endoftext|>, so do prompts, and a text may be empty.
 
     Args:
       facts: of `lm.data.tokenizer`.
       texts: B of them.
 
     Raises:
-      BadInput: if a prompt holds no token.
+      BadInput: if a prompt has no tokens.
     """
     before = [end_of(facts)] if facts.special["mask"] is None else []
     encode = partial(facts.tokenizer.encode, add_special_tokens=False)
@@ -197,13 +198,13 @@ def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarr
 
 
 def decode(facts: TextFacts, prompts, lengths, written: Written) -> list[str]:
-    """Each prompt with what was written behind it, up to its end; a character of which only the
-    first bytes are there is left out.
+    """Each prompt with its continuation, up to its end; a last character whose bytes are
+    incomplete is dropped.
 
     Args:
       facts: of `lm.data.tokenizer`.
-      prompts, lengths: as `encode` gives them.
-      written: as `generate` gives it.
+      prompts, lengths: from `encode`.
+      written: from `generate`.
     """
     tokens, sizes = np.asarray(written.tokens), np.asarray(written.lengths)
     rows = zip(prompts, lengths, tokens, sizes, strict=True)

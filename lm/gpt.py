@@ -35,8 +35,7 @@ LLAMA = {
     "gated": True,
 }
 
-# Radford et al. 2019 (heads of 64); SmolLM2, TinyLlama and Llama 2 as their
-# checkpoints say.
+# Radford et al. 2019 (heads of 64); SmolLM2, TinyLlama and Llama 2 as in their checkpoints.
 SIZES = {
     "gpt2": _gpt2(12, 768),
     "gpt2_medium": _gpt2(24, 1024),
@@ -78,11 +77,11 @@ SIZES = {
 
 
 class GPT(SequenceTransformer, kw_only=True):
-    """Tokens to the logits of the next tokens.
+    """Tokens to next-token logits.
 
     Attributes:
       vocab_size: V.
-      tied: whether the embeddings are the output projection as well.
+      tied: whether the token embeddings are also the output projection.
       Others: see `common.nn.transformer.SequenceTransformer`; the defaults are GPT-2's.
     """
 
@@ -95,7 +94,7 @@ class GPT(SequenceTransformer, kw_only=True):
 
     @property
     def PARTITION(self) -> Table:
-        """Where the parameters live; see `common.devices.mesh`."""
+        """How parameters are sharded; see `common.devices.mesh`."""
         rows = [(r"token/embedding", ("vocab", "embed"))]
         if self.positions == "learned":
             rows += [(r"position/embedding", (None, "embed"))]
@@ -104,7 +103,7 @@ class GPT(SequenceTransformer, kw_only=True):
         return (*rows, *transformer.PARTITION)
 
     def setup(self):
-        """Makes embeddings and blocks."""
+        """Creates embeddings and blocks."""
         super().setup()
         shared = self.width, self.dtype, self.init_std, self.constrain
         self.token = TiedEmbedding(self.vocab_size, *shared)
@@ -122,8 +121,8 @@ class GPT(SequenceTransformer, kw_only=True):
 
         Args:
           tokens: i32[B, L].
-          segments: i32[B, L] or None: positions see only their own segment, and are counted from
-            its beginning. Padding is segment 0.
+          segments: i32[B, L] or None: positions attend only within their segment and
+            count from its start. Padding is segment 0.
           train: whether dropout is active; it needs an rng "dropout".
         """
         tokens = tokens.astype(jnp.int32)
@@ -137,17 +136,17 @@ class GPT(SequenceTransformer, kw_only=True):
 
     @nn.nowrap
     def flops(self, length: int) -> int:
-        """FLOPs of one row of L = `length` positions forward, counted as in `stack_flops`."""
+        """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
         return self.stack_flops(length) + 2 * length * self.width * self.vocab_size
 
     def decode(self, tokens, cache: Cache, at=None):
-        """Goes on behind a cache: (logits f32[B, V] of the token behind position `at`, Cache).
+        """Continues from a cache: (logits f32[B, V] of the token after position `at`, Cache).
 
         Args:
           tokens: i32[B, L], the new ones.
-          cache: `empty_cache`, or what an earlier call gave. Where rows end before L, set its
-            `length` to what each row really holds before the next call.
-          at: i32[B], a place among the new tokens; None is the last.
+          cache: from `empty_cache` or an earlier call. Where rows end before L, set its `length`
+            to the number of tokens each row really holds, before the next call.
+          at: i32[B], an index into the new tokens; None is the last.
         """
         places = cache.length[:, None] + jnp.arange(tokens.shape[1])
         x, cache = self.stack(self._embed(tokens, places, False), places, cache=cache)

@@ -1,6 +1,7 @@
-"""How BERT, GPT-2 and Llama are written in the Hugging Face layout: names, and config.json.
+"""The Hugging Face layout of BERT, GPT-2 and Llama: names of tensors, and config.json.
 
-Only tables and what reads them; the tensors themselves are the subject of `lm.weights`.
+"There" is that layout, "here" these modules. Only tables and their readers; `lm.weights` handles
+the tensors.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +13,13 @@ from lm import bert
 
 
 class Leaf(NamedTuple):
-    """A tensor there and what it is here.
+    """A tensor there and its parameters here.
 
     Attributes:
       there: the end of its name.
-      here: the end of the parameter's path; several if it is them side by side.
+      here: the end of the parameter's path; several if the tensor is their concatenation.
       transposed: whether it is transposed.
-      padded: whether there are rows behind the vocabulary here.
+      padded: whether the table here has extra rows after the vocabulary.
     """
 
     there: str
@@ -43,17 +44,17 @@ LEAVES = {
 
 
 class HFLayout(NamedTuple):
-    """How an architecture is written there.
+    """The layout of one architecture there.
 
     Attributes:
-      prefix: in front of every name but those of heads.
-      heads: how the names of heads begin.
+      prefix: of every name except those of heads.
+      heads: prefixes of the names of heads.
       names: rows (module there, module here, key of `LEAVES`); "#" is the number of a block.
-      copies: names of tensors that only repeat another one.
-      buffers: regex of what is no weight.
+      copies: name of a tensor that only repeats another -> that other's name.
+      buffers: regex of tensors that are not weights.
       fields: field of the model -> (key of config.json, default).
-      fixed: what the other fields must be.
-      refused: key of config.json -> the values that are the same as its absence.
+      fixed: required values of the other fields.
+      refused: key of config.json -> values that mean the same as its absence; others are refused.
     """
 
     prefix: str
@@ -192,7 +193,7 @@ LLAMA = HFLayout(
 
 LAYOUTS = {"bert": BERT, "gpt2": GPT2, "llama": LLAMA}
 
-# Activations there and here; of two names for one, the first is written.
+# Activations there -> here; of two names for one, exports use the first.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -204,7 +205,7 @@ ACTIVATIONS = {
 
 
 def leaves(layout: HFLayout) -> dict[str, Leaf]:
-    """{name there: Leaf}, the leaf's `here` being whole paths; "#" is the number of a block."""
+    """{name there: Leaf with full paths in `here`}; "#" is the number of a block."""
     return {
         f"{there}.{leaf.there}": leaf._replace(
             here=tuple(f"{here}/{end}".lstrip("/") for end in leaf.here)
@@ -215,7 +216,7 @@ def leaves(layout: HFLayout) -> dict[str, Leaf]:
 
 
 def architecture(config: dict, where: str) -> str:
-    """The key of `LAYOUTS` that a config.json is of; old ones do not say it.
+    """The key of `LAYOUTS` for a config.json; from its keys if it is old and has no model_type.
 
     Raises:
       BadInput: for another model type.
@@ -230,41 +231,41 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
     """The fields of the model that a config.json describes.
 
     Raises:
-      BadInput: for a setting that the models here do not have.
+      BadInput: for a setting that the models here do not support.
     """
     layout = LAYOUTS[architecture(config, where)]
-    for key, fine in layout.refused.items():
+    for key, allowed in layout.refused.items():
         value = config.get(key)
-        require(value in fine, f"{where}: {key} = {value!r} is not supported")
-    found = {field: config.get(key, other) for field, (key, other) in layout.fields.items()}
-    found["activation"] = ACTIVATIONS[
-        choice(f"{where}: activation", found["activation"], ACTIVATIONS)
+        require(value in allowed, f"{where}: {key} = {value!r} is not supported")
+    fields = {field: config.get(key, default) for field, (key, default) in layout.fields.items()}
+    fields["activation"] = ACTIVATIONS[
+        choice(f"{where}: activation", fields["activation"], ACTIVATIONS)
     ]
-    if found["hidden"] is None:
-        found["hidden"] = 4 * found["width"]
+    if fields["hidden"] is None:
+        fields["hidden"] = 4 * fields["width"]
     if layout is LLAMA:
-        found["kv_heads"] = found["kv_heads"] or found["heads"]
+        fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         require(kind == "default", f"{where}: rotary positions of type {kind!r} are not supported")
-        found["theta"] = float(rope.get("rope_theta", found["theta"]))
+        fields["theta"] = float(rope.get("rope_theta", fields["theta"]))
         size, mlp_bias = config.get("head_dim"), config.get("mlp_bias", False)
         require(
-            size is None or size * found["heads"] == found["width"],
-            f"{where}: head_dim = {size} is not supported: it is not the width over the heads",
+            size is None or size * fields["heads"] == fields["width"],
+            f"{where}: head_dim = {size} is not supported: it must be width / heads",
         )
         require(
-            mlp_bias == found["bias"],
-            f"{where}: mlp_bias = {mlp_bias} is not supported where attention_bias is not the same",
+            mlp_bias == fields["bias"],
+            f"{where}: mlp_bias = {mlp_bias} is not supported: it must equal attention_bias",
         )
-    return layout.fixed | found
+    return layout.fixed | fields
 
 
 def config(model: nn.Module) -> dict[str, Any]:
     """The config.json of a model: the inverse of `sizes`.
 
     Raises:
-      BadInput: for a field that no architecture there has.
+      BadInput: for a field's value that no architecture there supports.
     """
     name = "bert" if isinstance(model, bert.Encoder) else "llama" if model.norm == "rms" else "gpt2"
     layout = LAYOUTS[name]
@@ -272,8 +273,8 @@ def config(model: nn.Module) -> dict[str, Any]:
     if "kv_heads" not in layout.fields and model.kv_heads != model.heads:
         fixed["kv_heads"] = None
     for field, value in fixed.items():
-        found = getattr(model, field, value)
-        require(found == value, f"{name} of transformers has no {field} = {found!r}")
+        current = getattr(model, field, value)
+        require(current == value, f"{name} of transformers has no {field} = {current!r}")
     require(name != "bert" or model.types > 0, "bert of transformers has no types = 0")
     written = {key: getattr(model, field) for field, (key, _) in layout.fields.items()}
     activation = next(there for there, here in ACTIVATIONS.items() if here == model.activation)

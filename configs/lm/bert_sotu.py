@@ -1,7 +1,7 @@
-"""A small BERT on the State of the Union addresses, which come with the project.
+"""A small BERT on the State of the Union addresses, which are bundled with the project.
 
-Two pre-norm blocks of 128 with rotary positions, Muon for the matrices, 64 tokens a row. Test loss
-3.463 ± 0.040 nats a hidden token (3.501, 3.468, 3.421 with seeds 0, 1, 2; the unigram baseline has
+Two pre-norm blocks of width 128, rotary positions, Muon for matrices, 64 tokens per row. Test loss
+3.463 ± 0.040 nats per hidden token (3.501, 3.468, 3.421 with seeds 0, 1, 2; unigram baseline
 6.467, 6.444, 6.433) and accuracy 0.3701 ± 0.0030 (0.3678, 0.3691, 0.3735; unigram 0.0660, 0.0639,
 0.0685), in 197 to 217 s on two x86-64 CPU cores with jax 0.10.2, at commit f29ec88.
 """

@@ -1,12 +1,12 @@
-"""The crammed BERT of Geiping & Goldstein 2022: what one GPU pretrains in one day.
+"""The crammed BERT of Geiping & Goldstein 2022: pretraining on one GPU in one day.
 
-Their final architecture and recipe (crammed-bert, o4): 16 pre-norm layers of 768 without biases,
-gated GELU, scaled sinusoids, no head in front of the tied projection, a quarter of the positions
-predicted, no dropout in pretraining, a triangle of the rate with its peak at three quarters, clip
-0.5. Two things differ: the batch is 4,096 throughout (theirs grows to 8,192), and the text is
+Their final architecture and recipe (crammed-bert, o4): 16 pre-norm layers of width 768 without
+biases, gated GELU, scaled sinusoids, no head before the tied projection, a quarter of the positions
+predicted, no dropout in pretraining, a triangular learning rate with its peak at three quarters,
+clip 0.5. Two things differ: the batch is 4,096 throughout (theirs grows to 8,192), and the text is
 Wikipedia from TFDS (`tfds build wikipedia/20230601.en --file_format=array_record`; theirs was a
-selection of the Pile). 20,000 steps are 10.5e9 tokens; set `train.duration` to what your day holds.
-No figure here: it has not been run.
+selection of the Pile). 20,000 steps are 10.5e9 tokens; set `train.duration` to what fits into your
+day. Not run, so there is no figure.
 """
 
 import ml_collections

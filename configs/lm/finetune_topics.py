@@ -1,7 +1,7 @@
-"""First paragraphs of Wikipedia articles by topic (11 classes), from MiniLM's weights.
+"""First paragraphs of Wikipedia articles by topic (11 classes), fine-tuned from MiniLM's weights.
 
-`scripts/prepare.py` makes `minilm` and `topics` first. Reaches 0.9266 test accuracy with seed 0
-(two x86-64 CPU cores, jax 0.10.2, commit a043a3a), with the settings that validation chose for
+First prepare `minilm` and `topics` with `scripts/prepare.py`. Reaches 0.9266 test accuracy with
+seed 0 (two x86-64 CPU cores, jax 0.10.2, commit a043a3a), with the settings chosen by validation on
 reviews.
 """
 
@@ -12,7 +12,7 @@ from configs.lm import finetune_reviews
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """There is one variant: `finetune_reviews` with other texts, which are longer."""
+    """There is one variant: `finetune_reviews` with other, longer texts."""
     choice("--config finetune_topics.py", arg, ("",))
     config = finetune_reviews.get_config()
     config.data.name = "topics"

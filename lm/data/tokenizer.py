@@ -1,8 +1,8 @@
 """Tokenizers: trained here, or loaded from the files of a published model.
 
-Two kinds are trained: WordPiece as BERT has it (Devlin et al. 2019; lower case, no accents) and
-byte-level BPE as GPT-2 has it (Radford et al. 2019; it loses nothing). Training the same texts
-gives the same tokenizer, in any process and with any number of threads.
+Two kinds are trained: WordPiece as in BERT (Devlin et al. 2019; lower case, no accents) and
+byte-level BPE as in GPT-2 (Radford et al. 2019; lossless). The same texts give the same tokenizer,
+in any process and with any number of threads.
 
 Letters: V vocabulary.
 """
@@ -29,10 +29,10 @@ from common.errors import BadInput, choice, require
 KINDS = ("wordpiece", "bpe")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of WordPiece: ids 0 to 4
 END = "<|endoftext|>"  # of byte-level BPE: id 0
-ALPHABET = 1000  # characters that WordPiece knows; words with others are [UNK]
-CHUNK = 1 << 22  # characters that are counted at a time
+ALPHABET = 1000  # characters known to WordPiece; words with others are [UNK]
+CHUNK = 1 << 22  # characters counted at a time
 
-# What a token is for, and what published tokenizers call it.
+# The role of a token, and its names in published tokenizers.
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -48,11 +48,11 @@ def train(kind: Literal["wordpiece", "bpe"], vocab_size: int, texts: Iterable[st
 
     Args:
       kind: "wordpiece" or "bpe".
-      vocab_size: the most tokens, special ones included; a small text may give fewer.
-      texts: gone through twice for WordPiece; an iterator is put into memory for that.
+      vocab_size: maximum number of tokens, special ones included; a small text may give fewer.
+      texts: iterated twice for WordPiece, for which an iterator is read into memory.
 
     Raises:
-      BadInput: if the vocabulary cannot even hold the single characters or bytes.
+      BadInput: if the vocabulary is too small for the single characters or bytes.
     """
     if choice("config.data.tokenizer", kind, KINDS) == "bpe":
         return _train_bpe(vocab_size, texts)
@@ -74,9 +74,9 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    """The library numbers the pieces `##c` as its hash table happens to yield them, and breaks ties
-    by number. Given as special tokens they are numbered before it looks; the tokenizer is then
-    built anew, where they are ordinary pieces."""
+    """The library numbers the pieces `##c` in the arbitrary order of a hash table, and breaks ties
+    by number. Passed as special tokens, they are numbered first; the tokenizer is then rebuilt with
+    them as ordinary pieces."""
     alphabet, continuing = _alphabet(texts)
     first = [*SPECIAL, *(f"##{c}" for c in continuing)]
     _require_room(vocab_size, len(first) + len(alphabet))
@@ -93,18 +93,18 @@ def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def _alphabet(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(the commonest characters, those of them that ever continue a word), both sorted."""
+    """(the most common characters, those of them that ever continue a word), both sorted."""
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = np.zeros(0x110000, np.int64)
     joins = np.zeros(len(counts), bool)  # characters that are part of a word
     continues = np.zeros(len(counts), bool)
     for chunk in _chunks(texts):
         codes = np.frombuffer(normalizer.normalize_str(chunk).encode("utf-32-le"), np.uint32)
-        found = np.bincount(codes)
-        for code in np.flatnonzero((found > 0) & (counts[: len(found)] == 0)):
+        occurrences = np.bincount(codes)
+        for code in np.flatnonzero((occurrences > 0) & (counts[: len(occurrences)] == 0)):
             pieces = splitter.pre_tokenize_str(f"a{chr(code)}")
             joins[code] = len(pieces[0][0]) == 2
-        counts[: len(found)] += found
+        counts[: len(occurrences)] += occurrences
         continues[codes[1:][joins[codes[1:]] & joins[codes[:-1]]]] = True
     codes = [c for c in np.flatnonzero(counts) if splitter.pre_tokenize_str(chr(c))]
     kept = sorted(sorted(codes, key=lambda code: (-counts[code], code))[:ALPHABET])
@@ -112,14 +112,14 @@ def _alphabet(texts: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, a space between them, in strings of about `CHUNK` characters."""
-    held, size = [], 0
+    """The texts, joined by spaces, in strings of about `CHUNK` characters."""
+    chunk, size = [], 0
     for text in itertools.chain(texts, [None]):
         if text is None or size > CHUNK:
-            yield " ".join(held)
-            held, size = [], 0
+            yield " ".join(chunk)
+            chunk, size = [], 0
         if text is not None:
-            held.append(text)
+            chunk.append(text)
             size += len(text)
 
 
@@ -150,8 +150,8 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def stand_in(kind: str, vocab_size: int) -> Tokenizer:
-    """A tokenizer of exactly this size that has learned nothing: for programs that are compiled
-    where the corpus is not (`lm.data.text.outline_sources`).
+    """An untrained tokenizer of exactly this size, for compiling programs where the corpus is
+    absent (`lm.data.text.outline_sources`).
 
     Raises:
       BadInput: for an unknown kind, or a vocabulary too small for its first tokens.
@@ -168,15 +168,15 @@ def stand_in(kind: str, vocab_size: int) -> Tokenizer:
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a published model, or one that was saved.
+    """Loads the tokenizer of a published model, or a saved one.
 
     Args:
-      path: a tokenizer.json, or a folder with a tokenizer.json, or else with a vocab.txt
-        (WordPiece; tokenizer_config.json may say `do_lower_case`), or else with vocab.json and
-        merges.txt (byte-level BPE). A vocab.txt may be named itself.
+      path: a tokenizer.json or vocab.txt, or a folder with a tokenizer.json, else a vocab.txt
+        (WordPiece; tokenizer_config.json may set `do_lower_case`), else vocab.json and merges.txt
+        (byte-level BPE).
 
     Returns:
-      The tokenizer, which neither pads nor truncates.
+      The tokenizer, without padding and truncation.
 
     Raises:
       BadInput: if there is none, or it cannot be read.
@@ -184,28 +184,28 @@ def load(path: epath.PathLike) -> Tokenizer:
     path = epath.Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     named = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}
-    have = {name for name in named if (folder / name).exists()}
+    present = {name for name in named if (folder / name).exists()}
     if not path.is_dir():
         require(path.exists(), f"config.data.tokenizer: no such file or folder: {path}")
-        have &= {path.name} if path.name in ("tokenizer.json", "vocab.txt") else named
+        present &= {path.name} if path.name in ("tokenizer.json", "vocab.txt") else named
         if path.suffix == ".json" and path.name not in named:
-            have = {"tokenizer.json"}
+            present = {"tokenizer.json"}
     file = path if path.is_file() else folder / "tokenizer.json"
     try:
-        if "tokenizer.json" in have:
+        if "tokenizer.json" in present:
             tokenizer = Tokenizer.from_str(file.read_text())
-        elif "vocab.txt" in have:
+        elif "vocab.txt" in present:
             tokenizer = _load_wordpiece(folder)
-        elif {"vocab.json", "merges.txt"} <= have:
+        elif {"vocab.json", "merges.txt"} <= present:
             tokenizer = _load_byte_level(folder)
         else:
             tokenizer = None
     except Exception as error:  # the library raises nothing narrower
-        said = str(error).splitlines()[0]
-        raise BadInput(f"config.data.tokenizer: {path} cannot be read: {said}") from error
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"config.data.tokenizer: {path} cannot be read: {reason}") from error
     require(
         tokenizer is not None,
-        f"config.data.tokenizer: {path} has no tokenizer.json, no vocab.txt, and not vocab.json "
+        f"config.data.tokenizer: {path} has no tokenizer.json, no vocab.txt, and no vocab.json "
         "with merges.txt",
     )
     tokenizer.no_padding()
@@ -242,18 +242,18 @@ def _load_byte_level(folder: epath.Path) -> Tokenizer:
 
 
 class TextFacts(NamedTuple):
-    """What models and tasks know of a set of texts, `Source.facts`.
+    """What models and tasks know about a set of texts: `Source.facts`.
 
     Attributes:
       tokenizer: of the set.
       vocab_size: V, the highest id plus one.
       special: {"pad", "unk", "cls", "sep", "mask", "end": id or None}; "end" closes a document.
-      continues: bool[V], tokens that continue a word: `##…`, and for byte-level BPE and
-        SentencePiece those that do not start with white space. Special tokens do not.
-      token_bytes: i32[V], the bytes of UTF-8 text that a token stands for, 0 for special ones; None
-        unless the tokenizer is byte-level, as others lose some of the text.
+      continues: bool[V], tokens that continue a word: `##…`; for byte-level BPE and SentencePiece,
+        those that do not start with white space. Special tokens do not.
+      token_bytes: i32[V], the UTF-8 bytes that a token stands for, 0 for special ones; None unless
+        the tokenizer is byte-level, as others lose some of the text.
       length: L, of a row; 0 for a tokenizer alone.
-      counts: i64[V], of the stream to train on; None for labelled texts.
+      counts: i64[V], token counts of the training stream; None for labelled texts.
       form: of the rows, see `lm.data.text.Form`; "" for labelled texts.
       classes: names of the labels; () for numbers, and for text without labels.
     """
@@ -277,7 +277,7 @@ def facts(tokenizer: Tokenizer) -> TextFacts:
     byte_level = _mentions_byte_level(described["pre_tokenizer"])
     wordpiece = described["model"]["type"] == "WordPiece"
     prefix = described["model"].get("continuing_subword_prefix") or "##"
-    # Byte-level BPE writes space, tab, line feed and carriage return so; SentencePiece the last.
+    # Space, tab, line feed and carriage return in byte-level BPE; space in SentencePiece.
     spaces = ("Ġ", "ĉ", "Ċ", "č", "▁")
     size = max(vocab.values(), default=-1) + 1
     continues, token_bytes = np.zeros(size, bool), np.zeros(size, np.int32)

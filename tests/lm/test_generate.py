@@ -199,7 +199,7 @@ def test_rows_end_are_padded_and_nothing_runs_behind_the_last():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 28}, "28 behind 5 of a prompt, and the model has 32 positions; write 27 or"),
+        ({"steps": 28}, "28 after a prompt of 5, and the model has 32 positions; write 27 or"),
         ({"prompts": np.zeros((3, 32), int)}, "write a shorter prompt"),
         ({"steps": 0}, "0 is not a positive number of tokens"),
         ({"top_k": 0}, "top-k: 0 is not positive"),
@@ -207,7 +207,7 @@ def test_rows_end_are_padded_and_nothing_runs_behind_the_last():
         ({"top_p": 1.5}, "top-p: 1.5"),
         ({"top_p": float("nan")}, "top-p: nan"),
         ({"temperature": -1.0}, "temperature: -1.0 is negative"),
-        ({"lengths": np.array([5, 0, 1])}, "0 tokens are nothing to go on from"),
+        ({"lengths": np.array([5, 0, 1])}, "0 tokens leave nothing to continue"),
         ({"model": nn.Dense(3)}, "Dense cannot generate"),
     ],
 )

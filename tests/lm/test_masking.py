@@ -215,7 +215,7 @@ def test_rows_with_next_to_nothing_in_them():
     [
         ({"rate": 0.0}, "config.masking.rate: 0.0 is not between 0 and 1"),
         ({"rate": 1.0}, "config.masking.rate: 1.0"),
-        ({"mask": 0.8, "random": 0.3}, "mask 0.8 and random 0.3 are no shares"),
+        ({"mask": 0.8, "random": 0.3}, "mask 0.8 and random 0.3 must be shares"),
         ({"mask": -0.1}, "mask -0.1"),
         ({"mask": 0.0, "random": 1.1}, "random 1.1"),
     ],
@@ -227,5 +227,5 @@ def test_shares_that_cannot_be_are_refused(settings, message):
 
 def test_a_tokenizer_without_a_mask_is_refused():
     facts = FACTS._replace(special=SPECIAL | {"mask": None})
-    with pytest.raises(BadInput, match="it has no mask token; take 'wordpiece'"):
+    with pytest.raises(BadInput, match="it has no mask token; use 'wordpiece'"):
         masking.make_masking(facts, L)

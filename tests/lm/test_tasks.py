@@ -222,7 +222,7 @@ def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path):
 
 def test_a_set_of_one_class_is_refused(labelled, tmp_path):
     name = write(tmp_path / "same.jsonl", [{"text": f"a {i}", "label": "x"} for i in range(99)])
-    with pytest.raises(BadInput, match="two classes are the least"):
+    with pytest.raises(BadInput, match="at least two classes are needed"):
         program.prepare(fine_tuning(labelled["classes"] | {"data.name": name}))
 
 

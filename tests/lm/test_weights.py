@@ -247,7 +247,7 @@ def test_models_that_they_do_not_have_are_refused(tmp_path):
         with pytest.raises(BadInput, match=message):
             weights.save(tmp_path, model, {})
     params = random(MODELS["gpt2"])
-    with pytest.raises(BadInput, match="extra: gpt2 of transformers has none"):
+    with pytest.raises(BadInput, match="extra: gpt2 of transformers has no such parameter"):
         weights.save(tmp_path, MODELS["gpt2"], params | {"extra": np.zeros(3)})
     del params["block_1"]["attention"]["key"]
     with pytest.raises(BadInput, match=r"written together with \['block_1/attention/key/bias'\]"):

@@ -130,10 +130,10 @@ def test_fingerprints_and_the_device(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (['{"text": "a", "label": 1}', "{"], "line 2, is no example"),
-        (['{"text": "a"}'], "line 1, is no example"),
-        (['{"text": 1, "label": 1}'], "line 1, is no example"),
-        (['{"text": "a", "label": [1]}'], "line 1, is no example"),
+        (['{"text": "a", "label": 1}', "{"], "line 2, is not an example"),
+        (['{"text": "a"}'], "line 1, is not an example"),
+        (['{"text": 1, "label": 1}'], "line 1, is not an example"),
+        (['{"text": "a", "label": [1]}'], "line 1, is not an example"),
         (['{"text": "a", "label": NaN}'], "a label is not finite"),
         (['{"text": "a", "label": 1}', '{"text": "a", "label": "b"}'], "labels are of several"),
         (['{"text": "a", "label": 1, "split": "x"}', '{"text": "a", "label": 1}'], "have a split"),

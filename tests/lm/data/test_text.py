@@ -312,7 +312,7 @@ def test_a_tokenizer_from_elsewhere(load, folder, tmp_path):
     other = load(tokenizer="minilm", vocab_size=1)["train"]
     np.testing.assert_array_equal(every(other)["tokens"], every(load()["train"])["tokens"])
     (run / "config.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"config\.data\.tokenizer: .* is no run"):
+    with pytest.raises(BadInput, match=r"config\.data\.tokenizer: .* is not a run"):
         text.find_tokenizer(str(run), folder)
     with pytest.raises(BadInput, match=r"run: python scripts/prepare\.py rxnfp --folder"):
         text.find_tokenizer("rxnfp", folder)
