@@ -133,7 +133,8 @@ class InceptionV3(nn.Module):
 
     Attributes:
       num_classes: K.
-      auxiliary: whether training has a second head, after the last block at 17x17 positions.
+      auxiliary: whether there is a second head for training, after the last block at 17x17
+        positions.
       dropout: dropout rate before the head; None is none. May be traced.
       dtype: dtype of the computation before the heads; None is that of the parameters.
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).

@@ -48,7 +48,7 @@ class ViT(Transformer, kw_only=True):
 
     Attributes:
       num_classes: K.
-      image_size: side of the square images, in pixels, for learned positions.
+      image_size: side of the images in pixels; learned positions need square images of this size.
       patch_size: p, the side of a patch in pixels.
       pooling: how an image becomes one vector: the final state of a learned token before the
         patches ("class"), or the mean over the patches, without that token ("mean").

@@ -38,7 +38,9 @@ def read_idx(path: epath.PathLike, sha256: str) -> np.ndarray:
     except (OSError, EOFError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
     actual = hashlib.sha256(raw).hexdigest()
-    require(actual == sha256, f"{path}: its contents have sha256 {actual[:16]}…, not {sha256[:16]}…")
+    require(
+        actual == sha256, f"{path}: its contents have sha256 {actual[:16]}…, not {sha256[:16]}…"
+    )
     ndim = raw[3]
     shape = np.frombuffer(raw, ">i4", ndim, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
