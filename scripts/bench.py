@@ -44,7 +44,7 @@ from contest import Contender
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-# By how much each kind of size is multiplied, all else being the base.
+# The base sizes, and the values that `growth` gives to one of them at a time.
 BASE = {"batch": 8, "length": 128, "depth": 4, "width": 256}
 GROWTH = {
     "batch": (1, 2, 4, 8, 16, 32),
@@ -56,17 +56,17 @@ GROWTH = {
 
 def peak() -> tuple[float, dict]:
     """(FLOP/s of a large matrix product, float32 on a CPU and bfloat16 elsewhere; the machine)."""
-    with contest.ready(Contender("matrix product", "matmul", {})) as one:
-        fastest = min(contest.work(one) for _ in range(5))
-        return one.facts["flops"] / fastest, one.facts["environment"]
+    with contest.ready(Contender("matrix product", "matmul", {})) as contender:
+        fastest = min(contest.work(contender) for _ in range(5))
+        return contender.facts["flops"] / fastest, contender.facts["environment"]
 
 
 # ----------------------------------------------------------------------------------- whole programs
 
 
 def start(rounds: int) -> list[dict]:
-    """Seconds from the start of scripts/train.py to the first line of the log, the small CNN on
-    digits; of Keras to its first step."""
+    """Seconds from the start of scripts/train.py, the small CNN on digits, to the first line of its
+    log; for Keras, to its first step."""
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(folder) / "cache"
 
@@ -95,7 +95,7 @@ def start(rounds: int) -> list[dict]:
             process.wait()
             return took
 
-        def keras() -> float:  # it ends behind its first step, as it is told nothing
+        def keras() -> float:  # ends after its first step, as its stdin is empty
             begun = time.perf_counter()
             settings = {"batch_size": 128, "backend": "jax"}
             words = [sys.executable, "scripts/contender.py", "keras_cnn", json.dumps(settings)]
@@ -104,7 +104,7 @@ def start(rounds: int) -> list[dict]:
 
         jobs = [lambda: ours(False), lambda: ours(True), keras]
         names = f"{cases.OURS}, warm cache", f"{cases.OURS}, cold cache", "keras on jax"
-        ours(True)  # reads the libraries from the disk
+        ours(True)  # loads the libraries from disk
         return _rows(names, contest.in_turn(jobs, rounds))
 
 
@@ -126,14 +126,14 @@ def sweep(rounds: int) -> list[dict]:
 
 def _rows(names: Sequence[str], seconds: Sequence[Sequence[float]]) -> list[dict]:
     return [
-        {"name": name, "seconds": statistics.median(mine), **contest.ratio(mine, seconds[0])}
-        for name, mine in zip(names, seconds, strict=True)
+        {"name": name, "seconds": statistics.median(times), **contest.ratio(times, seconds[0])}
+        for name, times in zip(names, seconds, strict=True)
     ]
 
 
 def overhead(rounds: int) -> list[dict]:
-    """A step of 20 ms or more for the ratio, and a short one, in which what the loop adds stands
-    out of the noise, alone and 50 of them a call."""
+    """A step of 20 ms or more, for the ratio; and a short one, where the loop's overhead stands out
+    from the noise, alone and with 50 steps per call."""
     long = against_step("cnn", ["train.batch_size=1024"], rounds, 30, 10)
     return [*long, *against_step("mlp", [], rounds, 1000, 50, 50)]
 
@@ -141,8 +141,8 @@ def overhead(rounds: int) -> list[dict]:
 def against_step(
     variant: str, settings: list[str], rounds: int, steps: int, log_every: int, calls: int = 1
 ) -> list[dict]:
-    """The whole loop, with its log on disk, against the bare step; both on one compiled program.
-    With `calls`, the loop with so many steps a call as well."""
+    """The whole loop, logging to disk, against the bare step; both run one compiled program. With
+    `calls` > 1, also the loop with that many steps per call."""
     runtime.start()
     path = str(ROOT / "configs/vision/digits.py") + f":{variant}"
 
@@ -194,13 +194,13 @@ PROGRAMS = {case.__name__: case for case in (start, sweep, overhead)}
 
 
 def growth(rounds: int, cpu: bool) -> list[dict]:
-    """Our step at sizes from a sixteenth to eight times the base."""
+    """Times our step at sizes from a sixteenth to eight times the base."""
     rows = []
-    for what, sizes in GROWTH.items():
+    for dimension, sizes in GROWTH.items():
         for size in sizes:
-            settings = BASE | {what: size}
+            settings = BASE | {dimension: size}
             row = contest.against([cases.grown(cpu, **settings)], rounds)[0]
-            rows.append(row | {"what": what, "size": size})
+            rows.append(row | {"what": dimension, "size": size})
     return rows
 
 
@@ -208,7 +208,7 @@ def growth(rounds: int, cpu: bool) -> list[dict]:
 
 
 def text(result: dict) -> str:
-    """The table of a case for people."""
+    """The result of a case as a table."""
     top, rows, notes = result.get("peak_flops_per_second"), [], []
     for row in result["rows"]:
         if "missing" in row:
@@ -240,20 +240,20 @@ def _duration(seconds: float) -> str:
 
 
 def growth_figure(rows: list[dict], peak_flops: float):
-    """Seconds a step against the model's FLOPs, a line for each kind of size; rows a second against
-    the batch, and against the model's size."""
+    """Seconds per step against the model's FLOPs, a line per kind of size; rows per second against
+    the batch size, and against the model's size."""
     figure = plots.figure(12, 3.6)
     cost, by_batch, by_size = figure.subplots(1, 3)
-    for what in GROWTH:
-        mine = [row for row in rows if row["what"] == what]
-        flops = [row["flops"] / 1e9 for row in mine]
-        cost.loglog(flops, [1e3 * row["seconds"] for row in mine], "o-", label=what, ms=4)
-        speeds = [row["per_second"] for row in mine]
-        if what == "batch":
-            by_batch.loglog([row["size"] for row in mine], speeds, "o-", ms=4)
-        elif what in ("depth", "width"):
-            parameters = [row["parameters"] / 1e6 for row in mine]
-            by_size.loglog(parameters, speeds, "o-", label=what, ms=4)
+    for dimension in GROWTH:
+        series = [row for row in rows if row["what"] == dimension]
+        flops = [row["flops"] / 1e9 for row in series]
+        cost.loglog(flops, [1e3 * row["seconds"] for row in series], "o-", label=dimension, ms=4)
+        speeds = [row["per_second"] for row in series]
+        if dimension == "batch":
+            by_batch.loglog([row["size"] for row in series], speeds, "o-", ms=4)
+        elif dimension in ("depth", "width"):
+            parameters = [row["parameters"] / 1e6 for row in series]
+            by_size.loglog(parameters, speeds, "o-", label=dimension, ms=4)
     ends = [min(row["flops"] for row in rows), max(row["flops"] for row in rows)]
     bound = [1e3 * flops / peak_flops for flops in ends]
     cost.loglog([e / 1e9 for e in ends], bound, "k--", lw=1, label="a matrix product's speed")
@@ -266,7 +266,7 @@ def growth_figure(rows: list[dict], peak_flops: float):
 
 
 def speed_figure(case: str, rows: list[dict]):
-    """A bar for each contender: how often it does the work while we do it once."""
+    """A bar per contender: its speed relative to ours."""
     rows = [row for row in rows if "ratio" in row][::-1]
     figure = plots.figure(6, 0.6 + 0.4 * len(rows))
     axes = figure.subplots()
@@ -280,13 +280,13 @@ def speed_figure(case: str, rows: list[dict]):
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    every = *cases.STEPS, *PROGRAMS, "growth"
-    parser.add_argument("case", help=", ".join(every))
+    names = *cases.STEPS, *PROGRAMS, "growth"
+    parser.add_argument("case", help=", ".join(names))
     parser.add_argument("--rounds", type=int, help="rounds that every contender runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--png", metavar="FILE", help="also plot the result to FILE")
     args = parser.parse_args(argv)
-    choice("CASE", args.case, every)
+    choice("CASE", args.case, names)
     require(args.rounds is None or args.rounds > 0, "--rounds: not a positive number")
     result: dict[str, Any] = {"case": args.case}
     if args.case in PROGRAMS:

@@ -41,7 +41,7 @@ def main(argv=None) -> int:
     parser.add_argument("--count", type=int, default=16, help="images per picture (default: 16)")
     args = parser.parse_args(argv)
     require(args.count > 0, f"--count: {args.count} is not positive")
-    plots.figure(1, 1)  # what is missing is said first
+    plots.figure(1, 1)  # without Matplotlib, fail before loading the run
     config = read_config(args.workdir)
     require(
         config["task"] == "vision.classify",
@@ -62,47 +62,47 @@ def main(argv=None) -> int:
         prepare = partial(program.task.prepare, context.key, train=False)
         batches = context.batches(source, evals[name]["batch_size"])
         logits, labels = _logits(model, variables, prepare, batches, evals[name]["views"])
-        right = np.sum(logits.argmax(axis=1) == labels)
-        share = right / len(labels)
-        print(f"step {step}, {shown}: accuracy {share:.4f} ({right} of {len(labels)})")
+        correct = np.sum(logits.argmax(axis=1) == labels)
+        share = correct / len(labels)
+        print(f"step {step}, {shown}: accuracy {share:.4f} ({correct} of {len(labels)})")
         folder = epath.Path(args.workdir) / "explain"
         folder.mkdir(parents=True, exist_ok=True)
         drawn = _pictures(model, variables, prepare, source, logits, labels, count=args.count)
-        for file, what, figure in drawn:
+        for file, caption, figure in drawn:
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=120)
             (folder / file).write_bytes(picture.getvalue())
-            print(f"{folder / file}: {what}")
+            print(f"{folder / file}: {caption}")
     return 0
 
 
 def _pictures(model, variables, prepare, source, logits, labels, *, count: int):
-    """Yields (file, what it shows, figure)."""
+    """Yields (file, caption, figure)."""
     classes, predicted = source.facts.classes, logits.argmax(axis=1)
-    wrong, right = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)
-    rows = np.append(wrong, right)[:count]
+    wrong, correct = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)
+    rows = np.append(wrong, correct)[:count]
     batch = source.read(np.uint32(rows))
     batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
     inputs = prepare(batch)["image"]
-    # Drawn is what the model sees.
+    # Draws the images as the model sees them.
     images = np.asarray(inputs) * np.float32(source.facts.std) + np.float32(source.facts.mean)
     images = np.uint8(np.clip(np.rint(255 * images), 0, 255))
     shares = np.asarray(jax.nn.softmax(logits[rows])).max(axis=1)
     pairs = zip(labels[rows], predicted[rows], shares, strict=True)
     titles = [explain.title(classes[true], classes[guess], share) for true, guess, share in pairs]
 
-    what = f"{len(wrong)} of {len(labels) - len(right)} mistakes, the largest losses first"
-    yield "mistakes.png", what, explain.draw_mistakes(images[: len(wrong)], titles)
+    caption = f"{len(wrong)} of {len(labels) - len(correct)} mistakes, the largest losses first"
+    yield "mistakes.png", caption, explain.draw_mistakes(images[: len(wrong)], titles)
 
     matrix = np.zeros((len(classes), len(classes)), int)
     np.add.at(matrix, (labels, predicted), 1)
-    what = f"{len(classes)} classes, true by predicted"
-    yield "confusion.png", what, explain.draw_confusion(matrix, classes)
+    caption = f"{len(classes)} classes, true by predicted"
+    yield "confusion.png", caption, explain.draw_confusion(matrix, classes)
 
     black = prepare(batch | {"image": np.zeros_like(batch["image"])})["image"]
     maps = _maps(model, variables, inputs, predicted[rows], black)
-    what = f"{len(rows)} images under {', '.join(maps)}"
-    yield "saliency.png", what, explain.draw_maps(images, maps, titles)
+    caption = f"{len(rows)} images under {', '.join(maps)}"
+    yield "saliency.png", caption, explain.draw_maps(images, maps, titles)
 
 
 def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray, np.ndarray]:
@@ -115,14 +115,14 @@ def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray,
 
     logits, labels = [], []
     for batch in batches:
-        there = np.asarray(batch["valid"]) > 0
-        logits.append(np.asarray(forward(variables, batch))[there])
-        labels.append(np.asarray(batch["label"])[there])
+        valid = np.asarray(batch["valid"]) > 0
+        logits.append(np.asarray(forward(variables, batch))[valid])
+        labels.append(np.asarray(batch["label"])[valid])
     return np.concatenate(logits), np.concatenate(labels)
 
 
 def _maps(model, variables, images, labels, baseline) -> dict[str, np.ndarray]:
-    """{name: f32[B, h, w]} of every kind of map that the model has."""
+    """{name: f32[B, h, w]}, every kind of map that the model supports."""
     logits_of = jax.tree_util.Partial(model.apply, variables)
     labels = jnp.asarray(labels)
     added = explain.integrated_gradients(logits_of, images, labels, baseline)
@@ -131,10 +131,10 @@ def _maps(model, variables, images, labels, baseline) -> dict[str, np.ndarray]:
     if layers:
         cam = jax.jit(partial(explain.grad_cam, model.apply, name=layers[-1]))
         maps[f"Grad-CAM at {layers[-1]}"] = cam(variables, images, labels)
-    seen = jax.jit(partial(explain.attention_maps, model.apply))(variables, images)
-    if seen and hasattr(model, "pooling"):
+    attention = jax.jit(partial(explain.attention_maps, model.apply))(variables, images)
+    if attention and hasattr(model, "pooling"):
         sides = images.shape[1:3]
-        maps["attention rollout"] = explain.attention_rollout(seen, model.pooling, sides)
+        maps["attention rollout"] = explain.attention_rollout(attention, model.pooling, sides)
     return {name: np.asarray(heat) for name, heat in maps.items()}
 
 

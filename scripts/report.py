@@ -51,22 +51,22 @@ def main(argv=None) -> int:
     parser.add_argument("--html", help="file to write a page to")
     args = parser.parse_args(argv)
     if args.png or args.html:
-        plots.figure(1, 1)  # what is missing is said first
+        plots.figure(1, 1)  # without Matplotlib, fail before reading runs
     require((args.png or ".png").endswith(".png"), f"--png: {args.png} does not end in .png")
     runs, left_out = report.find_runs(args.workdirs)
-    found = report.compare(runs, args.metric, args.select, left_out)
-    print(FORMATS[args.format](found), end="")
-    # What is no table stays out of the way of the programs that read one.
+    result = report.compare(runs, args.metric, args.select, left_out)
+    print(FORMATS[args.format](result), end="")
+    # Programs read the other formats: messages stay out of their stdout.
     to = sys.stdout if args.format == "text" else sys.stderr
-    for line in report.notes(found) if args.format == "csv" else ():
+    for line in report.notes(result) if args.format == "csv" else ():
         print(line, file=to)
-    drawn = pictures(found, args.x) if args.png or args.html else {}
-    for name, (what, picture) in drawn.items() if args.png else ():
+    drawn = pictures(result, args.x) if args.png or args.html else {}
+    for name, (caption, picture) in drawn.items() if args.png else ():
         file = args.png if name == "curves" else f"{args.png[:-4]}-{name}.png"
         _write("--png", file, picture)
-        print(f"{file}: {what}", file=to)
+        print(f"{file}: {caption}", file=to)
     if args.html:
-        _write("--html", args.html, page(found, drawn).encode())
+        _write("--html", args.html, page(result, drawn).encode())
         print(f"{args.html}: the report", file=to)
     return 0
 
@@ -93,7 +93,7 @@ def mean_text(values: dict[int, float]) -> str:
 
 
 def difference_text(difference: report.Difference | None) -> str:
-    """'-0.0123 [-0.0200, -0.0046]', or why that says nothing; 'best' for None."""
+    """'-0.0123 [-0.0200, -0.0046]', or why that is inconclusive; 'best' for None."""
     if difference is None:
         return "best"
     seeds, mean, low, high = difference
@@ -107,16 +107,16 @@ def difference_text(difference: report.Difference | None) -> str:
     return interval if difference.distinguishable else f"{interval}: not distinguishable"
 
 
-def cells(found: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def cells(result: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(header, rows) of the table."""
     rows = []
-    for row in found.rows:
+    for row in result.rows:
         known = report.facts(row.runs)
         seconds = [f"{limit(known['seconds']):.0f}" for limit in (min, max)]
         cell = {"runs": row.name, "seeds": ", ".join(map(str, row.values))}
-        cell[found.metric] = mean_text(row.values)
-        cell[found.select] = mean_text(row.selecting)  # the same cell if it is the same key
-        if len(found.rows) > 1:
+        cell[result.metric] = mean_text(row.values)
+        cell[result.select] = mean_text(row.selecting)  # the same cell if it is the same key
+        if len(result.rows) > 1:
             cell["against the best"] = difference_text(row.difference)
         cell["parameters"] = f"{known['parameters']:,}"
         cell["seconds"] = " to ".join(dict.fromkeys(seconds))
@@ -126,38 +126,38 @@ def cells(found: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ...
     return tuple(rows[0]), [tuple(row.values()) for row in rows]
 
 
-def as_text(found: report.RunReport) -> str:
-    """Aligned columns, and the notes."""
-    return tree.table_text(*cells(found)) + "".join(f"{line}\n" for line in report.notes(found))
+def as_text(result: report.RunReport) -> str:
+    """Aligned columns, then the notes."""
+    return tree.table_text(*cells(result)) + "".join(f"{line}\n" for line in report.notes(result))
 
 
-def as_markdown(found: report.RunReport) -> str:
-    """A table of GitHub's, and the notes as a list."""
-    header, rows = cells(found)
+def as_markdown(result: report.RunReport) -> str:
+    """A GitHub table, then the notes as a list."""
+    header, rows = cells(result)
     quoted = lambda text: re.sub(r"([\\|<*`\[\]])", r"\\\1", text)
     lines = [[quoted(cell) for cell in row] for row in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "".join(f"\n- {quoted(line)}" for line in report.notes(found)) + "\n"
+    return table + "".join(f"\n- {quoted(line)}" for line in report.notes(result)) + "\n"
 
 
-def as_json(found: report.RunReport) -> str:
-    """Everything, with the numbers as they are."""
-    said = {"metric": found.metric, "select": found.select, "rows": records(found)}
-    said |= {"notes": report.notes(found), "left_out": found.left_out}
-    return json.dumps(log.encode(said), indent=1) + "\n"
+def as_json(result: report.RunReport) -> str:
+    """Everything, with unrounded numbers."""
+    document = {"metric": result.metric, "select": result.select, "rows": records(result)}
+    document |= {"notes": report.notes(result), "left_out": result.left_out}
+    return json.dumps(log.encode(document), indent=1) + "\n"
 
 
-def as_csv(found: report.RunReport) -> str:
-    """A line a run; what is its row's is the same in all of its lines."""
+def as_csv(result: report.RunReport) -> str:
+    """A line per run; a row's own values are repeated in all of its lines."""
     lines = []
-    for row, record in zip(found.rows, records(found), strict=True):
+    for row, record in zip(result.rows, records(result), strict=True):
         against = record["against_the_best"] or {}
         for run in row.runs:
             known = report.facts([run])
             line = {"name": row.name, "best": record["best"], "seed": run.seed}
-            line[found.metric] = row.values[run.seed]
-            line[found.select] = row.selecting[run.seed]
+            line[result.metric] = row.values[run.seed]
+            line[result.select] = row.selecting[run.seed]
             line |= {"mean": record["mean"], "std": record["std"]}
             for key in ("mean", "low", "high", "distinguishable"):
                 line[f"against_the_best_{key}"] = against.get(key)
@@ -171,10 +171,10 @@ def as_csv(found: report.RunReport) -> str:
     return text.getvalue()
 
 
-def records(found: report.RunReport) -> list[dict]:
+def records(result: report.RunReport) -> list[dict]:
     """The rows as plain values."""
     rows = []
-    for i, row in enumerate(found.rows):
+    for i, row in enumerate(result.rows):
         mean, std = report.spread(row.values.values())
         against = row.difference
         if against is not None:
@@ -186,7 +186,7 @@ def records(found: report.RunReport) -> list[dict]:
             "selecting": list(row.selecting.values()),
             "against_the_best": against,
         }
-        settings = report.settings_of(row.runs[0], found.varied)
+        settings = report.settings_of(row.runs[0], result.varied)
         about = {"name": row.name, "best": i == 0, "settings": settings, "seeds": list(row.values)}
         paths = [run.path for run in row.runs]
         last = {"paths": paths, "command": command(row.runs[0])}
@@ -195,7 +195,7 @@ def records(found: report.RunReport) -> list[dict]:
 
 
 def command(run: report.FinishedRun) -> str:
-    """What to type to have a run again; "" if that is not known."""
+    """The command that repeats a run; "" if it is unknown."""
     return shlex.join(["python", *run.environment[-1]["command"]]) if run.environment else ""
 
 
@@ -205,38 +205,38 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_j
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def pictures(found: report.RunReport, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
-    """{name: (what it shows, PNG)}; `x` is that of the learning curves."""
-    metric, rows, keys = found.metric, found.rows, found.varied
+def pictures(result: report.RunReport, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
+    """{name: (caption, PNG)}; `x` is the x axis of the learning curves."""
+    metric, rows, keys = result.metric, result.rows, result.varied
     runs = {row.name: [run.history for run in row.runs] for row in rows}
-    what = f"learning curves: {metric} against {x}"
-    figures = {"curves": (what, plots.learning_curves(runs, metric, x))}
+    caption = f"learning curves: {metric} against {x}"
+    figures = {"curves": (caption, plots.learning_curves(runs, metric, x))}
     if keys:
-        each = [
+        points = [
             (report.settings_of(run, keys), row.values[run.seed])
             for row in rows
             for run in row.runs
         ]
-        what = f"hyperparameters: {metric} against each; a dot a run, a line their means"
-        figures["against"] = what, plots.against(*zip(*each, strict=True), metric)
+        caption = f"hyperparameters: {metric} against each; a dot per run, a line for their means"
+        figures["against"] = caption, plots.against(*zip(*points, strict=True), metric)
         settings = [report.settings_of(row.runs[0], keys) for row in rows]
         means = [report.spread(row.values.values())[0] for row in rows]
-        what = f"parallel coordinates: the hyperparameters and {metric}, which is the colour"
-        figures["parallel"] = what, plots.parallel(settings, means, metric)
+        caption = f"parallel coordinates: the hyperparameters and {metric}, which is the colour"
+        figures["parallel"] = caption, plots.parallel(settings, means, metric)
 
     best = rows[0].runs[0].history
     for key in sorted({key for line in best for key in line if key.endswith("/reliability")}):
         table = next(line[key] for line in reversed(best) if key in line)
         evaluator = key.split("/")[1]
-        what = f"reliability of {evaluator}, of the best row's first seed"
-        figures[f"reliability-{evaluator}"] = what, plots.reliability(table, evaluator)
+        caption = f"reliability of {evaluator}, of the best row's first seed"
+        figures[f"reliability-{evaluator}"] = caption, plots.reliability(table, evaluator)
 
     def png(figure) -> bytes:
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
         return picture.getvalue()
 
-    return {name: (what, png(figure)) for name, (what, figure) in figures.items()}
+    return {name: (caption, png(figure)) for name, (caption, figure) in figures.items()}
 
 
 STYLE = """
@@ -249,25 +249,26 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; paddi
 """
 
 
-def page(found: report.RunReport, drawn: dict[str, tuple[str, bytes]]) -> str:
-    """The report as one HTML page that needs no other file.
+def page(result: report.RunReport, drawn: dict[str, tuple[str, bytes]]) -> str:
+    """The report as one self-contained HTML page.
 
     Args:
-      found: the report.
-      drawn: of `pictures`.
+      result: the rows, from `report.compare`.
+      drawn: from `pictures`.
     """
-    header, rows = cells(found)
-    title = escape(f"Report: {found.metric}")
+    header, rows = cells(result)
+    title = escape(f"Report: {result.metric}")
     row = lambda tag, texts: "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
     table = "".join(f"<tr>{row('td', texts)}</tr>\n" for texts in rows)
     images = "".join(
-        f"<h2>{escape(what[0].upper() + what[1:])}</h2>\n"
-        f'<img alt="{escape(what)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
-        for what, png in drawn.values()
+        f"<h2>{escape(caption[0].upper() + caption[1:])}</h2>\n"
+        f'<img alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+        for caption, png in drawn.values()
     )
     commands = "".join(
         f"<h3>{escape(row.name)}</h3>\n<pre>{escape(command(row.runs[0]))}</pre>\n"
-        for row in found.rows
+        for row in result.rows
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -279,8 +280,8 @@ def page(found: report.RunReport, drawn: dict[str, tuple[str, bytes]]) -> str:
 <tbody>
 {table}</tbody>
 </table>
-{"".join(f"<p>{escape(line)}</p>" for line in report.notes(found))}
-{images}<h2>Commands, of the first seed</h2>
+{"".join(f"<p>{escape(line)}</p>" for line in report.notes(result))}
+{images}<h2>Commands of the first seed</h2>
 {commands}</body>
 </html>
 """

@@ -21,7 +21,7 @@ from common.sweeps import launch, trials
 
 SEEDS = (0, 1, 2)
 METRIC = "eval/test/accuracy"
-# A line of the table: its config, what stands behind it, and the other columns.
+# A line of the table: its config, the note after it, and the other columns.
 LINE = re.compile(r"^\| `(?P<config>configs/[\w/.:]+)`(?P<note>[^|]*)\|.*$", re.MULTILINE)
 
 
@@ -34,16 +34,16 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     file = epath.Path(args.readme)
     require(file.exists(), f"--readme: no such file: {file}")
-    found = [m["config"] for m in LINE.finditer(file.read_text()) if args.only in m["config"]]
-    require(bool(found), f"--only: no line of {file} has {args.only!r}")
-    states = [_train(path, os.path.join(args.workdir, folder(path))) for path in found]
+    paths = [m["config"] for m in LINE.finditer(file.read_text()) if args.only in m["config"]]
+    require(bool(paths), f"--only: no line of {file} has {args.only!r}")
+    states = [_train(path, os.path.join(args.workdir, folder(path))) for path in paths]
     lines = {
         path: os.path.join(args.workdir, folder(path))
-        for path, finished in zip(found, states, strict=True)
+        for path, finished in zip(paths, states, strict=True)
         if finished
     }
     file.write_text(updated(file.read_text(), lines))
-    print(f"{len(lines)} lines of {file} are written")
+    print(f"{len(lines)} lines of {file} updated")
     return int(not all(states))
 
 
@@ -53,28 +53,30 @@ def folder(path: str) -> str:
 
 
 def _train(path: str, root: str) -> bool:
-    """Trains the seeds of a config that are not finished; whether all are then."""
+    """Trains the unfinished seeds of a config; returns whether all are finished."""
     module, arg = config.experiment(path)
-    every = [trials.one(module.get_config, arg, k, {"seed": s}, ()) for k, s in enumerate(SEEDS)]
-    for trial in every:
+    planned = [trials.one(module.get_config, arg, k, {"seed": s}, ()) for k, s in enumerate(SEEDS)]
+    for trial in planned:
         require(not trial.refused, trial.refused)
-    board = launch.Board(every, root, METRIC)
+    board = launch.Board(planned, root, METRIC)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
     command = lambda job: [
         *(sys.executable, script, "--config", path),
         *("--workdir", os.path.join(root, job[0].name), *job[0].words),
     ]
-    left = [t for t in every if not trials.finished(t, epath.Path(root) / t.name)]
-    print(f"{path}: {len(every) - len(left)} of {len(every)} runs are there", file=sys.stderr)
+    left = [t for t in planned if not trials.finished(t, epath.Path(root) / t.name)]
+    print(
+        f"{path}: {len(planned) - len(left)} of {len(planned)} runs are finished", file=sys.stderr
+    )
     launch.local([[trial] for trial in left], command, root, 1, board)
     return all(standing.state == "finished" for standing in board.standings())
 
 
 def updated(text: str, runs: dict[str, str]) -> str:
-    """A README with the lines of these configs written anew.
+    """A README with the lines of these configs rewritten.
 
     Args:
-      text: of the README.
+      text: text of the README.
       runs: {config: the folder of its runs}.
     """
 

@@ -36,19 +36,19 @@ def main(argv=None) -> int:
     args, words = _parser().parse_known_args(argv)
     _check(args)
     if args.overrides is not None:
-        return _train_here([_given(args, words, config.from_json(args.overrides))], args.workdir)
-    every = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
+        return _train_here([_trial(args, words, config.from_json(args.overrides))], args.workdir)
+    all_trials = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
     if args.index is not None:
-        return _train_here(_chosen(args.index, every), args.workdir)
-    for trial in every:
+        return _train_here(_by_index(args.index, all_trials), args.workdir)
+    for trial in all_trials:
         if trial.refused:
             trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)
-    metric = args.metric.split()[-1] if args.metric else _first_metric(every)
-    board = launch.Board(every, args.workdir, metric)
+    metric = args.metric.split()[-1] if args.metric else _first_metric(all_trials)
+    board = launch.Board(all_trials, args.workdir, metric)
     states = [standing.state for standing in board.standings()]
     left = [
         trial
-        for trial, state in zip(every, states, strict=True)
+        for trial, state in zip(all_trials, states, strict=True)
         if trial.config and state not in ("finished", "stopped")
     ]
     LAUNCHERS[args.launcher](args, words, left, board)
@@ -93,7 +93,7 @@ def _parser():
 
 
 def _check(args) -> None:
-    """Raises `BadInput` for arguments that do not go."""
+    """Raises `BadInput` for invalid or conflicting arguments."""
     for name in ("jobs", "population", "trials", "asha"):
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name}: {value} is not a positive number")
@@ -105,25 +105,25 @@ def _check(args) -> None:
         ("slurm", ("slurm",)),
         ("vmap", ("population",)),
     ):
-        given = [f"--{name}" for name in names if getattr(args, name)]
-        wrong = given and args.launcher != launcher
-        require(not wrong, f"{', '.join(given)}: for --launcher {launcher}")
-    require(not (args.optuna and args.index), "--index: Optuna's trials have none; --overrides")
+        flags = [f"--{name}" for name in names if getattr(args, name)]
+        wrong = flags and args.launcher != launcher
+        require(not wrong, f"{', '.join(flags)}: for --launcher {launcher}")
+    require(not (args.optuna and args.index), "--index: Optuna's trials have none; use --overrides")
     if args.asha or args.optuna:
         require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
         parse_best("--metric", args.metric)
     if args.optuna:
-        require(args.trials is not None, "--trials: say how many Optuna is to choose")
+        require(args.trials is not None, "--trials: say how many trials Optuna should sample")
 
 
-def _first_metric(every: list[trials.Trial]) -> str:
+def _first_metric(all_trials: list[trials.Trial]) -> str:
     """The loss of the first evaluation, or of training if there is none."""
-    evals = next((trial.config["evals"] for trial in every if trial.config), {})
+    evals = next((trial.config["evals"] for trial in all_trials if trial.config), {})
     return f"eval/{next(iter(evals))}/loss" if evals else "train/loss"
 
 
 def _command(args, words: list[str]) -> list[str]:
-    """The command line of this sweep, which a trial's begins with."""
+    """The command line of this sweep, the beginning of every trial's."""
     own = [sys.executable, os.path.abspath(__file__), "--config", args.config]
     own += ["--workdir", args.workdir, "--sweep", args.sweep]
     return own + (["--trials", str(args.trials)] if args.trials else []) + words
@@ -152,7 +152,7 @@ def _processes(args, words, jobs, board) -> None:
 
 
 def _absolute(args, words: list[str]) -> list[str]:
-    """`_command` for processes that may begin in another folder."""
+    """`_command` for processes that may start in another folder."""
     args.workdir = os.fspath(absolute(args.workdir))
     file, _, argument = args.config.partition(":")
     args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
@@ -160,65 +160,67 @@ def _absolute(args, words: list[str]) -> list[str]:
 
 
 def _ray(args, words, left, board) -> None:
-    given, space = [trial.overrides for trial in left], None
+    pending, space = [trial.overrides for trial in left], None
 
-    def look():
+    def update():
         for overrides in launch_ray.chosen(space, args.workdir) if space else ():
-            board.add(_given(args, words, overrides))
+            board.add(_trial(args, words, overrides))
         board.show([k for k, s in enumerate(board.standings()) if s.state in ("new", "begun")])
 
     if args.optuna:
         space = trials.space(args.config, args.sweep)
-        look()
+        update()
         states = zip(launch_ray.chosen(space, args.workdir), board.standings(), strict=True)
-        given = [overrides for overrides, s in states if s.state not in ("finished", "stopped")]
-        if args.trials <= len(board.standings()) - len(given):
+        pending = [overrides for overrides, s in states if s.state not in ("finished", "stopped")]
+        if args.trials <= len(board.standings()) - len(pending):
             return
-    elif not given:
+    elif not pending:
         return
     own = _absolute(args, words)
     command = lambda overrides: [*own, "--overrides", json.dumps(overrides)]
-    by = parse_best("--metric", args.metric) if args.asha or args.optuna else None
-    asked = launch_ray.Options(
+    metric = parse_best("--metric", args.metric) if args.asha or args.optuna else None
+    options = launch_ray.Options(
         address=args.address,
         at_once=args.jobs,
         cpus=1.0 if args.cpus is None else args.cpus,
         gpus=args.gpus or 0.0,
         retries=args.retries or 0,
-        metric=by,
+        metric=metric,
         grace=args.asha,
     )
-    launch_ray.run(given, command, args.workdir, asked, look, space=space, count=args.trials or 0)
-    look()
+    launch_ray.run(
+        pending, command, args.workdir, options, update, space=space, count=args.trials or 0
+    )
+    update()
 
 
 def _slurm(args, words, left, board) -> None:
-    own, asked = _absolute(args, words), launch_slurm.parameters(args.slurm)
+    own, parameters = _absolute(args, words), launch_slurm.parameters(args.slurm)
     command = lambda trial: [*own, "--index", str(trial.index)]
-    launch_slurm.run(left, command, args.workdir, args.jobs, asked, board)
+    launch_slurm.run(left, command, args.workdir, args.jobs, parameters, board)
 
 
 LAUNCHERS = {"local": _local, "vmap": _vmap, "ray": _ray, "slurm": _slurm}
 
 
-# ------------------------------------------------------------------------------------ trials, here
+# ------------------------------------------------------------------------- trials in this process
 
 
-def _given(args, words: list[str], overrides: dict) -> trials.Trial:
+def _trial(args, words: list[str], overrides: dict) -> trials.Trial:
     """The trial with these overrides."""
     module, arg = config.experiment(args.config)
     return trials.one(module.get_config, arg, 0, overrides, words)
 
 
-def _chosen(text: str, every: list[trials.Trial]) -> list[trials.Trial]:
+def _by_index(text: str, all_trials: list[trials.Trial]) -> list[trials.Trial]:
     indices = [int(word) for word in text.split(",") if word.isdigit()]
-    valid = len(indices) == len(text.split(",")) and max(indices, default=0) < len(every)
-    require(valid, f"--index: {text!r}; the sweep has trials 0 to {len(every) - 1}")
-    return [every[k] for k in indices]
+    valid = len(indices) == len(text.split(",")) and max(indices, default=0) < len(all_trials)
+    require(valid, f"--index: {text!r}; the sweep has trials 0 to {len(all_trials) - 1}")
+    return [all_trials[k] for k in indices]
 
 
 def _train_here(chosen: list[trials.Trial], root: str) -> int:
-    """Trains trials in this process, those that share a program together; the exit code."""
+    """Trains trials in this process, those that share a program together; returns the exit code."""
     folder = lambda trial: os.path.join(root, trial.name)
     for trial in chosen:
         trials.note_failure(folder(trial), trial.refused)
@@ -229,30 +231,30 @@ def _train_here(chosen: list[trials.Trial], root: str) -> int:
         except Preempted:
             raise
         except Exception as error:
-            if not workdir.in_use(folder(chosen[0])):  # by another process, which trains it
-                trials.note_failure(folder(chosen[0]), _said(error))
+            if not workdir.in_use(folder(chosen[0])):  # by another process that trains it
+                trials.note_failure(folder(chosen[0]), _message(error))
             raise
         return 0
     failed = any(trial.refused for trial in chosen)
     for group in trials.groups(trial for trial in chosen if not trial.refused):
-        found = population.run([trial.config for trial in group], [*map(folder, group)], print)
-        told = [outcome for outcome in found if isinstance(outcome, Preempted)]
-        for trial, outcome in zip(group, found, strict=True):
-            if isinstance(outcome, Exception) and outcome not in told:
+        outcomes = population.run([trial.config for trial in group], [*map(folder, group)], print)
+        preempted = [outcome for outcome in outcomes if isinstance(outcome, Preempted)]
+        for trial, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception) and outcome not in preempted:
                 failed = True
                 if workdir.in_use(folder(trial)):
                     continue
                 if not isinstance(outcome, EXPECTED):
                     traceback.print_exception(outcome)
-                trials.note_failure(folder(trial), _said(outcome))
-                print(f"{trial.name}: {_said(outcome)}", file=sys.stderr)
-        if told:
-            raise told[0]
+                trials.note_failure(folder(trial), _message(outcome))
+                print(f"{trial.name}: {_message(outcome)}", file=sys.stderr)
+        if preempted:
+            raise preempted[0]
     return int(failed)
 
 
-def _said(error: Exception) -> str:
-    """What the user is told of an error; of a bug its type as well."""
+def _message(error: Exception) -> str:
+    """The user's message for an error; for a bug, with its type."""
     return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
 
 

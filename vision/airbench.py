@@ -1,15 +1,15 @@
-"""A short convolutional network that trains fast: airbench (Jordan 2024), for images of any size.
+"""A shallow convolutional network that trains fast: airbench (Jordan 2024), for images of any size.
 
     from vision import airbench
     model = airbench.Airbench(num_classes=10)
     variables = model.init(jax.random.key(0), images)
-    params = model.fitted(variables["params"], images)  # whitening; the classification task does it
+    params = model.fitted(variables["params"], images)  # whitening; vision.classify does it
     logits = model.apply(variables | {"params": params}, images)
 
-It begins with a convolution whose filters are not learned but whiten the patches of training
-images: keep them as they are by `config.optim.freeze = ("whitening/kernel",)`.
+Its first convolution has filters that are not learned but whiten the patches of training images:
+freeze them with `config.optim.freeze = ("whitening/kernel",)`.
 
-Letters: B batch, H height, W width, C channels, K classes, n images to fit to, k side of a filter.
+Letters: B batch, H height, W width, C channels, K classes, n images to fit, k side of a filter.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,19 @@ from common.task import Table
 
 
 class Airbench(nn.Module):
-    """A whitening convolution and GELU; a block a width; global max pooling; a dense head.
+    """A whitening convolution and GELU, one block per width, global max pooling, a dense head.
 
-    A block is a 3x3 convolution, max-pool 2, norm and GELU, and then another 3x3 convolution, norm
-    and GELU beside a skip connection (which airbench has in its larger variant only).
+    A block is a 3x3 convolution, 2x2 max pooling, norm and GELU, then another 3x3 convolution, norm
+    and GELU with a skip connection (which airbench has only in its larger variant).
 
     Attributes:
       num_classes: K.
-      widths: channels of each block.
-      whitening: k; it has 2 k k C filters.
-      fit: False leaves the filters as they are initialised, to be learned like the others (with
-        `config.optim.freeze = ()`).
-      momentum: of the running statistics of batch norm.
-      dtype: of the computation; None is that of the parameters.
+      widths: output channels of each block.
+      whitening: k, the side of the 2 k k C whitening filters, for C input channels.
+      fit: whether the first filters are fitted to whiten training images; False keeps their random
+        initialisation, to be learned like the others (with `config.optim.freeze = ()`).
+      momentum: momentum of batch norm's running statistics.
+      dtype: dtype of the computation; None is that of the parameters.
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -82,7 +82,7 @@ class Airbench(nn.Module):
 
     @nn.nowrap
     def fitted(self, params: dict, images: np.ndarray) -> dict:
-        """`params` with filters that whiten the patches of these images f32[n, H, W, C]."""
+        """`params` with filters that whiten the patches of `images` f32[n, H, W, C]."""
         if not self.fit:
             return params
         kernel = whitening_filters(images, self.whitening)
@@ -90,8 +90,8 @@ class Airbench(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of the head; nothing else."""
+        """Forward FLOPs of one (H, W, C) image: two per multiply-add of the convolutions, padding
+        included, and of the head; nothing else."""
         height, width, channels = shape
         filters = 2 * self.whitening**2 * channels
         total = 2 * height * width * self.whitening**2 * channels * filters
@@ -104,16 +104,16 @@ class Airbench(nn.Module):
 
 
 def whitening_filters(images: np.ndarray, side: int, epsilon: float = 5e-4) -> np.ndarray:
-    """Filters that turn patches into uncorrelated numbers of variance one, and their negatives.
+    """Filters that map patches to uncorrelated values of unit variance, and their negatives.
 
     Args:
       images: f32[n, H, W, C].
-      side: k, of the patches.
-      epsilon: what is added to the variances, so that noise is not blown up.
+      side: k, the side of the patches.
+      epsilon: added to the variances, so that noise is not amplified.
 
     Returns:
-      f32[k, k, C, 2 k k C]: eigenvectors of the patches' second moments, over the root of their
-      eigenvalues, largest first.
+      f32[k, k, C, 2 k k C]: eigenvectors of the patches' second moments, divided by the root
+      of their eigenvalues, largest first.
     """
     patches = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))
     shape = side, side, images.shape[-1]

@@ -1,13 +1,13 @@
 """The image classification task: any linen module from images to logits, any set of (image, label).
 
-The model is named by its import path, `config.model.module = "vision.cnn:CNN"`, and the other keys
-of the section are that module's fields; it needs a field `num_classes` and a `PARTITION` table,
-and is called as `model(images, train)`. It may also have
-- `flops((H, W, C))`, which counts an image's forward pass, for MFU;
-- logits of an auxiliary head, sown as `logits` in the collection `auxiliary` when it trains;
-- `fitted(params, images)`: its first parameters, fitted to training images f32[n, H, W, C], without
-  labels, on the host (a whitening convolution).
-Yours can stand in any file that Python can import.
+`config.model.module = "vision.cnn:CNN"` names the model by its import path; the other keys of the
+section are its fields. A model needs a field `num_classes` and a `PARTITION` table, and is called
+as `model(images, train)`. Optionally it
+- defines `flops((H, W, C))`, the FLOPs of an image's forward pass, for MFU;
+- sows the logits of an auxiliary head as `logits` in the collection `auxiliary` in training;
+- defines `fitted(params, images)`: initial parameters fitted to training images f32[n, H, W, C],
+  without labels, on the host (a whitening convolution).
+Your model can live in any importable file.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -29,7 +29,7 @@ from vision.data import augment, datasets
 from vision.data.views import Views, centre_crop, normalise, weighted_views
 from vision.pretrained import WEIGHTS
 
-FITTED_TO = 1000  # images that `fitted` is given
+FITTED_TO = 1000  # training images passed to `fitted`
 
 
 def evaluator(
@@ -45,27 +45,29 @@ def evaluator(
     """A section `evals.NAME`: loss (without smoothing), accuracy, top-5 accuracy, macro F1.
 
     Args:
-      source: the set.
+      source: the set to evaluate.
       logits: (params, extra, batch, key, views) -> f32[B, K], as in evaluation.
-      split: of the data set, e.g. "test" or "train[90%:]".
-      every: a duration; the end is always evaluated.
-      batch_size: rows at a time.
-      per_class: also log precision, recall and F1 of every class, and the confusion matrix.
-      views: what the logits of an image are averaged over; see `vision.data.views`.
+      split: split of the data set to evaluate: "test" or "train[90%:]".
+      every: duration between evaluations, such as "1 epoch"; the end is always evaluated.
+      batch_size: rows evaluated at a time.
+      per_class: whether to also log precision, recall and F1 of every class, and the confusion
+        matrix.
+      views: views of an image over which its logits are averaged: the image alone ("none"), with
+        its mirror image ("flip"), or six mirrored and shifted ones ("flip_shift", Jordan 2024).
     """
-    del split  # `sources` has read it
+    del split  # already read by `sources`
 
     def terms(params, extra, batch, key):
         outputs = logits(params, extra, batch, key, views)
         rows = outputs, batch["label"], batch["valid"]
-        found = {
+        metrics = {
             "loss": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
             "confusion": losses.confusion_matrix(*rows),
         }
         if outputs.shape[-1] > 5:
-            found["top_5"] = losses.top_k(*rows, k=5)
-        return found
+            metrics["top_5"] = losses.top_k(*rows, k=5)
+        return metrics
 
     def finish(totals):
         confusion = totals.pop("confusion")[0]
@@ -85,12 +87,12 @@ def loss_section(
     """The section `loss`.
 
     Args:
-      label_smoothing: see `losses.smoothing`.
-      auxiliary: what the loss of an auxiliary head counts, for models that have one; None is
-        nothing. 0.4 for Inception-v3, as in torchvision.
+      label_smoothing: share of each training target spread over all classes; None disables it.
+      auxiliary: weight of the auxiliary head's loss, for models that have such a head; None ignores
+        it. 0.4 for Inception-v3, as in torchvision.
 
     Raises:
-      BadInput: for a number out of range.
+      BadInput: if a number is out of range.
     """
     if isinstance(auxiliary, float):
         require(auxiliary >= 0, f"config.loss.auxiliary: {auxiliary} is negative")
@@ -98,7 +100,7 @@ def loss_section(
 
 
 def sections(config) -> dict[str, Callable]:
-    """{section: the function that it feeds}; see `common.task`."""
+    """{section: the function it feeds}; see `common.task`."""
     return {
         "model": models.section(config, "vision.cnn:CNN", given=("num_classes",)),
         "data": datasets.load_sources,
@@ -109,12 +111,12 @@ def sections(config) -> dict[str, Callable]:
 
 
 def sources(config: dict) -> dict[str, Source]:
-    """The training set, and the set of every evaluator under its name."""
+    """The training set as `train`, and each evaluator's set under its name."""
     return call(datasets.load_sources, config["data"], splits(config))
 
 
 def outline(config: dict) -> dict[str, Source]:
-    """What `sources` would give; see `common.task`."""
+    """`sources` without contents, from the config alone; see `common.task`."""
     return datasets.outline_sources(splits(config), config["data"])
 
 
@@ -162,7 +164,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             mutable=[*extra, "auxiliary"],
         )
         changed = dict(changed)
-        others = jax.tree.leaves(changed.pop("auxiliary", ()))
+        auxiliary_logits = jax.tree.leaves(changed.pop("auxiliary", ()))
         entropy = lambda logits: losses.softmax_cross_entropy(
             logits, batch["target"], batch["valid"], label_smoothing=label_smoothing
         )
@@ -172,10 +174,10 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         }
         if auxiliary is not None:
             require(
-                len(others) == 1,
+                len(auxiliary_logits) == 1,
                 f"config.loss.auxiliary: {config['model']['module']} has no auxiliary head",
             )
-            terms["auxiliary"] = entropy(others[0])
+            terms["auxiliary"] = entropy(auxiliary_logits[0])
         return terms, changed
 
     def logits(params, extra, batch, key, views="none"):

@@ -1,4 +1,4 @@
-"""The classic small convolutional network, and a plain multilayer perceptron, for images.
+"""The classic small convolutional network and a plain multilayer perceptron, for images.
 
     from vision import cnn
     model = cnn.CNN(num_classes=10)
@@ -20,19 +20,19 @@ from common.task import Table
 
 
 class CNN(nn.Module):
-    """Convolution, ReLU and max-pool 2 a width; flatten; dense layers with ReLU; a dense head.
+    """Per width a convolution, ReLU and 2x2 max pooling; dense layers with ReLU; a dense head.
 
     The defaults are 32C3-MP2-64C3-MP2-64-K with valid padding: 3x3 convolutions as in LeCun et al.
-    1998, ReLU after Nair & Hinton 2010. On 28x28x1 images it has 121,930 parameters for ten
-    classes.
+    1998, ReLU after Nair & Hinton 2010. For 28x28x1 images and ten classes it has
+    121,930 parameters.
 
     Attributes:
       num_classes: K.
-      widths: channels of each convolution.
-      kernel: side of every convolution.
-      padding: "VALID" or "SAME".
-      hidden: widths of the dense layers in front of the head.
-      dropout: rate in front of the head; None is none. May be a traced number.
+      widths: output channels of each convolution.
+      kernel: side of every convolution kernel.
+      padding: padding of the convolutions: none ("VALID"), or to the size of the input ("SAME").
+      hidden: widths of the dense layers before the head.
+      dropout: dropout rate before the head; None is none. May be traced.
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -57,8 +57,7 @@ class CNN(nn.Module):
         for i, width in enumerate(self.widths):
             window = (self.kernel, self.kernel)
             x = nn.Conv(width, window, padding=self.padding, name=f"conv_{i}")(x)
-            # The maximum of a window commutes with ReLU, and the pooled array is a quarter as
-            # large.
+            # Pooling first: the maximum commutes with ReLU, and leaves a quarter of the values.
             x = nn.relu(max_pool(x))
             x = named(self, f"stage_{i}", self.constrain(x, "batch", None, None, None))
         x = x.reshape(len(x), -1)
@@ -70,8 +69,8 @@ class CNN(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of dense layers; nothing else."""
+        """Forward FLOPs of one (H, W, C) image: two per multiply-add of the convolutions, padding
+        included, and of the dense layers; nothing else."""
         height, width, channels = shape
         cut = self.kernel - 1 if self.padding == "VALID" else 0
         total = 0
@@ -87,8 +86,8 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: K.
-      hidden: widths of the dense layers in front of the head.
-      dropout: rate in front of the head; None is none. May be a traced number.
+      hidden: widths of the dense layers before the head.
+      dropout: dropout rate before the head; None is none. May be traced.
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -111,10 +110,10 @@ class MLP(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, ...]) -> int:
-        """FLOPs of one image of this shape forward: two a multiply-add of the dense layers."""
+        """Forward FLOPs of one image of this shape: two per multiply-add of the dense layers."""
         return _dense_flops(math.prod(shape), *self.hidden, self.num_classes)
 
 
 def _dense_flops(*widths: int) -> int:
-    """FLOPs of dense layers, each as wide as said, from the first width on."""
+    """FLOPs of consecutive dense layers; the first width is that of the input."""
     return sum(2 * inputs * outputs for inputs, outputs in itertools.pairwise(widths))

@@ -6,7 +6,7 @@
     logits = model.apply(variables, images)
 
 Lite is EfficientNet without squeeze-and-excitation, with ReLU6 in place of swish, and with a stem
-and a head of one size for all; lite0 to lite4 become wider and deeper.
+and a head of fixed size; lite0 to lite4 grow wider and deeper.
 
 Letters: B batch, H height, W width, C channels, D pooled features, K classes.
 """
@@ -23,8 +23,8 @@ from common.nn.layers import Dense, Dropout, identity, named
 from common.task import Table
 
 STEM, TOP = 32, 1280  # channels
-# Tan & Le 2019, table 1: of each stage the side of its depthwise kernels, the stride of its first
-# block, and the factor on the channels inside a block; then, of lite0, its blocks and its channels.
+# Tan & Le 2019, table 1. For each stage: the side of its depthwise kernels, the stride of its first
+# block, the expansion factor inside its blocks, and the number of blocks and channels of lite0.
 KERNELS = (3, 3, 5, 3, 5, 5, 3)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
@@ -33,13 +33,13 @@ WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 
 
 def _rounded(channels: float) -> int:
-    """The nearest multiple of 8; the next one up if that would lose more than a tenth."""
+    """The nearest multiple of 8, or the next one up if that loses more than a tenth."""
     nearest = int(channels + 4) // 8 * 8
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _scaled(width: float, depth: float, dropout: float) -> dict:
-    """Channels times `width`; blocks times `depth`, but for the first and the last stage."""
+    """Channels times `width`; blocks times `depth`, except in the first and last stage."""
     inner = (math.ceil(depth * blocks) for blocks in STAGES[1:-1])
     widths = tuple(_rounded(width * channels) for channels in WIDTHS)
     return {"stages": (STAGES[0], *inner, STAGES[-1]), "widths": widths, "dropout": dropout}
@@ -53,25 +53,25 @@ SIZES = {
     "lite4": _scaled(1.4, 1.8, 0.3),
 }
 
-# Side in pixels of the square images that each was published for.
+# Side in pixels of the square images each model was published for.
 RESOLUTIONS = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
 
 
 class EfficientNetLite(nn.Module):
-    """Stem, seven stages of inverted residuals, a 1x1 convolution on top, mean over positions, a
+    """Stem, seven stages of inverted residuals, a 1x1 convolution, global mean pooling, a
     dense head.
 
-    Asked with `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, …,
+    With `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, …,
     `stage_6`, `top_output` and `features`, f32[B, D].
 
     Attributes:
       num_classes: K.
-      stages: blocks of each stage.
-      widths: channels out of each stage.
-      dropout: rate in front of the head; None is none. May be traced.
-      drop_path: rate at which a row loses what a block adds to it (stochastic depth, Huang et al.
-        2016): block i of n has i / n of this rate. None is none; published: 0.2. May be traced.
-      dtype: of the computation in front of the head; None is that of the parameters.
+      stages: number of blocks in each of the seven stages.
+      widths: output channels of each stage.
+      dropout: dropout rate before the head; None is none. May be traced.
+      drop_path: rate at which a row skips the residual branch of a block (stochastic depth, Huang
+        et al. 2016); block i of n has i / n of it. None is none; published: 0.2. May be traced.
+      dtype: dtype of the computation before the head; None is that of the parameters.
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -92,12 +92,11 @@ class EfficientNetLite(nn.Module):
     def __call__(self, images, train: bool = False):
         """f32[B, H, W, C] -> logits f32[B, K].
 
-        With `train`, normalises by the statistics of the batch, and moves those in the collection
-        `batch_stats` a hundredth of the way to them if that is mutable. Either rate needs an rng
-        "dropout" then.
+        With `train`, normalises by batch statistics, moves the running ones (`batch_stats`, if
+        mutable) a hundredth of the way to them, and needs an rng "dropout" for either rate.
 
         Raises:
-          BadInput: if there are not seven stages and widths, all positive.
+          BadInput: unless there are seven stages and seven widths, all positive.
         """
         sizes = self.stages + self.widths
         require(
@@ -133,8 +132,8 @@ class EfficientNetLite(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of the head; nothing else."""
+        """Forward FLOPs of one (H, W, C) image: two per multiply-add of the convolutions, padding
+        included, and of the head; nothing else."""
         height, width, channels = -(-shape[0] // 2), -(-shape[1] // 2), STEM
         total = height * width * 9 * shape[2] * STEM
         for kernel, stride, expansion, features in (b for blocks in self._blocks() for b in blocks):
@@ -147,16 +146,16 @@ class EfficientNetLite(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual (Sandler et al. 2018): widen, convolve channel by channel, narrow; added to
-    the input where that has the same shape.
+    """Inverted residual (Sandler et al. 2018): expand, convolve depthwise, project; added to the
+    input if the shapes match.
 
     Attributes:
-      kernel, stride: of the depthwise convolution.
-      expansion: factor on the channels inside; 1 leaves out the convolution that widens.
-      width: channels out.
-      drop_path: rate at which a row goes without; the others' branch grows by the inverse. None is
-        none. May be traced.
-      dtype: of the computation.
+      kernel, stride: side and stride of the depthwise convolution.
+      expansion: factor on the channels inside; 1 omits the expanding convolution.
+      width: output channels.
+      drop_path: rate at which a row skips the branch, which is scaled up in the others to match.
+        None is none. May be traced.
+      dtype: dtype of the computation.
     """
 
     kernel: int
@@ -182,8 +181,8 @@ class Block(nn.Module):
 
 
 def _conv_norm(name, x, train, width, *, kernel=1, stride=1, groups=1, dtype):
-    """A convolution without bias and its batch norm: `name` and `name`_norm of the caller."""
-    # fan-out as in He et al. 2015; of a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
+    """A convolution without bias, then batch norm: the caller's `name` and `name`_norm."""
+    # fan-out as in He et al. 2015; for a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
     fan = "fan_out" if groups == 1 else "fan_in"
     x = nn.Conv(
         width,

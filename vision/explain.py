@@ -1,12 +1,12 @@
-"""What an image classifier looked at, and where it is wrong: saliency maps, and pictures of them.
+"""Explains an image classifier: saliency maps, its worst mistakes, and figures of both.
 
     logits_of = jax.tree_util.Partial(model.apply, variables)
-    where = explain.integrated_gradients(logits_of, images, labels)
-    coarse = explain.grad_cam(model.apply, variables, images, labels)
-    explain.draw_maps(images, {"Grad-CAM": coarse}, titles).savefig("saliency.png")
+    attributions = explain.integrated_gradients(logits_of, images, labels)
+    cam = explain.grad_cam(model.apply, variables, images, labels)
+    explain.draw_maps(images, {"Grad-CAM": cam}, titles).savefig("saliency.png")
 
-The maps are pure functions of any model; what is drawn is a Matplotlib figure that belongs to the
-caller. scripts/explain.py does all of it for a run.
+The maps are pure functions of any model; each drawing is a Matplotlib figure that belongs to the
+caller. scripts/explain.py does all of this for a run.
 
 Letters: B batch, H height, W width and C channels of an image; h height and w width of a layer or
 of a grid of patches; K classes; L positions and A heads of attention.
@@ -26,45 +26,44 @@ from common.reports.plots import figure
 # -------------------------------------------------------------------------------------------- maps
 
 
-def _picked(logits, labels):
-    """The sum of the rows' logits at their labels, to be differentiated: rows do not interact."""
+def _label_logits(logits, labels):
+    """The sum over rows of the label's logit, to be differentiated: rows do not interact."""
     return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1))
 
 
 @jax.jit
-def _slopes(logits_of, images, labels):
-    return jax.grad(lambda x: _picked(logits_of(x), labels))(images)
+def _gradients(logits_of, images, labels):
+    return jax.grad(lambda x: _label_logits(logits_of(x), labels))(images)
 
 
 def integrated_gradients(logits_of: Callable, images, labels, baseline=0.0, steps: int = 32):
-    """Integrated gradients (Sundararajan et al. 2017): f32[B, H, W, C], what each number of an
-    image adds to the logit of its label.
+    """Integrated gradients (Sundararajan et al. 2017): f32[B, H, W, C], the contribution of
+    each input value to the logit of its image's label.
 
-    A row sums to logit(image) - logit(baseline), but for the integral's error: the midpoint rule.
+    A row sums to logit(image) - logit(baseline), up to the error of the midpoint rule.
 
     Args:
-      logits_of: f32[B, H, W, C] -> f32[B, K], rows independent. Compiled once; as a
-        `jax.tree_util.Partial(model.apply, variables)` it need not be compiled again for other
-        variables.
+      logits_of: f32[B, H, W, C] -> f32[B, K], rows independent. Compiled once; a
+        `jax.tree_util.Partial(model.apply, variables)` avoids recompilation for other variables.
       images: f32[B, H, W, C], as the model takes them.
       labels: i32[B].
-      baseline: an image without content, e.g. black; broadcastable to `images`, and 0 is the mean
-        of normalised ones.
-      steps: points of the integral.
+      baseline: an image without content, e.g. black; broadcastable to `images`. 0 is the mean of
+        normalised images.
+      steps: number of points at which the integral is evaluated.
     """
     if not isinstance(logits_of, jax.tree_util.Partial):
         logits_of = jax.tree_util.Partial(logits_of)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     difference = images - baseline
-    # A loop out here: convolutions inside a compiled one are ten times slower on CPU.
+    # A Python loop: convolutions inside a compiled one are ten times slower on CPU.
     total = jnp.zeros_like(difference)
     for i in range(steps):
-        total += _slopes(logits_of, baseline + (i + 0.5) / steps * difference, labels)
+        total += _gradients(logits_of, baseline + (i + 0.5) / steps * difference, labels)
     return difference * total / steps
 
 
 def _sown(collection: dict, path: str = "") -> Iterator[tuple[str, jax.Array]]:
-    """(path, what was sown there last) in the order of sowing, which jax forgets."""
+    """Yields (path, last sown value) in the order of sowing, which jax.tree does not keep."""
     for key, value in collection.items():
         if isinstance(value, tuple):
             yield f"{path}{key}", value[-1]
@@ -77,31 +76,31 @@ def _is_map(path: str) -> bool:
 
 
 def spatial(apply: Callable, variables: dict, images) -> dict[str, jax.ShapeDtypeStruct]:
-    """The intermediates [B, h, w, C] of a model by name, in the order in which they are computed.
+    """The intermediates [B, h, w, C] of a model by name, in the order of their computation.
 
-    Args: as of `grad_cam`.
+    Args: as in `grad_cam`.
     """
-    found = {}
+    shapes = {}
 
     def trace(variables, images):
-        kept = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
-        for path, value in _sown(kept):
+        sown = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
+        for path, value in _sown(sown):
             if value.ndim == 4 and not _is_map(path):
-                found[path] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+                shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype)
 
     jax.eval_shape(trace, variables, images)
-    return found
+    return shapes
 
 
 def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None = None):
-    """Grad-CAM (Selvaraju et al. 2017): f32[B, h, w], where a layer speaks for the label, >= 0.
+    """Grad-CAM (Selvaraju et al. 2017): f32[B, h, w] >= 0, where a layer supports the label.
 
     Args:
       apply: of a linen module whose layers have names (`common.nn.layers.named`).
       variables: of the module.
       images: f32[B, H, W, C], as the model takes them.
       labels: i32[B].
-      name: of an intermediate [B, h, w, C]; None is the model's last.
+      name: name of an intermediate [B, h, w, C]; None is the model's last.
 
     Raises:
       BadInput: if there is no such intermediate.
@@ -111,9 +110,9 @@ def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None 
     name = list(layers)[-1] if name is None else choice("grad_cam: name", name, layers)
 
     def score(added):
-        given = {**variables, "perturbations": tree.unflatten({name: added})}
-        logits, kept = apply(given, images, mutable=["intermediates"])
-        return _picked(logits, labels), dict(_sown(kept["intermediates"]))[name]
+        perturbed = {**variables, "perturbations": tree.unflatten({name: added})}
+        logits, sown = apply(perturbed, images, mutable=["intermediates"])
+        return _label_logits(logits, labels), dict(_sown(sown["intermediates"]))[name]
 
     zeros = jnp.zeros(layers[name].shape, layers[name].dtype)
     gradient, layer = jax.grad(score, has_aux=True)(zeros)
@@ -122,39 +121,39 @@ def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None 
 
 
 def attention_maps(apply: Callable, variables: dict, images) -> list:
-    """The attention maps f32[B, A, L, L] of a transformer, the first block's first; [] if there are
-    none. Arguments as of `grad_cam`."""
-    kept = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
-    return [value for path, value in _sown(kept) if value.ndim == 4 and _is_map(path)]
+    """The attention maps f32[B, A, L, L] of a transformer, first block first; [] if there are none.
+    Arguments as in `grad_cam`."""
+    sown = apply(variables, images, mutable=["intermediates"])[1].get("intermediates", {})
+    return [value for path, value in _sown(sown) if value.ndim == 4 and _is_map(path)]
 
 
 def rollout(maps: Sequence):
-    """How much of each position comes from each position of the input: f32[B, L, L], rows sum to 1.
+    """How much each position draws on each position of the input: f32[B, L, L], rows sum to 1.
 
-    Attention rollout (Abnar & Zuidema 2020): heads count alike, half of a state is what its
-    residual carries past the attention, and layers follow each other.
+    Attention rollout (Abnar & Zuidema 2020): heads are averaged, the residual counts for half of
+    each state, and the layers are multiplied.
 
     Args:
-      maps: of each block f32[B, A, L, L], the first block's first.
+      maps: f32[B, A, L, L] of each block, first block first.
     """
-    carried = jnp.eye(maps[0].shape[-1], dtype=maps[0].dtype)
-    flow = carried
-    for each in maps:
-        flow = (each.mean(axis=1) + carried) / 2 @ flow
+    residual = jnp.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    flow = residual
+    for attention in maps:
+        flow = (attention.mean(axis=1) + residual) / 2 @ flow
     return flow
 
 
 def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1, 1)):
-    """`rollout` of a Vision Transformer as pictures: f32[B, h, w], what of an image's vector comes
-    from each patch.
+    """`rollout` of a Vision Transformer as pictures: f32[B, h, w], each patch's share of the
+    image's vector.
 
     Args:
-      maps: of each block f32[B, A, L, L], the first block's first.
+      maps: f32[B, A, L, L] of each block, first block first.
       pooling: "class", the row of the first position, or "mean" of all rows.
-      sides: height and width of the images, or what is in their proportion.
+      sides: height and width of the images, or two numbers in the same proportion.
 
     Raises:
-      BadInput: if the patches fill no such rectangle.
+      BadInput: if the patches do not fill such a rectangle.
     """
     flow = rollout(maps)
     flow = flow[:, 0, 1:] if pooling == "class" else flow.mean(axis=1)
@@ -162,7 +161,7 @@ def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1,
     rows = round(math.sqrt(patches * sides[0] / sides[1]))
     require(
         rows > 0 and patches % rows == 0 and patches * sides[0] == rows**2 * sides[1],
-        f"attention_rollout: {patches} patches fill no rectangle of {sides[0]} by {sides[1]}",
+        f"attention_rollout: {patches} patches do not fill a rectangle of {sides[0]} by {sides[1]}",
     )
     return flow.reshape(len(flow), rows, -1)
 
@@ -171,12 +170,12 @@ def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1,
 
 
 def worst(logits, labels, k: int) -> np.ndarray:
-    """The rows with the largest loss among the mistakes, most wrong first: int[k at most].
+    """The mistakes with the largest loss, most wrong first: the indices of at most k rows.
 
     Args:
       logits: f32[B, K].
       labels: i32[B].
-      k: how many.
+      k: maximum number of mistakes.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     top = logits.max(axis=1)
@@ -190,18 +189,18 @@ def worst(logits, labels, k: int) -> np.ndarray:
 
 
 def title(label: str, predicted: str, probability: float) -> str:
-    """What stands above an image: the true class, what it was taken for, and how surely; on two
-    lines if the names are long."""
+    """The title of an image: true class, predicted class and its probability; on two lines if the
+    names are long."""
     label, predicted = (n if len(n) <= 20 else f"{n[:19]}…" for n in (label, predicted))
     space = " " if len(label + predicted) <= 16 else "\n"
     return f"{label}{space}→ {predicted}  {probability:.0%}"
 
 
 def _show(axes, image) -> None:
-    """An image [H, W, C], u8 or float; one that is neither grey nor RGB as the mean of its
-    channels."""
+    """Shows an image [H, W, C], u8 or float; the mean of its channels if it is neither grey nor
+    RGB."""
     image = np.asarray(image)
-    if image.dtype != np.uint8:  # normalised in some way: from its smallest number to its largest
+    if image.dtype != np.uint8:  # normalised somehow: rescaled to its own range
         low, high = float(image.min()), float(image.max())
         image = np.uint8(255 * (image - low) / max(high - low, 1e-12))
     height, width = image.shape[:2]
@@ -211,12 +210,12 @@ def _show(axes, image) -> None:
 
 
 def draw_mistakes(images, titles: Sequence[str], columns: int = 4):
-    """A grid of images, each below its title.
+    """A grid of titled images.
 
     Args:
       images: u8[B, H, W, C], or floats.
-      titles: B of them, by `title`.
-      columns: images side by side.
+      titles: B titles, from `title`.
+      columns: images per row.
 
     Returns:
       A Matplotlib figure.
@@ -239,7 +238,7 @@ def draw_mistakes(images, titles: Sequence[str], columns: int = 4):
 def draw_confusion(matrix, classes: Sequence[str]):
     """Counts by true class (row) and predicted class (column), coloured by the share of the row.
 
-    Up to 30 classes have their counts written in, up to 60 their names beside them.
+    Counts are printed for up to 30 classes, class names for up to 60.
 
     Args:
       matrix: int[K, K].
@@ -272,12 +271,12 @@ def draw_confusion(matrix, classes: Sequence[str]):
 
 
 def draw_maps(images, maps: dict[str, np.ndarray], titles: Sequence[str]):
-    """Each image beside itself under its maps, each from its smallest number to its largest.
+    """Each image, then the image under each of its maps, which are scaled to their own range.
 
     Args:
       images: u8[B, H, W, C], or floats.
       maps: {name: f32[B, h, w]}, each stretched over the image.
-      titles: B of them, by `title`.
+      titles: B titles, from `title`.
 
     Returns:
       A Matplotlib figure.
@@ -286,7 +285,7 @@ def draw_maps(images, maps: dict[str, np.ndarray], titles: Sequence[str]):
       BadInput: if Matplotlib is missing.
     """
     span = 1 + len(maps)
-    across = max(1, 6 // span)  # images side by side
+    across = max(1, 6 // span)  # images per row
     rows = max(1, math.ceil(len(images) / across))
     drawn = figure(1.7 * span * across, 2.1 * rows)
     grid = drawn.subplots(rows, span * across, squeeze=False)

@@ -1,12 +1,12 @@
-"""InceptionV3 (Szegedy et al. 2016): blocks of parallel branches of convolutions.
+"""InceptionV3 (Szegedy et al. 2016): blocks of parallel convolutional branches.
 
     from vision import inception
     model = inception.InceptionV3(num_classes=1000)
     variables = model.init(jax.random.key(0), images)            # params and batch_stats
     logits = model.apply(variables, images)
 
-Made for images of 299x299; those of 75x75 are the least. Batch norms have biases and no scales: the
-layer behind a ReLU can learn them.
+Designed for images of 299x299; the minimum is 75x75. Batch norms have biases but no scales: the
+layer after the ReLU can learn them.
 
 Letters: B batch, H height, W width, C channels, D pooled features, K classes.
 """
@@ -26,14 +26,14 @@ from common.task import Table
 class Conv(NamedTuple):
     """A convolution without bias, batch norm, ReLU."""
 
-    width: int  # channels out
+    width: int  # output channels
     window: tuple[int, int] = (1, 1)  # rows and columns
     stride: int = 1
     padding: str = "SAME"
 
 
 class Pool(NamedTuple):
-    """The mean of what is no padding, or the maximum, of a window."""
+    """The mean of a window, excluding padding, or its maximum."""
 
     kind: Literal["mean", "max"]
     window: tuple[int, int]
@@ -41,8 +41,7 @@ class Pool(NamedTuple):
     padding: str
 
 
-# Layers one behind the other. A tuple among them is for convolutions side by side, whose channels
-# are joined.
+# Layers in sequence. An inner tuple holds parallel convolutions, whose channels are concatenated.
 Layers = tuple[Conv | Pool | tuple[Conv, ...], ...]
 
 MEAN = Pool("mean", (3, 3), 1, "SAME")
@@ -54,7 +53,7 @@ def _halving(width: int) -> Conv:
 
 
 def _plain(pooled: int) -> tuple[Layers, ...]:
-    """The branches of a block of 35x35 positions."""
+    """The branches of a block at 35x35 positions."""
     return (
         (Conv(64),),
         (Conv(48), Conv(64, (5, 5))),
@@ -64,7 +63,7 @@ def _plain(pooled: int) -> tuple[Layers, ...]:
 
 
 def _factorized(width: int) -> tuple[Layers, ...]:
-    """The same of 17x17 positions: 7x7 is a row of seven and a column of seven."""
+    """The same at 17x17 positions: a 7x7 convolution is factorized into 1x7 and 7x1."""
     row, column = Conv(width, (1, 7)), Conv(width, (7, 1))
     return (
         (Conv(192),),
@@ -75,7 +74,7 @@ def _factorized(width: int) -> tuple[Layers, ...]:
 
 
 def _expanded() -> tuple[Layers, ...]:
-    """The same of 8x8 positions: a row and a column of three side by side."""
+    """The same at 8x8 positions: 1x3 and 3x1 convolutions in parallel."""
     both = Conv(384, (1, 3)), Conv(384, (3, 1))
     return (
         (Conv(320),),
@@ -86,8 +85,8 @@ def _expanded() -> tuple[Layers, ...]:
 
 
 def _auxiliary(rows: int, columns: int) -> Layers:
-    """What is between a block of so many positions and the second head. The parameters are the same
-    for all sizes: where fewer than 5x5 positions are left, the kernel reaches into padding."""
+    """The layers between a block at these positions and the second head. Parameter shapes do not
+    depend on the size: where fewer than 5x5 positions are left, the kernel extends into padding."""
     window = min(5, rows), min(5, columns)
     padding = "VALID" if min(rows, columns) >= 17 else "SAME"
     return Pool("mean", window, 3, "VALID"), Conv(128), Conv(768, (5, 5), 1, padding)
@@ -120,23 +119,24 @@ MIXED = (
     _expanded(),
     _expanded(),
 )
-AUXILIARY = 7  # the block with a head behind it, the last of 17x17 positions
-LEAST = 75  # pixels a side, of which one position is left at the end
+AUXILIARY = 7  # the block that feeds the second head, the last at 17x17 positions
+LEAST = 75  # pixels per side, which leave one position at the end
 
 
 class InceptionV3(nn.Module):
-    """Stem, eleven blocks, mean over positions, a dense head; in training a second head.
+    """Stem, eleven blocks, global mean pooling, a dense head; in training, a second head.
 
-    Asked with `mutable=["intermediates"]`, `apply` also returns `stem_output`, `mixed_0`, …,
-    `mixed_10` and `features`, f32[B, D]. In training, asked with `mutable=["auxiliary",
+    With `mutable=["intermediates"]`, `apply` also returns `stem_output`, `mixed_0`, …,
+    `mixed_10` and `features`, f32[B, D]. In training, with `mutable=["auxiliary",
     "batch_stats"]`, it also returns the logits of the second head, {"auxiliary": {"logits":
-    (f32[B, K],)}, …}, whose loss is given a weight such as 0.3 (Szegedy et al. 2015).
+    (f32[B, K],)}, …}, whose loss gets a weight such as 0.3 (Szegedy et al. 2015).
 
     Attributes:
       num_classes: K.
-      auxiliary: whether there is a second head, behind the last block of 17x17 positions.
-      dropout: rate in front of the head; None is none. May be traced.
-      dtype: of the computation in front of the heads; None is that of the parameters.
+      auxiliary: whether there is a second head for training, after the last block at 17x17
+        positions.
+      dropout: dropout rate before the head; None is none. May be traced.
+      dtype: dtype of the computation before the heads; None is that of the parameters.
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -155,9 +155,8 @@ class InceptionV3(nn.Module):
     def __call__(self, images, train: bool = False):
         """f32[B, H, W, C] -> logits f32[B, K].
 
-        With `train`, normalises by the statistics of the batch, and moves those in the collection
-        `batch_stats` a hundredth of the way to them if that is mutable. Dropout, if there is any,
-        needs an rng "dropout" then.
+        With `train`, normalises by batch statistics, moves the running ones (`batch_stats`, if
+        mutable) a hundredth of the way to them, and needs an rng "dropout" for dropout.
 
         Raises:
           BadInput: for images smaller than 75x75.
@@ -194,9 +193,9 @@ class InceptionV3(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of the head; nothing else. The second head, which runs in
-        training alone, does not count: a thousandth of the rest at 299x299."""
+        """Forward FLOPs of one (H, W, C) image: two per multiply-add of the convolutions, padding
+        included, and of the head; nothing else. The second head, which runs only in training, does
+        not count: a thousandth of the rest at 299x299."""
         _check(shape)
         total, shape = _flops(STEM, shape)
         for branches in MIXED:
@@ -207,11 +206,11 @@ class InceptionV3(nn.Module):
 
 
 class Branch(nn.Module):
-    """Layers one behind the other; their convolutions are `conv_0`, `conv_0_norm`, `conv_1`, ….
+    """Layers in sequence; their convolutions are named `conv_0`, `conv_0_norm`, `conv_1`, ….
 
     Attributes:
-      layers: what they are.
-      dtype: of the computation.
+      layers: the layers, in order.
+      dtype: dtype of the computation.
     """
 
     layers: Layers
@@ -225,7 +224,7 @@ class Branch(nn.Module):
             if isinstance(layer, Pool):
                 x = _pool(layer, x)
                 continue
-            convs = _side_by_side(layer)
+            convs = _parallel(layer)
             parts = [self._convolve(f"conv_{i + j}", c, x, train) for j, c in enumerate(convs)]
             x = jnp.concatenate(parts, axis=-1)
             i += len(parts)
@@ -252,7 +251,7 @@ class Branch(nn.Module):
         return nn.relu(norm(x))
 
 
-def _side_by_side(layer: Conv | tuple[Conv, ...]) -> tuple[Conv, ...]:
+def _parallel(layer: Conv | tuple[Conv, ...]) -> tuple[Conv, ...]:
     return (layer,) if isinstance(layer, Conv) else layer
 
 
@@ -272,16 +271,16 @@ def _check(shape: tuple[int, int, int]) -> None:
     height, width = shape[:2]
     require(
         min(height, width) >= LEAST,
-        f"config.model.module: InceptionV3 takes images of {LEAST}x{LEAST} at least, and these are "
-        f"of {height}x{width}: resize them",
+        f"config.model.module: InceptionV3 needs images of at least {LEAST}x{LEAST}, and these "
+        f"are {height}x{width}: resize them",
     )
 
 
 def _flops(layers: Layers, shape: tuple[int, int, int]) -> tuple[int, tuple[int, int, int]]:
-    """FLOPs of layers one behind the other, and the shape behind them."""
+    """FLOPs of layers in sequence, and their output shape."""
     total = 0
     for layer in layers:
-        convs = () if isinstance(layer, Pool) else _side_by_side(layer)
+        convs = () if isinstance(layer, Pool) else _parallel(layer)
         _, window, stride, padding = convs[0] if convs else layer
         cut = window if padding == "VALID" else (1, 1)
         rows, columns = (-(-(n - c + 1) // stride) for n, c in zip(shape, cut, strict=False))

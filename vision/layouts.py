@@ -1,6 +1,6 @@
-"""How ResNet, ViT and EfficientNet-Lite are written by torch libraries: names, shapes, config.json.
+"""How torch libraries store ResNet, ViT and EfficientNet-Lite: names, shapes, config.json.
 
-Only tables and what reads them; files are the subject of `vision.weights`.
+Only tables and their lookup; `vision.weights` reads and writes the files.
 """
 
 import re
@@ -19,12 +19,12 @@ class HFLayout(NamedTuple):
     """How a library names the tensors of a model.
 
     Attributes:
-      model: the class here.
-      rows: (regex of a module's whole path here, its name there), in which {0} is the first number
-        of the path, and {one[0]} the same counted from one. What is no leaf of `LEAVES` has a row
-        of its own.
-      prefix: in front of all names but the head's; a file of the model without head may lack it.
-      ignored: regex of the names, without prefix, of what is nothing here.
+      model: our class.
+      rows: (regex of a module's full path in our model, its name in the library), where {0} is the
+        first number in the path, and {one[0]} the same counted from one. A parameter whose leaf is
+        not in `LEAVES` has its own row.
+      prefix: prefix of all names but the head's; a file of the model without head may omit it.
+      ignored: regex of names, without prefix, that have no counterpart in our model.
     """
 
     model: type[nn.Module]
@@ -108,36 +108,36 @@ EFFICIENTNET_LITE = HFLayout(
     ),
 )
 
-# Of several for one model, the first is written.
+# If a model has several layouts, the first is the one saved.
 LAYOUTS = (RESNET, TORCHVISION_RESNET, VIT, EFFICIENTNET_LITE)
 
 
 def of(model: nn.Module) -> list[HFLayout]:
     """The layouts of a model. Raises `BadInput` if there is none."""
-    found = [layout for layout in LAYOUTS if isinstance(model, layout.model)]
-    require(bool(found), f"{type(model).__name__}: weights of this model have no layout of torch")
-    return found
+    matching = [layout for layout in LAYOUTS if isinstance(model, layout.model)]
+    require(bool(matching), f"{type(model).__name__}: this model has no torch layout")
+    return matching
 
 
 def name(layout: HFLayout, path: str) -> str:
-    """The name there of the parameter or statistic at this path of its collection.
+    """The library's name for the parameter or statistic at `path` in its collection.
 
     Raises:
-      BadInput: if there is none.
+      BadInput: if it has none.
     """
     module, _, leaf = path.rpartition("/")
     module, end = (module, f".{LEAVES[leaf]}") if leaf in LEAVES else (path, "")
-    for regex, there in layout.rows:
-        if found := re.fullmatch(regex, module):
-            numbers = [int(number) for number in found.groups()]
+    for regex, template in layout.rows:
+        if match := re.fullmatch(regex, module):
+            numbers = [int(number) for number in match.groups()]
             prefix = "" if module == "head" else layout.prefix
-            return prefix + there.format(*numbers, one=[n + 1 for n in numbers]) + end
-    require(False, f"{path}: the layout of torch has no place for it")
+            return prefix + template.format(*numbers, one=[n + 1 for n in numbers]) + end
+    require(False, f"{path}: the torch layout has no name for it")
 
 
 def ours(path: str, x: np.ndarray) -> np.ndarray:
-    """A tensor from there as it is here: OIHW becomes HWIO, dense layers are transposed, and the
-    convolution over patches is a matrix with rows in order of (row, column, channel)."""
+    """A torch tensor in our layout: OIHW becomes HWIO, dense layers are transposed, and the patch
+    convolution becomes a matrix with rows ordered by (row, column, channel)."""
     leaf = path.rpartition("/")[2]
     if leaf == "kernel":
         x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
@@ -146,7 +146,7 @@ def ours(path: str, x: np.ndarray) -> np.ndarray:
 
 
 def theirs(path: str, x: np.ndarray, patch_size: int | None = None) -> np.ndarray:
-    """The inverse of `ours`; `patch_size` is of a model with patches."""
+    """The inverse of `ours`; a model with patches needs its `patch_size`."""
     leaf = path.rpartition("/")[2]
     if path == "patch/kernel":
         x = x.reshape(patch_size, patch_size, -1, x.shape[-1])
@@ -159,14 +159,14 @@ def theirs(path: str, x: np.ndarray, patch_size: int | None = None) -> np.ndarra
 
 
 class Settings(NamedTuple):
-    """What config.json says of a model of `transformers`.
+    """How config.json describes a model of `transformers`.
 
     Attributes:
-      model: the class here.
-      architecture: the class there.
-      fields: field of the model -> (key of config.json, default).
-      fixed: what the other fields must be.
-      supported: key of config.json -> the one value, its default, that the model here has.
+      model: our class.
+      architecture: the class in `transformers`.
+      fields: field of our model -> (key of config.json, default).
+      fixed: required values of other fields.
+      supported: key of config.json -> the only value that our model supports, which is its default.
     """
 
     model: type[nn.Module]
@@ -221,7 +221,7 @@ SETTINGS = {
 
 
 def settings(config: dict, where: str) -> Settings:
-    """Those of a config.json. Raises `BadInput` for another model type."""
+    """The `Settings` for a config.json. Raises `BadInput` for an unknown model type."""
     return SETTINGS[choice(f"{where}: model_type", config.get("model_type", ""), SETTINGS)]
 
 
@@ -229,15 +229,15 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
     """The fields of the model that a config.json describes.
 
     Raises:
-      BadInput: for a setting that the models here do not have.
+      BadInput: for a setting that our models do not support.
     """
     known = settings(config, where)
     for key, value in known.supported.items():
-        found = config.get(key, value)
-        require(found == value, f"{where}: {key} = {found!r} is not supported, only {value!r}")
-    fields = {field: config.get(key, other) for field, (key, other) in known.fields.items()}
+        setting = config.get(key, value)
+        require(setting == value, f"{where}: {key} = {setting!r} is not supported, only {value!r}")
+    fields = {field: config.get(key, default) for field, (key, default) in known.fields.items()}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    # A file leaves out what is as usual there, and two labels are.
+    # Files omit defaults, and two labels are the default.
     labels = config.get("id2label") or range(config.get("num_labels", 2))
     return {"num_classes": len(labels), **fields, **known.fixed}
 
@@ -246,14 +246,14 @@ def config(model: nn.Module, channels: int) -> dict[str, Any]:
     """The config.json of a model for images of C = `channels`: the inverse of `sizes`.
 
     Raises:
-      BadInput: for a model or a field that `transformers` does not have.
+      BadInput: for a model, or a field's value, that `transformers` does not have.
     """
     kind = next((k for k, known in SETTINGS.items() if isinstance(model, known.model)), None)
     require(kind is not None, f"transformers has no {type(model).__name__}")
     known = SETTINGS[kind]
     for field, value in known.fixed.items():
-        found = getattr(model, field)
-        require(found == value, f"{kind} of transformers has no {field} = {found!r}")
+        actual = getattr(model, field)
+        require(actual == value, f"{kind} of transformers has no {field} = {actual!r}")
     labels = [f"LABEL_{i}" for i in range(model.num_classes)]
     return {
         "model_type": kind,

@@ -28,7 +28,7 @@ def _imagenet(block: Kind, *stages: int) -> dict:
 
 
 def _wide(depth: int, factor: int) -> dict:
-    """WRN-depth-factor: three stages; the depth counts the stem and a shortcut of each."""
+    """WRN-depth-factor: three stages; the depth counts the stem and one shortcut per stage."""
     shape = {
         "stages": ((depth - 4) // 6,) * 3,
         "widths": tuple(16 * factor * 2**i for i in range(3)),
@@ -50,9 +50,9 @@ SIZES = {
 
 
 def convolutions(block: Kind, width: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-    """(side, channels out, stride) of each convolution of a block's residual branch.
+    """(side, output channels, stride) of each convolution in a block's residual branch.
 
-    The stride is that of the first 3x3: "v1.5" (Goyal et al. 2017), more accurate than He et al.'s.
+    The first 3x3 has the stride: "v1.5" (Goyal et al. 2017), more accurate than He et al.'s.
     """
     if block == "basic":
         return (3, width, stride), (3, width, 1)
@@ -60,16 +60,16 @@ def convolutions(block: Kind, width: int, stride: int) -> tuple[tuple[int, int, 
 
 
 class Block(nn.Module):
-    """A residual branch, and a shortcut: the input itself, or a 1x1 convolution where the shape
+    """A residual branch plus a shortcut: the input itself, or a 1x1 convolution if the shape
     changes.
 
     Attributes:
       kind: two 3x3 convolutions ("basic"), or a 3x3 between two 1x1 at a quarter of the width.
-      width: channels out.
-      stride: of the block.
-      preactivation: norm and ReLU in front of each convolution and none on the sum (He et al.
-        2016b), or norm behind each and ReLU on the sum.
-      dropout: rate in front of the last convolution; None is none. May be traced.
+      width: output channels.
+      stride: stride of the block.
+      preactivation: norm and ReLU before each convolution and none on the sum (He et al. 2016b);
+        otherwise norm after each and ReLU on the sum.
+      dropout: rate before the last convolution; None is none. May be traced.
       convolution: (channels, side, stride, name=…) -> module.
       norm: name -> module.
     """
@@ -96,7 +96,7 @@ class Block(nn.Module):
             y = drop(y, train) if i == last else y
             y = self.convolution(width, side, stride, name=f"conv_{i}")(y)
             if not self.preactivation:
-                # A block begins as its shortcut: the last scale is zero (Goyal et al. 2017).
+                # A block starts as its shortcut: the last scale is zero (Goyal et al. 2017).
                 scale = nn.initializers.zeros if i == last else nn.initializers.ones
                 y = self.norm(name=f"norm_{i}", scale_init=scale)(y)
                 y = y if i == last else nn.relu(y)
@@ -107,26 +107,27 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks, mean over positions, a dense head.
+    """Stem, stages of blocks, global mean pooling, a dense head.
 
     Every stage but the first halves height and width in its first block. Convolutions have no
-    biases, begin as in He et al. 2015 (normal, fan-out), and pad the same number of zeros on all
-    four sides, as torch does: "SAME" would shift the windows of those with a stride.
+    biases, are initialised as in He et al. 2015 (normal, fan-out), and zero-pad all four sides
+    equally, as in torch: "SAME" would shift the windows of strided ones.
 
-    Asked with `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, … and
+    With `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, … and
     `features`, f32[B, D].
 
     Attributes:
       num_classes: K.
-      stages: blocks of each stage.
-      widths: channels out of each stage; those inside a bottleneck are a quarter.
-      block: "basic" or "bottleneck".
-      preactivation: as in `Block`; the stem then has no norm, and the last stage has one behind it.
-      stem: a 7x7 convolution and a max-pool, both of stride 2, or, for small images, a 3x3
-        convolution alone.
-      stem_width: channels out of the stem.
-      dropout: rate in front of the last convolution of every block; None is none. May be traced.
-      dtype: of the computation in front of the head; None is that of the parameters.
+      stages: number of blocks in each stage.
+      widths: output channels of each stage; a bottleneck is a quarter as wide inside.
+      block: kind of block: two 3x3 convolutions ("basic"), or a 3x3 between two 1x1 ("bottleneck").
+      preactivation: norm and ReLU before each convolution (He et al. 2016b) rather than norm after
+        it; the stem then has no norm, and one follows the last stage.
+      stem: a 7x7 convolution and a max-pool, both of stride 2 ("imagenet"), or a 3x3 convolution
+        alone ("small", for small images).
+      stem_width: output channels of the stem.
+      dropout: rate before the last convolution of every block; None is none. May be traced.
+      dtype: dtype of the computation before the head; None is that of the parameters.
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -150,12 +151,12 @@ class ResNet(nn.Module):
     def __call__(self, images, train: bool = False):
         """f32[B, H, W, C] -> logits f32[B, K].
 
-        With `train`, normalises by the statistics of the batch, and moves those in the collection
-        `batch_stats` a tenth of the way to them if that is mutable. Dropout, if there is any, needs
-        an rng "dropout" then.
+        With `train`, normalises by batch statistics, moves the running ones (`batch_stats`, if
+        mutable) a tenth of the way to them, and needs an rng "dropout" for dropout.
 
         Raises:
-          BadInput: for stages without widths, or widths that a bottleneck cannot quarter.
+          BadInput: if stages and widths differ in number or are not positive, or the widths of
+            bottlenecks are not multiples of four.
         """
         self._check()
         norm = partial(
@@ -201,7 +202,7 @@ class ResNet(nn.Module):
 
     @nn.nowrap
     def _plan(self) -> list[tuple[tuple[int, ...], int]]:
-        """(stride of every block, channels out) of every stage."""
+        """(stride of each block, output channels) of each stage."""
         strides = [(2 if i else 1,) + (1,) * (blocks - 1) for i, blocks in enumerate(self.stages)]
         return list(zip(strides, self.widths, strict=True))
 
@@ -220,8 +221,8 @@ class ResNet(nn.Module):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: two a multiply-add of convolutions, where they
-        reach into padding as well, and of the head; nothing else."""
+        """Forward FLOPs of one (H, W, C) image: two per multiply-add of the convolutions, padding
+        included, and of the head; nothing else."""
         total = 0
 
         def convolve(shape, side, channels, stride):

@@ -5,8 +5,8 @@
     params = model.init(jax.random.key(0), images)["params"]
     logits = model.apply({"params": params}, images)
 
-Sine positions and mean pooling make the plain ViT of Beyer et al. 2022; the defaults are the
-original with its class token.
+With sine positions and mean pooling it is the plain ViT of Beyer et al. 2022; the defaults are the
+original, with its class token.
 
 Letters: B batch, H height, W width and C channels of an image; p side of a patch, N patches,
 L positions (N, and one for a class token), D width of the model, K classes.
@@ -44,17 +44,17 @@ SIZES = {
 
 
 class ViT(Transformer, kw_only=True):
-    """Images to logits.
+    """A Vision Transformer: images to logits.
 
     Attributes:
       num_classes: K.
-      image_size: side of the images, in pixels, that learned positions are for.
-      patch_size: p, in pixels.
-      pooling: how an image becomes one vector: "class", the last state of a learned token in front
-        of the patches, or "mean" of the patches, and no such token.
-      positions: "learned", a vector for each place; or "sine", fixed waves along rows in half of
-        the columns and along columns in the others (Chen et al. 2021, MoCo v3), nothing for the
-        class token. With sines, images may be of any size.
+      image_size: side of the images in pixels; learned positions need square images of this size.
+      patch_size: p, the side of a patch in pixels.
+      pooling: how an image becomes one vector: the final state of a learned token before the
+        patches ("class"), or the mean over the patches, without that token ("mean").
+      positions: a learned vector per position ("learned"), or fixed sinusoids of the row in half of
+        the features and of the column in the others, none for the class token ("sine": Chen et al.
+        2021, MoCo v3). With "sine", images may be of any size.
       Others: see `common.nn.transformer.Transformer`; the defaults are those of ViT-B/16.
     """
 
@@ -76,11 +76,11 @@ class ViT(Transformer, kw_only=True):
         return (*rows, *transformer.PARTITION, (r"head/kernel", ("embed", None)))
 
     def setup(self):
-        """Makes embeddings, blocks and the head."""
+        """Creates embeddings, blocks and the head."""
         super().setup()
         require(
             self.positions == "learned" or self.width % 4 == 0,
-            f"config.model.width: {self.width} is no multiple of 4, which sine positions need",
+            f"config.model.width: {self.width} is not a multiple of 4, which sine positions need",
         )
         shared = {"dtype": self.dtype, "constrain": self.constrain}
         self.patch = Dense(self.width, names=(None, "embed"), **shared)
@@ -91,8 +91,8 @@ class ViT(Transformer, kw_only=True):
             rows = self._length((self.image_size, self.image_size))
             self.position = Embedding(rows, self.width, init_std=self.init_std, **shared)
         self.embedding_dropout = Dropout(self.dropout)
-        # Logits are zero at first (as in big_vision): the first loss is log K, no class begins
-        # ahead, and noise of an untrained head does not reach the other parameters.
+        # Initial logits are zero (as in big_vision): the first loss is log K, no class has a head
+        # start, and noise from an untrained head does not reach the other parameters.
         init = nn.initializers.zeros
         self.head = Dense(self.num_classes, kernel_init=init, names=("embed", None), **shared)
 
@@ -104,9 +104,9 @@ class ViT(Transformer, kw_only=True):
             require(value > 0, f"config.model.{name}: {value} is not positive")
         require(
             self.positions == "sine" or height == width == size,
-            f"config.model.image_size: {size}, and the images are {height} x {width} pixels; "
-            "learned positions are for one size of square images, config.model.positions='sine' "
-            "for any",
+            f"config.model.image_size: {size}, but the images are {height} x {width} pixels; "
+            "learned positions need square images of one size, config.model.positions='sine' "
+            "takes any",
         )
         require(
             height % patch == 0 and width % patch == 0,
@@ -123,8 +123,8 @@ class ViT(Transformer, kw_only=True):
         """Images f32[B, H, W, C] -> [B, L, D]."""
         batch, height, width, channels = images.shape
         (rows, columns), side = self._grid(height, width), self.patch_size
-        # A matrix product over patches laid flat: a convolution with this stride does the same, and
-        # is slower on CPU.
+        # A matrix product over flattened patches: the equivalent strided convolution is slower on
+        # CPU.
         x = images.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
         x = self.patch(x.reshape(batch, rows * columns, side * side * channels))
         x = named(self, "patches", x)
@@ -141,11 +141,11 @@ class ViT(Transformer, kw_only=True):
         """f32[B, H, W, C] -> logits f32[B, K].
 
         Raises:
-          BadInput: if patches do not tile the images, or learned positions are for another size.
+          BadInput: if patches do not tile the images, or learned positions are of another size.
         """
         x = self._embed(images, train)
-        places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        x = self.stack(x, places, train=train)
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        x = self.stack(x, positions, train=train)
         x = x[:, 0] if self.pooling == "class" else x.mean(axis=1)
         x = named(self, "features", self.constrain(x, "batch", None))
         logits = self.head(x)
@@ -153,8 +153,8 @@ class ViT(Transformer, kw_only=True):
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """FLOPs of one image of (H, W, C) forward: those of `stack_flops`, of the embedding of
-        patches and of the head."""
+        """Forward FLOPs of one (H, W, C) image: those of `stack_flops`, the patch embedding and the
+        head."""
         rows, columns = self._grid(*shape[:2])
         patches = rows * columns * self.patch_size**2 * shape[2] * self.width
         return self.stack_flops(self._length(shape[:2])) + 2 * (
@@ -163,15 +163,15 @@ class ViT(Transformer, kw_only=True):
 
 
 def sines(rows: int, columns: int, width: int, dtype=jnp.float32):
-    """Fixed positions on a grid, [rows * columns, D]: waves of the row, D / 2, and of the column.
+    """Fixed 2-D positions, [rows * columns, D]: D / 2 sinusoids of the row, then of the column.
 
-    Those of MoCo v3 (Chen et al. 2021) in another order, which nothing behind can tell: sines and
-    cosines take turns. Beyer et al. 2022 end at a wavelength a little longer.
+    As in MoCo v3 (Chen et al. 2021), but sines and cosines alternate, an order to which later
+    layers are indifferent. Those of Beyer et al. 2022 end at a slightly longer wavelength.
 
     Args:
-      rows, columns: of patches.
+      rows, columns: rows and columns of patches.
       width: D, a multiple of 4.
-      dtype: of the result; the waves are computed in f32 or wider.
+      dtype: dtype of the result; the sinusoids are computed in f32 or wider.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     row, column = jnp.indices((rows, columns)).reshape(2, -1)

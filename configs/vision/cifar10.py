@@ -1,15 +1,15 @@
-"""CIFAR-10 (Krizhevsky 2009) from TFDS: three classic recipes, none of them run where this was
-written, because the set could not be had there.
+"""CIFAR-10 (Krizhevsky 2009) from TFDS: three classic recipes, not run: the set was not
+available.
 
-Prepare it once, where there is a network: tfds build cifar10 --file_format=array_record
+Prepare it once, with network access: tfds build cifar10 --file_format=array_record
 
 Variants, with the test accuracy that others report for such a recipe:
 - `resnet18` (default), with a stem for small images, SGD for 200 epochs: 0.955 (the torch examples
-  of kuangliu/pytorch-cifar, which name 0.9547);
-- `wrn_28_10`: 0.960 (Zagoruyko & Komodakis 2016, who lower the rate in steps where we use a
+  of kuangliu/pytorch-cifar report 0.9547);
+- `wrn_28_10`: 0.960 (Zagoruyko & Komodakis 2016, who decay the learning rate in steps; we use a
   cosine);
-- `airbench`: a network and tricks of airbench94 (Jordan 2024), which reaches 0.940 in eight epochs
-  with a Muon that also normalises its parameters; ours does not.
+- `airbench`: the network and tricks of airbench94 (Jordan 2024), which reaches 0.940 in eight
+  epochs with a Muon that also normalises its parameters; ours does not.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ from vision import resnet
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg` is the variant."""
+    """`arg` names the variant."""
     variants = "resnet18", "wrn_28_10", "airbench"
     variant = choice("--config cifar10.py", arg or "resnet18", variants)
     config = ml_collections.ConfigDict(

@@ -1,15 +1,15 @@
-"""ResNet-50 on ImageNet (Russakovsky et al. 2015), by the recipe of Flax's example: SGD with
-Nesterov's momentum, five epochs of warmup and a cosine, plain L2, 100 epochs.
+"""ResNet-50 on ImageNet (Russakovsky et al. 2015), following Flax's example: SGD with Nesterov
+momentum, five epochs of warmup and a cosine, plain L2, 100 epochs.
 
 Prepare the set once: tfds build imagenet2012 --file_format=array_record --manual_dir=DIR
 
 Variants: `float32` (default), 250,228 steps of 512, for which Flax's example reports 0.7672 top-1
 accuracy on the validation set; `bfloat16`, 62,557 steps of 2048, for which it reports 0.7647. Not
-run where this was written, because the set could not be had there.
+run: the set was not available.
 
-What differs from it: an image is scaled to 256 pixels on its shorter side on the host, and random
-crops are taken, on the device, from the centre square of that. Evaluation is the usual one: the
-middle 224 of 256 pixels.
+Unlike the example, images are scaled to 256 pixels on the shorter side on the host, and random
+crops are taken on the device from their centre square. Evaluation is the usual one: the middle 224
+of 256 pixels.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ from vision import resnet
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg` is the variant."""
+    """`arg` names the variant."""
     variants = {"float32": (512, None), "bfloat16": (2048, "bfloat16")}
     batch_size, dtype = variants[choice("--config", arg or "float32", variants)]
     return ml_collections.ConfigDict(

@@ -1,15 +1,15 @@
-"""ViT-S/16 on ImageNet, by the recipe of "Better plain ViT baselines" (Beyer et al. 2022): fixed
-2-D sines, mean pooling, AdamW, RandAugment and mixup.
+"""ViT-S/16 on ImageNet, following "Better plain ViT baselines" (Beyer et al. 2022): fixed 2-D
+sines, mean pooling, AdamW, RandAugment and mixup.
 
 Prepare the set once: tfds build imagenet2012 --file_format=array_record --manual_dir=DIR
 
 Variants: `90` (default) epochs, for which the paper reports 0.765 top-1 accuracy on the validation
-set, and `300`, for which it reports 0.800. The last hundredth of the training set is kept for
-choosing. Not run where this was written, because the set could not be had there.
+set, and `300`, for which it reports 0.800. The last hundredth of the training set is held out
+for model selection. Not run: the set was not available.
 
-What differs from it: random crops are taken, on the device, from the centre square of images of
-256 pixels on the shorter side; colours are scaled by the set's mean and deviation; RandAugment's
-operations resample as `vision.data.rand_augment` says.
+Unlike the paper, random crops are taken on the device from the centre square of images scaled to
+256 pixels on the shorter side; colours are normalised by the set's mean and deviation; RandAugment
+resamples as in `vision.data.rand_augment`.
 """
 
 import ml_collections

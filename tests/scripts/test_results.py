@@ -38,7 +38,7 @@ def test_a_line_is_what_its_runs_reached(tmp_path, monkeypatch, capsys):
     assert re.search(r"\| \d+ to \d+ s \| [0-9a-f]{7}", new)
     # Nothing is trained again.
     assert exit_code("results", *words) == 0
-    assert "3 of 3 runs are there" in capsys.readouterr().err
+    assert "3 of 3 runs are finished" in capsys.readouterr().err
     assert readme.read_text().splitlines() == after
 
 

@@ -118,7 +118,7 @@ def test_a_rollout_of_rows_that_sum_to_one_has_such_rows_and_goes_from_block_to_
     image = explain.attention_rollout(maps, "mean", sides=(4, 28))
     np.testing.assert_allclose(image[:, 0], expected.mean(axis=1), rtol=1e-4)
     for pooling, sides in (("class", (1, 1)), ("mean", (2, 3)), ("mean", (63, 1))):
-        with pytest.raises(BadInput, match="patches fill no rectangle"):
+        with pytest.raises(BadInput, match="patches do not fill a rectangle"):
             explain.attention_rollout(maps, pooling, sides)
 
 

@@ -197,20 +197,19 @@ STEM = "resnet.embedder.embedder.convolution.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without(STEM), f"ResNet has tensors that are not there: {STEM}"),
-        (without("classifier.1.bias"), "ResNet has tensors that are not there: classifier.1.bias"),
+        (without(STEM), f"tensors of ResNet are missing: {STEM}"),
+        (without("classifier.1.bias"), "tensors of ResNet are missing: classifier.1.bias"),
         (
             lambda found: {k: x for k, x in found.items() if "stages.1" not in k},
             "resnet.encoder.stages.1.layers.0.layer.0.normalization.running_var, and 11 more",
         ),
         (
             lambda found: found | {"resnet.encoder.stages.2.layers.0.x": np.zeros(3)},
-            "there are tensors that ResNet has not: resnet.encoder.stages.2.layers.0.x",
+            "unexpected tensors, not of ResNet: resnet.encoder.stages.2.layers.0.x",
         ),
         (
             lambda found: found | {STEM: np.zeros((8, 3, 3, 3), np.float32)},
-            f"tensors are not those of ResNet: {STEM} is float32[8, 3, 3, 3], not "
-            "float[8, 3, 7, 7]",
+            f"tensors do not fit ResNet: {STEM} is float32[8, 3, 3, 3], not float[8, 3, 7, 7]",
         ),
         (
             lambda found: found | {STEM: np.zeros((), np.float32)},
@@ -222,7 +221,7 @@ STEM = "resnet.embedder.embedder.convolution.weight"
         ),
         (
             lambda found: {f"other.{k}": x for k, x in found.items()},
-            "tensors none is one of ResNet",
+            "tensors belongs to ResNet",
         ),
     ],
 )
@@ -237,20 +236,20 @@ def test_files_that_are_not_whole(change, message, folder):
 def test_another_model_s_file(folder, tmp_path):
     path, _ = folder
     file = path / "model.safetensors"
-    with pytest.raises(BadInput, match="tensors that are not there"):
+    with pytest.raises(BadInput, match="tensors of ResNet are missing"):
         weights.pretrained(file, BASIC.clone(stages=(3, 1)))
-    with pytest.raises(BadInput, match="there are tensors that ResNet has not"):
+    with pytest.raises(BadInput, match="unexpected tensors, not of ResNet"):
         weights.pretrained(file, BASIC.clone(stages=(1, 1)))
-    with pytest.raises(BadInput, match="tensors are not those of ResNet"):
+    with pytest.raises(BadInput, match="tensors do not fit ResNet"):
         weights.pretrained(file, BASIC.clone(widths=(8, 16)))
-    with pytest.raises(BadInput, match="none is one of ViT"):
+    with pytest.raises(BadInput, match="tensors belongs to ViT"):
         weights.pretrained(path, VIT)
-    with pytest.raises(BadInput, match="no config.json says what model this is of; name the model"):
+    with pytest.raises(BadInput, match="there is no config.json to identify the model; name it"):
         weights.pretrained(file)
     with pytest.raises(BadInput, match=r"config\.json: not there"):
         weights.sizes(path.parent)
     weights.save(tmp_path, VIT, random(VIT))
-    message = r"config\.json: the model is another: heads = 2 there and 1 here"
+    message = r"config\.json: describes another model: heads = 2 there and 1 here"
     with pytest.raises(BadInput, match=message):
         weights.pretrained(tmp_path, VIT.clone(heads=1))
 
@@ -294,7 +293,7 @@ def test_models_that_they_do_not_have(tmp_path):
         with pytest.raises(BadInput, match=message):
             weights.save(tmp_path, model, random(model))
     wide = BASIC.clone(preactivation=True)
-    with pytest.raises(BadInput, match=r"final_norm/mean: the layout of torch has no place"):
+    with pytest.raises(BadInput, match=r"final_norm/mean: the torch layout has no name"):
         weights.export(wide, random(wide), layouts.TORCHVISION_RESNET)
 
 

@@ -1,5 +1,4 @@
-"""Images as uint8 arrays: data sets, preparing them, resizing, augmentation.
+"""Images as uint8 arrays: data sets, their preparation, resizing, augmentation.
 
-Belongs here: everything between image files and the batch that a model sees. Does not: models and
-tasks.
+Everything between image files and a model's input batch belongs here; models and tasks do not.
 """

@@ -1,14 +1,14 @@
-"""Augmentation on the device, of a whole batch at once, inside the jitted step.
+"""Augmentation of a whole batch at once, on the device, inside the jitted step.
 
     augmented = augment.make_augment(crop_padding=4, flip="alternating", cutout=8, mixup=0.2)
     images, labels = augmented(key, images, labels, rows, epochs)
 
 Every augmentation is a pure function `(key, images, labels, its own settings) -> (images, labels)`
-that works by itself too. A row's result depends on that row alone; `mixup` and `cutmix` add the row
-in front of it.
+that also works standalone. A row's result depends on that row alone; with `mixup` and `cutmix`,
+also on the row before it.
 
 Letters: B batch, H height, W width, C channels, K classes. `images` are float[B, H, W, C] in
-[0, 1] and keep their type; `labels` are f32[B, K], distributions over the classes (one-hot at
+[0, 1] and keep their dtype; `labels` are f32[B, K], distributions over the classes (one-hot at
 first), so that mixing is exact.
 """
 
@@ -25,8 +25,8 @@ from vision.data.rand_augment import affine, rand_augment, rotations
 
 
 def _draws(key, *shape):
-    """f32[shape], uniform in [0, 1). An augmentation needs one call, as each takes its time to
-    compile."""
+    """f32[shape], uniform in [0, 1). One call per augmentation is enough, and every call takes time
+    to compile."""
     return jax.random.uniform(key, shape, jnp.float32)
 
 
@@ -39,13 +39,13 @@ def _below(draws, counts):
 
 
 def random_crop(key, images, labels, padding: int):
-    """Zero-pads every side and takes a crop of the old size at a place of its own for each image
+    """Zero-pads every side and crops each image to the old size at its own random place
     (Krizhevsky 2009): a translation by whole pixels.
 
     Args:
       key: a jax key.
       images, labels: the batch.
-      padding: pixels a side; the shift is uniform over (2 * padding + 1)^2 places.
+      padding: pixels per side; the shift is uniform over (2 * padding + 1)^2 places.
     """
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -64,27 +64,27 @@ def random_flip(key, images, labels):
 
 def alternating_flip(images, labels, rows, epochs):
     """Mirrors each image left to right in every second epoch (airbench, Jordan 2024): any two
-    epochs in a row show it once as it is and once mirrored.
+    consecutive epochs show it once unchanged and once mirrored.
 
     Args:
       images, labels: the batch.
-      rows: u32[B], the row of the set. A hash of it says in which epochs it is mirrored: the even
-        ones for about half of the rows, the odd ones for the others.
-      epochs: u32[B], the epoch that each row is read in.
+      rows: u32[B], each image's row in the set. Its hash selects the epochs in which the image is
+        mirrored: the even ones for about half of the rows, the odd ones for the others.
+      epochs: u32[B], the epoch in which each row is read.
     """
     flip = (tree.mix(rows) + epochs) % 2 == 1
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images), labels
 
 
 def random_affine(key, images, labels, degrees=None, fraction=None):
-    """Turns each image about its centre and shifts it: one bilinear resampling, zeros outside.
+    """Rotates each image about its centre and shifts it: one bilinear resampling, zeros outside.
 
     Args:
       key: a jax key.
       images, labels: the batch.
-      degrees: the angle is uniform between -degrees and degrees; None turns nothing. May be traced.
+      degrees: the angle is uniform between -degrees and degrees; None is none. May be traced.
       fraction: shifts are uniform between -fraction and fraction of the side, in both directions
-        and not by whole pixels only; None shifts nothing. May be traced.
+        and not only by whole pixels; None is none. May be traced.
     """
     batch, height, width, _ = images.shape
     draws = 2 * _draws(key, batch, 3) - 1
@@ -104,16 +104,16 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ):
-    """A rectangle of each image, resized to a square: the crop of Inception (Szegedy et al. 2015).
+    """Resizes a random rectangle of each image to a square, as Inception (Szegedy et al. 2015).
 
     Args:
       key: a jax key.
       images, labels: the batch.
       size: side of the result, [B, size, size, C].
       area: the rectangle's share of the image is uniform in this range.
-      ratio: width by height is log-uniform in this range.
+      ratio: width / height is log-uniform in this range.
 
-    The rectangle need not lie on whole pixels. Resized linearly, with antialiasing.
+    The rectangle need not lie on whole pixels. Resizing is linear, with antialiasing.
     """
     sides, places = _shapes(key, images.shape, area, ratio)
     corners = places * (jnp.float32(images.shape[1:3]) - sides)
@@ -127,10 +127,10 @@ def random_resized_crop(
 
 def _shapes(key, shape, area, ratio):
     """Random rectangles within images of [B, H, W, C]: the first of ten draws that fits, or the
-    first one cut to fit.
+    first draw cut to fit.
 
     Returns:
-      (height and width f32[B, 2] in pixels, draws f32[B, 2] for their places).
+      (height and width f32[B, 2] in pixels, uniform draws f32[B, 2] for their places).
     """
     limits = jnp.float32(shape[1:3])
     draws = _draws(key, shape[0], 10, 4)
@@ -146,8 +146,8 @@ def _shapes(key, shape, area, ratio):
 
 
 def _rectangles(shape, corners, sides):
-    """bool[B, H, W, 1]: where the rectangles are that begin at `corners` i32[B, 2], perhaps outside
-    of the image, and measure `sides` i32[B, 2] in y and x."""
+    """bool[B, H, W, 1], True inside rectangles with top left `corners` i32[B, 2], possibly outside
+    the image, and `sides` i32[B, 2] in y and x."""
 
     def within(axis):
         at = jnp.arange(shape[1 + axis]) - corners[:, axis, None]
@@ -157,19 +157,18 @@ def _rectangles(shape, corners, sides):
 
 
 def _centred(draws, shape, sides):
-    """`_rectangles` around pixels drawn uniformly (f32[B, 2] draws): what sticks out is cut off."""
+    """`_rectangles` around pixels drawn uniformly (f32[B, 2] draws), clipped to the image."""
     return _rectangles(shape, _below(draws, jnp.float32(shape[1:3])) - sides // 2, sides)
 
 
 def random_cutout(key, images, labels, size: int, fill=0.0):
-    """Covers a square around a random pixel (cutout, DeVries & Taylor 2017); what of it sticks out
-    of the image is cut off.
+    """Covers a square around a random pixel (cutout, DeVries & Taylor 2017), clipped to the image.
 
     Args:
       key: a jax key.
       images, labels: the batch.
       size: side of the square, in pixels.
-      fill: a number, or one a channel: what the square shows. The paper's is the mean.
+      fill: value of the square, a number or one per channel. The paper's is the mean.
     """
     sides = jnp.full((len(images), 2), size, jnp.int32)
     square = _centred(_draws(key, *sides.shape), images.shape, sides)
@@ -184,14 +183,14 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 0.4),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ):
-    """Covers a rectangle of some of the images with noise, uniform in [0, 1] (Zhong et al. 2020).
+    """Covers a rectangle of some images with noise, uniform in [0, 1] (Zhong et al. 2020).
 
     Args:
       key: a jax key.
       images, labels: the batch.
-      probability: of an image to lose a rectangle. May be traced.
-      area: the rectangle's share of the image is uniform in this range, but for whole pixels.
-      ratio: width by height is log-uniform in this range.
+      probability: probability that an image loses a rectangle. May be traced.
+      area: the rectangle's share of the image is uniform in this range, up to rounding to pixels.
+      ratio: width / height is log-uniform in this range.
     """
     coin_key, shape_key, noise_key = jax.random.split(key, 3)
     sides, places = _shapes(shape_key, images.shape, area, ratio)
@@ -199,7 +198,7 @@ def random_erasing(
     corners = _below(places, jnp.int32(images.shape[1:3]) - sides + 1)
     erased = _rectangles(images.shape, corners, sides)
     erased &= _draws(coin_key, len(images), 1, 1, 1) < probability
-    # Drawn flat: on CPU four times faster than with three channels at the end.
+    # Drawn flat: on CPU four times faster than with the three channels last.
     noise = _draws(noise_key, len(images), images[0].size).reshape(images.shape)
     noise = noise.astype(images.dtype)
     return jnp.where(erased, noise, images), labels
@@ -209,9 +208,9 @@ def random_erasing(
 
 
 def _symmetric_beta(draws, alpha):
-    """f32[B, 2] uniform draws -> f32[B] from Beta(alpha, alpha), without the loop of a sampler that
-    rejects: exactly (1 + t / sqrt(2 alpha + t^2)) / 2, where t has Student's distribution with
-    2 alpha degrees of freedom, which is radius times cosine of two draws (Devroye 1996)."""
+    """f32[B, 2] uniform draws -> f32[B] from Beta(alpha, alpha), without a rejection sampler's
+    loop: exactly (1 + t / sqrt(2 alpha + t^2)) / 2, where t has Student's distribution with
+    2 alpha degrees of freedom, the radius times the cosine of two draws (Devroye 1996)."""
     log = jnp.log(draws[:, 0]) / alpha
     cos = jnp.cos(2 * jnp.pi * draws[:, 1])
     square = -jnp.expm1(log) * cos**2
@@ -219,33 +218,33 @@ def _symmetric_beta(draws, alpha):
 
 
 def _mixed(x, share):
-    """Each row by its share, and the row in front of it by the rest. The order of a batch is
+    """Each row weighted by its share, plus the row before it by the remainder. Batch order is
     random, so any pairing would do; this one sends a single row from device to device."""
     share = share.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (share * x + (1 - share) * jnp.roll(x, 1, axis=0)).astype(x.dtype)
 
 
 def mixup(key, images, labels, alpha):
-    """Weighted means of each image with another one, and of their labels (Zhang et al. 2018).
+    """Weighted means of each image and another, and of their labels (Zhang et al. 2018).
 
     Args:
       key: a jax key.
       images, labels: the batch.
-      alpha: an image's weight is drawn from Beta(alpha, alpha), for each by itself. May be traced.
+      alpha: each image's weight is drawn separately from Beta(alpha, alpha). May be traced.
     """
     share = _symmetric_beta(_draws(key, len(images), 2), alpha)
     return _mixed(images, share[:, None, None, None]), _mixed(labels, share[:, None])
 
 
 def cutmix(key, images, labels, alpha):
-    """Shows in a rectangle of each image that part of another one (Yun et al. 2019). The labels are
-    mixed by the areas that are seen.
+    """Replaces a rectangle of each image by that part of another one (Yun et al. 2019). Labels are
+    mixed by visible area.
 
     Args:
       key: a jax key.
       images, labels: the batch.
-      alpha: the share of the image outside of the rectangle is drawn from Beta(alpha, alpha); it is
-        more where the rectangle sticks out. May be traced.
+      alpha: the share of the image outside the rectangle is drawn from Beta(alpha, alpha); it is
+        larger where the rectangle is clipped. May be traced.
     """
     draws = _draws(key, len(images), 4)
     share = _symmetric_beta(draws[:, :2], alpha)[:, None]
@@ -255,7 +254,7 @@ def cutmix(key, images, labels, alpha):
 
 
 def mixing(key, images, labels, mixup_alpha=None, cutmix_alpha=None):
-    """`mixup` or `cutmix`, whichever has an alpha; if both have, each image takes one by a coin."""
+    """`mixup` or `cutmix`, whichever has an alpha; with both, a coin decides for each image."""
     coin_key, mixup_key, cutmix_key = jax.random.split(key, 3)
     if cutmix_alpha is None:
         return mixup(mixup_key, images, labels, mixup_alpha)
@@ -289,26 +288,33 @@ def make_augment(
 ) -> Callable:
     """The section `augment`: (key, images, labels, rows, epochs) -> (images, labels).
 
-    They are applied in the order of the arguments. Each has draws of its own: switching one on
-    changes nothing in the others'. Floats may be traced, `None` is none.
+    Augmentations are applied in the order of the arguments. Each has its own random draws: enabling
+    one does not change the others'. Floats may be traced.
 
     Args:
-      mean: of the images, a number or one a channel: what `cutout` shows.
-      resized_crop: side of the result of `random_resized_crop`.
-      resized_crop_area: its range of areas.
-      crop_padding: see `random_crop`; 0 is none.
-      flip: "random" is `random_flip`, "alternating" is `alternating_flip`.
-      rotation: degrees of `random_affine`.
-      translation: fraction of `random_affine`.
-      rand_augment_layers: operations for each image, see `rand_augment`; 0 is none.
-      rand_augment_magnitude: 0 to 30.
-      cutout: side of `random_cutout` in pixels; 0 is none.
-      erasing: probability of `random_erasing`.
-      mixup: alpha of `mixup`.
-      cutmix: alpha of `cutmix`. With both, each image takes one of the two by a coin.
+      mean: mean of the images, a number or one per channel: the value of `cutout` squares.
+      resized_crop: side in pixels of the square to which a random rectangle of each image is
+        resized (Szegedy et al. 2015); evaluation crops its centre square. None is none.
+      resized_crop_area: range of that rectangle's share of the image.
+      crop_padding: pixels of zero padding per side before a random crop to the old size; 0 is none.
+      flip: mirrors images left to right: with probability one half ("random"), or in every second
+        epoch ("alternating", Jordan 2024).
+      rotation: largest angle, in degrees, of a random rotation about the centre; None is none.
+      translation: largest random shift in each direction, as a fraction of the side; None is none.
+      rand_augment_layers: number of RandAugment operations on each image (Cubuk et al. 2020); 0 is
+        none.
+      rand_augment_magnitude: strength of these operations, 0 to 30.
+      cutout: side in pixels of a square at a random place that is filled with the mean (DeVries &
+        Taylor 2017); 0 is none.
+      erasing: probability of filling a random rectangle with noise (Zhong et al. 2020); None is
+        none.
+      mixup: alpha of mixup, which averages each image with another, and their labels, with a weight
+        from Beta(alpha, alpha) (Zhang et al. 2018); None is none.
+      cutmix: alpha of CutMix, which replaces a rectangle of each image by that of another (Yun et
+        al. 2019); None is none. With `mixup` as well, a coin decides for each image.
 
     Raises:
-      BadInput: for a number out of its range.
+      BadInput: if a number is out of range.
     """
     for name, value, low, high in (
         ("resized_crop", resized_crop, 1, float("inf")),
@@ -329,7 +335,7 @@ def make_augment(
     low, high = resized_crop_area
     require(
         0 < low <= high <= 1,
-        f"config.augment.resized_crop_area: {resized_crop_area} is no range within (0, 1]",
+        f"config.augment.resized_crop_area: {resized_crop_area} is not a range within (0, 1]",
     )
 
     def augment(key, images, labels, rows, epochs):

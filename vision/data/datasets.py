@@ -2,9 +2,8 @@
 
 `tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build
 --file_format=array_record` or scripts/prepare.py wrote, without TensorFlow. Small sets are decoded
-once, kept beside the prepared files as .npy, and live in memory and on the device as uint8; large
-ones are read as they are needed. Splits are written as TFDS writes them: `train`, `train[:90%]`,
-`train[90%:]+test`.
+once, cached as .npy next to the prepared files, and kept in memory and on the device as uint8;
+large ones are read on demand. Splits use TFDS syntax: `train`, `train[:90%]`, `train[90%:]+test`.
 """
 
 import gzip
@@ -24,14 +23,14 @@ from common.task import Source
 from common.task import split_key as where
 from vision.data import photographs
 
-# Means and standard deviations of the training images, divided by 255; 0.5 where nothing is known.
+# Means and standard deviations of the training images, divided by 255; 0.5 for other sets.
 NORMALISATION = {
     "digits": ((0.2873,), (0.3534,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# Sets whose outline is known without their files: shape, classes, examples a split.
+# Sets whose outline is known without their files: shape, classes, examples per split.
 OUTLINES = {
     "digits": ((8, 8, 1), 10, {"train": 1437, "test": 360}),
     "fashion_mnist": ((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
@@ -55,49 +54,49 @@ def load_sources(
     """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
 
     Args:
-      splits: {name of the Source: split}.
-      name: "digits", "fashion_mnist" or "tfds:NAME".
-      train: the split to train on (it comes back in `splits`).
-      folder: where TFDS keeps prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
-      image_size: for images of varying size: the shorter side becomes this, and what sticks out of
-        the centre square is cut off (`photographs.shorter_side`).
+      splits: {name of the Source: split}; its "train" is the argument `train`.
+      name: the data set: "digits", "fashion_mnist", or "tfds:NAME" for any set prepared by TFDS.
+      train: split to train on: "train" or "train[:90%]".
+      folder: folder of TFDS's prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image_size: for images of varying size: the shorter side is resized to this many pixels, and
+        the centre square is kept (`photographs.shorter_side`). None is for images of one size.
       resident: whether the training set lives on the device; None decides by its size.
-      workers: processes that read a set that is not resident; 0 reads by threads.
+      workers: number of processes that read a set that is not resident; 0 reads in threads.
 
     Raises:
-      BadInput: if the set is not prepared, there is no such split, or it holds no images of one
-        size and the config names none.
+      BadInput: if the set is not prepared, there is no such split, or its images vary in size and
+        the config sets no `image_size`.
     """
     require(workers >= 0, f"config.data.workers: {workers} is negative")
     require(splits.get("train", train) == train, "config.data.train: given twice")
     require(
         image_size is None or (image_size > 0 and not resident),
-        f"config.data.image_size: {image_size}: a positive number, for sets that are read as they "
-        "are needed (config.data.resident=false)",
+        f"config.data.image_size: {image_size}: must be positive, and the set read on demand "
+        "(config.data.resident=false)",
     )
     require(
         image_size is None or name.startswith("tfds:"),
         f"config.data.image_size: the images of {name} have one size",
     )
     if name == "digits":
-        whole = _digits()
-        sizes = {split: len(arrays["label"]) for split, arrays in whole.items()}
+        arrays = _digits()
+        sizes = {split: len(columns["label"]) for split, columns in arrays.items()}
         facts = _facts("digits", tuple(map(str, range(10))))
-        take = lambda split, rows: {k: v[rows] for k, v in whole[split].items()}
+        take = lambda split, rows: {k: v[rows] for k, v in arrays[split].items()}
         return _sources(splits, sizes, take, facts, resident is not False)
     require(
         name == "fashion_mnist" or name.startswith("tfds:"),
-        f"config.data.name: unknown {name!r}; it is 'digits', 'fashion_mnist' or 'tfds:NAME'",
+        f"config.data.name: unknown {name!r}; use 'digits', 'fashion_mnist' or 'tfds:NAME'",
     )
     return _from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
 
 
 class ImageFacts(NamedTuple):
-    """What tasks know of a set of images, `Source.facts`.
+    """Facts about a set of images for tasks, `Source.facts`.
 
     Attributes:
-      classes: their names, in the order of the labels.
-      mean, std: of the training pixels divided by 255: a number a channel, or one for all.
+      classes: class names, in the order of the labels.
+      mean, std: of the training pixels divided by 255: a number per channel, or one for all.
     """
 
     classes: tuple[str, ...]
@@ -116,11 +115,11 @@ def _spec(shape: tuple[int, ...]) -> dict:
 
 
 def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
-    """What `load_sources` gives for the sets of `OUTLINES`, all of whose images are black.
+    """What `load_sources` returns, but with black images, for the sets in `OUTLINES`.
 
     Args:
       splits: {name of the Source: split}.
-      section: the section `data`, completed.
+      section: the completed section `data`.
     """
     name = section["name"].removeprefix("tfds:")
     if name not in OUTLINES:
@@ -128,27 +127,27 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     shape, classes, sizes = OUTLINES[name]
     if section["image_size"] is not None:
         shape = section["image_size"], section["image_size"], shape[-1]
-    require(None not in shape, f"config.data.image_size: the images of {name} vary; set it, to 256")
+    require(None not in shape, f"config.data.image_size: the images of {name} vary; set it to 256")
     facts, spec = _facts(name, tuple(map(str, range(classes)))), _spec(shape)
     black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
     resident = _is_resident(section["resident"], section["image_size"], sizes, shape)
-    found = {}
+    outlines = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, where(key)))
-        arrays = black(size) if resident else None  # memory that is never touched takes none
-        found[key] = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
-    return found
+        arrays = black(size) if resident else None  # untouched zeros take no memory
+        outlines[key] = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
+    return outlines
 
 
 def _is_resident(resident: bool | None, image_size: int | None, sizes: dict, shape) -> bool:
-    """Whether a set lives on the device, unless the config says so: if it is small."""
+    """Whether a set lives on the device: as the config sets it, else if it is small."""
     small = image_size is None and sum(sizes.values()) * int(np.prod(shape)) <= RESIDENT_BYTES
     return small if resident is None else resident
 
 
 def _digits() -> dict[str, dict[str, np.ndarray]]:
     """8x8 handwritten digits (Alpaydin & Kaynak 1998, CC BY 4.0; the test part of UCI's set, as in
-    scikit-learn): the first 1,437 to train, the other 360, of other writers, to test."""
+    scikit-learn): the first 1,437 for training, the other 360, by other writers, for testing."""
     packed = importlib.resources.files("vision.data").joinpath("digits.csv.gz").read_bytes()
     table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), delimiter=",", dtype=np.int32)
     images = (table[:, :-1] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)  # 0..16 -> 0..240
@@ -158,8 +157,8 @@ def _digits() -> dict[str, dict[str, np.ndarray]]:
 
 
 def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
-    """Sources in memory: `take(split, slice)` gives the arrays of a part of a split."""
-    found = {}
+    """Sources in memory; `take(split, slice)` returns the arrays of part of a split."""
+    sources = {}
     for name, split in splits.items():
         parts = [take(part, at) for part, at in ranges(split, sizes, where(name))]
         arrays = (
@@ -167,8 +166,8 @@ def _sources(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
             if len(parts) == 1
             else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         )
-        found[name] = loading.from_arrays(arrays, resident, facts)
-    return found
+        sources[name] = loading.from_arrays(arrays, resident, facts)
+    return sources
 
 
 # -------------------------------------------------------------------------------------------- TFDS
@@ -193,16 +192,16 @@ def _from_tfds(
     facts = _facts(builder.name, tuple(features["label"].names))
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     if _is_resident(resident, image_size, sizes, shape):
-        whole = {}
+        cache = {}
 
         def take(split, at):
-            if split not in whole:
-                whole[split] = decoded(builder, split)
-            return {key: array[at] for key, array in whole[split].items()}
+            if split not in cache:
+                cache[split] = decoded(builder, split)
+            return {key: array[at] for key, array in cache[split].items()}
 
         return _sources(splits, sizes, take, facts, True)
     digest = fingerprint(builder)
-    found = {}
+    sources = {}
     for key, split in splits.items():
         parts = ranges(split, sizes, where(key))
         reader = _Reader(
@@ -211,29 +210,31 @@ def _from_tfds(
             np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
             image_size,
         )
-        said = split if image_size is None else f"{split}:{image_size}"
-        found[key] = Source(len(reader.rows), reader, None, _spec(shape), f"{digest}:{said}", facts)
-    return found
+        content = split if image_size is None else f"{split}:{image_size}"
+        sources[key] = Source(
+            len(reader.rows), reader, None, _spec(shape), f"{digest}:{content}", facts
+        )
+    return sources
 
 
 class _Reader:
-    """rows u32[b] of a split -> arrays; a class, so that worker processes can be sent it."""
+    """Reads rows u32[b] of a split as arrays; a class, so that it can be sent to processes."""
 
     def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None):
         self.sources, self.rows, self.parts, self.image_size = sources, rows, parts, image_size
 
     def __call__(self, rows):
-        found: list = [None] * len(rows)
+        examples: list = [None] * len(rows)
         for part, source in self.sources.items():
             at = np.flatnonzero(self.parts[rows] == part)
             for i, example in zip(
                 at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True
             ):
-                found[i] = example
+                examples[i] = example
                 if self.image_size is not None:
                     square = photographs.shorter_side(example["image"], self.image_size)
-                    found[i] = example | {"image": square}
-        return _stack(found)
+                    examples[i] = example | {"image": square}
+        return _stack(examples)
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
@@ -249,7 +250,7 @@ def _load(path: epath.Path) -> np.ndarray:
 
 
 def decoded(builder, split: str) -> dict[str, np.ndarray]:
-    """A whole split in memory, decoded once: kept as .npy beside the prepared files if they can be.
+    """A whole split in memory, decoded once: cached as .npy next to the prepared files if possible.
 
     Returns:
       {"image": u8[N, H, W, C], "label": i32[N]}.
@@ -261,7 +262,7 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
         arrays = {key: _load(path) for key, path in paths.items()}
         if {len(a) for a in arrays.values()} == {size}:
             return arrays
-    except (OSError, ValueError, EOFError):  # not there, or torn: decode
+    except (OSError, ValueError, EOFError):  # missing or truncated: decode
         pass
     source = builder.as_data_source(split=split)
     parts = []
@@ -280,5 +281,5 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
                 np.save(file, arrays[key])
             temporary.replace(path)
     except OSError:
-        pass  # a read-only place: it is decoded again next time
+        pass  # a read-only folder: decoded again next time
     return arrays

@@ -2,7 +2,7 @@
 TensorFlow.
 
 The four files come from a folder (Debian's package `dataset-fashion-mnist` installs them) or from
-the official address; what is in them is checked either way. scripts/prepare.py runs this.
+the official address; their contents are checked either way. scripts/prepare.py runs this.
 """
 
 import gzip
@@ -30,15 +30,17 @@ CLASSES = (
 
 
 def read_idx(path: epath.PathLike, sha256: str) -> np.ndarray:
-    """The array u8[...] in a gzipped IDX file. Raises `BadInput` if it is damaged or another
-    file."""
+    """The array u8[...] in a gzipped IDX file. Raises `BadInput` if it is damaged or not the
+    expected file."""
     path = epath.Path(path)
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
-    found = hashlib.sha256(raw).hexdigest()
-    require(found == sha256, f"{path}: its contents have sha256 {found[:16]}…, not {sha256[:16]}…")
+    actual = hashlib.sha256(raw).hexdigest()
+    require(
+        actual == sha256, f"{path}: its contents have sha256 {actual[:16]}…, not {sha256[:16]}…"
+    )
     ndim = raw[3]
     shape = np.frombuffer(raw, ">i4", ndim, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
@@ -48,8 +50,8 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """60,000 + 10,000 images of clothing, 28x28, ten classes."""
 
     name = "fashion_mnist"
-    VERSION = tfds.core.Version("4.0.0")  # TFDS's own is 3: PNG images where these are tensors
-    files = ""  # where the archives lie, if not in the usual place or on the network
+    VERSION = tfds.core.Version("4.0.0")  # TFDS's own is 3, with PNG images instead of tensors
+    files = ""  # folder of the archives; "" is Debian's, else the network
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -89,11 +91,11 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(folder: str, files: str = "") -> None:
-    """Writes the set into TFDS's `folder` as array_record, once.
+    """Writes the set into TFDS's `folder` as array_record, unless it is already there.
 
     Args:
       folder: TFDS's data folder.
-      files: where the four archives lie; "" is Debian's place if they are there, else the network.
+      files: folder of the four archives; "" is Debian's if they are there, else the network.
     """
     builder = FashionMnist(data_dir=folder, file_format="array_record")
     builder.files = files

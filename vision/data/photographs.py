@@ -1,9 +1,9 @@
-"""Photographs of any shape become squares of one size, as ImageNet models are evaluated on them.
+"""Turns photographs of any shape into squares of one size, as for evaluating ImageNet models.
 
     square = photographs.centre_crop(image, 224)
 
-On the host, with Pillow's antialiased bicubic filter; one image at a time. Scaling the numbers to
-mean and deviation is the task's.
+Runs on the host, one image at a time, with Pillow's antialiased bicubic filter. Normalising by mean
+and deviation is up to the task.
 """
 
 import numpy as np
@@ -15,18 +15,18 @@ from common.errors import require
 def centre_crop(image: np.ndarray, size: int, fraction: float = 0.875) -> np.ndarray:
     """The centre square, `fraction` of the shorter side wide, resized.
 
-    0.875 is 224 of 256 pixels (Krizhevsky et al. 2012), and what most models are published with.
+    0.875 is 224 of 256 pixels (Krizhevsky et al. 2012), the setting of most published models.
 
     Args:
       image: u8[H, W, 3].
-      size: side in pixels of what is returned.
-      fraction: of the shorter side, in (0, 1].
+      size: side of the result in pixels.
+      fraction: fraction of the shorter side, in (0, 1].
 
     Returns:
       u8[size, size, 3].
 
     Raises:
-      BadInput: if the image is of another shape or type, or the fraction outside its range.
+      BadInput: if the image has another shape or dtype, or the fraction is out of range.
     """
     require(0 < fraction <= 1, f"centre_crop: fraction {fraction} is not in (0, 1]")
     picture = _picture(image)
@@ -37,17 +37,17 @@ def centre_crop(image: np.ndarray, size: int, fraction: float = 0.875) -> np.nda
 
 
 def shorter_side(image: np.ndarray, size: int) -> np.ndarray:
-    """The image resized so that its shorter side is `size`, and of that the centre square.
+    """The centre square of the image resized so that its shorter side is `size`.
 
     Args:
       image: u8[H, W, 3].
-      size: side in pixels of what is returned.
+      size: side of the result in pixels.
 
     Returns:
       u8[size, size, 3].
 
     Raises:
-      BadInput: if the image is of another shape or type.
+      BadInput: if the image has another shape or dtype.
     """
     picture = _picture(image)
     shape = [round(size * length / min(picture.size)) for length in picture.size]

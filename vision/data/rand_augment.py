@@ -1,10 +1,10 @@
-"""RandAugment (Cubuk et al. 2020) of a whole batch at once, and the affine resampling under it.
+"""RandAugment (Cubuk et al. 2020) of a whole batch at once, and its affine resampling.
 
     images, labels = rand_augment(key, images, labels, layers=2, magnitude=10.0)
     images = affine(images, matrices, shifts)
 
-Every operation is computed for the whole batch and each image picks its own: a batch has no room
-for branches. What moves pixels is one resampling, with a matrix of its own for each image.
+Every operation is computed for the whole batch and each image selects its own, since a batch cannot
+branch. All operations that move pixels are one resampling, with a matrix per image.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -12,7 +12,7 @@ Letters: B batch, H height, W width, C channels, K classes.
 import jax
 import jax.numpy as jnp
 
-# The fourteen of the paper, in its order.
+# The paper's fourteen, in its order.
 OPERATIONS = (
     "identity",
     "autocontrast",
@@ -32,10 +32,10 @@ OPERATIONS = (
 
 
 def affine(images, matrices, shifts):
-    """Bilinear resampling along straight lines, with zeros outside of the image.
+    """Bilinear affine resampling, with zeros outside the image.
 
-    The result at (y, x), pixels from the centre with y downwards, is the image at
-    `matrix @ (y, x) + shift`. The identity gives back the very same numbers.
+    The result at (y, x), in pixels from the centre with y pointing down, is the image at
+    `matrix @ (y, x) + shift`. The identity returns exactly the same values.
 
     Args:
       images: float[B, H, W, C].
@@ -47,11 +47,11 @@ def affine(images, matrices, shifts):
     y = jnp.arange(height, dtype=dtype)[:, None] - (height - 1) / 2
     x = jnp.arange(width, dtype=dtype) - (width - 1) / 2
     matrices, shifts = matrices.astype(dtype)[..., None, None], shifts.astype(dtype)
-    # An edge of zeros: whatever lies further out is moved onto it.
+    # A border of zeros, onto which positions further out are clipped.
     padded = jnp.pad(images.astype(dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     def along(axis, size):
-        """i32[B, H, W] the padded neighbour in front, and [B, H, W, 1] how far we are past it."""
+        """(the preceding padded pixel i32[B, H, W], the distance past it [B, H, W, 1])."""
         at = matrices[:, axis, 0] * y + matrices[:, axis, 1] * x + shifts[:, axis, None, None]
         at = jnp.clip(at + (size + 1) / 2, 0, size + 1)
         front = jnp.minimum(jnp.floor(at), size)
@@ -66,22 +66,22 @@ def affine(images, matrices, shifts):
 
 
 def rotations(degrees):
-    """f32[B] angles, counter-clockwise as one sees it -> the matrices f32[B, 2, 2] of `affine`."""
+    """f32[B] angles, counter-clockwise as displayed -> matrices f32[B, 2, 2] for `affine`."""
     angles = jnp.deg2rad(degrees)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.stack([cos, sin, -sin, cos], axis=-1).reshape(-1, 2, 2)
 
 
 def rand_augment(key, images, labels, layers: int = 2, magnitude=10.0):
-    """Some operations in a row for each image, each drawn uniformly from `OPERATIONS`.
+    """Applies a series of operations to each image, each drawn uniformly from `OPERATIONS`.
 
     Args:
       key: a jax key.
       images: float[B, H, W, C] in [0, 1]; C is 1 or 3.
-      labels: f32[B, K], returned as they are.
-      layers: N of the paper, operations for each image.
-      magnitude: M of the paper, 0 to 30; see `transform`, whose amounts are ±magnitude / 30 with a
-        random sign. May be traced.
+      labels: f32[B, K], returned unchanged.
+      layers: N of the paper, the number of operations per image.
+      magnitude: M of the paper, 0 to 30: the amounts passed to `transform` are ±magnitude / 30 with
+        a random sign. May be traced.
     """
     draws = jax.random.uniform(key, (layers, 2, len(images)), jnp.float32)
     for operations, signs in draws:
@@ -91,19 +91,19 @@ def rand_augment(key, images, labels, layers: int = 2, magnitude=10.0):
 
 
 def transform(images, operations, amounts):
-    """One operation on each image, more of it the larger the amount is; 0 is none.
+    """Applies one operation to each image, more strongly for larger amounts; 0 is none.
 
     The scale is torchvision's, where every operation grows with the magnitude; in the paper's code
-    a larger one solarizes and posterizes less. At amount a:
+    a larger magnitude solarizes and posterizes less. At amount a:
     rotate by 30a degrees; shear by 0.3a about the centre; translate by 150/331 a of the side, all
     with zeros outside; color, contrast, brightness and sharpness by the factor 1 + 0.9a; solarize
-    (invert) what is at 1 - |a| or brighter; posterize to 8 - round(4|a|) bits. Autocontrast and
-    equalize have no amount. Pixels are rounded to the 256 levels by those operations alone that
-    are about levels: solarize, posterize, equalize. Color leaves C = 1 as it is.
+    (invert) pixels at 1 - |a| or brighter; posterize to 8 - round(4|a|) bits. Autocontrast and
+    equalize have no amount. Only solarize, posterize and equalize, which act on levels, round
+    pixels to the 256 levels. Color leaves C = 1 unchanged.
 
     Args:
       images: float[B, H, W, C] in [0, 1]; C is 1 or 3.
-      operations: i32[B], places in `OPERATIONS`.
+      operations: i32[B], indices into `OPERATIONS`.
       amounts: f32[B] in [-1, 1].
     """
     dtype = images.dtype
@@ -149,7 +149,7 @@ def _grey(images):
 
 
 def _smooth(images):
-    """The mean of each pixel (5 parts) and its eight neighbours (1 part each); the border stays."""
+    """Mean of each pixel (weight 5) and its eight neighbours (weight 1); the border is kept."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     inner = (box + 4 * images[:, 1:-1, 1:-1]) / 13
@@ -157,15 +157,15 @@ def _smooth(images):
 
 
 def _equalized(levels):
-    """Whole levels 0 to 255, [B, H, W, C] -> levels with as even a histogram as a table from old to
-    new levels can give, for each channel; in whole numbers, as PIL does it."""
+    """Integer levels 0 to 255, [B, H, W, C] -> levels with as even a histogram as a table from old
+    to new levels allows, per channel; in integer arithmetic, as in PIL."""
 
-    def one(levels):  # i32[H, W]
+    def equalize(levels):  # i32[H, W]
         counts = jnp.zeros(256, jnp.int32).at[levels].add(1)
         step = (levels.size - counts[levels.max()]) // 255
         below = jnp.cumsum(counts) - counts
         table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
         return jnp.where(step > 0, table, jnp.arange(256))[levels]
 
-    by_channel = jax.vmap(jax.vmap(one, in_axes=-1, out_axes=-1))
+    by_channel = jax.vmap(jax.vmap(equalize, in_axes=-1, out_axes=-1))
     return by_channel(levels.astype(jnp.int32)).astype(levels.dtype)

@@ -1,4 +1,4 @@
-"""What evaluation sees of an image: normalised, cropped from the centre, in one view or several."""
+"""Images as evaluation sees them: normalised, centre-cropped, in one view or several."""
 
 from typing import Literal, get_args
 
@@ -10,13 +10,13 @@ Views = Literal["none", "flip", "flip_shift"]
 
 
 def normalise(images, mean, std):
-    """(images - mean) / std, in their type. `mean` and `std` are numbers or one a channel."""
+    """(images - mean) / std, in their dtype. `mean` and `std` are numbers or one per channel."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def centre_crop(images, size: int):
-    """The square in the middle, [B, size, size, C]: what evaluation sees where training sees
-    `random_resized_crop`.
+    """The centre square, [B, size, size, C]: evaluation's counterpart of `random_resized_crop` in
+    training.
 
     Raises:
       BadInput: if the images are smaller.
@@ -31,16 +31,16 @@ def centre_crop(images, size: int):
 
 
 def weighted_views(images, name: Views) -> tuple:
-    """What the logits of an image are averaged over: ((weight, [B, H, W, C]), …), weights sum to 1.
+    """Views to average an image's logits over: ((weight, [B, H, W, C]), …), weights sum to 1.
 
     Args:
       images: [B, H, W, C].
-      name: "none" is the image itself. "flip" is the image and its mirror. "flip_shift" is the six
-        of airbench (Jordan 2024): these two, which weigh half in all, and both shifted by a pixel
-        up and left, and down and right, with the border reflected.
+      name: "none" is the image itself. "flip" is the image and its mirror image. "flip_shift" is
+        airbench's six (Jordan 2024): these two, with half of the total weight, and both shifted by
+        a pixel up and left, and down and right, with the border reflected.
 
     Raises:
-      BadInput: for another name.
+      BadInput: for an unknown name.
     """
     choice("views", name, get_args(Views))
     if name == "none":
@@ -52,6 +52,6 @@ def weighted_views(images, name: Views) -> tuple:
     shifted = (padded[:, at : at + height, at : at + width] for at in (2, 0))
     return tuple(
         (share * weight, view)
-        for share, one in zip((0.5, 0.25, 0.25), (images, *shifted), strict=True)
-        for weight, view in weighted_views(one, "flip")
+        for share, moved in zip((0.5, 0.25, 0.25), (images, *shifted), strict=True)
+        for weight, view in weighted_views(moved, "flip")
     )

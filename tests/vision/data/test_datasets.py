@@ -48,7 +48,7 @@ def test_images_of_varying_size_become_squares_of_one(folder):
     arguments = {"name": "tfds:ragged", "folder": folder}
     with pytest.raises(BadInput, match=r"varying size; set config\.data\.image_size"):
         datasets.load_sources({"train": "train"}, **arguments)
-    with pytest.raises(BadInput, match="read as they are needed"):
+    with pytest.raises(BadInput, match="read on demand"):
         datasets.load_sources({"train": "train"}, image_size=16, resident=True, **arguments)
     found = datasets.load_sources({"train": "train"}, image_size=16, **arguments)["train"]
     assert found.spec["image"].shape == (16, 16, 3)
