@@ -194,7 +194,7 @@ PROGRAMS = {case.__name__: case for case in (start, sweep, overhead)}
 
 
 def growth(rounds: int, cpu: bool) -> list[dict]:
-    """Times our step at sizes from a sixteenth to eight times the base."""
+    """Times our step at sizes from an eighth to four times the base."""
     rows = []
     for dimension, sizes in GROWTH.items():
         for size in sizes:

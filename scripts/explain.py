@@ -28,6 +28,7 @@ from common.reports import plots
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
 from vision import explain
+from vision.data.views import weighted_views
 
 
 def main(argv=None) -> int:
@@ -110,7 +111,7 @@ def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray,
 
     @jax.jit
     def forward(variables, batch):
-        seen = views.views(prepare(batch)["image"], views)
+        seen = weighted_views(prepare(batch)["image"], views)
         return sum(share * model.apply(variables, view) for share, view in seen)
 
     logits, labels = [], []
