@@ -20,7 +20,12 @@ READMES = {
 MAIN, COMMON, CONFIGS, SCRIPTS, _ = READMES.values()
 LANGUAGE = r"```{}\n(.*?)```"
 SNIPPETS = [
-    pytest.param(text, id=f"{name}-{number}")
+    # The first of scripts/README.md trains a sweep.
+    pytest.param(
+        text,
+        id=f"{name}-{number}",
+        marks=pytest.mark.slow if "population.run" in text else (),
+    )
     for name, readme in READMES.items()
     for number, text in enumerate(re.findall(LANGUAGE.format("python"), readme, re.DOTALL))
 ]

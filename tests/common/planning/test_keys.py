@@ -85,7 +85,6 @@ def test_help_is_short_and_has_an_example(name, capsys):
     ("config", "shows"),
     [
         ("vision/fashion_mnist.py:cnn", "60,000 examples"),
-        pytest.param("vision/cifar10.py", "50,000 examples", marks=pytest.mark.slow),
         pytest.param("lm/finetune_reviews.py", "7,252 examples", marks=pytest.mark.slow),
     ],
 )
