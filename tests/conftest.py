@@ -59,6 +59,15 @@ def pytest_runtest_setup(item):
     jax.config.update("jax_disable_most_optimizations", not as_users)
 
 
+@pytest.fixture
+def compiled_in_haste():
+    """Spares XLA's code generator its pains in a slow test, where compiling is what takes time; a
+    program is divided over devices as ever."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With CI=true, a test that skips has failed: data and extras must be there."""

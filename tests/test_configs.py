@@ -127,7 +127,7 @@ SOME_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n
 
 
 @pytest.mark.parametrize("name", SOME_SLOW)
-def test_a_config_trains_two_steps(name, folder):
+def test_a_config_trains_two_steps(name, folder, compiled_in_haste):
     quick = {"train.batch_size": 16, "train.accumulate": 1, **LARGE.get(name, {})}
     made = program.prepare(laws.changed(built(name, folder), **quick), jax.devices()[:1])
     losses, state = measure.train_losses(made, 2)

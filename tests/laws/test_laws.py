@@ -135,15 +135,6 @@ def test_three_axes_at_once_change_nothing(name):
 
 
 @pytest.fixture
-def compiled_in_haste():
-    """XLA divides the program over the devices as ever, and spares its code generator's pains: to
-    compile is what takes time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
 def undivided(monkeypatch):
     """The dimensions that a mesh was to split, and that stayed whole because it does not divide
     them."""
