@@ -8,7 +8,7 @@ import pytest
 from helpers import DIGITS, load
 
 from common import tree
-from common.data import order
+from common.data import fetch, order
 from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
@@ -16,6 +16,7 @@ from common.training import program
 from common.training.initialise import initialise
 from common.training.loop import eval_context
 from vision import classify, efficientnet_lite
+from vision.pretrained import WEIGHTS
 
 
 def task_of(constrain=identity, **overrides):
@@ -122,6 +123,7 @@ def test_a_run_begins_with_published_weights_and_statistics():
     task, _ = task_of(**IMAGENET, **lite)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     fresh = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    fetch.weights("efficientnet_lite0", WEIGHTS)
     found = initialise(*fresh, task.pretrained, path="efficientnet_lite0")
     assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, fresh)
     assert all(np.any(x) for x in tree.flatten({"p": found[0], "e": found[1]}).values())
