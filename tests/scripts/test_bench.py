@@ -101,6 +101,7 @@ def test_a_case_prints_a_table_and_draws(case, capsys, tmp_path):
 
 
 @pytest.mark.slow
+@CONTESTS
 def test_cost_grows_as_the_model_says(tmp_path):
     bench = script("bench")
     bench.GROWTH = {"batch": (1, 2), "width": (64,)}
