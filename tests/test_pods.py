@@ -3,8 +3,8 @@ the number of chips, what fits, and pages of what each takes, so that a change t
 slower shows as a difference to review.
 
 A page: `tests/goldens/pods/NAME.txt`; `pytest tests/test_pods.py --update-goldens -m slow`, and
-the same with `--measure pods`, write them anew. Numbers are compared to the last digit where jax and libtpu are those of the page, and
-within 5% elsewhere.
+the same with `--measure pods`, write them anew. Numbers are compared to the last digit where jax
+and libtpu are those of the page, and within 5% elsewhere.
 """
 
 import functools

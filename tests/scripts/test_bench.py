@@ -86,8 +86,7 @@ def test_contenders_train_the_same_network(case, capsys):
     "case",
     [
         "input",
-        "overhead",
-        *(pytest.param(c, marks=CONTESTS) for c in ("generate", "start", "sweep")),
+        *(pytest.param(c, marks=CONTESTS) for c in ("generate", "overhead", "start", "sweep")),
     ],
 )
 def test_a_case_prints_a_table_and_draws(case, capsys, tmp_path):
