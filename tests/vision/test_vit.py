@@ -77,7 +77,7 @@ def test_images_that_do_not_fit_are_one_line():
         ({}, (1, 12, 8, 3), "config.model.image_size: 12, but the images are 12 x 8 pixels"),
         ({"patch_size": 5}, (1, 12, 12, 3), "config.model.patch_size: 5 does not divide"),
         ({"positions": "sine"}, (1, 12, 6, 3), "config.model.patch_size: 4 does not divide"),
-        ({"positions": "sine", "width": 34, "heads": 1}, (1, 12, 12, 3), "no multiple of 4"),
+        ({"positions": "sine", "width": 34, "heads": 1}, (1, 12, 12, 3), "is not a multiple of 4"),
         ({"patch_size": 0}, (1, 12, 12, 3), "config.model.patch_size: 0 is not positive"),
     ):
         model = vit.ViT(num_classes=5, **SMALL | fields)

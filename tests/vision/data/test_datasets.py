@@ -75,7 +75,7 @@ def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     found = datasets.outline_sources({"train": "train[:99%]"}, large)["train"]
     assert found.spec["image"].shape == (256, 256, 3)
     assert (found.size, len(found.facts.classes)) == (1_268_355, 1000)
-    with pytest.raises(BadInput, match="set it, to 256"):
+    with pytest.raises(BadInput, match="set it to 256"):
         datasets.outline_sources({"train": "train"}, large | {"image_size": None})
 
 
