@@ -386,6 +386,3 @@ def loop_ends_where_steps_do(config, steps: int = 6) -> str:
     for name in made.task.evaluators:
         hold(any(k.startswith(f"eval/{name}/") for k in evaluated), f"{name} was not evaluated")
     return f"{steps} steps of the loop end where {steps} bare steps do"
-
-
-# ------------------------------------------------------------------------------------- the report

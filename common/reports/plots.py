@@ -237,6 +237,10 @@ def _height(column: Positions) -> tuple[np.ndarray, list[tuple[float, str]]]:
     return (at - low) / span, list(zip((ticks - low) / span, labels, strict=True))
 
 
+def _cut(text: str, length: int = 16) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 # ------------------------------------------------------------------------------------- calibration
 
 
@@ -271,7 +275,3 @@ def reliability(table, name: str):
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
     return drawn
-
-
-def _cut(text: str, length: int = 16) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
