@@ -9,12 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 
 import jax
 from jax.experimental import multihost_utils
 
-from common.devices import processes
+from common.devices import code, processes
 from common.errors import require
 
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
@@ -155,8 +156,21 @@ class Preemption(Told):
         return self.signal is not None
 
 
-def environment() -> dict:
-    """Everything that a result may depend on: commit, versions, devices, command line."""
+def versions(modules: Iterable[str] = ()) -> dict:
+    """The part of `environment` that is known before any device: Python, packages and code."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "code": code.digests(modules),
+    }
+
+
+def environment(modules: Iterable[str] = ()) -> dict:
+    """Everything that a result may depend on: commit, versions, code, devices, command line.
+
+    Args:
+      modules: import paths of the user's own modules, see `code.digests`.
+    """
 
     def git(*args):
         root = pathlib.Path(__file__).parent
@@ -172,8 +186,7 @@ def environment() -> dict:
     return {
         "commit": commit,
         "command": sys.argv,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        **versions(modules),
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),

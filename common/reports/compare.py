@@ -16,11 +16,13 @@ from etils import epath
 from common import config
 from common.errors import require
 from common.runs import workdir
+from common.runs.history import number
 from common.training.saved import read_config
 
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 # Keys of environment.json that do not affect a result, or are compared separately.
-ASIDE = ("command", "data", "config", "steps")
+ASIDE = ("command", "code", "data", "config", "steps")
+FEW = 4  # files of code that are named
 NO_DIGESTS = "the logs share no step with digests"
 
 
@@ -32,7 +34,7 @@ class Comparison(NamedTuple):
       parted: where their states diverge, in one line; "" if they do not.
       causes: differences in config, data and environment, one per line.
       largest: the largest relative difference among the metrics of the last evaluation and the last
-        loss, and its key; (0.0, "") if there is none.
+        loss, and its key; (0.0, "") if there is none, (inf, "") if there is nothing to compare.
     """
 
     verdict: str
@@ -57,12 +59,21 @@ def runs(a, b, tolerance: float = 1e-3) -> Comparison:
     results = [workdir.read_result(epath.Path(folder)) or {} for folder in (a, b)]
     parted, largest = first_difference(*logs), largest_difference(*logs)
     digests = {result.get("digest") for result in results}
-    same_end = len(digests) == 1 and None not in digests
-    if parted in ("", NO_DIGESTS) and same_end and logs[0][-1]["step"] == logs[1][-1]["step"]:
+    ends = {lines[-1]["step"] for lines in logs} | {result.get("steps") for result in results}
+    if parted in ("", NO_DIGESTS) and None not in digests and len(digests) == len(ends) == 1:
         verdict = IDENTICAL
     else:
         verdict = EQUAL if largest[0] <= tolerance else DIFFERENT
-    return Comparison(verdict, parted, causes(a, b), largest)
+    lines = causes(a, b)
+    if verdict != IDENTICAL and not lines and not any(map(_code, (a, b))):
+        lines = ["the code may differ: neither run has recorded its own"]
+    return Comparison(verdict, parted, lines, largest)
+
+
+def _code(folder) -> dict | None:
+    """{file: digest} of the code at a run's last start; None where that is not recorded."""
+    starts = workdir.read_starts(folder)
+    return starts[-1].get("code") if starts else None
 
 
 def first_difference(a: list[dict], b: list[dict]) -> str:
@@ -85,22 +96,22 @@ def first_difference(a: list[dict], b: list[dict]) -> str:
 
 
 def largest_difference(a: list[dict], b: list[dict]) -> tuple[float, str]:
-    """(relative difference, key) among the metrics of the last evaluation and the last loss."""
-    last_values = [{k: v for line in lines for k, v in line.items()} for lines in (a, b)]
-    keys = [
-        key
-        for key, value in last_values[0].items()
-        if (key.startswith("eval/") or key == "train/loss") and isinstance(value, int | float)
+    """(relative difference, key) among the metrics of the last evaluation and the last loss; it is
+    infinite where only one of them has a number, or there is nothing to compare."""
+    x, y = ({k: v for line in lines for k, v in line.items()} for lines in (a, b))
+    keys = [key for key in x | y if key.startswith("eval/") or key == "train/loss"]
+    numbers = [(number(x.get(key)), number(y.get(key)), key) for key in keys]
+    differences = [
+        (_relative(*both), key) for *both, key in numbers if not all(map(math.isnan, both))
     ]
-    differences = [(_relative(last_values[0][key], last_values[1].get(key)), key) for key in keys]
-    worst = max(differences, default=(0.0, ""))
+    worst = max(differences, default=(math.inf, ""))
     return worst if worst[0] else (0.0, "")
 
 
-def _relative(x: float, y) -> float:
-    if not isinstance(y, int | float):
+def _relative(x: float, y: float) -> float:
+    if math.isnan(x) or math.isnan(y):
         return math.inf
-    return abs(x - y) / max(abs(x), abs(y), 1e-12)
+    return abs(x - y) / max(abs(x), abs(y), 1e-12) if x != y else 0.0
 
 
 def causes(a, b) -> list[str]:
@@ -120,11 +131,30 @@ def causes(a, b) -> list[str]:
     if not all(starts):
         return [*lines, "environment.json of one run is missing"]
     for folder, known in zip((a, b), starts, strict=True):
-        for before, after in itertools.pairwise(map(_place, known)):
-            lines += [f"between two starts of {folder}: {line}" for line in _lines(before, after)]
+        for before, after in itertools.pairwise(known):
+            differ = code_lines(before, after) + _lines(_place(before), _place(after))
+            lines += [f"between two starts of {folder}: {line}" for line in differ]
     x, y = (known[-1] for known in starts)
     lines += [f"the data set {line}" for line in _lines(x["data"], y["data"])]
-    return list(dict.fromkeys(lines + _lines(_place(x), _place(y))))
+    return list(dict.fromkeys(lines + code_lines(x, y) + _lines(_place(x), _place(y))))
+
+
+def code_lines(x: dict, y: dict) -> list[str]:
+    """The files of code in which two starts differ, in at most one line; a start of a version that
+    recorded none is a difference, two are not."""
+    if ("code" in x) != ("code" in y):
+        return ["code: recorded by one start, not by the other"]
+    differ = _differing_files(x.get("code", {}), y.get("code", {}))
+    if not differ:
+        return []
+    more = f", and {len(differ) - FEW} more files" if len(differ) > FEW else ""
+    return [f"code {', '.join(differ[:FEW])}{more}"]
+
+
+def _differing_files(x: dict, y: dict) -> list[str]:
+    get = lambda files, name: files.get(name, "not there")
+    names = [name for name in sorted(x.keys() | y.keys()) if x.get(name) != y.get(name)]
+    return [f"{name}: {get(x, name)} and {get(y, name)}" for name in names]
 
 
 def _place(start: dict) -> dict:
@@ -145,10 +175,9 @@ def comparison_text(comparison: Comparison) -> str:
     if comparison.parted:
         lines.append(f"states: {comparison.parted}")
     if comparison.largest[1]:
-        lines.append(
-            f"numbers: {comparison.largest[1]} differs most, "
-            f"by a relative {comparison.largest[0]:.2g}"
-        )
+        amount, key = comparison.largest
+        how = f"by a relative {amount:.2g}" if math.isfinite(amount) else "one is not a number"
+        lines.append(f"numbers: {key} differs most, {how}")
     lines += [f"differs: {line}" for line in comparison.causes]
     if comparison.verdict != IDENTICAL and not comparison.causes:
         lines.append(

@@ -14,13 +14,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable
 
 from etils import epath
 
 from common.config import differing, flatten, from_json, to_json
-from common.devices import runtime
+from common.devices import code, runtime
 from common.devices.agreement import together
 from common.errors import BadInput, require
 from common.runs import files, log
@@ -181,7 +182,11 @@ def claim(
 
 
 def _environment(starts: list[dict], begin: dict) -> str:
-    return json.dumps([*starts, runtime.environment() | begin], indent=1) + "\n"
+    start = runtime.environment(code.named(begin["config"])) | begin
+    text = json.dumps([*starts, start], indent=1) + "\n"
+    # The digests of the code in one line, so that the rest can be read.
+    one_line = lambda block: re.sub(r"\s+", " ", block[0])
+    return re.sub(r'^  "code": \{$.*?^  \}', one_line, text, flags=re.MULTILINE | re.DOTALL)
 
 
 def read_starts(folder) -> list[dict]:
