@@ -3,6 +3,7 @@
 Pure functions of the lines of a log, so that a resumed run decides the same.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -88,3 +89,65 @@ def last_values(history: list[dict], step: int) -> dict:
                     _, name, metric = key.split("/", 2)
                     values.setdefault(name, {})[metric] = value
     return values
+
+
+# ---------------------------------------------------------------------------------------- missing
+
+
+def missing(
+    history: list[dict], step: int, log_every: int, starts: list[dict]
+) -> tuple[int, str] | None:
+    """The first line that a run certainly logged up to `step`, and that its log lacks.
+
+    Args:
+      history: the lines of the log.
+      step: of the checkpoint, before which everything due was logged.
+      log_every: steps between lines of training, or 0 if that is not known.
+      starts: the records of environment.json; what they do not tell is not asked for.
+
+    Returns:
+      (its step, "training" or "evaluation NAME"), or None.
+    """
+    configs = [start.get("config") or {} for start in starts]
+    totals = {start.get("steps") for start in starts}
+    bare = {line["step"] for line in history if line.keys() == {"step"}}  # without a result
+    trained = _steps_with(history, "train/")
+    texts = {config.get("train.log_every") for config in configs}
+    n = log_every or _interval(texts, trained, totals)
+    absent = [(at, "training") for at in _due(n, step) if at not in trained]
+    for key in configs[-1] if configs else ():
+        _, name, *rest = (*key.split("."), "", "")
+        if key.startswith("evals.") and rest[:1] == ["every"]:
+            done = _steps_with(history, f"eval/{name}/")
+            n = _interval({config.get(key) for config in configs}, done, totals)
+            absent += [(s, f"evaluation {name}") for s in _due(n, step) if s not in done | bare]
+    return min(absent, default=None, key=lambda line: line[0])
+
+
+def _steps_with(history: list[dict], prefix: str) -> set[int]:
+    return {line["step"] for line in history if any(key.startswith(prefix) for key in line)}
+
+
+def _due(interval: int | None, step: int) -> range:
+    return range(interval, step + 1, interval) if interval else range(0)
+
+
+def _interval(texts: set, done: set[int], totals: set) -> int | None:
+    """The steps between two lines, or a multiple of them; None where that is not certain.
+
+    Args:
+      texts: the durations that the run's starts have set.
+      done: the steps that have such a line.
+      totals: the last steps of the starts, which are evaluated whatever the interval.
+    """
+    text = next(iter(texts)) if len(texts) == 1 else None
+    if not isinstance(text, str) or ("%" in text and len(totals) != 1):
+        return None
+    exact = re.fullmatch(r"(\d+) steps?", text)
+    if exact:
+        return int(exact[1])
+    inner = sorted(done - totals)[:-1]  # the last one may be that of early stopping
+    if len(inner) < 2:
+        return None
+    common = math.gcd(*inner)
+    return common if 2 * len(inner) > inner[-1] // common else None

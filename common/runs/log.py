@@ -9,6 +9,7 @@ be appended to (object stores), the log is numbered parts in `metrics/` instead.
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,10 +17,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from common.devices.agreement import together
 from common.errors import BadInput
-from common.runs import files
-
-NAME = "metrics.jsonl"
+from common.runs import files, lines
 
 
 def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
@@ -58,43 +58,32 @@ def encode(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _parts(workdir: epath.Path) -> list[epath.Path]:
-    folder = workdir / "metrics"
-    return sorted(folder.glob("part_*.jsonl")) if folder.exists() else []
-
-
-def _text(lines: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def _lines(text: str) -> list[dict]:
-    """The complete lines of a log, without one that a crash cut off."""
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def read_lines(workdir: epath.PathLike) -> list[dict]:
-    """Every line of a run's log, in order; [] if there is none."""
-    workdir = epath.Path(workdir)
-    files = [workdir / NAME] if (workdir / NAME).exists() else _parts(workdir)
-    return [line for file in files for line in _lines(file.read_text())]
+    """Every line of a run's log, in order, without one that a crash cut off at the end; [] if there
+    is none.
+
+    Raises:
+      BadInput: if a line in the middle is damaged.
+    """
+    return [entry.line for entry in lines.readable(workdir)]
 
 
 def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
-    """The last lines of a run's log that fit in `size` bytes (all, if it is in parts)."""
-    path = epath.Path(workdir) / NAME
-    if not path.exists():
-        return read_lines(workdir)
+    """The last lines of a run's log that fit in `size` bytes, at least one (all, if it is in
+    parts); damaged ones are left out."""
+    path = epath.Path(workdir) / lines.NAME
+    if not path.exists() or not files.can_append(path):
+        return [entry.line for entry in lines.entries_of(workdir)[0] if entry.line is not None]
     with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        from_start = file.tell() == 0
-        text = file.read().decode(errors="replace")
-    return _lines(text if from_start else text.partition("\n")[2])
+        length = os.fstat(file.fileno()).st_size
+        while True:
+            file.seek(max(0, length - size))
+            raw = file.read()
+            raw = raw if size >= length else raw.partition(b"\n")[2]
+            last = [e.line for e in lines.parse(path, raw)[0] if e.line is not None]
+            if last or size >= length:
+                return last
+            size *= 8
 
 
 def logged(history: list[dict], step: int, prefix: str) -> bool:
@@ -115,18 +104,24 @@ class Log:
     def __init__(
         self, workdir, step: int, *, writing: bool, name: str, config: dict, tensorboard, wandb
     ):
-        """Resumes after `step`, dropping the lines of later steps."""
+        """Resumes after `step`, dropping the lines of later steps.
+
+        Raises:
+          BadInput: if a line is damaged, and not at the end.
+        """
         self._workdir = None if workdir is None else epath.Path(workdir)
         self._writing = writing and workdir is not None
         self._file, self._buffer, self._tensorboard, self._wandb = None, [], None, None
-        self.history: list[dict] = []
+        kept: list[lines.Entry] = []
         if workdir is not None:
-            self.history = [line for line in read_lines(workdir) if line["step"] <= step]
+            with together():
+                kept = [entry for entry in lines.readable(workdir) if entry.line["step"] <= step]
             if jax.process_count() > 1:  # all must read before one rewrites
                 multihost_utils.sync_global_devices("log")
+        self.history: list[dict] = [entry.line for entry in kept]
         if not self._writing:
             return
-        self._rewind()
+        self._rewind(kept)
         if tensorboard:
             writer = _need("tensorboardX", "tensorboard", "config.log.tensorboard").SummaryWriter
             folder = os.fspath(self._workdir / "tensorboard")
@@ -141,25 +136,22 @@ class Log:
                 resume="allow",
             )
 
-    def _rewind(self) -> None:
-        """Drops the lines beyond the history; a crash meanwhile duplicates nothing."""
+    def _rewind(self, kept: Sequence[lines.Entry]) -> None:
+        """Drops the lines beyond those kept; a crash meanwhile duplicates nothing."""
         if files.can_append(self._workdir):
-            files.replace_text(self._workdir / NAME, _text(self.history))
-            self._file = open(self._workdir / NAME, "a", encoding="utf-8")  # noqa: SIM115
+            path = self._workdir / lines.NAME
+            lines.rewrite(path, kept)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
             return
         (self._workdir / "metrics").mkdir(parents=True, exist_ok=True)
-        left, self._next = len(self.history), 0
-        before = {part: _lines(part.read_text()) for part in _parts(self._workdir)}
-        kept = {}
-        for part, lines in before.items():
-            kept[part] = lines[: max(left, 0)]
-            left -= len(lines)
-        for part, lines in reversed(kept.items()):  # the last part first
-            if not lines:
-                part.unlink()
-            elif lines != before[part]:
-                part.write_text(_text(lines))
-            self._next = max(self._next, int(part.name[5:10]) + 1)
+        for file in reversed(lines.log_files(self._workdir)):  # the last first
+            own = [entry for entry in kept if os.fspath(entry.file) == os.fspath(file)]
+            if not own:
+                file.unlink()
+            elif own[-1].number < lines.parse(file, file.read_bytes())[0][-1].number:
+                lines.rewrite(file, own)
+        parts = [file for file in lines.log_files(self._workdir) if file.name != lines.NAME]
+        self._next = max(map(lines.part_number, parts), default=-1) + 1
 
     def _part(self, number: int) -> epath.Path:
         return self._workdir / "metrics" / f"part_{number:05d}.jsonl"
@@ -192,7 +184,8 @@ class Log:
             self._file.flush()
             os.fsync(self._file.fileno())
         if self._buffer:
-            self._part(self._next).write_text(_text(self._buffer))
+            text = "".join(json.dumps(line) + "\n" for line in self._buffer)
+            self._part(self._next).write_text(text)
             self._buffer, self._next = [], self._next + 1
         if self._tensorboard:
             self._tensorboard.flush()

@@ -24,7 +24,7 @@ from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime
 from common.devices.agreement import together
 from common.errors import BadInput, require
-from common.runs import files, log
+from common.runs import files, history, lines, log
 from common.runs.checkpoint import steps_in
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
@@ -275,43 +275,21 @@ def finish(folder: epath.Path, result: dict) -> None:
 # --------------------------------------------------------------------------------------------- log
 
 
-def _line(text: bytes) -> dict | None:
-    """A line of the log, or None if it is damaged."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
-
-
-def _lines(path: epath.Path) -> tuple[list[bytes], list[dict], list[dict]]:
-    """(all raw lines, those before the first damaged one, the intact ones after it)."""
-    raw = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    raw = [] if raw == [b""] else raw
-    lines = [_line(text) for text in raw]
-    intact = lines.index(None) if None in lines else len(lines)
-    return raw, lines[:intact], [line for line in lines[intact:] if line is not None]
-
-
 def read_log(folder) -> list[dict]:
     """The lines of a run's log, without one that a crash cut off at the end.
 
     Raises:
       BadInput: if a line in the middle is damaged.
     """
-    path = epath.Path(folder) / log.NAME
-    if not path.exists():
-        return log.read_lines(folder)  # in parts, or missing
-    _, before, after = _lines(path)
-    require(not after, f"{path} is damaged at line {len(before) + 1}")
-    return before
+    return log.read_lines(folder)
 
 
 def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None:
     """Ensures that the log is complete up to the checkpoint from which a run resumes.
 
     Lines after that step are dropped anyway, so damage a crash left there (a torn line, NUL bytes)
-    is cut off. A missing or damaged line up to that step would be lost: that is an error.
+    is cut off, as is what an editor adds (a byte order mark, blank lines). The file is kept as it
+    was. A missing or damaged line up to that step would be lost: that is an error.
 
     Args:
       folder: the workdir.
@@ -320,21 +298,50 @@ def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None
       write: whether this process writes.
 
     Raises:
-      BadInput: in all processes, if the log is damaged or ends before the step.
+      BadInput: in all processes, if the log is damaged or incomplete up to the step.
     """
-    path = folder / log.NAME
     with together():
-        raw, before, after = _lines(path) if path.exists() else ([], log.read_lines(folder), [])
-        trained = [x["step"] for x in before if any(key.startswith("train/") for key in x)]
-        last = max(trained, default=0)
-        due = step - step % log_every if log_every else 0
-        later = [s for s in steps_in(folder) if s > last]
-        require(
-            last >= due and all(line["step"] > step for line in after),
-            f"{path} is damaged at line {len(before) + 1}: it is whole up to step {last}, and the "
-            f"newest checkpoint is of step {step}; repair that line, or move the checkpoints of "
-            f"steps {later} away to compute the rest again",
-        )
-        if write and raw and len(before) < len(raw):
-            logging.warning("%s: cut off at line %d, which is damaged", path, len(before) + 1)
-            files.replace_text(path, b"".join(text + b"\n" for text in raw[: len(before)]).decode())
+        entries, extras = lines.entries_of(folder)
+        whole = lines.intact(entries)
+        rest = entries[len(whole) :]
+        starts = read_starts(folder) if (folder / "environment.json").exists() else []
+        absent = history.missing([entry.line for entry in whole], step, log_every, starts)
+        lost = [e.line["step"] for e in rest if e.line is not None and e.line["step"] <= step]
+        if absent is not None or lost:
+            raise BadInput(_incomplete(folder, step, whole, rest, absent, lost))
+        if write and (rest or extras):
+            lines.mend(folder)
+        elif write and entries:
+            _keep_what_no_step_repeats(entries, starts, step)
+
+
+def _incomplete(folder, step: int, whole: list, rest: list, absent, lost: list[int]) -> str:
+    """The message for a log that is damaged up to the checkpoint's step."""
+    trained = [e.line["step"] for e in whole if any(key.startswith("train/") for key in e.line)]
+    file, number = (whole[-1].file, whole[-1].number + 1) if whole else (folder / lines.NAME, 1)
+    first, why = min(lost, default=0), ""
+    if absent is not None:
+        first, why = absent[0], f"{absent[1]} of step {absent[0]} is missing"
+        trained = [at for at in trained if at < first or (at == first and absent[1] != "training")]
+    behind = [entry for entry in whole if absent is not None and entry.line["step"] > first]
+    if behind:
+        file, number = behind[0].file, behind[0].number
+    elif rest:
+        file, number, why = rest[0].file, rest[0].number, rest[0].damage
+    last = max(trained, default=0)
+    later = [s for s in steps_in(folder) if s >= first]
+    return (
+        f"{file} is damaged at line {number}: it is whole up to step {last}, then {why}, and the "
+        f"newest checkpoint is of step {step}; repair that line, or move the checkpoints of steps "
+        f"{later} away to compute the rest again"
+    )
+
+
+def _keep_what_no_step_repeats(entries: list, starts: list[dict], step: int) -> None:
+    """Keeps a copy of the log if it goes further than the run now will: those lines are dropped,
+    and not computed again."""
+    total = starts[-1].get("steps") if starts else None
+    if isinstance(total, int) and entries[-1].line["step"] > max(total, step):
+        for file in dict.fromkeys(os.fspath(e.file) for e in entries if e.line["step"] > total):
+            name = lines.keep(epath.Path(file))
+            logging.warning("%s: lines after step %d are dropped; kept in %s", file, total, name)

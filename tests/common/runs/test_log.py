@@ -11,7 +11,7 @@ from etils import epath
 from helpers import ROOT, load
 
 from common.devices import chips
-from common.runs import log
+from common.runs import lines, log
 from common.runs.files import replace_text
 from common.runs.progress import Progress, duration, speeds
 from common.training import train
@@ -36,6 +36,10 @@ class Bucket:
 
     __truediv__ = joinpath
 
+    @property
+    def parent(self):
+        return Bucket(self.real.parent)
+
     def __lt__(self, other):
         return self.real < other.real
 
@@ -43,7 +47,7 @@ class Bucket:
         return [Bucket(path) for path in self.real.glob(pattern)]
 
     def __getattr__(self, name):
-        if name in ("exists", "mkdir", "unlink", "read_text", "write_text"):
+        if name in ("exists", "mkdir", "unlink", "read_bytes", "write_bytes", "write_text"):
             return getattr(self.real, name)
         raise AttributeError(f"an object store has no {name}")
 
@@ -77,7 +81,7 @@ def test_a_log_goes_on_where_the_state_does(folder):
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):
-    (tmp_path / log.NAME).write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
+    (tmp_path / lines.NAME).write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
     resumed = make(tmp_path, step=3)
     resumed.write(3, {"x": 1})
     resumed.close()

@@ -231,7 +231,7 @@ def lines(*steps: int) -> list[str]:
         ("".join(lines(1, 2, 3, 4)) + "\0" * 500, 4, 4),  # a power cut
         ("".join([*lines(1, 2), "\0\0\n", *lines(4)]), 2, 2),  # behind the checkpoint
         ("".join([*lines(1, 2), "\0\0\n", *lines(4)]), 4, None),
-        ("".join([*lines(1, 2), "\n", *lines(3, 4)]), 4, None),
+        ("".join([*lines(1, 2), "\n", *lines(3, 4)]), 4, 4),
         ("".join([*lines(1, 2), "null\n", *lines(3, 4)]), 3, None),
         ("".join(lines(1, 2, 3)), 4, None),  # the end is lost
         ("".join([*lines(1, 2, 3), lines(4)[0][:-5]]), 4, None),
