@@ -10,6 +10,7 @@ it was made from: the files' sizes and times, the tokenizer's settings, the form
     counts.npy       i64[V]: the count of each token in the training documents
     names.json       the names of the documents
     index.json       {split: [first document, last + 1]}, and the sha256 of each file above
+    *.checked        when a file too large to be read at each start was last found whole
 
 Documents are ordered train, valid, test, and by source within each, so that every split is one
 range of tokens. A document is its tokens and [SEP] or, if the tokenizer has no mask token,
@@ -22,6 +23,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -42,7 +44,7 @@ from lm.data import corpora, tokenizer
 
 VERSION = 1
 BATCH = 1 << 20  # characters tokenised at a time
-CHECKED_BYTES = 1 << 30  # smaller files are checked against their sha256 when opened
+CHECKED_BYTES = 1 << 30  # larger files are checked against their sha256 once, until they change
 TALK_BYTES = 30_000_000  # larger corpora show their progress on a terminal
 ARRAYS = ("tokens", "documents", "sentences", "counts")
 
@@ -110,6 +112,8 @@ def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> 
     with _locked(path):
         opened = _open(path)
         if opened is None:
+            if path.exists():
+                logging.warning("%s is damaged; its tokens are made anew", path)
             unfinished = path.with_name(f".{path.name}.unfinished")
             for leftover in (unfinished, path):  # of a killed process; damaged
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -133,9 +137,7 @@ def _open(path: pathlib.Path) -> Store | None:
     try:
         index = json.loads((path / "index.json").read_text())
         for file, (size, sha256) in index["files"].items():
-            if os.path.getsize(path / file) != size:
-                return None
-            if size < CHECKED_BYTES and fetch.sha256(path / file) != sha256:
+            if os.path.getsize(path / file) != size or not _is_whole(path / file, sha256):
                 return None
         arrays = {key: np.load(path / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
         return Store(
@@ -147,6 +149,26 @@ def _open(path: pathlib.Path) -> Store | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_whole(file: pathlib.Path, sha256: str) -> bool:
+    """Whether a file has its sha256. For a large one the answer stands beside it, with its size and
+    time of change, so that it is read in full only when it is new or has been changed."""
+    status = file.stat()
+    if status.st_size < CHECKED_BYTES:
+        return fetch.sha256(file) == sha256
+    note = file.with_name(f"{file.name}.checked")
+    stamp = f"{sha256} {status.st_size} {status.st_mtime_ns}\n"
+    with contextlib.suppress(OSError, ValueError):
+        if note.read_text() == stamp:
+            return True
+    if fetch.sha256(file) != sha256:
+        return False
+    with contextlib.suppress(OSError):  # a folder that cannot be written: checked every time
+        temporary = note.with_name(f".{note.name}.{os.getpid()}")
+        temporary.write_text(stamp)
+        os.replace(temporary, note)
+    return True
 
 
 # ---------------------------------------------------------------------------------------- building

@@ -6,8 +6,11 @@ once, cached as .npy next to the prepared files, and kept in memory and on the d
 large ones are read on demand. Splits use TFDS syntax: `train`, `train[:90%]`, `train[90%:]+test`.
 """
 
+import contextlib
 import gzip
+import hashlib
 import importlib.resources
+import logging
 import os
 import sys
 from typing import NamedTuple
@@ -38,6 +41,7 @@ OUTLINES = {
     "imagenet2012": ((None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}),
 }
 SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
+DECODING = 1  # of `_stack`: another number makes every cache be decoded again
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 
 
@@ -246,11 +250,57 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
 
 def _load(path: epath.Path) -> np.ndarray:
     with path.open("rb") as file:
-        return np.load(file)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _prepared_digest(builder, split: str) -> str:
+    """A sha256 of the prepared files of a split, whose images are few enough to keep in memory."""
+    sha = hashlib.sha256()
+    features = epath.Path(builder.data_dir) / "features.json"
+    for path in (features, *map(epath.Path, sorted(builder.info.splits[split].filepaths))):
+        with path.open("rb") as file:
+            sha.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return sha.hexdigest()
+
+
+def _cache_digest(arrays: dict[str, np.ndarray], made_from: str) -> str:
+    """A sha256 of decoded arrays and of what they were decoded from."""
+    sha = hashlib.sha256(f"{DECODING} {made_from}".encode())
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()
+
+
+def _cached(paths: dict[str, epath.Path], record: epath.Path, made_from: str) -> dict | None:
+    """The arrays of a cache; None, with a warning if there is one, unless they are those that were
+    decoded from these files."""
+    if not any(path.exists() for path in paths.values()):
+        return None
+    try:
+        arrays = {key: _load(path) for key, path in paths.items()}
+        if _cache_digest(arrays, made_from) == record.read_text().strip():
+            return arrays
+        reason = "it is not what the prepared files decode to"
+    except FileNotFoundError as error:
+        reason = f"{os.path.basename(error.filename or record)} is missing"
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        MemoryError,
+    ) as error:  # torn, or no .npy
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    logging.warning("%s: %s; decoded again", paths["image"], reason)
+    return None
 
 
 def decoded(builder, split: str) -> dict[str, np.ndarray]:
     """A whole split in memory, decoded once: cached as .npy next to the prepared files if possible.
+
+    A sha256 beside the arrays covers them and the prepared files: a cache that is damaged, or was
+    made from other files or by other code, is decoded again.
 
     Returns:
       {"image": u8[N, H, W, C], "label": i32[N]}.
@@ -258,12 +308,10 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
     folder = epath.Path(builder.data_dir) / "decoded"
     size = builder.info.splits[split].num_examples
     paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
-    try:
-        arrays = {key: _load(path) for key, path in paths.items()}
-        if {len(a) for a in arrays.values()} == {size}:
-            return arrays
-    except (OSError, ValueError, EOFError):  # missing or truncated: decode
-        pass
+    record, made_from = folder / f"{split}.sha256", _prepared_digest(builder, split)
+    arrays = _cached(paths, record, made_from)
+    if arrays is not None:
+        return arrays
     source = builder.as_data_source(split=split)
     parts = []
     for start in range(0, size, 1000):
@@ -276,10 +324,19 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, path in paths.items():
-            temporary = folder / f".{path.name}.{os.getpid()}"
-            with temporary.open("wb") as file:
+            with _replacing(path) as file:
                 np.save(file, arrays[key])
-            temporary.replace(path)
+        with _replacing(record) as file:
+            file.write(_cache_digest(arrays, made_from).encode() + b"\n")
     except OSError:
         pass  # a read-only folder: decoded again next time
     return arrays
+
+
+@contextlib.contextmanager
+def _replacing(path: epath.Path):
+    """A file opened for writing that takes the place of `path` once it is whole."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    with temporary.open("wb") as file:
+        yield file
+    temporary.replace(path)

@@ -391,13 +391,20 @@ def test_a_damaged_store_is_built_again(built, file, harm):
     assert (path / file).read_bytes() == raw
 
 
-def test_a_store_too_large_to_be_read_whole_is_checked_by_its_sizes(built, monkeypatch):
+def test_a_store_too_large_to_be_read_at_each_start_is_read_when_it_changed(built, monkeypatch):
     path, load = built
     monkeypatch.setattr(store, "CHECKED_BYTES", 0)
     raw = (path / "tokens.npy").read_bytes()
-    (path / "tokens.npy").write_bytes(raw + b"..")
+    for harm in (raw + b"..", raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]):
+        load()
+        with monkeypatch.context() as patched:
+            patched.setattr(store.fetch, "sha256", None)  # nothing is read in full again
+            load()
+        (path / "tokens.npy").write_bytes(harm)
+        load()
+        assert (path / "tokens.npy").read_bytes() == raw
+    (path / "tokens.npy.checked").write_bytes(b"\xff")
     load()
-    assert (path / "tokens.npy").read_bytes() == raw
 
 
 def test_changed_text_is_noticed(tmp_path):

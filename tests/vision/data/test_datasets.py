@@ -102,15 +102,69 @@ def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
     assert disk["train"].resident is None
 
 
-def test_a_torn_cache_is_decoded_again(folder):
-    load = lambda: datasets.load_sources({"train": "train"}, name="tfds:cifar10", folder=folder)[
-        "train"
-    ]
+def _other_pixels(cache):
+    x = np.load(cache / "train.image.npy")
+    x[7, 3, 3] ^= 1
+    np.save(cache / "train.image.npy", x)
+
+
+def _other_labels(cache):
+    np.save(cache / "train.label.npy", np.load(cache / "train.label.npy")[::-1])
+
+
+def _swapped(cache):
+    (cache / "train.label.npy").write_bytes((cache / "train.image.npy").read_bytes())
+
+
+CACHE_DAMAGE = {
+    "torn": lambda cache: os.truncate(cache / "train.image.npy", 200),
+    "empty": lambda cache: os.truncate(cache / "train.image.npy", 0),
+    "one bit": _other_pixels,
+    "labels": _other_labels,
+    "another array": _swapped,
+    "of floats": lambda cache: np.save(cache / "train.image.npy", np.zeros((50, 6, 6, 3))),
+    "objects": lambda cache: np.save(cache / "train.label.npy", np.array([{}] * 50)),
+    "a zip": lambda cache: (cache / "train.label.npy").write_bytes(b"PK\3\4" + bytes(99)),
+    "a header": lambda cache: (cache / "train.label.npy").write_bytes(b"\x93NUMPY\1\0\4\0{,}\n"),
+    "without a record": lambda cache: (cache / "train.sha256").unlink(),
+    "a damaged record": lambda cache: (cache / "train.sha256").write_bytes(b"\xff\xfe"),
+    "without labels": lambda cache: (cache / "train.label.npy").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", CACHE_DAMAGE.values(), ids=CACHE_DAMAGE)
+def test_a_cache_that_is_not_the_set_is_decoded_again(folder, damage, caplog):
+    arguments = {"name": "tfds:cifar10", "folder": folder}
+    load = lambda: datasets.load_sources({"train": "train"}, **arguments)["train"]
     first = load()
     (cached,) = pathlib.Path(folder).rglob("train.image.npy")
-    os.truncate(cached, 200)
+    caplog.clear()
+    damage(cached.parent)
     assert load().fingerprint == first.fingerprint
-    assert np.load(cached).shape == (50, 6, 6, 3)
+    assert [record.message for record in caplog.records if "decoded again" in record.message]
+    caplog.clear()
+    assert load().fingerprint == first.fingerprint
+    assert not caplog.records
+
+
+def test_a_cache_of_other_prepared_files_is_decoded_again(tmp_path, caplog):
+    load = lambda: datasets.load_sources(
+        {"train": "train"}, name="tfds:cifar10", folder=str(tmp_path)
+    )["train"]
+    fabricated.prepare(tmp_path, "cifar10", (6, 6, 3), {"train": 20})
+    first = load()
+    (cache,) = tmp_path.rglob("decoded")
+    cache.rename(tmp_path / "kept")
+    for path in (tmp_path / "cifar10").rglob("*.array_record*"):
+        path.unlink()
+    (version,) = (tmp_path / "cifar10").iterdir()
+    for path in version.iterdir():
+        path.unlink()
+    version.rmdir()
+    fabricated.prepare(tmp_path, "cifar10", (6, 6, 3), {"train": 20}, classes=2)
+    (tmp_path / "kept").rename(version / "decoded")
+    assert load().resident["label"].max() == 1 < first.resident["label"].max()
+    assert "not what the prepared files decode to" in caplog.text
 
 
 def test_what_is_not_there_says_how_to_get_it(folder, tmp_path):
