@@ -323,9 +323,10 @@ def _check_task(config: dict, task: Task, schedule: Plan) -> None:
     """Raises `BadInput` if the task and the config are incompatible.
 
     The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
-    An evaluator's metrics are only known once it has run: `common.training.loop` checks them.
+    An evaluator's metrics are only known once it has run: `common.training.watched` checks them.
     """
-    terms = set(_terms_of(task))
+    shapes = {name: total.shape for name, (total, _) in _terms_of(task).items()}
+    terms = set(shapes)
     unknown = sorted(set(task.objective) - terms)
     require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
     require(
@@ -342,6 +343,12 @@ def _check_task(config: dict, task: Task, schedule: Plan) -> None:
         kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
         require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
         choice(where, names[0] if names else "", valid[kind])
+        if kind == "train":
+            require(
+                not shapes.get(names[0], ()) or names[0] in STEP_TERMS,
+                f"{where}: {key!r} is no single number, which never improves",
+            )
+            choice(where, key, [f"train/{name}" for name in valid[kind]])
 
 
 def initial_state(program: Program) -> TrainState:

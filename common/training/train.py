@@ -20,6 +20,7 @@ from common.runs import checkpoint, files, log, workdir
 from common.runs.history import last_speeds, last_values
 from common.runs.progress import Progress
 from common.sections import call
+from common.training import watched
 from common.training.loop import Run, loop
 from common.training.program import Program, initial_state, prepare
 from common.training.saved import read_config
@@ -96,6 +97,7 @@ def begun(
     # Reject a bad `config.init` before writing anything.
     resumes = any(agreement.gather(workdir.begun(folder)))
     fresh = None if resumes else initial_state(program)
+    watched.check(program, fresh, folder)
     done = checkpoint.steps_in(folder)
     require(
         not done or done[-1] <= program.plan.total,

@@ -173,9 +173,10 @@ def test_a_run_stops_by_a_metric_of_training_without_evaluations(tmp_path):
     assert train.run(config, tmp_path, show=False)["steps"] == 4
 
 
-def test_a_metric_that_its_evaluator_lacks_is_named_at_the_first_evaluation(tmp_path):
+def test_a_metric_that_its_evaluator_lacks_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(BadInput, match="did you mean 'eval/test/accuracy'"):
-        train.run(short(**{"checkpoint.best": "max eval/test/acc"}), tmp_path, show=False)
+        train.run(short(**{"checkpoint.best": "max eval/test/acc"}), tmp_path / "a", show=False)
+    assert not (tmp_path / "a").exists()
 
 
 def test_metrics_that_no_evaluator_has_are_refused():
