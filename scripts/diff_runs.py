@@ -7,13 +7,14 @@ data, versions and machine. Exit code 0 if they are bit-identical, 1 if not.
 
 from common import cli
 from common.reports import compare
+from common.runs import place
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("a", help="workdir of a run")
-    parser.add_argument("b", help="workdir of another run")
+    parser.add_argument("a", type=place.folder, help="workdir of a run")
+    parser.add_argument("b", type=place.folder, help="workdir of another run")
     args = parser.parse_args(argv)
     found = compare.runs(args.a, args.b)
     print(compare.comparison_text(found), end="")

@@ -8,6 +8,7 @@ training logs.
 import json
 
 from common import cli
+from common.runs import place
 from common.runs.log import encode
 from common.training.saved import evaluate_run
 
@@ -15,7 +16,7 @@ from common.training.saved import evaluate_run
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
     parser.add_argument(
         "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )

@@ -25,6 +25,7 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.reports import plots
+from common.runs import place
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
 from vision import explain
@@ -34,7 +35,7 @@ from vision.data.views import weighted_views
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
     parser.add_argument(
         "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )

@@ -7,6 +7,7 @@ of one another. `--step` is latest (default), best, or a number.
 
 from common import cli
 from common.errors import require
+from common.runs import place
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
 from lm import fill, mlm
@@ -16,7 +17,7 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"texts containing {fill.MASK}")
-    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
     parser.add_argument(
         "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )

@@ -6,6 +6,7 @@ For runs of lm.clm. Each prompt starts a document, and is printed with the model
 
 from common import cli
 from common.errors import require
+from common.runs import place
 from common.task import purpose_key
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
@@ -18,7 +19,7 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts to continue")
-    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
     parser.add_argument(
         "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )

@@ -34,13 +34,13 @@ from etils import epath
 from common import cli, tree
 from common.errors import BadInput, require
 from common.reports import plots, report
-from common.runs import log
+from common.runs import log, place
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("workdirs", nargs="+", help="runs, or folders of runs")
+    parser.add_argument("workdirs", type=place.folder, nargs="+", help="runs, or folders of runs")
     parser.add_argument("--metric", default="eval/test/accuracy", help="key of the log to compare")
     parser.add_argument("--select", default="", help="metric that decides the best row")
     parser.add_argument("--format", default="text", choices=FORMATS, help="format of the table")
@@ -196,7 +196,9 @@ def records(result: report.RunReport) -> list[dict]:
 
 def command(run: report.FinishedRun) -> str:
     """The command that repeats a run; "" if it is unknown."""
-    return shlex.join(["python", *run.environment[-1]["command"]]) if run.environment else ""
+    return (
+        shlex.join(["python", *map(str, run.environment[-1]["command"])]) if run.environment else ""
+    )
 
 
 FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_json}

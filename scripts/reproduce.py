@@ -18,7 +18,7 @@ from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime
 from common.errors import require
 from common.reports import compare
-from common.runs import workdir
+from common.runs import place, workdir
 from common.training import train
 from common.training.saved import read_config
 
@@ -26,14 +26,15 @@ from common.training.saved import read_config
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("run", help="the workdir of a finished run")
-    parser.add_argument("--workdir", help="workdir of the repetition (default: RUN-again)")
+    parser.add_argument("run", type=place.folder, help="the workdir of a finished run")
+    parser.add_argument(
+        "--workdir", type=place.workdir, help="workdir of the repetition (default: RUN-again)"
+    )
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, help="largest relative difference in final metrics"
     )
     args = parser.parse_args(argv)
     require(args.tolerance >= 0, f"--tolerance: {args.tolerance} is negative")
-    require(args.workdir != "", "--workdir: empty; name a folder, or leave it out for RUN-again")
     config, log = read_config(args.run), workdir.read_log(args.run)
     result = workdir.read_result(epath.Path(args.run))
     finished = result is not None and log[-1:] and log[-1]["step"] == result.get("steps")

@@ -17,6 +17,7 @@ from etils import epath
 from common import cli, config
 from common.errors import require
 from common.reports import report
+from common.runs import place
 from common.sweeps import launch, trials
 
 SEEDS = (0, 1, 2)
@@ -28,7 +29,7 @@ LINE = re.compile(r"^\| `(?P<config>configs/[\w/.:]+)`(?P<note>[^|]*)\|.*$", re.
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the runs")
+    parser.add_argument("--workdir", type=place.workdir, required=True, help="folder of the runs")
     parser.add_argument("--only", default="", help="run only configs with this word in their names")
     parser.add_argument("--readme", default="configs/README.md", help="file with the table")
     args = parser.parse_args(argv)

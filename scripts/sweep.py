@@ -22,7 +22,7 @@ import traceback
 
 from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
-from common.runs import workdir
+from common.runs import place, workdir
 from common.runs.files import absolute
 from common.runs.history import parse_best
 from common.sweeps import launch, launch_ray, launch_slurm, population, trials
@@ -38,6 +38,9 @@ def main(argv=None) -> int:
     if args.overrides is not None:
         return _train_here([_trial(args, words, config.from_json(args.overrides))], args.workdir)
     all_trials = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
+    if args.metric:
+        every = all_trials or [_trial(args, words, {})]
+        trials.check_metric("--metric", args.metric.split()[-1], every)
     if args.index is not None:
         return _train_here(_by_index(args.index, all_trials), args.workdir)
     for trial in all_trials:
@@ -61,7 +64,9 @@ def main(argv=None) -> int:
 def _parser():
     parser = cli.parser(__doc__)
     cli.add_config(parser)
-    parser.add_argument("--workdir", required=True, help="folder for the trials' workdirs")
+    parser.add_argument(
+        "--workdir", type=place.workdir, required=True, help="folder for the trials' workdirs"
+    )
     parser.add_argument(
         "--sweep", default="sweep", help="function of the config file that yields the trials"
     )

@@ -11,6 +11,7 @@ from common import cli
 from common.devices import runtime
 from common.errors import require
 from common.planning import describe
+from common.runs import place
 from common.training import train
 
 
@@ -19,7 +20,9 @@ def main(argv=None) -> int:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     cli.add_place(parser)
-    parser.add_argument("--workdir", help="folder of the run; required unless --dry-run")
+    parser.add_argument(
+        "--workdir", type=place.workdir, help="folder of the run; required unless --dry-run"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import BadInput
+from common.runs.history import number
 
 FEW = 10  # Matplotlib's number of distinct colours
 
@@ -39,7 +40,7 @@ def curve(history: Sequence[dict], key: str, x: str = "minutes") -> tuple[np.nda
     """(x f64[n], values f64[n]) of a log key; x is "steps", or "minutes", interpolated from
     neighbouring lines."""
     clock = [(line["step"], line["time/seconds"]) for line in history if "time/seconds" in line]
-    points = [(line["step"], line[key]) for line in history if key in line]
+    points = [(line["step"], number(line[key])) for line in history if key in line]
     if not clock or not points:
         return np.zeros(0), np.zeros(0)
     steps, seconds = np.array(clock, float).T
@@ -71,20 +72,31 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str 
              for seed_curves in curves.values()]  # fmt: skip
     many = len(runs) > FEW
     scale = _colours(drawn, axes, means, key) if many else None
-    later_values = []
+    later_values, legend = [], []
     for i, (name, seed_curves) in enumerate(curves.items()):
         colour = scale.to_rgba(means[i]) if scale else f"C{i}"
         for j, (at, values) in enumerate(seed_curves):
-            label = name if j == 0 and (i < 5 or not many) else None
-            axes.plot(at, values, ".-", color=colour, lw=1, ms=3, alpha=0.8, label=label)
+            (line,) = axes.plot(at, values, ".-", color=colour, lw=1, ms=3, alpha=0.8)
+            if j == 0 and (i < 5 or not many):
+                legend.append((line, plain(name)))
             later_values += list(values[len(values) // 2 :])
     if "accuracy" in key and later_values:  # the first epochs would compress all others
         axes.set_ylim(np.nanmin(later_values) - 0.02, np.nanmax(later_values) + 0.005)
     axes.set_xlabel(x)
-    axes.set_ylabel(key)
+    axes.set_ylabel(plain(key))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="the best five" if many else None)
+    title = "the best five" if many else None
+    lines, names = [line for line, _ in legend], [name for _, name in legend]
+    axes.legend(lines, names, fontsize=8, title=title)
     return drawn
+
+
+def plain(text: str) -> str:
+    """A name or a value as Matplotlib draws it to the letter: it would typeset what stands between
+    dollars, leave a name that begins with an underscore out of a legend, and fail on lone
+    surrogates."""
+    text = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def _colours(drawn, axes, values: Sequence[float], name: str):
@@ -92,7 +104,7 @@ def _colours(drawn, axes, values: Sequence[float], name: str):
     colour."""
     scale = axes.scatter([], [], c=[], cmap="viridis")
     scale.set_clim(np.nanmin(values), np.nanmax(values))
-    drawn.colorbar(scale, ax=axes, label=name)
+    drawn.colorbar(scale, ax=axes, label=plain(name))
     return scale
 
 
@@ -176,11 +188,11 @@ def against(settings: Sequence[dict[str, Any]], values: Sequence[float], metric:
         else:
             shown = range(len(names)) if len(names) <= 12 else ()
             rotation = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 24 else {}
-            axes.set_xticks(shown, [_cut(names[i]) for i in shown], **rotation)
-        axes.set_xlabel(key)
+            axes.set_xticks(shown, [plain(_cut(names[i])) for i in shown], **rotation)
+        axes.set_xlabel(plain(key))
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
-        axes.set_ylabel(metric)
+        axes.set_ylabel(plain(metric))
     return drawn
 
 
@@ -211,11 +223,13 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
         axes.axvline(i, color="black", lw=0.8)
         for height, text in ticks:
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-            axes.text(i + 0.03, height, _cut(text), fontsize=8, va="center", bbox=box, zorder=3)
+            axes.text(
+                i + 0.03, height, plain(_cut(text)), fontsize=8, va="center", bbox=box, zorder=3
+            )
     for line, value in reversed(list(zip(np.transpose(heights), values, strict=True))):
         axes.plot(line, color=scale.to_rgba(value), lw=1.5, alpha=0.8)
     rotation = {"rotation": 20, "ha": "right"} if sum(map(len, columns)) > 60 else {}
-    axes.set_xticks(range(len(columns)), columns, **rotation)
+    axes.set_xticks(range(len(columns)), map(plain, columns), **rotation)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.7)
     for side in axes.spines.values():
@@ -268,7 +282,7 @@ def reliability(table, name: str):
     upper.bar(edges[filled], accuracy[filled], 1 / bins, align="edge", edgecolor="white")
     upper.plot(confidence[filled], accuracy[filled], "o-", color="C1", ms=4, lw=1, label="observed")
     upper.plot([0, 1], [0, 1], "--", color="black", lw=1, label="perfectly calibrated")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"{name}: ECE {ece:.4f}")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"{plain(name)}: ECE {ece:.4f}")
     upper.legend(fontsize=8, loc="upper left")
     lower.bar(edges, counts, 1 / bins, align="edge", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="predictions")

@@ -23,14 +23,19 @@ from scipy.special import stdtrit
 
 from common import losses
 from common.config import flatten
-from common.errors import BadInput, require
+from common.errors import BadInput, nearest, require
 from common.reports.plots import label
 from common.runs import workdir
 from common.runs.files import absolute
-from common.runs.history import number, parse_best
-from common.sweeps.trials import FAILED, STOPPED
+from common.runs.history import last_values, number, parse_best
+from common.sweeps.trials import FAILED, STOPPED, noted
 from common.training.program import task_module
 from common.training.saved import read_config
+
+# Files of a run without its config, and the types that are read of its others.
+LEFT = ("metrics.jsonl", "environment.json", "result.json")
+OF_START = {"commit": str, "command": list, "device": str, "devices": int, "versions": dict}
+OF_RESULT = {"steps": int, "eval": dict, "parameters": int, "wall_seconds": int | float}
 
 
 class FinishedRun(NamedTuple):
@@ -122,8 +127,8 @@ def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]
       places: workdirs, or folders whose direct subfolders are workdirs, such as a sweep's.
 
     Returns:
-      The runs, each once, and {path: reason} for unfinished runs in folders. Runs found in a folder
-      are named by `named`.
+      The runs, each once, and {path: reason} for unfinished and damaged runs in folders. Runs found
+      in a folder are named by `named`.
 
     Raises:
       BadInput: for a place without a run, an unfinished run given by name, a damaged file, or if no
@@ -139,7 +144,12 @@ def find_runs(places: Sequence[str]) -> tuple[list[FinishedRun], dict[str, str]]
             continue
         reasons = {trial: _unfinished(trial) for trial in trials}
         left_out |= {str(trial): reason for trial, reason in reasons.items() if reason}
-        finished = [read_run(trial) for trial in trials if not reasons[trial]]
+        finished = []
+        for trial in (trial for trial in trials if not reasons[trial]):
+            try:
+                finished.append(read_run(trial))
+            except BadInput as damage:
+                left_out[str(trial)] = str(damage)
         for run in named(finished, folder.name, alone=len(places) == 1):
             runs.setdefault(run.path, run)
     require(bool(runs), f"there is no finished run; {left_out_text(left_out)}")
@@ -150,28 +160,61 @@ def _trials(folder: epath.Path) -> list[epath.Path]:
     """The runs in a folder that is not itself a run."""
     if workdir.begun(folder) or not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if workdir.begun(p) or (p / FAILED).exists())
+    signs = ("config.json", FAILED, *LEFT)
+    return sorted(p for p in folder.iterdir() if any((p / name).exists() for name in signs))
 
 
 def _unfinished(folder: epath.Path) -> str:
     """Why a run is unfinished; "" if it is finished."""
-    if workdir.begun(folder) and workdir.read_result(folder) is not None:
-        return ""
+    if workdir.begun(folder):
+        try:
+            if workdir.load_result(folder) is not None:
+                return ""
+        except BadInput as error:
+            return str(error)
     for file, prefix in ((folder / FAILED, "failed: "), (folder / STOPPED, "")):
         if file.exists():
-            return prefix + " ".join(file.read_text().split())
-    return "not finished"
+            return prefix + " ".join(noted(file).split())
+    if (folder / "result.json").exists() and workdir.begun(folder):
+        return f"{folder / 'result.json'} is damaged"
+    return "not finished" if workdir.begun(folder) else "its config.json is missing"
 
 
 def read_run(folder) -> FinishedRun:
-    """A finished run, named after its folder. Raises `BadInput` if there is none."""
+    """A finished run, named after its folder. Raises `BadInput` if there is none, or one of its
+    files is damaged."""
     folder = absolute(folder)
     config = flatten(read_config(folder))
     reason = _unfinished(folder)
     require(not reason, f"{folder}: {reason}; run its command again")
     starts = workdir.read_starts(folder)
-    history, result = workdir.read_log(folder), workdir.read_result(folder)
+    history, result = workdir.read_log(folder), workdir.load_result(folder)
+    _check_kinds(folder / "config.json", config, {"seed": int, "task": str})
+    for start in starts:
+        _check_kinds(folder / "environment.json", start, OF_START)
+        _check_kinds(folder / "environment.json", start["versions"], {"jax": str})
+    _check_kinds(folder / "result.json", result, OF_RESULT)
+    _check_end(folder, history, result)
     return FinishedRun(str(folder), folder.name, config, config["seed"], history, result, starts)
+
+
+def _check_kinds(path: epath.Path, values: dict, kinds: dict) -> None:
+    """Raises `BadInput` unless these keys of a file have values of these types."""
+    for key, kind in kinds.items():
+        value = values.get(key)
+        require(
+            isinstance(value, kind) and type(value) is not bool,
+            f"{path} is damaged: {key!r} is {'missing' if key not in values else repr(value)[:40]}",
+        )
+
+
+def _check_end(folder: epath.Path, history: list[dict], result: dict) -> None:
+    """Raises `BadInput` unless log and result end alike."""
+    ends = history[-1]["step"] if history else 0
+    unlike = f"{folder}: metrics.jsonl ends at step {ends}, result.json is of {result['steps']}"
+    require(ends == result["steps"], f"{unlike}; run its command again")
+    alike = last_values(history, ends) == result["eval"]
+    require(alike, f"{folder}: the last evaluation in metrics.jsonl is not that of result.json")
 
 
 # ---------------------------------------------------------------------------------------- grouping
@@ -247,7 +290,7 @@ def last(run: FinishedRun, key: str) -> float:
     it."""
     values = [line[key] for line in run.history if key in line]
     keys = sorted({key for line in run.history for key in line if key.startswith("eval/")})
-    require(bool(values), f"{run.path}: no {key!r} in its log; valid: {', '.join(keys)}")
+    require(bool(values), f"{run.path}: no {key!r} in its log; {nearest(key, keys)}")
     return float(number(values[-1]))
 
 
@@ -294,7 +337,7 @@ def _signs(runs: Iterable[FinishedRun]) -> dict[str, int]:
     """Which metrics are better when higher: those of `common.losses` and of the runs' tasks."""
     signs = dict(losses.SIGNS)
     for task in sorted({run.config.get("task", "") for run in runs}):
-        with contextlib.suppress(BadInput):  # the task is not installed: its logs can still be read
+        with contextlib.suppress(Exception):  # the task cannot be imported: its logs can be read
             signs |= getattr(task_module(task), "SIGNS", {})
     return signs
 
@@ -337,8 +380,8 @@ def compare(
     groups = group(kept)
     question = f"{flag}: is more or less of {by} better? Write 'max {by}' or 'min {by}'"
     require(sign != 0 or len(groups) == 1, question)
-    last_values = lambda members, key: {run.seed: last(run, key) for run in members}
-    rows = [Row(_name(m), m, last_values(m, key), last_values(m, by), None) for m in groups]
+    values = lambda members, key: {run.seed: last(run, key) for run in members}
+    rows = [Row(_name(m), m, values(m, key), values(m, by), None) for m in groups]
     rows.sort(key=lambda row: (-sign * spread(row.selecting.values())[0], row.name))
     for a, b in itertools.pairwise(sorted(row.name for row in rows)):
         require(a != b, f"{a}: runs of two configs have this name")

@@ -189,17 +189,32 @@ def _environment(starts: list[dict], begin: dict) -> str:
     return re.sub(r'^  "code": \{$.*?^  \}', one_line, text, flags=re.MULTILINE | re.DOTALL)
 
 
+def load_json(path: epath.Path):
+    """The contents of a JSON file; None if they are damaged."""
+    try:
+        return json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError):  # not JSON, or not even text
+        return None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _is_start(start) -> bool:
+    kinds = {"data": dict, "config": dict, "code": dict, "versions": dict}
+    return isinstance(start, dict) and all(
+        isinstance(start.get(key, {} if key != "data" else None), kind)
+        for key, kind in kinds.items()
+    )
+
+
 def read_starts(folder) -> list[dict]:
     """environment.json: one record per start of the run. Raises `BadInput` if it is damaged."""
     path = epath.Path(folder) / "environment.json"
     if not path.exists():
         logging.warning("%s is missing: cannot compare the data with that of earlier starts", path)
         return []
-    try:
-        starts = json.loads(path.read_text())
-        valid = bool(starts) and all(isinstance(start["data"], dict) for start in starts)
-    except (ValueError, TypeError, KeyError):
-        valid = False
+    starts = load_json(path)
+    valid = isinstance(starts, list) and bool(starts) and all(map(_is_start, starts))
     require(
         valid,
         f"{path} is damaged; delete it to resume without comparing the data with earlier starts",
@@ -247,24 +262,28 @@ def read_config(folder) -> dict:
     path = epath.Path(folder) / "config.json"
     require(path.exists(), f"{folder}: no run there (no config.json)")
     try:
-        config = from_json(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
+        config = from_json(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise BadInput(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     require(isinstance(config, dict), f"{path} is damaged: it holds no config")
     return config
 
 
 def read_result(folder: epath.Path) -> dict | None:
     """result.json; None if the run is unfinished, or, with a warning, if the file is damaged."""
+    result = load_result(folder)
+    if result is None and (folder / "result.json").exists():
+        logging.warning("%s is damaged: the run counts as unfinished", folder / "result.json")
+    return result
+
+
+def load_result(folder: epath.Path) -> dict | None:
+    """result.json; None if it is missing or damaged."""
     path = folder / "result.json"
-    if not path.exists():
-        return None
-    with contextlib.suppress(ValueError):
-        result = json.loads(path.read_text())
-        if isinstance(result, dict):
-            return result
-    logging.warning("%s is damaged and will be rewritten", path)
-    return None
+    result = load_json(path) if path.exists() else None
+    return result if isinstance(result, dict) else None
 
 
 def finish(folder: epath.Path, result: dict) -> None:

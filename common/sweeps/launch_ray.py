@@ -224,7 +224,10 @@ def chosen(space: sweep.Space, root) -> list[Overrides]:
     """The trials of a space that have begun in `root`, read from their folders."""
     begun = []
     for folder in sorted(epath.Path(root).glob("*/config.json")):
-        flat = config.flatten(read_config(folder.parent))
+        try:
+            flat = config.flatten(read_config(folder.parent))
+        except BadInput:  # damaged: its standing says so
+            continue
         overrides = {key: _own(spec, flat.get(key)) for key, spec in space.items()}
         if _name(overrides) == folder.parent.name:
             begun.append(overrides)

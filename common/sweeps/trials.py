@@ -19,7 +19,7 @@ import ml_collections
 from etils import epath
 
 from common import config
-from common.errors import BadInput, require
+from common.errors import BadInput, nearest, require
 from common.runs import log, workdir
 from common.runs.files import replace_text
 from common.sweeps import sweep
@@ -80,6 +80,29 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     twice = sorted({name for name in names if names.count(name) > 1})
     require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
     return trials
+
+
+def check_metric(where: str, key: str, trials: Iterable[Trial]) -> None:
+    """Raises `BadInput` unless a trial can log `key`, as far as that shows before one has run.
+
+    Args:
+      where: for the error message.
+      key: of the log: "eval/EVALUATOR/METRIC", "train/TERM" or "time/seconds".
+      trials: of the sweep; if all of them are refused, nothing is checked.
+    """
+    configs = [trial.config for trial in trials if trial.config]
+    kind, *names = key.split("/")
+    form = f"{where}: {key!r}; write 'eval/NAME/METRIC', or 'train/loss'"
+    require(kind in ("eval", "train", "time") and bool(names) and all(names), form)
+    require(len(names) > 1 if kind == "eval" else len(names) == 1, form)
+    if kind == "eval" and configs:
+        valid = sorted({name for config in configs for name in config["evals"]})
+        require(names[0] in valid, f"{where}: unknown {key!r}; {_nearest_keys(names, valid)}")
+
+
+def _nearest_keys(names: list[str], valid: list[str]) -> str:
+    metric = "/".join(names[1:])
+    return nearest(f"eval/{'/'.join(names)}", [f"eval/{name}/{metric}" for name in valid])
 
 
 def space(path: str, name: str) -> sweep.Space:
@@ -150,13 +173,22 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
     reason = trial.refused or noted(folder / FAILED)
     if trial.config is None or not workdir.begun(folder):
         return Standing("failed", reason=reason) if reason else Standing("new")
+    try:
+        read_config(folder)
+        return _standing(trial, folder, metric, reason)
+    except (BadInput, OSError) as damage:  # of one trial: the others go on
+        return Standing("failed", reason=str(damage))
+
+
+def _standing(trial: Trial, folder: epath.Path, metric: str, reason: str) -> Standing:
+    """`standing` of a trial that has begun."""
     lines = log.tail(folder)
     last = lambda key, missing: next((x[key] for x in reversed(lines) if key in x), missing)
     known = {
         "step": last("step", 0),
         "steps": _steps(folder),
         "metric": last(metric, None),
-        "seconds": last("time/seconds", 0.0),
+        "seconds": last("time/seconds", 0.0) or 0.0,
         "reason": reason,
     }
     if finished(trial, folder):
@@ -169,25 +201,29 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
 
 def finished(trial: Trial, folder) -> bool:
     """Whether the run in `folder` is this trial and has finished. A run whose config now asks for
-    more has not."""
-    if not (epath.Path(folder) / "result.json").exists():
+    more has not, nor has one whose files are damaged."""
+    try:
+        if workdir.load_result(epath.Path(folder)) is None:
+            return False
+        differ = config.differing(read_config(folder), trial.config)
+    except BadInput:
         return False
-    differ = config.differing(read_config(folder), trial.config)
     return all(key.startswith(workdir.LAID_OUT) for key in differ)
 
 
 def _steps(folder: epath.Path) -> int:
     """Total steps of the run, as recorded by its last start; 0 if that cannot be read."""
     try:
-        return json.loads((folder / "environment.json").read_text())[-1]["steps"]
-    except (OSError, ValueError, LookupError, TypeError):
+        steps = workdir.load_json(folder / "environment.json")[-1]["steps"]
+    except (BadInput, LookupError, TypeError):
         return 0
+    return steps if type(steps) is int else 0
 
 
 def noted(note: epath.Path) -> str:
     """The text of a note in a trial's folder; "" if there is none."""
     try:
-        return note.read_text().strip()
+        return note.read_bytes().decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

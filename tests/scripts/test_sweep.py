@@ -224,9 +224,9 @@ def test_two_launchers_share_a_sweep(tmp_path):
         (("--asha", "5"), "--asha: for --launcher ray"),
         (("--slurm", "time=5"), "--slurm: for --launcher slurm"),
         (("--launcher", "ray", "--asha", "5"), "--metric: required"),
-        (("--launcher", "ray", "--optuna", "--metric", "max loss"), "--trials: say how many"),
+        (("--launcher", "ray", "--optuna", "--metric", "min train/loss"), "--trials: say how many"),
         (
-            ("--launcher", "ray", "--optuna", "--metric", "max loss", "--trials", "2"),
+            ("--launcher", "ray", "--optuna", "--metric", "min train/loss", "--trials", "2"),
             "a space is needed",
         ),
     ],
