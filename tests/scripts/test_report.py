@@ -53,6 +53,9 @@ def sweep(runs, tmp_path):
             line = {"step": 41, TEST: value, "eval/valid/accuracy": 1 - value}
             with open(folder / "metrics.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
+            ends = {"test": {"accuracy": value}, "valid": {"accuracy": 1 - value}}
+            ended = result(folder) | {"steps": 41, "eval": ends}
+            (folder / "result.json").write_text(json.dumps(ended))
     for name in ("stopped", "broken"):
         shutil.copytree(tmp_path / "sweep/l2-0", tmp_path / "sweep" / name)
         (tmp_path / "sweep" / name / "result.json").unlink()
