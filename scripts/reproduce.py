@@ -68,21 +68,21 @@ def _check_apart(run: str, again: str) -> None:
 def _check_resumable(run: str, again: str, config: dict, log: Sequence[dict]) -> None:
     """Raises `BadInput` unless `again` holds an interrupted repetition that can go on: begun by
     this command, with the config, code and versions of now. (`train.run` compares the data.)"""
-    instead = f"remove it, or give another --workdir; nothing was trained ({again})"
+    instead = "nothing was trained; remove it, or give another --workdir"
     require(
         not (epath.Path(again) / "result.json").exists(),
-        f"--workdir: it holds a run that is finished, which is no reproduction with the code of "
-        f"now; compare it by scripts/diff_runs.py, or {instead}",
+        f"--workdir: {again} is finished: it says nothing about the code of now; {instead}, or "
+        "compare the two with scripts/diff_runs.py",
     )
     begun = workdir.read_log(again)
     require(
         not begun or begun != list(log[: len(begun)]),  # not even the clock differs
-        f"--workdir: it holds a copy of the run; {instead}",
+        f"--workdir: {again} holds a copy of the run; {instead}",
     )
     differ = differing(workdir.read_config(again), from_json(to_json(config)))
     require(
         not differ,
-        f"--workdir: it holds another run, config.{next(iter(differ), '')} differs; {instead}",
+        f"--workdir: {again} holds another run, config.{next(iter(differ), '')} differs; {instead}",
     )
     now = runtime.versions(code.named(flatten(config)))
     for start in workdir.read_starts(again) or [{}]:
@@ -94,7 +94,7 @@ def _check_resumable(run: str, again: str, config: dict, log: Sequence[dict]) ->
         ]
         require(
             not lines,
-            f"--workdir: it holds an interrupted repetition that was begun otherwise "
+            f"--workdir: {again} holds an interrupted repetition that was begun otherwise "
             f"({'; '.join(lines)}); {instead}",
         )
 

@@ -185,7 +185,7 @@ def _environment(starts: list[dict], begin: dict) -> str:
     start = runtime.environment(code.named(begin["config"])) | begin
     text = json.dumps([*starts, start], indent=1) + "\n"
     # The digests of the code in one line, so that the rest can be read.
-    one_line = lambda block: re.sub(r"\s+", " ", block[0])
+    one_line = lambda block: re.sub(r"\n *", " ", block[0])
     return re.sub(r'^  "code": \{$.*?^  \}', one_line, text, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -10,6 +10,7 @@ stopped it early.
 
 import itertools
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -171,6 +172,8 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
     """
     folder = epath.Path(root) / trial.name
     reason = trial.refused or noted(folder / FAILED)
+    if folder.exists() and not folder.is_dir():
+        reason = reason or f"{folder} is not a folder"
     if trial.config is None or not workdir.begun(folder):
         return Standing("failed", reason=reason) if reason else Standing("new")
     try:
@@ -224,19 +227,23 @@ def noted(note: epath.Path) -> str:
     """The text of a note in a trial's folder; "" if there is none."""
     try:
         return note.read_bytes().decode(errors="replace").strip()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
 def note_failure(folder, reason: str) -> None:
-    """Records in a trial's folder why it failed; "" clears its earlier notes."""
+    """Records in a trial's folder why it failed; "" clears its earlier notes. Where that cannot be
+    written, it is a warning: the other trials go on."""
     folder = epath.Path(folder)
-    if reason:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
-        return
-    for note in (folder / FAILED, folder / STOPPED):
-        note.unlink(missing_ok=True)
+    try:
+        if reason:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(folder / FAILED, " ".join(reason.split()) + "\n")
+            return
+        for note in (folder / FAILED, folder / STOPPED):
+            note.unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("%s: cannot be written: %s", folder, error.strerror or error)
 
 
 def groups(trials: Iterable[Trial], most: int | None = None) -> list[list[Trial]]:

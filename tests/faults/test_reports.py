@@ -69,6 +69,16 @@ def test_a_damaged_trial_does_not_stop_a_sweep(tmp_path, name, junk):
         assert "config.json is damaged" in standing.reason
 
 
+def test_a_file_in_the_place_of_a_trial_is_said(tmp_path, caplog):
+    (tmp_path / "t").write_text("here first")
+    trial = trials.Trial(0, "t", {}, (), load(f"{DIGITS}:mlp"), "")
+    standing = trials.standing(trial, tmp_path)
+    assert (standing.state, standing.reason) == ("failed", f"{tmp_path / 't'} is not a folder")
+    trials.note_failure(tmp_path / "t", "broken")
+    trials.note_failure(tmp_path / "t", "")
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -64,7 +64,13 @@ def test_runs_part_at_the_step_that_reads_the_byte_that_differs(runs, tmp_path, 
 
 def test_a_run_is_reproduced_from_its_workdir(runs, tmp_path, capsys):
     root, _ = runs
-    assert exit_code("reproduce", str(root / "a"), "--workdir", str(tmp_path / "again")) == 0
+    words = ("reproduce", str(root / "a"), "--workdir", str(tmp_path / "again"))
+    assert exit_code(*words) == 0
+    assert capsys.readouterr().out == f"{compare.IDENTICAL}\n"
+    assert exit_code(*words) == 2  # it never takes the one of before
+    assert compare.IDENTICAL not in capsys.readouterr().out
+    (tmp_path / "again/result.json").unlink()  # as if interrupted: the same code goes on
+    assert exit_code(*words) == 0
     assert capsys.readouterr().out == f"{compare.IDENTICAL}\n"
 
 

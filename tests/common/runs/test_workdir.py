@@ -307,3 +307,15 @@ def test_the_first_damage_is_named(tmp_path):
         (tmp_path / name).write_bytes(good)
     (tmp_path / "environment.json").unlink()
     workdir.claim(tmp_path, config, {"train": "a"}, write=True)
+
+
+def test_the_digests_of_the_code_take_one_line(tmp_path):
+    config = load(f"{DIGITS}:mlp")
+    for _ in range(2):
+        workdir.claim(tmp_path, config, {"train": "a"}, write=True)
+    text = (tmp_path / "environment.json").read_text()
+    starts = json.loads(text)
+    assert all({"vision/cnn.py", "common/cli.py"} <= start["code"].keys() for start in starts)
+    rows = [line for line in text.splitlines() if "vision/cnn.py" in line]
+    assert len(rows) == 2
+    assert all(row.startswith('  "code": {') for row in rows)
