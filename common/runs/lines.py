@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from common.errors import require
+from common.errors import BadInput, require
 from common.runs import files
 
 NAME = "metrics.jsonl"
@@ -123,10 +123,13 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
 
 def entries_of(workdir: epath.PathLike) -> tuple[list[Entry], dict[str, list[str]]]:
     """(every line of a run's log, {file: what else stands there that may go}): see `parse` and
-    `in_order`."""
+    `in_order`. Raises `BadInput` if a file cannot be read."""
     entries, extras = [], {}
     for file in log_files(workdir):
-        own, more = parse(file, file.read_bytes())
+        try:
+            own, more = parse(file, file.read_bytes())
+        except OSError as error:
+            raise BadInput(f"{file}: cannot be read: {error.strerror or error}") from error
         entries += own
         extras |= {os.fspath(file): more} if more else {}
     return in_order(entries), extras

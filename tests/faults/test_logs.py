@@ -167,3 +167,19 @@ def test_only_what_is_certainly_missing_is_asked_for(run, every, steps, kept, mi
         return
     with pytest.raises(BadInput, match=f"evaluation test of step {missing} is missing"):
         workdir.mend_log(epath.Path(run), end, 1, write=True)
+
+
+@pytest.mark.parametrize(("totals", "missing"), [((60, 60), 30), ((60, 80), None)])
+def test_a_percentage_of_two_durations_asks_for_nothing(run, totals, missing):
+    start = json.loads((run / "environment.json").read_text())[0]
+    start["config"]["evals.test.every"] = "10%"
+    starts = [start | {"steps": total} for total in totals]
+    (run / "environment.json").write_text(json.dumps(starts))
+    logged = [{"step": s, "train/loss": 1} for s in range(1, 51)]
+    logged += [{"step": s, "eval/test/loss": 1} for s in (10, 20, 40, 50)]
+    (run / "metrics.jsonl").write_text(finished.text(*sorted(logged, key=lambda x: x["step"])))
+    if missing is None:
+        workdir.mend_log(epath.Path(run), 50, 1, write=True)
+        return
+    with pytest.raises(BadInput, match=f"evaluation test of step {missing} is missing"):
+        workdir.mend_log(epath.Path(run), 50, 1, write=True)

@@ -45,6 +45,18 @@ def test_a_damaged_trial_is_named_and_the_others_are_reported(sweep, name, junk,
     refused(capsys, "report", str(sweep / "b"), says=name)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_the_place_of_a_file_is_named(sweep, name, capsys):
+    (sweep / "b" / name).unlink()
+    (sweep / "b" / name).mkdir()
+    _, left_out = report.find_runs([str(sweep)])
+    assert name in left_out[str(sweep / "b")]
+    trial = trials.Trial(0, "b", {}, (), load(f"{DIGITS}:mlp"), "")
+    assert not trials.finished(trial, sweep / "b")
+    trials.standing(trial, sweep)
+    refused(capsys, "diff_runs", str(sweep / "a"), str(sweep / "b"), says=name)
+
+
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
 @pytest.mark.parametrize("junk", [JUNK["binary"], JUNK["null"], JUNK["a list"]])
 def test_a_damaged_run_is_not_compared(sweep, name, junk, capsys):
