@@ -283,7 +283,8 @@ def load_result(folder: epath.Path) -> dict | None:
     """result.json; None if it is missing or damaged."""
     path = folder / "result.json"
     result = load_json(path) if path.exists() else None
-    return result if isinstance(result, dict) else None
+    valid = isinstance(result, dict) and isinstance(result.get("steps"), int)
+    return result if valid else None
 
 
 def finish(folder: epath.Path, result: dict) -> None:

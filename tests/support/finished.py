@@ -12,7 +12,8 @@ STEPS = 8
 
 
 @functools.cache
-def _config() -> dict:
+def config() -> dict:
+    """The config of a run of seed 0; not to be changed."""
     often = {"train.duration": f"{STEPS} steps", "train.log_every": "1 steps"}
     return load(f"{DIGITS}:mlp", **often, **{"evals.test.every": "4 steps"})
 
@@ -34,7 +35,7 @@ def text(*lines: dict) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def start(config: dict, **more) -> dict:
+def start(own: dict, **more) -> dict:
     """A record of environment.json."""
     return {
         "commit": "0" * 40,
@@ -45,7 +46,7 @@ def start(config: dict, **more) -> dict:
         "device": "cpu",
         "devices": 1,
         "data": {"train": "a"},
-        "config": flatten(config),
+        "config": flatten(own),
         "steps": STEPS,
         "population": 1,
         **more,
@@ -54,10 +55,10 @@ def start(config: dict, **more) -> dict:
 
 def write(folder, seed: int = 0, **more) -> pathlib.Path:
     """Writes a finished run; `more` replaces entries of its start. Returns its folder."""
-    folder, config = pathlib.Path(folder), _config() | {"seed": seed}
+    folder, own = pathlib.Path(folder), config() | {"seed": seed}
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    (folder / "environment.json").write_text(json.dumps([start(config, **more)]))
+    (folder / "config.json").write_text(to_json(own))
+    (folder / "environment.json").write_text(json.dumps([start(own, **more)]))
     (folder / "metrics.jsonl").write_text(text(*lines(*range(1, STEPS + 1))))
     result = {
         "steps": STEPS, "digest": "d", "parameters": 9, "wall_seconds": 1.0,
