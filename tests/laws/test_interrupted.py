@@ -1,0 +1,218 @@
+"""A run that is interrupted at any write ends in the bits of one that is not.
+
+The faults are those of tests/support/interrupt.py, at the level of system calls, TensorStore's
+among them: the process is killed before or after a call, or in the middle of a write, and for some
+points once more while it restarts; or the call fails, for want of space or by an error of the disk.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+from typing import NamedTuple
+
+import pytest
+from helpers import DIGITS, same
+from interrupt import KILLS, Ended, Fault, Trainer, build
+
+pytestmark = pytest.mark.slow
+
+RUN = (
+    "--config",
+    f"{DIGITS}:mlp",
+    "--config.train.duration=12 steps",
+    "--config.train.log_every=1 steps",
+    "--config.checkpoint.every=3 steps",
+    "--config.checkpoint.keep_latest=2",
+    "--config.evals.test.every=4 steps",
+    "--config.model.dropout=0.1",
+)
+FAILURES = "ENOSPC", "EIO"
+AT_ONCE = 2
+
+
+class Point(NamedTuple):
+    """One fault; and, unless it is None, another one in the restart."""
+
+    first: Fault
+    second: Fault | None = None
+
+
+class Outcome(NamedTuple):
+    """What a point came to: how each start ended, and what is wrong, or ""."""
+
+    point: Point
+    starts: list[Ended]
+    wrong: str
+
+
+def forms(kind: str) -> list[str]:
+    """What may happen at a call of a kind."""
+    frees = kind in ("unlink", "rmdir")
+    return [
+        "before",
+        "after",
+        *(["half"] if kind == "write" else []),
+        "twice",
+        *(name for name in FAILURES if not (frees and name == "ENOSPC")),
+    ]
+
+
+def points(calls: list[tuple[str, str]], count: int, seed: int = 0) -> list[Point]:
+    """At least `count` points: as many for each kind of call, evenly spread over the run, and of
+    every form in turn.
+
+    Args:
+      calls: (kind, path) of each call of an undisturbed run.
+      count: how many, at least.
+      seed: what decides the second faults, and the form that comes first.
+    """
+    rng, total = random.Random(seed), collections.Counter(kind for kind, _ in calls)
+    most = {kind: n * len(forms(kind)) for kind, n in total.items()}
+    assert count <= sum(most.values()), f"there are {sum(most.values())} points"
+    share = 0
+    while sum(min(share, n) for n in most.values()) < count:
+        share += 1
+    made = []
+    for kind in sorted(total):
+        ways, n = forms(kind), min(share, most[kind])
+        begin = rng.randrange(len(ways))
+        for i in range(n):
+            what, nth = ways[(begin + i) % len(ways)], 1 + i * total[kind] // n
+            if what == "twice":
+                # The first calls of a restart, which clean up, as often as the many that follow.
+                again = round(len(calls) ** rng.random())
+                first = rng.choice(["before", "after"])
+                second = Fault(rng.choice(["before", "after"]), "any", again)
+                made.append(Point(Fault(first, kind, nth), second))
+            else:
+                made.append(Point(Fault(what, kind, nth)))
+    return made
+
+
+# ------------------------------------------------------------------------------------ one point
+
+
+def wrong_end(fault: Fault | None, ended: Ended) -> str:
+    """What is wrong about how a start ended that had this fault, if anything."""
+    if fault is None or ended.hit is None:
+        allowed = {0}
+    else:
+        allowed = {-signal.SIGKILL} if fault.what in KILLS else {0, 1}
+    if ended.code not in allowed:
+        return f"exit code {ended.code}"
+    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    if "Traceback" in ended.said or len(errors) != (ended.code == 1):
+        return f"exit code {ended.code}, and not one line"
+    return ""
+
+
+def difference(whole: pathlib.Path, cut: pathlib.Path) -> str:
+    """What is different about the end of a run, if anything."""
+    try:
+        same(whole, cut)
+    except AssertionError as error:
+        return f"not the same: {str(error)[:400]}"
+    names = [
+        sorted(str(path.relative_to(run)) for path in [*run.iterdir(), *run.glob("checkpoints/*")])
+        for run in (whole, cut)
+    ]
+    return "" if names[0] == names[1] else f"it holds {names[1]}, not {names[0]}"
+
+
+def interrupted(trainer: Trainer, whole: pathlib.Path, point: Point, folder) -> Outcome:
+    """A run with the faults of a point, started again until it is done."""
+    starts, wrong = [], ""
+    for fault in (point.first, point.second, None):
+        if fault is None and starts[-1].code == 0:
+            continue
+        starts.append(trainer.run(RUN, folder, fault or Fault("none", "any", 0)))
+        wrong = wrong_end(fault, starts[-1])
+        if wrong:
+            break
+    return Outcome(point, starts, wrong or difference(whole, folder))
+
+
+def tell(outcome: Outcome) -> str:
+    """An outcome that is wrong, with what is needed to see it again."""
+    hits = [f"{start.code} at {start.hit}" for start in outcome.starts]
+    said = "\n".join(start.said[-3000:] for start in outcome.starts)
+    return f"{outcome.point}: {outcome.wrong}; the starts ended with {hits}\n{said}"
+
+
+# ----------------------------------------------------------------------------------- all of them
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> pathlib.Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler, cc")
+    return build(tmp_path_factory.mktemp("library"), compiler)
+
+
+def place(path: str) -> str:
+    """The part of a workdir that a path is in."""
+    parts = pathlib.Path(path).parts
+    if parts[0] != "checkpoints":
+        return parts[0].removeprefix(".").removesuffix(".tmp")
+    return "a new checkpoint" if "orbax-checkpoint-tmp" in path else "an old checkpoint"
+
+
+def counted(words) -> str:
+    return ", ".join(f"{n} {word}" for word, n in collections.Counter(words).most_common())
+
+
+def report(whole: Ended, outcomes: list[Outcome]) -> str:
+    """What was tried and how it ended, in a few lines."""
+    first = [(o.point, o.starts[0]) for o in outcomes]
+    hit = [(point, start) for point, start in first if start.hit]
+    twice = [o.starts[1] for o in outcomes if o.point.second is not None]
+    failed = [start for point, start in hit if point.first.what in FAILURES]
+    return (
+        f"\nan undisturbed run changes its workdir by {len(whole.calls)} calls: "
+        f"{counted(kind for kind, _ in whole.calls)}"
+        f"\n{len(outcomes)} points, {len(hit)} reached, by what happened: "
+        f"{counted(point.first.what for point, _ in hit)}"
+        f"\n  at: {counted(start.hit[0] for _, start in hit)}"
+        f"\n  in: {counted(place(start.hit[1]) for _, start in hit)}"
+        f"\n  {sum(start.hit is not None for start in twice)} of {len(twice)} killed again, in: "
+        f"{counted(place(start.hit[1]) for start in twice if start.hit)}"
+        f"\n  of {len(failed)} whose call failed, {sum(start.code == 1 for start in failed)} ended "
+        f"in one line and {sum(start.code == 0 for start in failed)} went on"
+        f"\n  {sum(not o.wrong for o in outcomes)} ended in the undisturbed bits"
+    )
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(320, marks=pytest.mark.measure("survival"))])
+def test_interrupted_at_any_write_it_ends_the_same(library, tmp_path, capsys, count):
+    with contextlib.ExitStack() as stack:
+        trainers = [stack.enter_context(Trainer(library)) for _ in range(AT_ONCE)]
+        whole = trainers[0].run(RUN, tmp_path / "whole")
+        assert whole.code == 0, whole.said
+        chosen = points(whole.calls, count)
+        random.Random(0).shuffle(chosen)
+
+        def work(number: int) -> list[Outcome]:
+            outcomes = []
+            for i in range(number, len(chosen), AT_ONCE):
+                folder = tmp_path / f"point_{i}"
+                args = trainers[number], tmp_path / "whole", chosen[i], folder
+                outcomes.append(interrupted(*args))
+                if not outcomes[-1].wrong:
+                    shutil.rmtree(folder)
+            return outcomes
+
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+            outcomes = [o for some in pool.map(work, range(AT_ONCE)) for o in some]
+    with capsys.disabled():
+        print(report(whole, outcomes))
+    wrong = [tell(outcome) for outcome in outcomes if outcome.wrong]
+    assert not wrong, "\n\n".join(wrong)
+    hit = {(o.starts[0].hit or ("",))[0] for o in outcomes}
+    assert hit >= {kind for kind, _ in whole.calls}
