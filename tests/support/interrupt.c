@@ -60,13 +60,14 @@ static void path_at(int fd, const char *name, char *path) {
 other thread gets any further. */
 static int strikes(const char *kind, const char *path) {
   size_t length = strlen(folder);
-  if (strncmp(path, folder, length) || path[length] != '/') return NONE;
+  if (strncmp(path, folder, length) || (path[length] && path[length] != '/')) return NONE;
   if (atomic_load(&dying)) pause();
   int matches = !strcmp(wanted, "any") || !strcmp(wanted, kind);
   int now = matches && atomic_fetch_add(&seen, 1) + 1 == turn;
   if (now && fault < NONE) atomic_store(&dying, 1);
   char line[PATH_MAX + 32];
-  size_t size = snprintf(line, sizeof line, "%s%s %s\n", now ? "!" : "", kind, path + length + 1);
+  size_t size = snprintf(line, sizeof line, "%s%s %s\n", now ? "!" : "", kind,
+                         path[length] ? path + length + 1 : ".");
   size_t at = atomic_fetch_add(&used, size);
   if (at + size <= room) memcpy(events + at, line, size);
   return now ? fault : NONE;

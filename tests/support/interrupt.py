@@ -112,7 +112,7 @@ class Trainer:
         return Ended(answer["code"], answer["said"], calls, hit[0] if hit else None)
 
 
-# ---------------------------------------------------------------------------- the process of a Trainer
+# -------------------------------------------------------------------------- a Trainer's process
 
 
 def _serve() -> list[str]:
@@ -151,7 +151,7 @@ def _arm(log: mmap.mmap, below: str, fault: Fault) -> None:
 
 
 if __name__ == "__main__":
-    import tensorflow_datasets  # noqa: F401: as the data do, later
+    import tensorflow_datasets  # noqa: F401  # as the data do, later
 
     del os.environ["LD_PRELOAD"]  # not for git
     train = script("train")
