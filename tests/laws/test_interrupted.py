@@ -11,6 +11,7 @@ import contextlib
 import math
 import pathlib
 import random
+import re
 import shutil
 import signal
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def points(calls: list[tuple[str, str]], count: int, seed: int = 0) -> list[Poin
     made = []
     for kind in sorted(total):
         ways = forms(kind)
-        n = min(math.ceil(share * math.sqrt(total[kind])), total[kind] * len(ways))
+        n = min(max(1, round(share * math.sqrt(total[kind]))), total[kind] * len(ways))
         begin = rng.randrange(len(ways))
         for i in range(n):
             what, nth = ways[(begin + i) % len(ways)], 1 + i * total[kind] // n
@@ -230,3 +231,49 @@ def test_interrupted_at_any_write_it_ends_the_same(library, tmp_path, capsys, co
     assert not wrong, "\n\n".join(wrong)
     hit = {(o.starts[0].hit or ("",))[0] for o in outcomes}
     assert hit >= {kind for kind, _ in whole.calls}
+
+
+# ---------------------------------------------------------------------------- that none is missed
+
+TRACED = {
+    "open": "open openat openat2 creat",
+    "write": "write writev pwrite64 pwritev pwritev2 sendfile copy_file_range splice",
+    "fsync": "fsync fdatasync sync_file_range syncfs",
+    "truncate": "truncate ftruncate fallocate",
+    "rename": "rename renameat renameat2",
+    "link": "link linkat symlink symlinkat",
+    "unlink": "unlink unlinkat",
+    "mkdir": "mkdir mkdirat",
+    "rmdir": "rmdir",
+}
+
+
+def traced(lines: list[str], below: pathlib.Path) -> collections.Counter:
+    """How many calls of each kind below a folder are in what strace wrote."""
+    kinds = {name: kind for kind, names in TRACED.items() for name in names.split()}
+    found: collections.Counter = collections.Counter()
+    for line in lines:
+        called = re.match(r"\d+ +(\w+)\((.*)", line)  # not "<... write resumed>"
+        if called is None or called[1] not in kinds or str(below) not in line:
+            continue
+        kind, arguments = kinds[called[1]], called[2]
+        # What is read may name the folder as well, as the reply of a Trainer's does.
+        of_file = re.match(r"\d+<([^>]*)>", arguments)
+        if of_file and not of_file[1].startswith(str(below)):
+            continue
+        if kind == "open" and not re.search("O_WRONLY|O_RDWR|O_CREAT|O_TRUNC", arguments):
+            continue
+        found["rmdir" if "AT_REMOVEDIR" in arguments else kind] += 1
+    return found
+
+
+@pytest.mark.measure("survival")
+def test_it_sees_every_call_that_strace_sees(library, tmp_path):
+    if shutil.which("strace") is None:
+        pytest.skip("no strace")
+    command = "strace", "--follow-forks", "--decode-fds", "-e", "trace=file,desc", "-o"
+    with Trainer(library, *command, str(tmp_path / "calls")) as trainer:
+        whole = trainer.run(RUN, tmp_path / "whole")
+    assert whole.code == 0, whole.said
+    lines = (tmp_path / "calls").read_text(errors="replace").splitlines()
+    assert traced(lines, tmp_path / "whole") == collections.Counter(kind for kind, _ in whole.calls)

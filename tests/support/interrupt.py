@@ -75,7 +75,8 @@ def build(folder: pathlib.Path, compiler: str) -> pathlib.Path:
 class Trainer:
     """A process that runs scripts/train.py, one run after the other. A context manager."""
 
-    def __init__(self, library: pathlib.Path):
+    def __init__(self, library: pathlib.Path, *under: str):
+        """Starts it with `library`, which `build` made, under a command such as strace."""
         # One thread: numpy's would be missing in a fork.
         env = {
             "LD_PRELOAD": str(library),
@@ -84,7 +85,7 @@ class Trainer:
             "PYTHONPATH": f"{ROOT}:{ROOT}/tests/support",
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*under, sys.executable, __file__],
             cwd=ROOT,
             env=os.environ | env,
             stdin=subprocess.PIPE,
