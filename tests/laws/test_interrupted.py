@@ -8,12 +8,14 @@ points once more while it restarts; or the call fails, for want of space or by a
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import pathlib
 import random
 import re
 import shutil
 import signal
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pytest
@@ -36,6 +38,13 @@ RUN = (
 )
 FAILURES = "ENOSPC", "EIO"
 AT_ONCE = 2
+FILES = "lock", "environment.json", "config.json", "metrics.jsonl", "result.json"
+PLACES = {name: rf"^\.?{name}" for name in FILES} | {
+    "the workdir": r"^\.$",
+    "checkpoints/": r"^checkpoints$",
+    "a new checkpoint": r"orbax-checkpoint-tmp",
+    "an old checkpoint": r"^checkpoints/[0-9]+",
+}
 
 
 class Point(NamedTuple):
@@ -67,34 +76,50 @@ def forms(kind: str) -> list[str]:
     ]
 
 
-def points(calls: list[tuple[str, str]], count: int, seed: int = 0) -> list[Point]:
-    """About `count` points, evenly spread over the calls of each kind, and of every form in turn.
+def place(path: str) -> str:
+    """The part of a workdir that a path is in, of PLACES."""
+    return next(name for name, where in PLACES.items() if re.search(where, path))
 
-    Rare kinds get more than their share: a kind's is as the root of its number of calls.
+
+def points(calls: list[tuple[str, str]], count: int, seed: int = 0) -> list[Point]:
+    """About `count` points: calls of every kind in every place, and every form in turn.
+
+    Kinds in a place that are rare get more than their share, which is as the root of their number;
+    those of one are evenly spread over the run.
 
     Args:
       calls: (kind, path) of each call of an undisturbed run.
       count: how many.
       seed: what decides the second faults, and the form that comes first.
     """
-    rng, total = random.Random(seed), collections.Counter(kind for kind, _ in calls)
-    share = count / sum(math.sqrt(n) for n in total.values())
-    made = []
-    for kind in sorted(total):
+    rng = random.Random(seed)
+    groups = collections.Counter((kind, place(path)) for kind, path in calls)
+    share = _share(groups.values(), count)
+    turn, made = itertools.count(rng.randrange(9)), []
+    for (kind, where), size in sorted(groups.items()):
         ways = forms(kind)
-        n = min(max(1, round(share * math.sqrt(total[kind]))), total[kind] * len(ways))
-        begin = rng.randrange(len(ways))
+        n = min(_quota(share, size), size * len(ways))
         for i in range(n):
-            what, nth = ways[(begin + i) % len(ways)], 1 + i * total[kind] // n
+            what, at = ways[next(turn) % len(ways)], (kind, 1 + i * size // n, PLACES[where])
             if what == "twice":
                 # The first calls of a restart, which clean up, as often as the many that follow.
                 again = round(len(calls) ** rng.random())
                 first = rng.choice(["before", "after"])
                 second = Fault(rng.choice(["before", "after"]), "any", again)
-                made.append(Point(Fault(first, kind, nth), second))
+                made.append(Point(Fault(first, *at), second))
             else:
-                made.append(Point(Fault(what, kind, nth)))
+                made.append(Point(Fault(what, *at)))
     return made
+
+
+def _quota(share: float, size: int) -> int:
+    return max(1, round(share * math.sqrt(size)))
+
+
+def _share(sizes: Collection[int], count: int) -> float:
+    """The share by which the quotas of groups add up to about `count`."""
+    shares = (0.05 * i for i in itertools.count())
+    return next(s for s in shares if sum(_quota(s, size) for size in sizes) >= count)
 
 
 # ------------------------------------------------------------------------------------ one point
@@ -167,17 +192,6 @@ def library(tmp_path_factory) -> pathlib.Path:
     return build(tmp_path_factory.mktemp("library"), compiler)
 
 
-def place(kind: str, path: str) -> str:
-    """The part of a workdir that a call changes."""
-    first = path.split("/")[0]
-    if first != "checkpoints":
-        return "the workdir" if path == "." else first.removeprefix(".").removesuffix(".tmp")
-    if path == first:
-        return path
-    new = kind == "rename" or "orbax-checkpoint-tmp" in path
-    return "a new checkpoint" if new else "an old checkpoint"
-
-
 def counted(words) -> str:
     return ", ".join(f"{n} {word}" for word, n in collections.Counter(words).most_common())
 
@@ -194,9 +208,9 @@ def report(whole: Ended, outcomes: list[Outcome]) -> str:
         f"\n{len(outcomes)} points, {len(hit)} reached, by what happened: "
         f"{counted(point.first.what for point, _ in hit)}"
         f"\n  at: {counted(start.hit[0] for _, start in hit)}"
-        f"\n  in: {counted(place(*start.hit) for _, start in hit)}"
+        f"\n  in: {counted(place(start.hit[1]) for _, start in hit)}"
         f"\n  {sum(start.hit is not None for start in twice)} of {len(twice)} killed again, in: "
-        f"{counted(place(*start.hit) for start in twice if start.hit)}"
+        f"{counted(place(start.hit[1]) for start in twice if start.hit)}"
         f"\n  of {len(failed)} whose call failed, {sum(start.code == 1 for start in failed)} ended "
         f"in one line and {sum(start.code == 0 for start in failed)} went on"
         f"\n  {sum(not o.wrong for o in outcomes)} ended in the undisturbed bits; "
@@ -229,8 +243,8 @@ def test_interrupted_at_any_write_it_ends_the_same(library, tmp_path, capsys, co
         print(report(whole, outcomes))
     wrong = [tell(outcome) for outcome in outcomes if outcome.wrong]
     assert not wrong, "\n\n".join(wrong)
-    hit = {(o.starts[0].hit or ("",))[0] for o in outcomes}
-    assert hit >= {kind for kind, _ in whole.calls}
+    hit = {(start.hit[0], place(start.hit[1])) for o in outcomes for start in o.starts if start.hit}
+    assert hit >= {(kind, place(path)) for kind, path in whole.calls}
 
 
 # ---------------------------------------------------------------------------- that none is missed

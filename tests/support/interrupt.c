@@ -7,6 +7,7 @@ process or makes the call fail. See interrupt.py. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <regex.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -24,6 +25,7 @@ static const char *folder; /* NULL: leave every call alone */
 static char *events;       /* shared memory: one line a call, "!" before the one with the fault */
 static size_t room;
 static const char *wanted; /* the kind of call that has the fault; "any" is each */
+static regex_t place;      /* what its path in the folder matches */
 static long turn;          /* which of them, from 1 */
 static int fault;          /* what happens at that one */
 static atomic_size_t used;
@@ -31,12 +33,13 @@ static atomic_long seen;
 static atomic_int dying;
 static atomic_int refused = -1; /* the file whose next write fails */
 
-/* Arms the faults; the strings must outlive the process. */
-void interrupt(const char *below, char *log, size_t size, const char *kind, long nth,
-               int what) {
+/* Arms the faults; the strings must outlive the process. Returns 0, or an error of regcomp. */
+int interrupt(const char *below, char *log, size_t size, const char *kind, const char *where,
+              long nth, int what) {
   events = log, room = size, wanted = kind, turn = nth, fault = what;
-  used = seen = dying = 0;
-  folder = below;
+  int wrong = regcomp(&place, where, REG_EXTENDED | REG_NOSUB);
+  if (!wrong) folder = below;
+  return wrong;
 }
 
 /* The path of a file descriptor, or of the working directory; "" if it is none. */
@@ -62,12 +65,13 @@ static int strikes(const char *kind, const char *path) {
   size_t length = strlen(folder);
   if (strncmp(path, folder, length) || (path[length] && path[length] != '/')) return NONE;
   if (atomic_load(&dying)) pause();
-  int matches = !strcmp(wanted, "any") || !strcmp(wanted, kind);
+  path = path[length] ? path + length + 1 : ".";
+  int matches = (!strcmp(wanted, "any") || !strcmp(wanted, kind)) &&
+                !regexec(&place, path, 0, NULL, 0);
   int now = matches && atomic_fetch_add(&seen, 1) + 1 == turn;
   if (now && fault < NONE) atomic_store(&dying, 1);
   char line[PATH_MAX + 32];
-  size_t size = snprintf(line, sizeof line, "%s%s %s\n", now ? "!" : "", kind,
-                         path[length] ? path + length + 1 : ".");
+  size_t size = snprintf(line, sizeof line, "%s%s %s\n", now ? "!" : "", kind, path);
   size_t at = atomic_fetch_add(&used, size);
   if (at + size <= room) memcpy(events + at, line, size);
   return now ? fault : NONE;
@@ -281,17 +285,17 @@ TRUNCATE(truncate64)
 
 int rename(const char *from, const char *to) {
   REAL(rename);
-  ON_PATH("rename", AT_FDCWD, to, real(from, to));
+  ON_PATH("rename", AT_FDCWD, from, real(from, to));
 }
 
 int renameat(int from_at, const char *from, int at, const char *to) {
   REAL(renameat);
-  ON_PATH("rename", at, to, real(from_at, from, at, to));
+  ON_PATH("rename", from_at, from, real(from_at, from, at, to));
 }
 
 int renameat2(int from_at, const char *from, int at, const char *to, unsigned flags) {
   REAL(renameat2);
-  ON_PATH("rename", at, to, real(from_at, from, at, to, flags));
+  ON_PATH("rename", from_at, from, real(from_at, from, at, to, flags));
 }
 
 int link(const char *from, const char *to) {

@@ -36,12 +36,15 @@ class Fault(NamedTuple):
         an errno makes it fail, once.
       kind: "open" (for writing), "write", "fsync", "truncate", "rename", "link", "unlink", "mkdir",
         "rmdir"; or "any" of them.
-      nth: which one of its kind, from 1.
+      nth: which one, from 1, of those of its kind and place.
+      where: what its path in the workdir matches, an extended regular expression; a rename's is the
+        old one.
     """
 
     what: str
     kind: str
     nth: int
+    where: str = ""
 
 
 NONE = Fault("none", "any", 0)
@@ -142,13 +145,15 @@ def _serve() -> list[str]:
 
 def _arm(log: mmap.mmap, below: str, fault: Fault) -> None:
     """Tells interrupt.c what is to happen to this process."""
-    text, number = ctypes.c_char_p, ctypes.c_int
-    arm = ctypes.CDLL(None).interrupt
-    arm.argtypes = text, ctypes.c_void_p, ctypes.c_size_t, text, ctypes.c_long, number
+    arm, text = ctypes.CDLL(None).interrupt, ctypes.c_char_p
+    arm.argtypes = [text, ctypes.c_void_p, ctypes.c_size_t, text, text, ctypes.c_long, ctypes.c_int]
     code = KILLS.get(fault.what) or getattr(errno, fault.what, 0)
+    strings = below.encode(), fault.kind.encode(), (fault.where or ".").encode()
     memory = ctypes.c_char.from_buffer(log)
-    _arm.kept = memory, below.encode(), fault.kind.encode()  # as long as the process lives
-    arm(_arm.kept[1], ctypes.addressof(memory), LOG, _arm.kept[2], fault.nth, code)
+    _arm.kept = memory, strings  # as long as the process lives
+    folder, kind, where = strings
+    wrong = arm(folder, ctypes.addressof(memory), LOG, kind, where, fault.nth, code)
+    assert wrong == 0, f"{fault.where}: not a regular expression"
 
 
 if __name__ == "__main__":
