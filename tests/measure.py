@@ -12,7 +12,7 @@ import sys
 TESTS = {
     "grid": "the laws on every mesh x model x parts, and checkpoints between every pair of meshes",
     "pods": "the pages of tests/goldens/pods that CI leaves out: 256 chips both ways, 7B on 64",
-    "survival": "a run interrupted at 304 of its writes, always to the same end (20 minutes)",
+    "survival": "a run interrupted at 304 of its writes, always to the same end (15 minutes)",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {

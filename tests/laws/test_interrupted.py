@@ -44,6 +44,7 @@ PLACES = {name: rf"^\.?{name}" for name in FILES} | {
     "checkpoints/": r"^checkpoints$",
     "a new checkpoint": r"orbax-checkpoint-tmp",
     "an old checkpoint": r"^checkpoints/[0-9]+",
+    "elsewhere": r".",
 }
 
 
@@ -77,7 +78,7 @@ def forms(kind: str) -> list[str]:
 
 
 def place(path: str) -> str:
-    """The part of a workdir that a path is in, of PLACES."""
+    """The part of a workdir that a path is in, the first of PLACES."""
     return next(name for name, where in PLACES.items() if re.search(where, path))
 
 
@@ -200,7 +201,7 @@ def report(whole: Ended, outcomes: list[Outcome]) -> str:
     """What was tried and how it ended, in a few lines."""
     first = [(o.point, o.starts[0]) for o in outcomes]
     hit = [(point, start) for point, start in first if start.hit]
-    twice = [o.starts[1] for o in outcomes if o.point.second is not None]
+    twice = [o.starts[1] for o in outcomes if o.point.second and len(o.starts) > 1]
     failed = [start for point, start in hit if point.first.what in FAILURES]
     return (
         f"\nan undisturbed run changes its workdir by {len(whole.calls)} calls: "

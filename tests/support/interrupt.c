@@ -100,7 +100,7 @@ static void die(void) {
   if (folder) {                                    \
     char path_[PATH_MAX];                          \
     path_at(fd, name, path_);                      \
-    int what_ = strikes(kind, path_);      \
+    int what_ = strikes(kind, path_);              \
     if (what_) STRIKE(what_, call);                \
   }                                                \
   return call
@@ -110,7 +110,7 @@ static void die(void) {
   if (folder) {                                    \
     char path_[PATH_MAX];                          \
     path_of(fd, path_);                            \
-    int what_ = strikes(kind, path_);      \
+    int what_ = strikes(kind, path_);              \
     if (what_) STRIKE(what_, call);                \
   }                                                \
   return call
@@ -222,7 +222,7 @@ static ssize_t put_at(int fd, const struct iovec *parts, int count, off_t at) {
     if (left_over(fd)) return errno = ENOSPC, -1;                        \
     char path_[PATH_MAX];                                                \
     path_of(fd, path_);                                                  \
-    int what_ = strikes("write", path_);                         \
+    int what_ = strikes("write", path_);                                 \
     if (what_) return written(fd, parts, count, what_, put, at);         \
   }                                                                      \
   return call
