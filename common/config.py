@@ -8,19 +8,23 @@ anything is compiled or written.
 """
 
 import copy
+import functools
 import importlib.util
+import inspect
 import json
-import pathlib
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_dict import FieldReference
 
-from common.errors import BadInput, nearest, require
+from common import imports, inputs
+from common.errors import BadInput, brief, nearest, require
 from common.sections import complete, fits, parameters
 
 # Keys that choose a section's function. Overriding one resets the section it governs to the new
@@ -39,18 +43,127 @@ TRACED = ("model", "augment", "loss", "optim")
 def experiment(path: str) -> tuple[types.ModuleType, str]:
     """`FILE.py:ARG` as (the file's module, the argument of its `get_config`).
 
+    The module's `get_config` takes that argument, whether or not the file's own takes one (which
+    may then only be ""), and returns a `ConfigDict` of plain values (`adopted`).
+
     Raises:
-      BadInput: if there is no such config file. Errors raised by the file itself, which is code,
-        pass through.
+      BadInput: if there is no such config file, or it raises, with its line and error.
     """
     file, _, arg = path.partition(":")
-    require(pathlib.Path(file).is_file(), f"--config: no such file: {file}")
+    require(bool(file), "--config: it is empty; name a config file: FILE.py or FILE.py:VARIANT")
+    inputs.file("--config", file)
+    require(file.endswith(".py"), f"--config: {inputs.shown(file)} is not a Python file")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
-    require(spec is not None, f"--config: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    require(hasattr(module, "get_config"), f"--config: {file} defines no get_config")
+    with imports.explained("--config", file):
+        spec.loader.exec_module(module)
+    require(
+        callable(getattr(module, "get_config", None)),
+        f"--config: {file} defines no function get_config",
+    )
+    module.get_config = functools.partial(_get_config, module.get_config, file)
     return module, arg
+
+
+def _get_config(function: Callable, file: str, arg: str = "") -> ml_collections.ConfigDict:
+    """The config that `get_config(arg)` of a file returns, or `get_config()` if it takes none."""
+    takes = inspect.signature(function)
+    arguments = (arg,) if _binds(takes, arg) else ()
+    require(
+        _binds(takes, *arguments),
+        f"--config: {file}: get_config{takes} must be callable with one argument, or without any",
+    )
+    require(
+        bool(arguments) or not arg,
+        f"--config: {file}: get_config{takes} takes no argument, so there is no variant {arg!r}; "
+        f"leave out ':{arg}'",
+    )
+    with imports.explained("--config", file):
+        config = function(*arguments)
+    kinds = ml_collections.ConfigDict | Mapping
+    require(
+        isinstance(config, kinds),
+        f"--config: {file}: get_config returned {_typed(config)}, not an ml_collections.ConfigDict",
+    )
+    return adopted(config)
+
+
+def _binds(signature: inspect.Signature, *arguments) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _typed(value: Any) -> str:
+    """A value and its type, for messages."""
+    return "None" if value is None else f"{brief(value)} ({type(value).__name__})"
+
+
+def adopted(config) -> ml_collections.ConfigDict:
+    """A `ConfigDict` of one that a user made, or of nested dicts: numpy's scalars become Python's.
+
+    Values that follow others lazily (`get_ref`) still do.
+
+    Raises:
+      BadInput: if a key is not a name.
+    """
+    _check_keys(config, "config")
+    config = ml_collections.ConfigDict(config, convert_dict=True)
+    _to_python(config)
+    return config
+
+
+def _items(section) -> list[tuple[Any, Any]]:
+    """The (key, value) pairs of a section, with lazy values as they are."""
+    if isinstance(section, ml_collections.ConfigDict):
+        return list(section.items(preserve_field_references=True))
+    return list(section.items())
+
+
+def _check_keys(section, where: str, above: tuple = ()) -> None:
+    require(id(section) not in above, f"{where}: a section that contains itself")
+    try:
+        items = _items(section)
+    except TypeError as error:  # a ConfigDict sorts its keys
+        raise BadInput(f"{where}: some keys are not strings ({error})") from error
+    for key, value in items:
+        valid = isinstance(key, str) and re.fullmatch(r"[\w-]+", key) and key.isascii()
+        require(
+            bool(valid),
+            f"{where}: the key {brief(key)} is not a name: letters, digits, '_' and '-'",
+        )
+        if isinstance(value, ml_collections.ConfigDict | Mapping):
+            _check_keys(value, f"{where}.{key}", (*above, id(section)))
+
+
+def _to_python(section: ml_collections.ConfigDict) -> None:
+    """Replaces numpy's scalars, also within tuples, by Python's, in place."""
+    for key, value in _items(section):
+        if isinstance(value, ml_collections.ConfigDict):
+            _to_python(value)
+            continue
+        lazy = isinstance(value, FieldReference)
+        current = value.get() if lazy else value
+        plain = _plain(current)
+        if plain is current:
+            continue
+        if lazy and isinstance(plain, int | float):
+            plain = value.to_int() if isinstance(plain, int) else value.to_float()
+        with section.ignore_type():
+            del section[key]
+            section[key] = plain
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as Python's; a tuple with such ones as a tuple without; else `value`."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is tuple:
+        items = tuple(map(_plain, value))
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else items
+    return value
 
 
 def load(
@@ -67,10 +180,10 @@ def load(
       The locked config, with every key of every section.
 
     Raises:
-      BadInput: for a missing file, an unknown key or a wrong type.
+      BadInput: for a missing file or one that raises, an unknown key or a wrong type.
     """
     module, arg = experiment(path)
-    return overridden(ml_collections.ConfigDict(module.get_config(arg)), overrides, sections)
+    return overridden(module.get_config(arg), overrides, sections)
 
 
 def overridden(
@@ -80,6 +193,13 @@ def overridden(
 ) -> ml_collections.ConfigDict:
     """Completes and checks `config`, applies the overrides, and locks it; see `load`."""
     pairs = _split(overrides)
+    for key, section in config.items():
+        require(
+            key in ("seed", "task")
+            or section is None
+            or isinstance(section, ml_collections.ConfigDict),
+            f"config.{key}: expected a section of keys, got {_typed(section)}",
+        )
     for name in config.get("evals") or {}:
         key = f"evals.{name}.kind"
         if key in pairs and _get(config, key) != pairs[key]:
@@ -100,7 +220,7 @@ def overridden(
         config.task = pairs["task"]
     if "seed" not in config:
         config.seed = 0
-    require(isinstance(config.seed, int), f"config.seed: {config.seed!r} is not int")
+    require(fits(config.seed, int), f"config.seed: {_typed(config.seed)} is not int")
     complete(config, sections(config))
     config.lock()
     _override(config, pairs, sections(config))

@@ -9,7 +9,11 @@ from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """An error that the user can fix: one line, exit code 2."""
+    """An error that the user can fix: one line, exit code 2. Line breaks, of values and of other
+    libraries' messages, become spaces."""
+
+    def __str__(self):
+        return " ".join(super().__str__().splitlines())
 
 
 class NotPrepared(BadInput):
@@ -35,6 +39,15 @@ def require(condition: bool, message: str) -> None:
         raise BadInput(message)
 
 
+def brief(value: object) -> str:
+    """`repr(value)` for a message: on one line, and no longer than a line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of more digits than Python writes; somebody's own type
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an error message: the nearest valid name, or all of them if none is near."""
     valid = sorted(valid)
@@ -45,5 +58,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def choice(where: str, name: str, valid: Iterable[str]) -> str:
     """Returns `name` if it is one of `valid`, else raises `BadInput` with the nearest."""
     valid = tuple(valid)
-    require(name in valid, f"{where}: unknown {name!r}; {nearest(name, valid)}")
+    require(name in valid, f"{where}: unknown {brief(name)}; {nearest(str(name), valid)}")
     return name

@@ -6,15 +6,15 @@ Each batch is summed on the device, and the sums are added up on the host in flo
 fetches a batch's sums while the next batch runs. `finish` computes metrics that are not means.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from common import imports
 from common.config import EVALUATOR_KEYS
-from common.errors import BadInput, require
+from common.errors import require
 from common.losses import ratio
 from common.sections import Selected, call, parameters
 from common.task import EvalContext, Evaluator, Source, Terms
@@ -85,12 +85,8 @@ def sections(config, usual: Callable) -> dict[str, Selected]:
 
 
 def _kind(where: str, path: str) -> Callable:
-    try:
-        function = getattr(importlib.import_module(path), "evaluator", None)
-    except (ImportError, ValueError) as error:
-        raise BadInput(
-            f"{where}: {path!r}: {error}; write 'common.evaluators.calibration'"
-        ) from error
+    module = imports.module(where, path, "common.evaluators.calibration")
+    function = getattr(module, "evaluator", None)
     require(callable(function), f"{where}: {path!r} has no function `evaluator`")
     lacking = [key for key in EVALUATOR_KEYS if key not in parameters(function)]
     require(not lacking, f"{where}: {path!r}: `evaluator` has no keyword {', '.join(lacking)}")

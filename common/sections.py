@@ -7,7 +7,7 @@ nearest one.
 
 import dataclasses
 import inspect
-import numbers
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import flax.linen as nn
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from common.errors import BadInput, choice, nearest, require
+from common.errors import BadInput, brief, choice, nearest, require
 
 
 class Parameter(NamedTuple):
@@ -93,7 +93,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (float, int) and isinstance(value, bool):
         return False
     if annotation is float:
-        return isinstance(value, numbers.Real)
+        return isinstance(value, int | float)
     return isinstance(value, annotation)
 
 
@@ -113,10 +113,37 @@ def spelled(annotation: Any) -> str:
 def _check_value(where: str, value: Any, parameter: Parameter) -> None:
     annotation = parameter.annotation
     if fits(value, annotation):
+        _check_plain(where, value)
         return
     if typing.get_origin(annotation) is typing.Literal and isinstance(value, str):
         choice(where, value, typing.get_args(annotation))
-    raise BadInput(f"{where}: {value!r} is not {spelled(annotation)}")
+    raise BadInput(f"{where}: {brief(value)} is not {spelled(annotation)}")
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Raises `BadInput` unless a value can be written as JSON and read back, and a number is finite
+    and has at most 64 bits."""
+    if type(value) is tuple:
+        for item in value:
+            _check_plain(where, item)
+        return
+    plain = value is None or type(value) in (bool, int, float, str)
+    require(
+        plain,
+        f"{where}: {brief(value)} is of type {type(value).__name__}; a config holds numbers, "
+        "strings, True, False, None and tuples of these",
+    )
+    if type(value) is int:
+        require(-(2**63) <= value < 2**63, f"{where}: {brief(value)} has more than 64 bits")
+    if type(value) is float:
+        require(math.isfinite(value), f"{where}: {value} is not a finite number")
+    if type(value) is str:
+        require(_encodes(value), f"{where}: {brief(value)} holds a character that no text has")
+
+
+def _encodes(text: str) -> bool:
+    """Whether a string is text: without NUL and halves of surrogate pairs."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:
@@ -141,7 +168,7 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
             section = section[part]
             require(
                 isinstance(section, ml_collections.ConfigDict),
-                f"config.{where}: expected a section of keys, got {section!r}",
+                f"config.{where}: expected a section of keys, got {brief(section)}",
             )
         known = parameters(function)
         inner = {name.rsplit(".", 1)[1] for name in sections if name.startswith(f"{where}.")}

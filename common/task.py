@@ -34,6 +34,9 @@ from common.errors import require
 Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum f32[...], weight f32[])
 Table = tuple[tuple[str, tuple[str | None, ...]], ...]  # path regex -> a logical name per dimension
 
+# The longest run, and the longest interval: a step is u32, and meets Python's numbers as i32.
+MOST_STEPS = 2**31 - 1
+
 
 class Source(NamedTuple):
     """A finite data set with random access.

@@ -59,15 +59,20 @@ def lookup(table: Rows, path: str, default: Any = None) -> Any:
     return default if row is None else table[row][1]
 
 
+def check_patterns(where: str, patterns: Iterable[str]) -> None:
+    """Raises `BadInput` if one of `patterns` is not a regular expression."""
+    for regex in patterns:
+        try:
+            re.compile(regex)
+        except (re.error, OverflowError, RecursionError) as error:
+            require(False, f"{where}: {regex!r} is not a regular expression: {error}")
+
+
 def check_table(where: str, table: Rows, paths: Iterable[str], cover: Iterable[str] = ()) -> None:
     """Raises `BadInput` if a row of `table` is not the first match of any path, or a path in
     `cover` has no match."""
     paths = tuple(paths)
-    for regex, _ in table:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            require(False, f"{where}: {regex!r} is not a regular expression: {error}")
+    check_patterns(where, (regex for regex, _ in table))
     used = {row_of(table, path) for path in paths}
     for i, (regex, _) in enumerate(table):
         require(

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from common.errors import require
 from common.nn.layers import Dense, identity, max_pool, named
 from common.task import Table
 
@@ -56,7 +57,14 @@ class Airbench(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        """f32[B, H, W, C] -> logits f32[B, K]."""
+        """f32[B, H, W, C] -> logits f32[B, K]. Raises `BadInput` for sizes that make no model."""
+        sizes, side = (*self.widths, self.whitening), min(images.shape[1:3])
+        require(min(sizes) > 0, f"config.model: widths and whitening {sizes} are not all positive")
+        require(
+            side >> len(self.widths) > 0,
+            f"config.model.widths: {len(self.widths)} blocks are too many for images of {side} "
+            "pixels",
+        )
 
         def convolution(x, width, side, name):
             init = nn.initializers.he_normal()

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
+from common.errors import require
 from common.nn.layers import Dropout, identity, max_pool, named
 from common.task import Table
 
@@ -52,7 +53,21 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        """f32[B, H, W, C] -> logits f32[B, K]."""
+        """f32[B, H, W, C] -> logits f32[B, K].
+
+        Raises:
+          BadInput: for a size that is not positive, or images that the convolutions use up.
+        """
+        _check_sizes(widths=self.widths, kernel=(self.kernel,), hidden=self.hidden)
+        cut = self.kernel - 1 if self.padding == "VALID" else 0
+        height, width = images.shape[1:3]
+        for _ in self.widths:
+            height, width = (height - cut) // 2, (width - cut) // 2
+            require(
+                min(height, width) > 0,
+                f"config.model.widths: {len(self.widths)} convolutions are too many for images of "
+                f"{images.shape[1]} x {images.shape[2]} pixels",
+            )
         x = images
         for i, width in enumerate(self.widths):
             window = (self.kernel, self.kernel)
@@ -100,7 +115,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        """f32[B, ...] -> logits f32[B, K]."""
+        """f32[B, ...] -> logits f32[B, K]. Raises `BadInput` for a width that is not positive."""
+        _check_sizes(hidden=self.hidden)
         x = images.reshape(len(images), -1)
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
@@ -112,6 +128,12 @@ class MLP(nn.Module):
     def flops(self, shape: tuple[int, ...]) -> int:
         """Forward FLOPs of one image of this shape: two per multiply-add of the dense layers."""
         return _dense_flops(math.prod(shape), *self.hidden, self.num_classes)
+
+
+def _check_sizes(**fields: tuple[int, ...]) -> None:
+    for name, sizes in fields.items():
+        for size in sizes:
+            require(size > 0, f"config.model.{name}: {size} is not positive")
 
 
 def _dense_flops(*widths: int) -> int:

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import Dense, Dropout, identity, named
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, identity, named
 from common.task import Table
 
 STEM, TOP = 32, 1280  # channels
@@ -103,6 +103,10 @@ class EfficientNetLite(nn.Module):
             len(self.stages) == len(self.widths) == len(STAGES) and min(sizes) > 0,
             f"config.model.stages: {self.stages} blocks of widths {self.widths}: "
             f"{len(STAGES)} positive numbers of each are needed",
+        )
+        require(
+            sum(self.stages) <= MOST_LAYERS,
+            f"config.model.stages: {self.stages} are more than {MOST_LAYERS} blocks",
         )
         x = nn.relu6(_conv_norm("stem", images, train, STEM, kernel=3, stride=2, dtype=self.dtype))
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))

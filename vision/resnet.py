@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import Dense, Dropout, identity, named
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, identity, named
 from common.task import Table
 
 Kind = Literal["basic", "bottleneck"]
@@ -194,6 +194,11 @@ class ResNet(nn.Module):
             len(self.stages) == len(self.widths) > 0 and min(self.stages + self.widths) > 0,
             f"config.model.stages: {self.stages} blocks of widths {self.widths}: "
             "a positive number of blocks and a width for each stage are needed",
+        )
+        require(
+            sum(self.stages) <= MOST_LAYERS and self.stem_width > 0,
+            f"config.model.stages: {self.stages} blocks after a stem of width {self.stem_width}: "
+            f"at most {MOST_LAYERS} blocks, and a positive width, are needed",
         )
         require(
             self.block == "basic" or not any(width % 4 for width in self.widths),

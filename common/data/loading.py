@@ -49,6 +49,14 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any
 
 # ----------------------------------------------------------------------------------------- batches
 
+MOST_WORKERS = 1024
+
+
+def check_workers(workers: int) -> None:
+    """Raises `BadInput` unless the key `data.workers` is a number of processes."""
+    fits = 0 <= workers <= MOST_WORKERS
+    require(fits, f"config.data.workers: {workers} is not in 0 to {MOST_WORKERS}")
+
 
 def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
     """{name: ShapeDtypeStruct [B, ...]}: the shapes and dtypes of a batch.

@@ -14,6 +14,8 @@ import numpy as np
 
 from common.tree import mix
 
+MOST_ROWS = (1 << 31) - 1  # of a set
+MOST_BATCH = 1 << 24  # examples: the numbers of a batch's rows alone are computed for each step
 ROUNDS = 24
 BLOCK = 4096  # rows
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
@@ -47,7 +49,7 @@ def rows(seed, step, batch_size: int, size: int, xp=np):
     Args:
       seed, step: u32[]; integers, or tracers with `xp=jax.numpy`.
       batch_size: B.
-      size: N, below 2^31.
+      size: N, at most `MOST_ROWS`.
       xp: numpy or jax.numpy; both compute the same numbers.
     """
     with np.errstate(over="ignore"):

@@ -17,8 +17,13 @@ from jax.experimental import multihost_utils
 
 from common.devices import code, processes
 from common.errors import require
+from common import inputs
+from common.devices import processes
+from common.errors import brief, require
+from common.task import MOST_STEPS
 
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+MOST_CPU_DEVICES = 4096  # of a simulated pod, and then some
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # mallopt(3)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
 
@@ -49,9 +54,11 @@ def start(
     """
     profiled(profile)
     require(
-        cpu_devices is None or cpu_devices > 0,
-        f"config.runtime.cpu_devices: {cpu_devices} is not positive",
+        cpu_devices is None or 0 < cpu_devices <= MOST_CPU_DEVICES,
+        f"config.runtime.cpu_devices: {cpu_devices} is not in 1 to {MOST_CPU_DEVICES}",
     )
+    if cache not in ("", "none") and os.path.lexists(os.path.expanduser(cache)):
+        inputs.folder("config.runtime.cache", os.path.expanduser(cache))
     if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second run in this process: devices exist
             jax.config.update("jax_num_cpu_devices", cpu_devices)
@@ -93,10 +100,15 @@ def profiled(text: str) -> range:
     """Parses '10:20' as steps 10 to 19, '' as none. Raises `BadInput` for anything else."""
     if not text:
         return range(0)
-    matched = re.fullmatch(r"(\d+):(\d+)", text)
-    require(matched is not None, f"config.runtime.profile: {text!r}; write the steps as '10:20'")
-    steps = range(int(matched[1]), int(matched[2]))
-    require(len(steps) > 0, f"config.runtime.profile: {text!r} holds no step")
+    matched = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", text)
+    require(
+        matched is not None,
+        f"config.runtime.profile: {brief(text)}; write the steps as '10:20'",
+    )
+    first, last = int(matched[1]), int(matched[2])
+    require(first < last, f"config.runtime.profile: {text!r} holds no step")
+    require(last <= MOST_STEPS, f"config.runtime.profile: no run has {last:,} steps")
+    steps = range(first, last)
     return steps
 
 

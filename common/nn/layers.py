@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Names = tuple[str | None, ...]
+MOST_LAYERS = 10_000  # tracing takes milliseconds for each of them
 
 
 def identity(x, *names):

@@ -4,25 +4,74 @@ Any importable linen module will do, if it meets its task's requirements and has
 table, or a property that builds one from the fields.
 """
 
+import contextlib
 import dataclasses
-import importlib
-from collections.abc import Callable
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 
-from common.errors import BadInput, require
+from common import imports, tree
+from common.errors import BadInput, brief, nearest, require
 from common.sections import Selected
+
+EXAMPLE = "vision.cnn:CNN"
 
 
 def model_class(name: str) -> type[nn.Module]:
     """Imports a linen module class, 'package.module:Class'. Raises `BadInput` if it cannot."""
-    path, _, cls = name.partition(":")
-    try:
-        model = getattr(importlib.import_module(path), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"config.model.module: {name!r}: {error}; write 'vision.cnn:CNN'") from error
-    require(hasattr(model, "PARTITION"), f"config.model.module: {name!r} has no PARTITION table")
+    where = "config.model.module"
+    path, _, cls = name.partition(":") if isinstance(name, str) else ("", "", "")
+    valid = bool(path) and cls.isidentifier()
+    require(valid, f"{where}: {brief(name)} is not 'package.module:Class'; write {EXAMPLE!r}")
+    module = imports.module(where, path, EXAMPLE)
+    model = getattr(module, cls, None)
+    classes = [
+        k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)
+    ]
+    require(model is not None, f"{where}: {name!r}: no such class; {nearest(cls, classes)}")
+    linen = inspect.isclass(model) and issubclass(model, nn.Module)
+    require(linen, f"{where}: {name!r} is not a linen module; {nearest(cls, classes)}")
+    require(hasattr(model, "PARTITION"), f"{where}: {name!r} has no PARTITION table")
     return model
+
+
+@contextlib.contextmanager
+def explained(values: dict) -> Iterator[None]:
+    """Turns errors that a model raises while it is traced into `BadInput`: they come of fields that
+    make no model, or of a mistake in it. The message names its fields and its line.
+
+    Args:
+      values: the section `model`.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        cls = model_class(values["module"])
+        file = imports.file_of(cls)
+        if not any(frame.filename == file for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        own = {k: v for k, v in values.items() if k in defaults and v != defaults[k]}
+        fields = ", ".join(f"{k}={brief(v)}" for k, v in own.items()) or "its defaults"
+        raise BadInput(
+            f"config.model: {values['module']} makes no model for this data with {fields}: "
+            f"{imports.described(error, file)}"
+        ) from error
+
+
+def check_shapes(params) -> None:
+    """Raises `BadInput` if a parameter is empty, or one of its dimensions is 2^31 or more: then a
+    field of the model is no size."""
+    for path, leaf in tree.flatten(params).items():
+        require(
+            all(0 < size < 1 << 31 for size in leaf.shape),
+            f"config.model: the parameter {path} would be {list(leaf.shape)}: its fields are no "
+            "sizes of a model",
+        )
 
 
 def fields_of(cls: type) -> set[str]:
@@ -51,8 +100,8 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
       given: fields that the task sets.
 
     Raises:
-      BadInput: for a module whose required fields are not those the task sets, or a dropout rate
-        outside [0, 1).
+      BadInput: for a module whose required fields are not those the task sets, a dropout rate
+        outside [0, 1), or a size of 2^31 or more.
     """
     cls = model_class(values["module"])
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
@@ -69,6 +118,10 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
     if "constrain" in fields_of(cls):
         fields["constrain"] = constrain
     for name, value in fields.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            small = type(number) is not int or abs(number) < 1 << 31
+            require(small, f"config.model.{name}: {brief(value)}: {number} is too large a size")
         if name.endswith("dropout") and isinstance(value, float):
             require(0 <= value < 1, f"config.model.{name}: {value} is not in [0, 1)")
     return cls(**fields)

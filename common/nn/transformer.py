@@ -29,7 +29,7 @@ from common.nn.attention import (
     Implementation,
     sinusoids,
 )
-from common.nn.layers import Dense, Dropout, Names, identity, partition_rows, wanted
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, Names, identity, partition_rows, wanted
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
@@ -193,6 +193,7 @@ class Transformer(nn.Module):
         sizes |= {"kv_heads": groups, "hidden": self.hidden}
         for name, size in sizes.items():
             require(size > 0, f"config.model.{name}: {size} is not positive")
+        require(self.layers <= MOST_LAYERS, f"config.model.layers: {self.layers} is too many")
         require(
             self.width % self.heads == 0,
             f"config.model.heads: {self.heads} does not divide the width {self.width}",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from common import tree
-from common.errors import require
+from common.errors import BadInput, require
 from common.runs.checkpoint import Checkpoints, differences, structure
 from common.runs.files import absolute
 
@@ -62,7 +62,7 @@ def initialise(
     tree.check_table("config.init.rename", rename, flat)
     tree.check_table("config.init.skip", tuple((r, 0) for r in skip), flat)
     names = {
-        p: next((re.sub(f"^(?:{r})$", to, p) for r, to in rename if re.fullmatch(r, p)), p)
+        p: next((_renamed(r, to, p) for r, to in rename if re.fullmatch(r, p)), p)
         for p in flat
         if not any(re.fullmatch(regex, p) for regex in skip)
     }
@@ -88,6 +88,13 @@ def initialise(
     flat |= {p: np.asarray(values[name]) for p, name in names.items()}
     collections = tree.unflatten({place: flat[p] for place, p in places.items()})
     return collections.pop("params"), collections
+
+
+def _renamed(regex: str, to: str, path: str) -> str:
+    try:
+        return re.sub(f"^(?:{regex})$", to, path)
+    except (re.error, IndexError) as error:
+        raise BadInput(f"config.init.rename: {to!r} is not a replacement: {error}") from error
 
 
 def _parameters(path: str, step: int | None) -> tuple[str, dict[str, np.ndarray]]:

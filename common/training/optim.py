@@ -248,6 +248,14 @@ def _check_arguments(name: str, arguments: dict) -> None:
             require(ok, f"config.optim.direction.{key}: {value} is not in [0, 1)")
 
 
+def check_patterns(config: dict) -> None:
+    """Raises `BadInput` if a table of the section `optim` has a row that is no regular
+    expression."""
+    for key in ("multipliers", "decayed"):
+        tree.check_patterns(f"config.optim.{key}", (regex for regex, _ in config[key]))
+    tree.check_patterns("config.optim.freeze", config["freeze"])
+
+
 def check_tables(config: dict, params) -> None:
     """Raises `BadInput` if a row of the section `optim` matches no parameter."""
     paths = tree.flatten(params)

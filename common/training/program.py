@@ -3,7 +3,6 @@
 Training, evaluation, the laws, benchmarks and dry runs all start here.
 """
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common import imports
 from common.config import plain, substitute, traced, untraced
-from common.data import loading
+from common.data import loading, order
 from common.devices import mesh, runtime
-from common.errors import BadInput, choice, require
+from common.errors import choice, require
+from common.nn import model as models
 from common.runs import checkpoint, log
 from common.runs.history import metric_keys, should_stop
 from common.sections import call, parameters
-from common.task import Source, Task, Terms, purpose_key
+from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
 from common.training import directions, optim
 from common.training.duration import steps
 from common.training.initialise import initialise
@@ -68,12 +69,7 @@ class Program(NamedTuple):
 
 def task_module(name: str):
     """Imports the module `config.task`. Raises `BadInput` if it cannot, or if it is not a task."""
-    require(bool(name) and not name.startswith("."), f"config.task: {name!r} is not an import path")
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        require(error.name is not None and name.startswith(error.name), f"config.task: {error}")
-        raise BadInput(f"config.task: there is no module {name!r}") from error
+    module = imports.module("config.task", name, "vision.classify")
     for function in ("sections", "sources", "make"):
         require(
             hasattr(module, function),
@@ -128,13 +124,10 @@ def plan(
     Raises:
       BadInput: for a value out of range.
     """
-    require(
-        batch_size > 0,
-        f"config.train.batch_size: {batch_size} is not a positive number of examples",
-    )
+    _check_batch_size("config.train.batch_size", batch_size)
     require(accumulate > 0, f"config.train.accumulate: {accumulate} is not positive")
-    in_range = steps_per_call > 0
-    require(in_range, f"config.train.steps_per_call: {steps_per_call} is not positive")
+    in_range = 0 < steps_per_call <= MOST_STEPS
+    require(in_range, f"config.train.steps_per_call: {steps_per_call} is not in 1 to {MOST_STEPS}")
     require(
         batch_size % accumulate == 0,
         f"config.train.accumulate: {accumulate} does not divide the batch of {batch_size}",
@@ -151,6 +144,13 @@ def plan(
         low=1,
     )
     return Plan(batch_size, total, accumulate, average, every, steps_per_call)
+
+
+def _check_batch_size(where: str, batch_size: int) -> None:
+    require(
+        0 < batch_size <= order.MOST_BATCH,
+        f"{where}: {batch_size} is not in 1 to {order.MOST_BATCH:,} examples",
+    )
 
 
 # ----------------------------------------------------------------------------------------- prepare
@@ -186,6 +186,9 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
       BadInput: for anything the user can fix.
     """
     module = task_module(config["task"])
+    for name, source in sources.items():
+        most = f"{source.size:,} examples, more than {order.MOST_ROWS:,}"
+        require(source.size <= order.MOST_ROWS, f"{split_key(name)}: {most}")
     size = sources["train"].size
     schedule = call(plan, config["train"], size)
     require(
@@ -195,6 +198,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     mesh.check_batch(layout, schedule.batch_size // schedule.accumulate, "config.train.batch_size")
     for name, section in config.get("evals", {}).items():
         if "batch_size" in section:
+            _check_batch_size(f"config.evals.{name}.batch_size", section["batch_size"])
             mesh.check_batch(layout, section["batch_size"], f"config.evals.{name}.batch_size")
 
     def to_steps(text, where, low=0):
@@ -219,8 +223,10 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
         )
 
-    task, optimizer = build({})
-    _check_task(config, task, schedule)
+    optim.check_patterns(config["optim"])
+    with models.explained(config["model"]):
+        task, optimizer = build({})
+        _check_task(config, task, schedule)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -232,7 +238,9 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         task, _ = build(hypers)
         return adopt(hypers, *task.init(purpose_key(hypers["seed"], "init")))
 
-    shapes = jax.eval_shape(create, hypers)
+    with models.explained(config["model"]):
+        shapes = jax.eval_shape(create, hypers)
+    models.check_shapes(shapes.params)
     optim.check_tables(config["optim"], shapes.params)
     of_params = mesh.shardings(layout, task.partition, shapes.params)
     others = shapes._replace(params={})
@@ -281,7 +289,17 @@ def abstract_arguments(made: Program) -> tuple:
 def _hypers(config: dict) -> dict:
     """The config's traced numbers, on the host."""
     require(0 <= config["seed"] < 2**32, f"config.seed: {config['seed']} is not in [0, 2^32)")
-    return {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in traced(config).items()}
+    numbers = traced(config)
+    for key, value in numbers.items():
+        if key != "seed":
+            _check_float32(f"config.{key}", value)
+    return {k: np.uint32(v) if k == "seed" else np.float32(v) for k, v in numbers.items()}
+
+
+def _check_float32(where: str, value: float) -> None:
+    size, limits = abs(value), np.finfo(np.float32)
+    kept = size == 0 or float(limits.smallest_subnormal) <= size <= float(limits.max)
+    require(kept, f"{where}: {value} is out of the range of a 32-bit float, as steps compute it")
 
 
 def with_numbers(program: Program, config: dict) -> Program:

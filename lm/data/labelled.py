@@ -102,7 +102,7 @@ def load_sources(
       BadInput: if a set, split or tokenizer does not exist, or a line is not an example.
     """
     require(length >= 8, f"config.data.length: {length} is less than 8")
-    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     encoder = text.find_tokenizer(tokenizer, folder)
     facts = tokenizers.facts(encoder)

@@ -83,7 +83,7 @@ def load_sources(
       BadInput: if a corpus, split or tokenizer does not exist, or does not suit the form.
     """
     require(length >= 8, f"config.data.length: {length} is less than 8")
-    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     opened = _open(name, tokenizer, vocab_size, folder)
     facts = tokenizers.facts(opened.tokenizer)

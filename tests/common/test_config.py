@@ -162,11 +162,12 @@ def test_traced_numbers_are_the_floats_that_a_step_reads():
     assert changed["optim"]["lr"] == "traced"
 
 
-def test_an_error_in_a_config_file_is_not_hidden(tmp_path):
+def test_an_error_in_a_config_file_is_one_line_and_its_cause_is_kept(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("def get_config(arg):\n    return 1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(BadInput, match=r"broken\.py, line 2: ZeroDivisionError: division") as error:
         load(str(path))
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
 def test_importing_common_imports_neither_images_nor_text():

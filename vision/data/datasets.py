@@ -71,7 +71,7 @@ def load_sources(
       BadInput: if the set is not prepared, there is no such split, or its images vary in size and
         the config sets no `image_size`.
     """
-    require(workers >= 0, f"config.data.workers: {workers} is negative")
+    loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     require(
         image_size is None or (image_size > 0 and not resident),

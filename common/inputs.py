@@ -1,0 +1,180 @@
+"""Files that a user names: whatever is not a readable file, or not what it should hold, is refused
+in one line that names it, before it is opened.
+
+Opening a FIFO waits for a writer, reading a device may never end, and a folder, a dangling link or
+a name that is too long each raise something else. Each reader here takes `where`, the config key or
+flag that names the file, which begins the message; "" leaves it out.
+"""
+
+import errno
+import json
+import os
+import pathlib
+import stat
+from typing import Any
+
+from common.errors import BadInput, require
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+LONGEST = 160  # characters of a path in a message
+
+
+def shown(path) -> str:
+    """A path for a message: on one line, and cut in the middle if it is very long."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
+
+
+def _begun(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def fault(path, kind: int = stat.S_IFREG) -> str | None:
+    """Why `path` cannot be read as a file (or as a folder, if `kind` is S_IFDIR); None if it can.
+
+    Only looks at it. Paths with a scheme, such as gs://, are only asked whether they exist.
+    """
+    text = os.fspath(path)
+    if "://" in text and not isinstance(path, str):  # an epath
+        return None if path.exists() else f"no such file: {shown(text)}"
+    folder = kind == stat.S_IFDIR
+    try:
+        found = stat.S_IFMT(os.stat(text).st_mode)
+    except FileNotFoundError:
+        if os.path.islink(text):
+            return f"{shown(text)} is a link to {shown(os.readlink(text))}, which is not there"
+        return f"no such {'folder' if folder else 'file'}: {shown(text)}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        return f"{shown(text)} cannot be read: {reason(error)}"
+    if found != kind:
+        actual = KINDS.get(found, "a file")
+        return f"{shown(text)} is {actual}, not a {'folder' if folder else 'file'}"
+    needed = os.R_OK | (os.X_OK if folder else 0)
+    return None if os.access(text, needed) else f"{shown(text)} cannot be read: permission denied"
+
+
+def reason(error: BaseException) -> str:
+    """An error's own words, on one line and without the path, which the message has already."""
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ELOOP:
+            return "it is a symbolic link that leads back to itself"
+        return os.strerror(error.errno).lower()
+    text = " ".join(str(error).split())[:LONGEST]
+    return text or type(error).__name__
+
+
+def file(where: str, path):
+    """Returns `path` if it is a regular file that may be read, else raises `BadInput`."""
+    wrong = fault(path)
+    require(wrong is None, f"{_begun(where)}{wrong}")
+    return path
+
+
+def folder(where: str, path):
+    """Returns `path` if it is a folder that may be listed, else raises `BadInput`."""
+    wrong = fault(path, stat.S_IFDIR)
+    require(wrong is None, f"{_begun(where)}{wrong}")
+    return path
+
+
+def contents(where: str, path) -> bytes:
+    """The bytes of a file. Raises `BadInput` if it cannot be read."""
+    file(where, path)
+    try:
+        return (pathlib.Path(path) if isinstance(path, str) else path).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{_begun(where)}{shown(path)} cannot be read: {reason(error)}") from error
+
+
+def text(where: str, path) -> str:
+    """The text of a file in UTF-8, without a byte order mark. Raises `BadInput` if it cannot be
+    read, with the line that is not UTF-8."""
+    return decoded(where, path, contents(where, path))
+
+
+def decoded(where: str, path, data: bytes) -> str:
+    """`text` of a file's bytes."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(
+            f"{_begun(where)}{shown(path)} cannot be read: line {number} is not UTF-8 "
+            f"({error.reason}); convert the file to UTF-8"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- JSON
+
+
+def json_object(where: str, path) -> dict:
+    """The object in a JSON file. Raises `BadInput` if the file holds anything else."""
+    words = text(where, path)
+    try:
+        value = json.loads(words)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{_begun(where)}{shown(path)}: not JSON ({reason(error)})") from error
+    kind = spelled_type(value)
+    require(isinstance(value, dict), f"{_begun(where)}{shown(path)}: {kind}, not a JSON object")
+    return value
+
+
+SPELLED = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+MOST = 1 << 31  # sizes in a foreign file are below this
+
+
+def spelled_type(value: Any) -> str:
+    """The type of a JSON value, for messages: 'a string'."""
+    return SPELLED[type(value)]
+
+
+def field(config: dict, key: str, kind: type, default: Any, where: str) -> Any:
+    """The value of a key of a JSON object, or `default` if it is absent; or null, where the default
+    is None.
+
+    Args:
+      config: the object.
+      key: the key.
+      kind: dict, list, str, bool, float (also whole numbers) or int. An int is a size: positive,
+        and below 2^31.
+      default: the value if the key is absent.
+      where: the file, for the error message.
+
+    Raises:
+      BadInput: if the value is of another type, or a number out of range.
+    """
+    value = config.get(key, default)
+    if value is None and default is None:
+        return None
+    kinds = (int, float) if kind is float else (kind,)
+    require(
+        type(value) in kinds,
+        f"{where}: {key} is {_brief(value)}, not {SPELLED[kind]}",
+    )
+    if kind is int:
+        require(0 < value < MOST, f"{where}: {key} = {_brief(value)} is not a positive size")
+    if kind is float:
+        finite = abs(value) < 1e38
+        require(finite, f"{where}: {key} = {_brief(value)} is not a finite number")
+    return value
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
