@@ -9,9 +9,11 @@ flag that names the file, which begins the message; "" leaves it out.
 import errno
 import json
 import os
-import pathlib
+import re
 import stat
 from typing import Any
+
+from etils import epath
 
 from common.errors import BadInput, require
 
@@ -40,25 +42,38 @@ def _begun(where: str) -> str:
 def fault(path, kind: int = stat.S_IFREG) -> str | None:
     """Why `path` cannot be read as a file (or as a folder, if `kind` is S_IFDIR); None if it can.
 
-    Only looks at it. Paths with a scheme, such as gs://, are only asked whether they exist.
+    Only looks at it. A path with a scheme, such as gs://, is only asked whether it exists.
     """
-    text = os.fspath(path)
-    if "://" in text and not isinstance(path, str):  # an epath
-        return None if path.exists() else f"no such file: {shown(text)}"
-    folder = kind == stat.S_IFDIR
+    text, wanted = os.fspath(path), KINDS.get(kind, "a file")
+    if "://" in text:
+        return None if epath.Path(path).exists() else f"no such {wanted[2:]}: {shown(text)}"
     try:
         found = stat.S_IFMT(os.stat(text).st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(text):
             return f"{shown(text)} is a link to {shown(os.readlink(text))}, which is not there"
-        return f"no such {'folder' if folder else 'file'}: {shown(text)}"
+        return f"no such {wanted[2:]}: {shown(text)}"
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         return f"{shown(text)} cannot be read: {reason(error)}"
     if found != kind:
-        actual = KINDS.get(found, "a file")
-        return f"{shown(text)} is {actual}, not a {'folder' if folder else 'file'}"
-    needed = os.R_OK | (os.X_OK if folder else 0)
+        return f"{shown(text)} is {KINDS.get(found, 'a file')}, not {wanted}"
+    needed = os.R_OK | (os.X_OK if kind == stat.S_IFDIR else 0)
     return None if os.access(text, needed) else f"{shown(text)} cannot be read: permission denied"
+
+
+def present(path) -> bool:
+    """Whether something has this name, if only a link that leads nowhere. What cannot even be
+    looked at counts: its reader says why."""
+    text = os.fspath(path)
+    if "://" in text:
+        return fault(path) is None
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
 
 
 def reason(error: BaseException) -> str:
@@ -71,6 +86,20 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def path(where: str, name: str) -> epath.Path:
+    """The path that a user names, with "~" expanded. Raises `BadInput` if it has a scheme, such as
+    gs://, that cannot be read here."""
+    if "://" in name:
+        try:
+            epath.Path(name).exists()
+        except Exception as error:  # no library for this scheme, or no such server
+            raise BadInput(
+                f"{_begun(where)}{shown(name)} cannot be read: {type(error).__name__}: "
+                f"{reason(error)}"
+            ) from error
+    return epath.Path(name).expanduser()
+
+
 def file(where: str, path):
     """Returns `path` if it is a regular file that may be read, else raises `BadInput`."""
     wrong = fault(path)
@@ -78,9 +107,10 @@ def file(where: str, path):
     return path
 
 
-def folder(where: str, path):
-    """Returns `path` if it is a folder that may be listed, else raises `BadInput`."""
-    wrong = fault(path, stat.S_IFDIR)
+def folder(where: str, path, missing: bool = False):
+    """Returns `path` if it is a folder that may be listed, else raises `BadInput`. With `missing`,
+    it need not be there."""
+    wrong = None if missing and not present(path) else fault(path, stat.S_IFDIR)
     require(wrong is None, f"{_begun(where)}{wrong}")
     return path
 
@@ -89,19 +119,20 @@ def contents(where: str, path) -> bytes:
     """The bytes of a file. Raises `BadInput` if it cannot be read."""
     file(where, path)
     try:
-        return (pathlib.Path(path) if isinstance(path, str) else path).read_bytes()
+        return epath.Path(path).read_bytes()
     except OSError as error:
         raise BadInput(f"{_begun(where)}{shown(path)} cannot be read: {reason(error)}") from error
 
 
 def text(where: str, path) -> str:
-    """The text of a file in UTF-8, without a byte order mark. Raises `BadInput` if it cannot be
-    read, with the line that is not UTF-8."""
-    return decoded(where, path, contents(where, path))
+    """The text of a file in UTF-8, without a byte order mark, and with lines that end in "\\n".
+    Raises `BadInput` if it cannot be read, with the line that is not UTF-8."""
+    raw = decoded(where, path, contents(where, path))
+    return raw.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decoded(where: str, path, data: bytes) -> str:
-    """`text` of a file's bytes."""
+    """The text of a file's bytes, as it is; see `text`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,12 +146,31 @@ def decoded(where: str, path, data: bytes) -> str:
 # ------------------------------------------------------------------------------------------- JSON
 
 
+def json_line(line: str | bytes) -> Any:
+    """The value of a line of JSON.
+
+    Raises:
+      ValueError: if it is not JSON in UTF-8, is nested too deeply, or one of its strings is not
+        text: "\\ud83d" alone is half of a character.
+    """
+    line = line.decode("utf-8-sig") if isinstance(line, bytes) else line
+    try:
+        value = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if "\\u" in line:  # only an escape can be a half
+        half = re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
+        if half is not None:
+            raise ValueError(f"\\u{ord(half[0]):x} is half of a character (a lone surrogate)")
+    return value
+
+
 def json_object(where: str, path) -> dict:
     """The object in a JSON file. Raises `BadInput` if the file holds anything else."""
     words = text(where, path)
     try:
-        value = json.loads(words)
-    except (ValueError, RecursionError) as error:
+        value = json_line(words)
+    except ValueError as error:
         raise BadInput(f"{_begun(where)}{shown(path)}: not JSON ({reason(error)})") from error
     kind = spelled_type(value)
     require(isinstance(value, dict), f"{_begun(where)}{shown(path)}: {kind}, not a JSON object")
@@ -137,6 +187,7 @@ SPELLED = {
     type(None): "null",
 }
 MOST = 1 << 31  # sizes in a foreign file are below this
+REQUIRED = object()  # the default of a key that must be there
 
 
 def spelled_type(value: Any) -> str:
@@ -153,13 +204,14 @@ def field(config: dict, key: str, kind: type, default: Any, where: str) -> Any:
       key: the key.
       kind: dict, list, str, bool, float (also whole numbers) or int. An int is a size: positive,
         and below 2^31.
-      default: the value if the key is absent.
+      default: the value if the key is absent; `REQUIRED` refuses that.
       where: the file, for the error message.
 
     Raises:
       BadInput: if the value is of another type, or a number out of range.
     """
     value = config.get(key, default)
+    require(value is not REQUIRED, f"{where}: {key} is missing")
     if value is None and default is None:
         return None
     kinds = (int, float) if kind is float else (kind,)

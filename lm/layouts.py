@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from common import inputs
 from common.errors import choice, require
 from lm import bert
 
@@ -231,13 +232,16 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
     """The fields of the model that a config.json describes.
 
     Raises:
-      BadInput: for a setting that the models here do not support.
+      BadInput: for a setting that the models here do not support, or a value of the wrong type.
     """
     layout = LAYOUTS[architecture(config, where)]
     for key, allowed in layout.refused.items():
         value = config.get(key)
         require(value in allowed, f"{where}: {key} = {value!r} is not supported")
-    fields = {field: config.get(key, default) for field, (key, default) in layout.fields.items()}
+    fields = {
+        field: inputs.field(config, key, _kind(default), default, where)
+        for field, (key, default) in layout.fields.items()
+    }
     fields["activation"] = ACTIVATIONS[
         choice(f"{where}: activation", fields["activation"], ACTIVATIONS)
     ]
@@ -245,11 +249,13 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
         fields["hidden"] = 4 * fields["width"]
     if layout is LLAMA:
         fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        nested = (inputs.field(config, f"rope_{k}", dict, None, where) for k in _ROPE)
+        rope = next(filter(None, nested), {})
         kind = rope.get("rope_type", rope.get("type", "default"))
         require(kind == "default", f"{where}: rotary positions of type {kind!r} are not supported")
-        fields["theta"] = float(rope.get("rope_theta", fields["theta"]))
-        size, mlp_bias = config.get("head_dim"), config.get("mlp_bias", False)
+        fields["theta"] = float(inputs.field(rope, "rope_theta", float, fields["theta"], where))
+        size = inputs.field(config, "head_dim", int, None, where)
+        mlp_bias = inputs.field(config, "mlp_bias", bool, False, where)
         require(
             size is None or size * fields["heads"] == fields["width"],
             f"{where}: head_dim = {size} is not supported: it must be width / heads",
@@ -259,6 +265,14 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
             f"{where}: mlp_bias = {mlp_bias} is not supported: it must equal attention_bias",
         )
     return layout.fixed | fields
+
+
+_ROPE = ("parameters", "scaling")
+
+
+def _kind(default: Any) -> type:
+    """The type of a key of config.json, by its default; None stands for a size."""
+    return int if default is None else type(default)
 
 
 def config(model: nn.Module) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import tree
+from common import inputs, tree
 from common.data import fetch
 from common.errors import require
 from common.nn.layers import padded
@@ -86,7 +86,7 @@ def reader(facts: TextFacts, folder: str) -> Callable:
 
     def read_path(name: str) -> dict:
         path = fetch.find_pretrained(name, folder, known=WEIGHTS)
-        if (path / "config.json").exists():
+        if inputs.present(path / "config.json"):
             theirs, ours = sizes(path)["vocab_size"], facts.vocab_size
             require(
                 theirs == ours,
@@ -132,7 +132,7 @@ def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """({path here: f32}, names there without one)."""
     file, tied = epath.Path(path) / "config.json", None
     tensors = read(path)
-    if file.exists():
+    if inputs.present(file):
         name = layouts.architecture(json_object(file), str(file))
         tied = sizes(path).get("tied")
     else:
@@ -148,6 +148,13 @@ def _translated(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         require(
             jnp.issubdtype(x.dtype, jnp.floating),
             f"{path}: {name} is {x.dtype}; quantised weights are not supported",
+        )
+        flat_leaf = leaf.here[0].rpartition("/")[2] not in ("kernel", "embedding")
+        require(
+            x.ndim == (1 if flat_leaf else 2) and x.size > 0 and x.shape[-1] % len(leaf.here) == 0,
+            f"{path}: {name} is {list(x.shape)}, and should be "
+            + ("a vector" if flat_leaf else "a matrix")
+            + (f" of {len(leaf.here)} equal parts" if len(leaf.here) > 1 else ""),
         )
         x = x.astype(np.float32)
         x = x.T if leaf.transposed else x

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from common import inputs
 from common.errors import choice, require
 from vision.efficientnet_lite import EfficientNetLite
 from vision.resnet import ResNet
@@ -229,17 +230,27 @@ def sizes(config: dict, where: str) -> dict[str, Any]:
     """The fields of the model that a config.json describes.
 
     Raises:
-      BadInput: for a setting that our models do not support.
+      BadInput: for a setting that our models do not support, or a value of the wrong type.
     """
     known = settings(config, where)
     for key, value in known.supported.items():
         setting = config.get(key, value)
         require(setting == value, f"{where}: {key} = {setting!r} is not supported, only {value!r}")
-    fields = {field: config.get(key, default) for field, (key, default) in known.fields.items()}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    fields = {
+        field: _value(config, key, default, where) for field, (key, default) in known.fields.items()
+    }
     # Files omit defaults, and two labels are the default.
-    labels = config.get("id2label") or range(config.get("num_labels", 2))
-    return {"num_classes": len(labels), **fields, **known.fixed}
+    labels = inputs.field(config, "id2label", dict, None, where)
+    count = len(labels) if labels else inputs.field(config, "num_labels", int, 2, where)
+    return {"num_classes": count, **fields, **known.fixed}
+
+
+def _value(config: dict, key: str, default: Any, where: str) -> Any:
+    """A field's value; lists of sizes become tuples."""
+    if not isinstance(default, tuple):
+        return inputs.field(config, key, type(default), default, where)
+    sizes = inputs.field(config, key, list, list(default), where)
+    return tuple(inputs.field({key: size}, key, int, 0, where) for size in sizes)
 
 
 def config(model: nn.Module, channels: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import tree
+from common import inputs, tree
 from common.errors import require
 from common.weights import tensors
 from vision import layouts
@@ -39,10 +39,12 @@ def _model(path: epath.Path, model: nn.Module | None) -> nn.Module:
     """The model that a folder's config.json describes, or `model` if that agrees."""
     file = path / "config.json"
     if model is None:
-        require(file.exists(), f"{path}: there is no config.json to identify the model; name it")
+        require(
+            inputs.present(file), f"{path}: there is no config.json to identify the model; name it"
+        )
         return layouts.settings(tensors.json_object(file), str(file)).model(**sizes(path))
-    config = tensors.json_object(file) if file.exists() else {}
-    known = layouts.SETTINGS.get(config.get("model_type"))
+    config = tensors.json_object(file) if inputs.present(file) else {}
+    known = layouts.SETTINGS.get(str(config.get("model_type")))
     if known is not None and isinstance(model, known.model):  # not every library writes one
         described = sizes(path)
         pairs = {field: (described[field], getattr(model, field)) for field in known.fields}

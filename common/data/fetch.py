@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,8 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
-from common.errors import BadInput, NotPrepared, choice, require
+from common import inputs
+from common.errors import BadInput, NotPrepared, brief, choice, require
 
 
 class Package(NamedTuple):
@@ -180,11 +182,13 @@ def find_prepared(name: str, folder: str = "", *, known: Container[str], where: 
     Raises:
       BadInput: if weights of that name are not prepared, with the command that prepares them.
     """
-    path, kept = epath.Path(name).expanduser(), epath.Path(data_dir(folder)) / name
-    if not path.exists() and kept.exists():
+    require(bool(name), f"{where}: it is empty; name a file or folder")
+    path, kept = inputs.path(where, name), epath.Path(data_dir(folder)) / name
+    present = inputs.present(path)
+    if not present and inputs.fault(kept, stat.S_IFDIR) is None:
         return kept
     at = f" --folder {folder}" if folder else ""
-    if not path.exists() and name in known:
+    if not present and name in known:
         raise NotPrepared(
             f"{where}: {name!r} is not in {data_dir(folder)}; "
             f"run: python scripts/prepare.py {name}{at}"
@@ -194,9 +198,13 @@ def find_prepared(name: str, folder: str = "", *, known: Container[str], where: 
 
 def find_pretrained(name: str, folder: str = "", *, known: Container[str]) -> epath.Path:
     """The path that `config.init.path` names, possibly of prepared weights; arguments as in
-    `find_prepared`. Raises `BadInput` if it does not exist."""
-    path = find_prepared(name, folder, known=known, where="config.init.path")
-    require(path.exists(), f"config.init.path: {name!r}: no such workdir, folder or file")
+    `find_prepared`. Raises `BadInput` if it does not exist, or is neither."""
+    where = "config.init.path"
+    path = find_prepared(name, folder, known=known, where=where)
+    there = inputs.present(path)
+    require(there, f"{where}: {brief(name)}: no such workdir, folder or file")
+    if not path.is_dir():
+        inputs.file(where, path)
     return path
 
 

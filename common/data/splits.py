@@ -11,7 +11,10 @@ from collections.abc import Container
 
 from etils import epath
 
-from common.errors import BadInput, NotPrepared, nearest, require
+from common import inputs
+from common.errors import BadInput, NotPrepared, brief, nearest, require
+
+MOST_PARTS = 100  # of an expression: TFDS reads one by recursion
 
 
 def names(split: str) -> list[str]:
@@ -32,19 +35,28 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
     """
     import tensorflow_datasets as tfds
 
+    whole = f"{where}: split {brief(split)}"
+    require(split.isprintable(), f"{whole}: it holds a control character")
+    require(split.count("+") < MOST_PARTS, f"{whole}: more than {MOST_PARTS} parts")
+    require("shard" not in split.partition("[")[2], f"{whole}: count examples or %, not shards")
+    require(
+        "all" not in sizes,
+        f"{whole}: this set has a split of its own that is called 'all', which means all splits "
+        "together; rename it",
+    )
     infos = {name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}
     for name in names(split):
         known = not name or name in sizes or name == "all"
-        require(known, f"{where}: unknown split {name!r}; {nearest(name, sizes)}")
+        require(known, f"{where}: unknown split {brief(name)}; {nearest(name, sizes)}")
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"{where}: split {split!r}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{whole}: {brief(str(error).splitlines()[0])}") from error
     slices = [
         (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
         for p in parts
     ]
-    require(sum(at.stop - at.start for _, at in slices) > 0, f"{where}: split {split!r} is empty")
+    require(sum(at.stop - at.start for _, at in slices) > 0, f"{whole} is empty")
     return slices
 
 
@@ -87,8 +99,9 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
 
 
 def data_dir(folder: str) -> str:
-    """The folder in which TFDS keeps prepared sets."""
-    return os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    """The folder in which TFDS keeps prepared sets. Raises `BadInput` if it is not a folder."""
+    path = os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return inputs.folder("config.data.folder" if folder else "TFDS_DATA_DIR", path, missing=True)
 
 
 def fingerprint(builder) -> str:

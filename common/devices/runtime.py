@@ -57,8 +57,8 @@ def start(
         cpu_devices is None or 0 < cpu_devices <= MOST_CPU_DEVICES,
         f"config.runtime.cpu_devices: {cpu_devices} is not in 1 to {MOST_CPU_DEVICES}",
     )
-    if cache not in ("", "none") and os.path.lexists(os.path.expanduser(cache)):
-        inputs.folder("config.runtime.cache", os.path.expanduser(cache))
+    if cache not in ("", "none"):
+        inputs.folder("config.runtime.cache", os.path.expanduser(cache), missing=True)
     if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # a second run in this process: devices exist
             jax.config.update("jax_num_cpu_devices", cpu_devices)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from common import tree
+from common import inputs, tree
 from common.errors import BadInput, require
 from common.runs.checkpoint import Checkpoints, differences, structure
 from common.runs.files import absolute
@@ -66,12 +66,14 @@ def initialise(
         for p in flat
         if not any(re.fullmatch(regex, p) for regex in skip)
     }
+    inputs.path("config.init.path", path)  # may be read here
     if pretrained is None or (absolute(path) / "checkpoints").exists():
+        where = "config.init.path"
         for name, contents in (files or {}).items():
             kept = absolute(path) / name
             require(
-                not kept.exists() or kept.read_text() == contents,
-                f"config.init.path: {path} has another {name}, so its parameters mean something "
+                not kept.exists() or inputs.contents(where, kept) == contents.encode(),
+                f"{where}: {path} has another {name}, so its parameters mean something "
                 "else; use the same one",
             )
         where, values = _parameters(path, step)

@@ -149,7 +149,7 @@ def plan(
 def _check_batch_size(where: str, batch_size: int) -> None:
     require(
         0 < batch_size <= order.MOST_BATCH,
-        f"{where}: {batch_size} is not in 1 to {order.MOST_BATCH:,} examples",
+        f"{where}: {batch_size} is not a positive number of examples up to {order.MOST_BATCH:,}",
     )
 
 

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from common import inputs
 from common.errors import require
 from common.weights import torch_file
 
@@ -44,21 +45,22 @@ def read(path: epath.PathLike) -> dict[str, np.ndarray]:
     """
     path = epath.Path(path)
     if not path.is_dir():
-        require(path.exists(), f"{path}: no such file or folder")
+        require(inputs.present(path), f"{inputs.shown(path)}: no such file or folder")
         return _read_file(path)
     for name in FILES:
-        if (path / name).exists():
+        if inputs.present(path / name):
             return _read_file(path / name)
-        if (path / f"{name}.index.json").exists():
+        if inputs.present(path / f"{name}.index.json"):
             return _read_parts(path, f"{name}.index.json")
     require(False, f"{path}: no weights: there should be {' or '.join(FILES)}")
 
 
 def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
+    raw = inputs.contents("", path)
     if path.suffix != ".safetensors":
-        return torch_file.read(path.read_bytes(), str(path))
+        return torch_file.read(raw, str(path))
     try:
-        entries = safetensors.deserialize(path.read_bytes())
+        entries = safetensors.deserialize(raw)
     except safetensors.SafetensorError as error:
         require(False, f"{path}: damaged, or not a safetensors file ({error})")
     unsupported = {t["dtype"] for _, t in entries} - DTYPES.keys()
@@ -70,11 +72,15 @@ def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _read_parts(folder: epath.Path, index: str) -> dict[str, np.ndarray]:
-    weight_map = json_object(folder / index).get("weight_map", {})
+    where = str(folder / index)
+    weight_map = inputs.field(json_object(folder / index), "weight_map", dict, {}, where)
+    for name in weight_map:
+        inputs.field(weight_map, name, str, "", f"{where}: weight_map")
     tensors = {}
     for part in sorted(set(weight_map.values())):
         file = folder / part
-        require(file.parent == folder and file.exists(), f"{folder}: {part} is missing")
+        own = file.parent == folder and inputs.present(file)
+        require(own, f"{folder}: {inputs.shown(part)} is missing")
         tensors |= _read_file(file)
     missing = sorted(weight_map.keys() - tensors.keys())
     require(not missing, f"{folder}: {len(missing)} tensors of {index} are missing: {missing[:3]}")
@@ -84,7 +90,7 @@ def _read_parts(folder: epath.Path, index: str) -> dict[str, np.ndarray]:
 def settings(folder: epath.PathLike) -> tuple[dict, str]:
     """(contents of a folder's config.json, its path). Raises `BadInput` if it does not exist."""
     file = epath.Path(folder) / "config.json"
-    require(file.exists(), f"{file}: not there; it names the model of these weights")
+    require(inputs.present(file), f"{file}: not there; it names the model of these weights")
     return json_object(file), str(file)
 
 
@@ -102,9 +108,4 @@ def write(folder: epath.PathLike, tensors: dict[str, np.ndarray], settings: dict
 
 def json_object(path: epath.Path) -> dict:
     """The object in a JSON file. Raises `BadInput` if the file holds anything else."""
-    try:
-        contents = json.loads(path.read_text())
-    except ValueError as error:
-        require(False, f"{path}: not JSON ({error})")
-    require(isinstance(contents, dict), f"{path}: not a JSON object")
-    return contents
+    return inputs.json_object("", path)

@@ -130,6 +130,8 @@ def _zip(data: bytes) -> tuple[Any, Callable]:
         require(archive.read(f"{root}byteorder") == b"little", "is from a big-endian machine")
 
     def storage(of: _Storage) -> np.ndarray:
+        size = archive.getinfo(f"{root}data/{of.key}").file_size
+        require(size <= len(data), "holds compressed tensors, which torch does not write")
         return np.frombuffer(archive.read(f"{root}data/{of.key}"), DTYPES[of.kind])
 
     return _load(archive.open(f"{root}data.pkl")), storage

@@ -12,7 +12,6 @@ Documents are held out whole: see `part`.
 
 import hashlib
 import importlib.resources
-import json
 import lzma
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from etils import epath
 
+from common import inputs
 from common.data import fetch, splits
 from common.errors import BadInput, NotPrepared, nearest, require
 
@@ -59,7 +59,12 @@ def documents(name: str, folder: str = "") -> Iterator[Document]:
     """
     kind, _, argument = _checked(name).partition(":")
     if kind == "sotu":
-        lines = lzma.decompress(_embedded().read_bytes()).splitlines()
+        try:
+            lines = lzma.decompress(_embedded().read_bytes()).split(b"\n")
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise BadInput(
+                f"{_embedded()}: damaged ({inputs.reason(error)}); install the project again"
+            ) from error
         return _lines("sotu", "sotu", lines)
     if kind == "tfds":
         return _prepared(argument, folder)
@@ -110,7 +115,8 @@ def _embedded():
 def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
     """[(source, path within the corpus, path)] of the files of "prose" or "folder:DIR"."""
     kind, _, argument = name.partition(":")
-    root = epath.Path(argument or os.path.join(fetch.data_dir(folder), "prose")).expanduser()
+    own = argument or os.path.join(fetch.data_dir(folder), "prose")
+    root = inputs.path("config.data.name", own)
     if kind == "prose":
         at = f" --folder {folder}" if folder else ""
         message = (
@@ -118,11 +124,13 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
         )
         if not (root / "aws.jsonl").exists():
             raise NotPrepared(message)
-    require(root.is_dir(), f"config.data.name: no such folder: {root}")
+    inputs.folder("config.data.name", root)
     texts = []
     for path in _walk(root):
         if path.suffix in (".txt", ".jsonl"):
+            inputs.file("config.data.name", path)
             relative = path.relative_to(root)
+            _check_name(path, relative.as_posix())
             if path.suffix == ".jsonl":
                 source = path.stem
             else:
@@ -132,12 +140,24 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
     return sorted(texts, key=lambda entry: entry[:2])
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+def _check_name(path: epath.Path, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        text = f"config.data.name: {name!r} in {path.parent}: the file's name is not UTF-8"
+        raise BadInput(text) from error
+
+
+def _walk(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
+    """The files below a folder; `above` are the real paths of the folders that lead to it."""
+    inputs.folder("config.data.name", folder)
+    real = os.path.realpath(folder) if "://" not in str(folder) else str(folder)
+    require(real not in above, f"config.data.name: {folder} is a link to a folder above it")
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(path, (*above, real))
         else:
             yield path
 
@@ -149,26 +169,33 @@ def _files(texts: Iterable[tuple[str, str, epath.Path]]) -> Iterator[Document]:
                 with path.open("rb") as file:
                     yield from _lines(source, relative, file, str(path))
             else:
-                yield Document(relative, source, path.read_bytes().decode("utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"config.data.name: {path} cannot be read: {error}") from error
+                raw = path.read_bytes()
+                yield Document(relative, source, inputs.decoded("config.data.name", path, raw))
+        except OSError as error:
+            reason = inputs.reason(error)
+            raise BadInput(f"config.data.name: {path} cannot be read: {reason}") from error
 
 
 def _lines(
     source: str, relative: str, lines: Iterable[bytes], path: str = ""
 ) -> Iterator[Document]:
-    """The documents of a .jsonl; one without a name is named after its file and line."""
+    """The documents of a .jsonl; one without a name, or with null, is named after its file and
+    line."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        name, text, reason = None, None, ""
         try:
-            entry = json.loads(line)
-            name, text = entry.get("name", f"{relative}:{number}"), entry["text"]
-        except (ValueError, KeyError, AttributeError):
-            name, text = "", None
+            entry = inputs.json_line(line)
+            name, text = entry.get("name"), entry["text"]
+        except ValueError as error:
+            reason = f": {inputs.reason(error)}"
+        except (KeyError, AttributeError, TypeError):
+            pass
+        name = f"{relative}:{number}" if name is None else name
         require(
             isinstance(text, str) and isinstance(name, str),
-            f'config.data.name: {path}, line {number}, is not JSON like {{"text": "…"}}',
+            f'config.data.name: {path}, line {number}, is not JSON like {{"text": "…"}}{reason}',
         )
         yield Document(name, source, text)
 

@@ -16,7 +16,6 @@ Letters: L length, N examples.
 import hashlib
 import io
 import json
-import math
 import os
 import pathlib
 import re
@@ -29,9 +28,10 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
+from common import inputs
 from common.data import fetch, loading
 from common.data import splits as grammar
-from common.errors import BadInput, NotPrepared, require
+from common.errors import NotPrepared, require
 from common.task import Source, split_key
 from lm.data import prose, text
 from lm.data import tokenizer as tokenizers
@@ -201,9 +201,8 @@ def _rows(
 def _path(name: str, folder: str) -> epath.Path:
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
-        path = epath.Path(argument).expanduser()
-        require(path.exists(), f"config.data.name: no such file: {path}")
-        return path
+        where = "config.data.name"
+        return inputs.file(where, inputs.path(where, argument))
     require(
         name in PREPARED,
         f"config.data.name: unknown {name!r}; choose 'reviews', 'topics', 'file:PATH.jsonl' or "
@@ -222,10 +221,7 @@ def _path(name: str, folder: str) -> epath.Path:
 def _from_file(path: epath.Path):
     """({split: size}, split -> Examples, classes)."""
     examples: list[tuple[str, tuple[str, ...], object]] = []
-    try:
-        lines = path.read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"config.data.name: {path} cannot be read: {error}") from error
+    lines = inputs.text("config.data.name", path).split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             examples.append(_example(line, f"config.data.name: {path}, line {number}"))
@@ -248,16 +244,18 @@ def _from_file(path: epath.Path):
 
 def _example(line: str, where: str) -> tuple[str | None, tuple[str, ...], object]:
     """(split or None, texts, label) of a line of a .jsonl."""
+    reason = ""
     try:
-        entry = json.loads(line)
+        entry = inputs.json_line(line)
         first = entry["text"] if "text" in entry else entry["sentence"]
         texts = (first,) if entry.get("text_b") is None else (first, entry["text_b"])
         label, split = entry["label"], entry.get("split")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f": {inputs.reason(error)}" if isinstance(error, ValueError) else ""
         texts, label, split = (None,), None, None
     valid = all(isinstance(each, str) for each in texts) and isinstance(split, str | None)
     valid = valid and isinstance(label, str | int | float)
-    require(valid, f'{where}, is not an example like {{"text": "…", "label": "…"}}')
+    require(valid, f'{where}, is not an example like {{"text": "…", "label": "…"}}{reason}')
     require(split is None or bool(re.fullmatch(r"[\w-]+", split)), f"{where}: split {split!r}")
     return split, texts, label
 
@@ -266,7 +264,9 @@ def _labels(values: list, path) -> tuple[np.ndarray, tuple[str, ...]]:
     """(i32[N] and the class names, or f32[N] and ()). Classes are sorted."""
     kinds = {float if isinstance(value, float) else type(value) for value in values}
     if float in kinds and kinds <= {float, int}:
-        require(all(map(math.isfinite, values)), f"config.data.name: {path}: a label is not finite")
+        largest = float(np.finfo(np.float32).max)
+        finite = all(abs(value) <= largest for value in values)
+        require(finite, f"config.data.name: {path}: a label is not finite, as a 32-bit float")
         return np.array(values, np.float32), ()
     require(
         len(kinds) == 1,

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from common import config as configs
+from common import inputs
 from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import nearest, require
@@ -161,12 +161,18 @@ def find_tokenizer(name: str, folder: str = "") -> Tokenizer:
     as "minilm", or by the workdir of a run."""
     path = fetch.find_prepared(name, folder, known=WEIGHTS, where="config.data.tokenizer")
     config = path / "config.json"
-    if path.is_dir() and config.exists() and not tokenizers.has_files(path):
-        section = configs.from_json(config.read_text()).get("data") or {}
+    if path.is_dir() and inputs.present(config) and not tokenizers.has_files(path):
+        section = inputs.json_object("config.data.tokenizer", config).get("data") or {}
+        kinds = {"name": str, "tokenizer": str, "vocab_size": int, "folder": str}
+        of_run = isinstance(section, dict) and "tokenizer" in section
         require(
-            "tokenizer" in section,
+            of_run,
             f"config.data.tokenizer: {path} has no tokenizer, and is not a run that has one",
         )
+        where = f"config.data.tokenizer: {config}: data"
+        trained = section["tokenizer"] in tokenizers.KINDS
+        for key in kinds if trained else ("tokenizer", "folder"):
+            inputs.field(section, key, kinds[key], inputs.REQUIRED, where)
         return tokenizer_of(section)
     return tokenizers.load(path)
 

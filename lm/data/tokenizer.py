@@ -24,8 +24,12 @@ from tokenizers import (
     trainers,
 )
 
-from common.errors import BadInput, choice, require
+from common import inputs
+from common.errors import BadInput, brief, choice, require
 
+WHERE = "config.data.tokenizer"
+MOST_TOKENS = 1 << 22  # of a vocabulary
+MOST_SPARSE = 1 << 19  # the highest id of one with gaps
 KINDS = ("wordpiece", "bpe")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of WordPiece: ids 0 to 4
 END = "<|endoftext|>"  # of byte-level BPE: id 0
@@ -184,55 +188,93 @@ def load(path: epath.PathLike) -> Tokenizer:
     path = epath.Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     named = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}
-    present = {name for name in named if (folder / name).exists()}
+    present = {name for name in named if inputs.present(folder / name)}
     if not path.is_dir():
-        require(path.exists(), f"config.data.tokenizer: no such file or folder: {path}")
+        require(inputs.present(path), f"{WHERE}: no such file or folder: {inputs.shown(path)}")
+        inputs.file(WHERE, path)
         present &= {path.name} if path.name in ("tokenizer.json", "vocab.txt") else named
         if path.suffix == ".json" and path.name not in named:
             present = {"tokenizer.json"}
     file = path if path.is_file() else folder / "tokenizer.json"
     try:
         if "tokenizer.json" in present:
-            tokenizer = Tokenizer.from_str(file.read_text())
+            tokenizer = Tokenizer.from_str(inputs.text(WHERE, file))
         elif "vocab.txt" in present:
             tokenizer = _load_wordpiece(folder)
         elif {"vocab.json", "merges.txt"} <= present:
             tokenizer = _load_byte_level(folder)
         else:
             tokenizer = None
-    except Exception as error:  # the library raises nothing narrower
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"config.data.tokenizer: {path} cannot be read: {reason}") from error
+        if tokenizer is not None:
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.encode("a\u2603 \u00e9")  # some lack what only encoding asks for
+    except BadInput:
+        raise
+    except BaseException as error:  # the library raises nothing narrower, or panics
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise BadInput(f"{WHERE}: {path} cannot be read: {inputs.reason(error)}") from error
     require(
         tokenizer is not None,
-        f"config.data.tokenizer: {path} has no tokenizer.json, no vocab.txt, and no vocab.json "
-        "with merges.txt",
+        f"{WHERE}: {path} has no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt",
     )
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    _check_ids(tokenizer.get_vocab(with_added_tokens=True), str(path))
     return tokenizer
+
+
+def _check_ids(vocab: dict[str, int], path: str) -> None:
+    """Raises `BadInput` for a vocabulary that would make arrays, and a model, of gigabytes: one far
+    too large, or with ids far beyond the number of tokens."""
+    require(bool(vocab), f"{WHERE}: {path} has no tokens")
+    token = max(vocab, key=lambda token: vocab[token])
+    size, most = vocab[token] + 1, min(max(2 * len(vocab), MOST_SPARSE), MOST_TOKENS)
+    require(
+        size <= most,
+        f"{WHERE}: {path}: the token {brief(token)} has the id {vocab[token]:,}, with "
+        f"{len(vocab):,} tokens in all: ids must be below {most:,}",
+    )
 
 
 def has_files(folder: epath.PathLike) -> bool:
     """Whether `load` would find a tokenizer in a folder."""
-    have = lambda name: (epath.Path(folder) / name).exists()
+    have = lambda name: inputs.present(epath.Path(folder) / name)
     return (
         have("tokenizer.json") or have("vocab.txt") or (have("vocab.json") and have("merges.txt"))
     )
 
 
 def _load_wordpiece(folder: epath.Path) -> Tokenizer:
-    vocab = {t: i for i, t in enumerate((folder / "vocab.txt").read_text().split("\n")) if t}
-    require("[UNK]" in vocab, f"config.data.tokenizer: {folder / 'vocab.txt'} has no [UNK]")
-    options = folder / "tokenizer_config.json"
-    options = json.loads(options.read_text()) if options.exists() else {}
-    return _wordpiece(vocab, lowercase=options.get("do_lower_case", True))
+    file = folder / "vocab.txt"
+    vocab = {t: i for i, t in enumerate(inputs.text(WHERE, file).split("\n")) if t}
+    require("[UNK]" in vocab, f"{WHERE}: {file} has no [UNK]")
+    path = folder / "tokenizer_config.json"
+    options = inputs.json_object(WHERE, path) if inputs.present(path) else {}
+    lowercase = inputs.field(options, "do_lower_case", bool, True, f"{WHERE}: {path}")
+    return _wordpiece(vocab, lowercase=lowercase)
 
 
 def _load_byte_level(folder: epath.Path) -> Tokenizer:
-    vocab = json.loads((folder / "vocab.json").read_text())
-    lines = (folder / "merges.txt").read_text().split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    file = folder / "vocab.json"
+    vocab = inputs.json_object(WHERE, file)
+    for token, i in vocab.items():
+        require(
+            type(i) is int and 0 <= i < MOST_TOKENS,
+            f"{WHERE}: {file}: the token {brief(token)} has the id {brief(i)}, which is not a "
+            f"number below {MOST_TOKENS:,}",
+        )
+    file = folder / "merges.txt"
+    merges = []
+    for number, line in enumerate(inputs.text(WHERE, file).split("\n"), 1):
+        if not line or line.startswith("#version"):
+            continue
+        pieces = line.split(" ")
+        two = len(pieces) == 2 and all(pieces)
+        require(two, f"{WHERE}: {file}, line {number}: {brief(line)} is not two pieces")
+        for token in (*pieces, "".join(pieces)):
+            known = token in vocab
+            require(known, f"{WHERE}: {file}, line {number}: {brief(token)} is not in vocab.json")
+        merges.append(tuple(pieces))
     tokenizer = _byte_level(models.BPE(vocab, merges))
     tokenizer.add_special_tokens([END] if END in vocab else [])
     return tokenizer

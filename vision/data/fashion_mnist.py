@@ -7,11 +7,13 @@ the official address; their contents are checked either way. scripts/prepare.py 
 
 import gzip
 import hashlib
+import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from common import inputs
 from common.errors import BadInput, require
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
@@ -34,9 +36,10 @@ def read_idx(path: epath.PathLike, sha256: str) -> np.ndarray:
     expected file."""
     path = epath.Path(path)
     try:
-        raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from error
+        raw = gzip.decompress(inputs.contents("", path))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = inputs.reason(error)
+        raise BadInput(f"{path}: cannot be read: {reason}; fetch it again") from error
     actual = hashlib.sha256(raw).hexdigest()
     require(
         actual == sha256, f"{path}: its contents have sha256 {actual[:16]}…, not {sha256[:16]}…"

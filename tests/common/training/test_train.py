@@ -278,7 +278,7 @@ def test_how_steps_are_grouped_changes_no_bit():
 def test_what_is_read_on_the_host_comes_a_step_at_a_time():
     with pytest.raises(BadInput, match="read on the host, a step at a time"):
         prepare(load(TOY, **{"data.resident": False, "train.steps_per_call": 2}))
-    with pytest.raises(BadInput, match="steps_per_call: 0 is not positive"):
+    with pytest.raises(BadInput, match="steps_per_call: 0 is not in 1 to"):
         prepare(short(**{"train.steps_per_call": 0}))
 
 
