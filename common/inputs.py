@@ -153,9 +153,11 @@ def json_line(line: str | bytes) -> Any:
       ValueError: if it is not JSON in UTF-8, is nested too deeply, or one of its strings is not
         text: "\\ud83d" alone is half of a character.
     """
-    line = line.decode("utf-8-sig") if isinstance(line, bytes) else line
     try:
+        line = line.decode("utf-8-sig") if isinstance(line, bytes) else line
         value = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason})") from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if "\\u" in line:  # only an escape can be a half
@@ -202,8 +204,8 @@ def field(config: dict, key: str, kind: type, default: Any, where: str) -> Any:
     Args:
       config: the object.
       key: the key.
-      kind: dict, list, str, bool, float (also whole numbers) or int. An int is a size: positive,
-        and below 2^31.
+      kind: dict, list, str, bool, float (at least 0; also whole numbers) or int. An int is a size:
+        positive, and below 2^31.
       default: the value if the key is absent; `REQUIRED` refuses that.
       where: the file, for the error message.
 
@@ -222,8 +224,8 @@ def field(config: dict, key: str, kind: type, default: Any, where: str) -> Any:
     if kind is int:
         require(0 < value < MOST, f"{where}: {key} = {_brief(value)} is not a positive size")
     if kind is float:
-        finite = abs(value) < 1e38
-        require(finite, f"{where}: {key} = {_brief(value)} is not a finite number")
+        finite = 0 <= value < 1e38
+        require(finite, f"{where}: {key} = {_brief(value)} is not a number of at least 0")
     return value
 
 

@@ -4,16 +4,19 @@
 Prepared sets are opened as array_record files, without TensorFlow.
 """
 
+import contextlib
 import hashlib
 import os
+import re
 import types
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 from etils import epath
 
 from common import inputs
 from common.errors import BadInput, NotPrepared, brief, nearest, require
 
+MOST_COUNTED = 16  # files of a split whose examples are counted when it is opened
 MOST_PARTS = 100  # of an expression: TFDS reads one by recursion
 
 
@@ -84,18 +87,83 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
         "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
     )
+    root = epath.Path(data_dir(folder)) / re.split("[/:]", name)[0]
+    for depth in ("*", "*/*"):  # versions, or versions of configs
+        for file in ("dataset_info.json", "features.json"):
+            for path in root.glob(f"{depth}/{file}") if name.strip("./") else ():
+                inputs.json_object("config.data.name", path)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
-    except (ValueError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
+    except (FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
         raise NotPrepared(
             f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
         ) from error
-    formats = [format.value for format in builder.info.available_file_formats()]
+    except Exception as error:  # the metadata may be damaged in any way
+        raise BadInput(_damaged(root, error)) from error
+    with reading(builder.data_dir):
+        formats = [format.value for format in builder.info.available_file_formats()]
+        assert all(info.num_examples >= 0 for info in builder.info.splits.values())
+        assert len(builder.info.features)
     require(
         "array_record" in formats,
         f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
     )
     return builder
+
+
+@contextlib.contextmanager
+def reading(folder) -> Iterator[None]:
+    """Turns whatever damaged files of a prepared set raise into `BadInput` that names `folder`."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(_damaged(folder, error)) from error
+
+
+def _damaged(folder, error: Exception) -> str:
+    return (
+        f"config.data.name: {folder} is damaged ({type(error).__name__}: "
+        f"{inputs.reason(error)}); remove that folder and prepare the set again"
+    )
+
+
+def source_of(builder, split: str):
+    """Random access to the decoded examples of a prepared split (`as_data_source`).
+
+    Raises:
+      BadInput: if one of its files is missing or damaged, as far as its length, its first and its
+        last example tell, or holds another number of examples than the metadata says.
+    """
+    info, where = builder.info.splits[split], "config.data.name"
+    with reading(builder.data_dir):
+        paths, size = info.filepaths, info.num_examples
+        for path in paths:
+            wrong = inputs.fault(path)
+            again = f"remove {builder.data_dir} and prepare the set again"
+            require(wrong is None, f"{where}: {wrong}; {again}")
+        if len(paths) <= MOST_COUNTED:
+            count = sum(_records(path) for path in paths)
+            require(
+                count == size,
+                f"{where}: {builder.data_dir}: {split!r} has {count} examples, and its metadata "
+                f"says {size}; remove that folder and prepare the set again",
+            )
+        source = builder.as_data_source(split=split)
+        if size:
+            source.__getitems__(sorted({0, size - 1}))
+    return source
+
+
+def _records(path) -> int:
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
 
 
 def data_dir(folder: str) -> str:

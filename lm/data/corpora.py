@@ -211,10 +211,17 @@ def _prepared(name: str, folder: str) -> Iterator[Document]:
     builder = splits.open_prepared(name, folder)
     _check_feature(builder, name)
     for split in sorted(builder.info.splits):
-        source = builder.as_data_source(split=split)
+        source = splits.source_of(builder, split)
         for start in range(0, len(source), 1000):
             rows = list(range(start, min(start + 1000, len(source))))
-            for row, example in zip(rows, source.__getitems__(rows), strict=True):
-                text = example["text"]
-                text = text.decode() if isinstance(text, bytes) else text
+            with splits.reading(builder.data_dir):
+                examples = source.__getitems__(rows)
+                texts = [example["text"] for example in examples]
+            for row, text in zip(rows, texts, strict=True):
+                try:
+                    text = text.decode() if isinstance(text, bytes) else text
+                except UnicodeDecodeError as error:
+                    raise BadInput(
+                        f"config.data.name: {name!r}: example {row} of {split!r} is not UTF-8"
+                    ) from error
                 yield Document(f"{split}/{row}", re.sub(r"\W+", "_", split), text)

@@ -101,7 +101,7 @@ def load_sources(
     Raises:
       BadInput: if a set, split or tokenizer does not exist, or a line is not an example.
     """
-    require(length >= 8, f"config.data.length: {length} is less than 8")
+    text.check_length(length)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     encoder = text.find_tokenizer(tokenizer, folder)
@@ -294,12 +294,15 @@ def _from_tfds(name: str, folder: str):
     decode = lambda value: value.decode() if isinstance(value, bytes) else value
 
     def take(split: str) -> Examples:
-        source = builder.as_data_source(split=split)
-        examples = source.__getitems__(list(range(len(source))))
-        labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
+        source = grammar.source_of(builder, split)
+        with grammar.reading(builder.data_dir):
+            examples = source.__getitems__(list(range(len(source))))
+            labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
+            texts = [tuple(decode(example[key]) for key in keys) for example in examples]
         known = not classes or (labels >= 0).all()
         require(known, f"config.data.name: {name!r} has no labels in {split!r}")
-        texts = [tuple(decode(example[key]) for key in keys) for example in examples]
+        fit = not classes or (labels < len(classes)).all()
+        require(fit, f"config.data.name: {name!r}: a label of {split!r} is none of its classes")
         return Examples(texts, labels, classes)
 
     return {split: info.num_examples for split, info in builder.info.splits.items()}, take, classes

@@ -29,6 +29,7 @@ Form = Literal["mlm", "pairs", "clm"]
 RESIDENT_BYTES = 1 << 30  # smaller sets are resident unless the config decides
 CHUNK = 4096  # rows made at a time for a resident set
 SEED = 19  # of the pairs
+MOST_LENGTH = 1 << 24  # tokens of a row
 OUTLINE_ROWS = 1 << 20  # of a set that is absent
 
 
@@ -82,7 +83,7 @@ def load_sources(
     Raises:
       BadInput: if a corpus, split or tokenizer does not exist, or does not suit the form.
     """
-    require(length >= 8, f"config.data.length: {length} is less than 8")
+    check_length(length)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     opened = _open(name, tokenizer, vocab_size, folder)
@@ -110,6 +111,12 @@ def load_sources(
         fingerprint = f"{opened.digest}:{form}:{length}:{split}"
         sources[key] = _source(reader, resident, facts, fingerprint)
     return sources
+
+
+def check_length(length: int) -> None:
+    """Raises `BadInput` unless rows of this many tokens can be made."""
+    fits = 8 <= length <= MOST_LENGTH
+    require(fits, f"config.data.length: {length} is not in 8 to {MOST_LENGTH:,}")
 
 
 def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[str, Source]:
@@ -288,7 +295,7 @@ class _Reader:
         document = np.searchsorted(self.documents, index, side="right")
         segments = np.where(inside, document - document[:, :1] + 1, 0)
         # A document has at least two tokens, so at most this many of them are in a row.
-        segments = segments.astype(np.uint8 if self.length // 2 + 2 < 256 else np.uint16)
+        segments = segments.astype(np.min_scalar_type(self.length // 2 + 2))
         if self.form == "mlm":
             first = np.full_like(tokens[:, :1], self.cls)
             tokens = np.concatenate([first, tokens], 1)

@@ -81,6 +81,7 @@ def _train_wordpiece(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     """The library numbers the pieces `##c` in the arbitrary order of a hash table, and breaks ties
     by number. Passed as special tokens, they are numbered first; the tokenizer is then rebuilt with
     them as ordinary pieces."""
+    _require_room(vocab_size, len(SPECIAL))
     alphabet, continuing = _alphabet(texts)
     first = [*SPECIAL, *(f"##{c}" for c in continuing)]
     _require_room(vocab_size, len(first) + len(alphabet))
@@ -128,6 +129,10 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _require_room(vocab_size: int, least: int) -> None:
+    require(
+        vocab_size <= MOST_TOKENS,
+        f"config.data.vocab_size: {vocab_size} is more than {MOST_TOKENS:,} tokens",
+    )
     require(
         vocab_size >= least,
         f"config.data.vocab_size: {vocab_size} is too small: this text needs at least {least}",

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from common.data import loading
-from common.data.splits import fingerprint, open_prepared, ranges
+from common.data.splits import fingerprint, open_prepared, ranges, reading, source_of
 from common.errors import require
 from common.task import Source
 from common.task import split_key as where
@@ -193,14 +193,23 @@ def _from_tfds(
         None not in shape,
         f"config.data.name: {name!r} has images of varying size; set config.data.image_size=256",
     )
-    facts = _facts(builder.name, tuple(features["label"].names))
+    classes = getattr(features["label"], "names", None)
+    require(
+        classes is not None,
+        f"config.data.name: {name!r}: its label is not a class (ClassLabel), but "
+        f"{type(features['label']).__name__}",
+    )
+    facts = _facts(builder.name, tuple(classes))
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     if _is_resident(resident, image_size, sizes, shape):
         cache = {}
 
         def take(split, at):
             if split not in cache:
-                cache[split] = decoded(builder, split)
+                source_of(builder, split)  # refuses what is damaged
+                with reading(builder.data_dir):
+                    cache[split] = decoded(builder, split)
+                _check_labels(cache[split]["label"], facts, f"{name!r}: {split!r}")
             return {key: array[at] for key, array in cache[split].items()}
 
         return _sources(splits, sizes, take, facts, True)
@@ -209,7 +218,7 @@ def _from_tfds(
     for key, split in splits.items():
         parts = ranges(split, sizes, where(key))
         reader = _Reader(
-            {part: builder.as_data_source(split=part) for part, _ in parts},
+            {part: source_of(builder, part) for part, _ in parts},
             np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
             np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
             image_size,
@@ -219,6 +228,11 @@ def _from_tfds(
             len(reader.rows), reader, None, _spec(shape), f"{digest}:{content}", facts
         )
     return sources
+
+
+def _check_labels(labels: np.ndarray, facts: ImageFacts, where: str) -> None:
+    known = len(labels) == 0 or 0 <= labels.min() <= labels.max() < len(facts.classes)
+    require(known, f"config.data.name: {where}: a label is none of {len(facts.classes)} classes")
 
 
 class _Reader:

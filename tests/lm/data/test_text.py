@@ -321,7 +321,7 @@ def test_a_tokenizer_from_elsewhere(load, folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"length": 7}, r"config\.data\.length: 7 is less than 8"),
+        ({"length": 7}, r"config\.data\.length: 7 is not in 8 to"),
         ({"workers": -1}, r"config\.data\.workers: -1"),
         ({"vocab_size": 20}, r"config\.data\.vocab_size: 20 is too small"),
         ({"name": "sotuu"}, r"config\.data\.name: unknown corpus"),

@@ -1,0 +1,87 @@
+"""Splits that name nothing: one line with the key and the split, exit code 2."""
+
+import json
+
+import pytest
+from faults import refused
+from helpers import DIGITS
+
+from common.data import splits
+from common.errors import BadInput
+
+# (split, what the line says)
+SPLITS = [
+    ("", r"split '': .*[Ee]rror parsing split"),
+    ("[", r"split '\[': .*[Ee]rror parsing split"),
+    ("+", r"split '\+': "),
+    ("train[", r"split 'train\[': "),
+    ("train]", r"unknown split 'train\]'; did you mean 'train'"),
+    ("train[:]", r"split 'train\[:\]': "),
+    ("train[:5%", r"split 'train\[:5%': "),
+    ("train[5]", r"split 'train\[5\]': "),
+    ("train[:200%]", r"split 'train\[:200%\]': "),
+    ("train[:99999999999999999999%]", r"split 'train\[:9+%\]': "),
+    ("train[:nan%]", r"split 'train\[:nan%\]': "),
+    ("train[:1e3]", r"split 'train\[:1e3\]': "),
+    ("train[:1000000000000000000000000]", r"split .*incompatible with 1437 examples"),
+    ("train[:-100000]", r"split .*incompatible with 1437 examples"),
+    ("train[50%:40%]", r"split 'train\[50%:40%\]' is empty"),
+    ("train[:10][:5]", r"split 'train\[:10\]\[:5\]': "),
+    ("train[::2]", r"split 'train\[::2\]': "),
+    ("train[0shard:1shard]", r"split 'train\[0shard:1shard\]': count examples or %, not shards"),
+    ("train+", r"split 'train\+': "),
+    ("train++test", r"split 'train\+\+test': "),
+    ("train+test[", r"split 'train\+test\[': "),
+    ("train ", r"split 'train ': "),
+    ("train\n", r"split 'train\\n': it holds a control character"),
+    ("TRAIN", r"unknown split 'TRAIN'"),
+    ("../train", r"unknown split '\.\./train'; did you mean 'train'"),
+    ("all[:5]", r"split 'all\[:5\]': "),
+    ("+".join(["train"] * 5000), r"split 'train\+train.*…: more than 100 parts"),
+    ("(" * 10000, r"unknown split '\(\(.*…"),
+]
+
+
+@pytest.mark.parametrize(("split", "says"), SPLITS, ids=[s[:20] for s, _ in SPLITS])
+def test_a_split_that_names_nothing_is_one_line(split, says, capsys):
+    words = "--config", f"{DIGITS}:mlp", "--dry-run", f"--config.data.train={split}"
+    refused(capsys, "train", *words, says=rf"config\.data\.train: {says}")
+
+
+@pytest.mark.parametrize("split", ["", "train[", "valid"])
+def test_the_split_of_an_evaluator_is_named_by_its_key(split, capsys):
+    words = "--config", f"{DIGITS}:mlp", "--dry-run", f"--config.evals.test.split={split}"
+    refused(capsys, "train", *words, says=r"config\.evals\.test\.split: ")
+
+
+@pytest.mark.parametrize("own", [{"all": 5}, {"all": 5, "train": 3}])
+def test_a_split_of_ones_own_is_not_called_all(own):
+    for split in own:
+        with pytest.raises(BadInput, match=r"where: split .* a split of its own .* 'all'.* rename"):
+            splits.ranges(split, own, "where")
+
+
+def test_all_and_parts_from_the_end_are_read():
+    sizes = {"train": 10, "test": 4}
+    assert sorted(splits.ranges("all", sizes, "where")) == [
+        ("test", slice(0, 4)),
+        ("train", slice(0, 10)),
+    ]
+    assert splits.ranges("train[-5:]+test", sizes, "where")[0] == ("train", slice(5, 10))
+
+
+def test_a_labelled_file_whose_split_is_called_all(capsys, tmp_path):
+    import corpus
+
+    path = tmp_path / "own.jsonl"
+    lines = ({"text": f"the union {i}", "label": i % 2, "split": "all"} for i in range(20))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "def get_config():\n"
+        "    return {'task': 'lm.classify', 'data': {'train': 'all', 'name': "
+        f"'file:{path}', 'tokenizer': {corpus.tokenizer(tmp_path, 'wordpiece', 150)!r}}}}}\n"
+    )
+    refused(
+        capsys, "train", "--config", str(config), "--dry-run", says=r"data\.train: .* rename it"
+    )
