@@ -102,8 +102,10 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         raise BadInput(_damaged(root, error)) from error
     with reading(builder.data_dir):
         formats = [format.value for format in builder.info.available_file_formats()]
-        assert all(info.num_examples >= 0 for info in builder.info.splits.values())
-        assert len(builder.info.features)
+        sizes = [info.num_examples for info in builder.info.splits.values()]
+        sound = bool(sizes) and min(sizes) >= 0 and len(builder.info.features) > 0
+        if not sound:
+            raise ValueError("its metadata names no split or no feature, or a negative size")
     require(
         "array_record" in formats,
         f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
