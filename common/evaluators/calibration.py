@@ -20,6 +20,8 @@ from common.errors import require
 from common.evaluate import mean_evaluator
 from common.task import Evaluator, Source
 
+MOST_BINS = 1 << 16
+
 
 def evaluator(
     source: Source,
@@ -47,10 +49,11 @@ def evaluator(
       bins: M, the number of equal bins of confidence.
 
     Raises:
-      BadInput: if `bins` is not positive, or the labels are not classes.
+      BadInput: if `bins` is not positive or too large, or the labels are not classes.
     """
     del split  # already read by the task's `sources`
-    require(bins > 0, f"config.evals: bins = {bins} is not positive")
+    fits = 0 < bins <= MOST_BINS
+    require(fits, f"config.evals: bins = {bins} is not positive, or more than {MOST_BINS:,}")
     label = source.spec["label"]
     is_class = jnp.issubdtype(label.dtype, jnp.integer) and label.shape == ()
     require(is_class, "config.evals: calibration is for classes, but these labels are numbers")

@@ -25,6 +25,7 @@ from common.sections import parameters
 from common.training import directions
 from common.training.schedules import Schedule, schedule_steps, unit_shape
 
+MOST = {"ns_steps": 100}  # of a direction's integers; of the others 2^31 - 1
 DECAYED = ((r"(.*/)?(kernel|embedding)", 1.0),)
 
 
@@ -246,6 +247,10 @@ def _check_arguments(name: str, arguments: dict) -> None:
         ):
             ok = 0 <= value < 1 and not (name == "schedule_free" and key == "b1" and value == 0)
             require(ok, f"config.optim.direction.{key}: {value} is not in [0, 1)")
+        if type(value) is int:
+            most = MOST.get(key, 2**31 - 1)
+            ok = 0 < value <= most
+            require(ok, f"config.optim.direction.{key}: {value} is not in 1 to {most:,}")
 
 
 def check_patterns(config: dict) -> None:

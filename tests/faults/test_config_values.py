@@ -64,6 +64,9 @@ OVERRIDES = [
     ("model.hidden=(-1,)", r"model\.hidden: -1 is not positive"),
     ("model.hidden=(100000000000000000000,)", r"model\.hidden: 1000.* more than 64 bits"),
     ("model.hidden=(1000000000000,)", r"model\.hidden: .*1000000000000 is too large a size"),
+    ("augment.resized_crop=100000000000", r"augment\.resized_crop: 100000000000 is not in \[1, "),
+    ("augment.crop_padding=1000000000", r"augment\.crop_padding: 1000000000 is not in \[0, "),
+    ("augment.rand_augment_layers=1000000000", r"rand_augment_layers: 1000000000 is not in \[0, "),
     # Names.
     ("task=", r"config\.task: '' is not an import path; write 'vision\.classify'"),
     ("task=.", r"config\.task: '\.' is not an import path"),
@@ -110,6 +113,25 @@ FIELDS = [
     ("vision.airbench:Airbench", "widths=(1,1,1,1,1)", r"model\.widths: 5 blocks are too many"),
     ("vision.airbench:Airbench", "whitening=50", r"makes no model .* with whitening=50: .*"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("optim.name=muon", "optim.direction.ns_steps=0"), r"ns_steps: 0 is not in 1 to 100"),
+        (
+            ("optim.name=muon", "optim.direction.ns_steps=1000000000"),
+            r"ns_steps: 1000000000",
+        ),
+        (
+            ("evals.test.kind=common.evaluators.calibration", "evals.test.bins=100000000000"),
+            r"bins = 100000000000 is not positive, or more than 65,536",
+        ),
+    ],
+)
+def test_a_number_of_a_chosen_section_is_in_range(words, says, capsys):
+    words = (f"--config.{word}" for word in words)
+    refused(capsys, "train", "--config", f"{DIGITS}:mlp", "--dry-run", *words, says=says)
 
 
 @pytest.mark.parametrize(("module", "field", "says"), FIELDS)

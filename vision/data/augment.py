@@ -23,6 +23,8 @@ from common import tree
 from common.errors import require
 from vision.data.rand_augment import affine, rand_augment, rotations
 
+MOST_PIXELS = 1 << 15  # of a side, a margin or a square
+
 
 def _draws(key, *shape):
     """f32[shape], uniform in [0, 1). One call per augmentation is enough, and every call takes time
@@ -317,13 +319,13 @@ def make_augment(
       BadInput: if a number is out of range.
     """
     for name, value, low, high in (
-        ("resized_crop", resized_crop, 1, float("inf")),
-        ("crop_padding", crop_padding, 0, float("inf")),
+        ("resized_crop", resized_crop, 1, MOST_PIXELS),
+        ("crop_padding", crop_padding, 0, MOST_PIXELS),
         ("rotation", rotation, 0, 180),
         ("translation", translation, 0, 1),
-        ("rand_augment_layers", rand_augment_layers, 0, float("inf")),
+        ("rand_augment_layers", rand_augment_layers, 0, 100),
         ("rand_augment_magnitude", rand_augment_magnitude, 0, 30),
-        ("cutout", cutout, 0, float("inf")),
+        ("cutout", cutout, 0, MOST_PIXELS),
         ("erasing", erasing, 0, 1),
         ("mixup", mixup, 1e-3, float("inf")),
         ("cutmix", cutmix, 1e-3, float("inf")),

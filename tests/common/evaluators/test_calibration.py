@@ -82,7 +82,7 @@ def test_a_section_names_its_kind():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("common.evaluators.calibratio", "No module named"),
+        ("common.evaluators.calibratio", "there is no module"),
         ("common.losses", "has no function `evaluator`"),
         ("lm.mlm", "needs masked, predict, and vision.classify offers logits"),
         ("", None),
