@@ -160,7 +160,7 @@ def json_line(line: str | bytes) -> Any:
         raise ValueError(f"not UTF-8 ({error.reason})") from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if "\\u" in line:  # only an escape can be a half
+    if re.search(r"\\u[dD][89a-fA-F]", line):  # only an escape can be a half
         half = re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
         if half is not None:
             raise ValueError(f"\\u{ord(half[0]):x} is half of a character (a lone surrogate)")

@@ -66,7 +66,8 @@ class CNN(nn.Module):
             require(
                 min(height, width) > 0,
                 f"config.model.widths: {len(self.widths)} convolutions are too many for images of "
-                f"{images.shape[1]} x {images.shape[2]} pixels",
+                f"{images.shape[1]} x {images.shape[2]} pixels; give fewer widths, or set "
+                "config.model.padding='SAME'",
             )
         x = images
         for i, width in enumerate(self.widths):
