@@ -1,18 +1,25 @@
 """Shared by the command lines: parsing of configs and overrides, and one-line errors."""
 
 import argparse
+import contextlib
 import logging
 import os
+import re
+import shlex
+import signal
 import sys
+import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 
 import absl.logging
 import jax
 
 from common import config
-from common.devices import processes, runtime
+from common.devices import agreement, ending, processes, runtime, terminal
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted
 from common.planning import keys
 from common.training import program
@@ -22,6 +29,8 @@ PLACE = {
     "--processes": "JAX_NUM_PROCESSES",
     "--process": "JAX_PROCESS_ID",
 }
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as XLA says it
+LATE_SECONDS = 60  # in which a process that failed at once tries to tell the others
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,9 +48,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """A parser that shows a script's docstring as help and raises `BadInput`."""
-    return _Parser(
+    made = _Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    made.add_argument(
+        "--traceback", action="store_true", help="show the traceback of an error on the screen"
+    )
+    return made
 
 
 class _HelpConfig(argparse.Action):
@@ -95,47 +108,137 @@ def parse(by: argparse.ArgumentParser, argv=None):
     return args, config.load(args.config, overrides, program.sections)
 
 
-def exit(main: Callable[[], int]) -> None:
-    """Runs `main` and exits with its code; expected errors print one line.
+def exit(main: Callable[[], int], several: bool = False) -> None:
+    """Runs `main` and exits with its code; expected errors print one line. Any other is a fault of
+    the program: one line as well, and the traceback in a file (with --traceback on the screen).
 
-    If one of several processes fails, neither it nor the others wait: see `processes`.
+    Args:
+      main: the program.
+      several: whether it may be one of several processes of a run. If one of them fails, neither it
+        nor the others wait (`processes`), not even if it fails before it has joined them.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Silence remarks of libraries, and errors that they also raise; ours go through `logging`.
-    absl.logging.set_verbosity("fatal")
-    logging.getLogger("asyncio").setLevel("CRITICAL")
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.unraisablehook = _unraisable
-    message = None
-    try:
-        code = main()
-    except BadInput as error:
-        code, message = 2, error
-    except (NotFinite, CannotWrite) as error:
-        code, message = 1, error
-    except Preempted as error:
-        code, message = runtime.PREEMPTED, f"{error}; run the same command again to resume"
-    except processes.Lost as error:
-        code, message = processes.LOST, f"{error}; start all processes again"
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted; the newest checkpoint is kept"
-    except Exception as error:
-        if not jax.distributed.is_initialized():
-            raise
-        if processes.is_lost(error):
-            processes.give_up(error)
-        traceback.print_exc()
-        code, message = 1, f"{type(error).__name__}: {error}"
-    if message is not None:
-        print(message if code == runtime.PREEMPTED else f"error: {message}", file=sys.stderr)
-    if jax.distributed.is_initialized() and code not in (0, runtime.PREEMPTED):
-        processes.leave(code, str(message))
+    with terminal.steady(), ending.guarded():
+        _warn_in_a_line()
+        # Silence remarks of libraries, and errors that they also raise; ours go through `logging`.
+        absl.logging.set_verbosity("fatal")
+        logging.getLogger("asyncio").setLevel("CRITICAL")
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        sys.unraisablehook = _unraisable
+        try:
+            code, message = main(), None
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BaseException as error:
+            kept = error  # noqa: F841 until the end: what it refers to may still be computed with
+            code, message = _outcome(error)
+            if "--traceback" in sys.argv:
+                traceback.print_exception(error)
+        if message is not None:
+            terminal.say(message if code == ending.PREEMPTED else f"error: {message}")
+        if code not in (0, ending.PREEMPTED) or isinstance(message, _AtOnce):
+            _leave(code, str(message), several)
+    if not terminal.flushed(sys.stdout):
+        terminal.discard_output()
+    if isinstance(message, _AtOnce):
+        os._exit(code)
     sys.exit(code)
 
 
+def _warn_in_a_line() -> None:
+    """Shows warnings in a line each, in place of the handlers that libraries add on import."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    root.addHandler(handler)
+
+
+class _AtOnce(str):
+    """The message of a process that ends without an ordinary exit, which would wait for what XLA
+    still compiles or computes, and for workers that are gone. The others do not know yet."""
+
+
+def _outcome(error: BaseException) -> tuple[int, str | None]:
+    """(exit code, message) of an error that ends the program."""
+    match error:
+        case SystemExit():  # --help
+            return error.code or 0, None
+        case BadInput():
+            return 2, str(error)
+        case NotFinite() | CannotWrite():
+            return 1, str(error)
+        case Preempted():
+            return ending.PREEMPTED, f"{error}; run the same command again to resume"
+        case processes.Lost():
+            return processes.LOST, _AtOnce(f"{error}; start all processes again")
+        case ending.Ended():
+            code, text = ending.outcome(error.args[0])
+            return code, _AtOnce(text)
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, "interrupted; the newest checkpoint is kept"
+        case OSError() if error.filename is None and not terminal.flushed(sys.stdout):
+            terminal.discard_output()
+            if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+                return 0, None
+            return 1, f"standard output cannot be written: {error.strerror}"
+    if jax.distributed.is_initialized() and processes.is_lost(error):
+        processes.give_up(error)
+    return 1, _crashed(error)
+
+
+def _crashed(error: BaseException) -> str:
+    """Writes the traceback of a fault of the program to a file; returns the message."""
+    lines = traceback.format_exception(error)
+    at = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({os.path.basename(at[0].filename)}:{at[0].lineno})" if at else ""
+    first = str(error).strip().split("\n")[0][:300]
+    what = f"{type(error).__name__}: {first}{where}"
+    versions = {name: metadata.version(name) for name in runtime.PACKAGES}
+    text = f"{shlex.join(sys.argv)}\nPython {sys.version}\n{versions}\n\n{''.join(lines)}"
+    number, _ = agreement.place()
+    name = f"crash_{number}.txt" if number else "crash.txt"
+    folder = getattr(error, "workdir", None)
+    path = None
+    with contextlib.suppress(OSError):
+        if folder is not None:
+            path = folder / name
+            path.write_text(text)
+    if path is None:
+        with contextlib.suppress(OSError):
+            handle, path = tempfile.mkstemp(prefix="touchstone-crash-", suffix=".txt")
+            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+    hint = f"{what}; the traceback is in {path}: report a fault of this program with that file"
+    if OUT_OF_MEMORY in str(error):
+        hint = (
+            f"out of memory: {first}; lower config.train.batch_size, split it "
+            f"(config.train.accumulate), or use more devices (config.mesh.fsdp); see {path}"
+        )
+    return hint
+
+
+def _leave(code: int, message: str, several: bool) -> None:
+    """Tells the run's other processes, if there are any, why this one ends, and ends it."""
+    if several and not jax.distributed.is_initialized():
+        with contextlib.suppress(BadInput):
+            if processes.places(os.environ) is None:
+                return
+            timer = threading.Timer(LATE_SECONDS, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+            with contextlib.suppress(processes.Lost):
+                processes.join()
+    if jax.distributed.is_initialized():
+        processes.leave(code, message)
+
+
 def _unraisable(event) -> None:
-    """Hides the leftovers of reads and writes that Orbax abandons after one fails."""
-    code = getattr(event.object, "cr_code", None)
-    given_up = code is not None and "orbax" in code.co_filename
+    """Hides the leftovers of reads and writes that Orbax abandons after one fails, and of workers
+    of grain's that were killed."""
+    code = getattr(event.object, "cr_code", None) or getattr(event.object, "__code__", None)
+    given_up = code is not None and re.search("orbax|grain", code.co_filename)
     if not given_up and str(event.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(event)

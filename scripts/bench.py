@@ -32,7 +32,7 @@ import jax
 import cases
 import contest
 from common import cli, config, tree
-from common.devices import runtime
+from common.devices import ending, runtime
 from common.errors import BadInput, choice, require
 from common.reports import plots
 from common.runs import log
@@ -164,7 +164,7 @@ def against_step(
         jax.block_until_ready(state)
         return (time.perf_counter() - begun) / steps
 
-    with tempfile.TemporaryDirectory() as folder, runtime.Preemption() as preemption:
+    with tempfile.TemporaryDirectory() as folder, ending.Preemption() as preemption:
 
         def by_program(made: program.Program) -> float:
             nonlocal state

@@ -1,14 +1,15 @@
 """Train a config: python scripts/train.py --config configs/vision/digits.py --workdir runs/digits
 
 Override any key as --config.optim.lr=1e-3. The same command resumes a killed run. Exit codes: 0
-done; 1 failed (a NaN, or a full disk); 2 bad input; 6 another process of the run was lost, and 75
-preempted after saving: start all processes again.
+done; 1 failed (a NaN, a full disk, a fault of the program); 2 bad input. After these, start all
+processes again: 6 another process of the run was lost; 75 told to end, and saved; 143 or 130 told
+to end by SIGTERM or Ctrl-C, with nothing to save yet.
 """
 
 import json
 
 from common import cli
-from common.devices import runtime
+from common.devices import runtime, terminal
 from common.errors import require
 from common.planning import describe
 from common.runs import place
@@ -35,9 +36,9 @@ def main(argv=None) -> int:
     require(args.workdir is not None, "--workdir: required, e.g. --workdir runs/first")
     result = train.run(config, args.workdir)
     if runtime.is_main():
-        print(json.dumps(result))
+        terminal.offer(json.dumps(result))  # which is in result.json as well
     return 0
 
 
 if __name__ == "__main__":
-    cli.exit(main)
+    cli.exit(main, several=True)

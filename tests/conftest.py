@@ -12,7 +12,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax
 import pytest
 
-from common.devices import runtime
+from common.devices import ending, runtime
 
 # NVIDIA's compiler has an environment of its own: without a GPU its plugin complains in every
 # program.
@@ -21,6 +21,8 @@ collect_ignore = [] if importlib.util.find_spec("jax_cuda12_plugin") else ["test
 
 # These processes do all kinds of things one after the other, and would keep the memory of each.
 runtime._allocator = lambda *setting: None
+# On a machine that is busy anything may take long; here only what is tested may say so.
+ending.SILENCE_SECONDS = 1e9
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""A run's machine: preemption, the compilation cache, profiles, device facts."""
+"""A run's machine: the compilation cache, memory, profiles, device facts."""
 
 import contextlib
 import ctypes
@@ -6,23 +6,18 @@ import os
 import pathlib
 import platform
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from importlib import metadata
 
 import jax
-from jax.experimental import multihost_utils
 
-from common.devices import code, processes
-from common.errors import require
 from common import inputs
-from common.devices import processes
+from common.devices import code, processes
 from common.errors import brief, require
 from common.task import MOST_STEPS
 
-PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 MOST_CPU_DEVICES = 4096  # of a simulated pod, and then some
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # mallopt(3)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
@@ -110,62 +105,6 @@ def profiled(text: str) -> range:
     require(last <= MOST_STEPS, f"config.runtime.profile: no run has {last:,} steps")
     steps = range(first, last)
     return steps
-
-
-class Told:
-    """Records a request to stop: SIGTERM or SIGINT.
-
-    SIGTERM may arrive repeatedly, as it does when one parent after another exits (prctl(2),
-    PR_SET_PDEATHSIG); a second SIGINT interrupts. Use as a context manager, which restores the old
-    handlers on exit.
-
-    Attributes:
-      signal: the last signal received, or None.
-    """
-
-    _numbers = signal.SIGTERM, signal.SIGINT
-
-    def __init__(self):
-        self.signal: int | None = None
-        self._old: dict = {}
-
-    def __enter__(self):
-        for number in self._numbers:
-            with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-                self._old[number] = signal.signal(number, self._notice)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _notice(self, number, _frame):
-        self.signal = number
-        if number == signal.SIGINT:
-            signal.signal(number, self._old[number])
-
-
-class Preemption(Told):
-    """`Told`, polled between steps. With several processes jax handles SIGTERM and notifies all of
-    them; SIGINT is forwarded as SIGTERM."""
-
-    def __enter__(self):
-        self._numbers = Told._numbers[1:] if jax.process_count() > 1 else Told._numbers
-        self._polls = 0
-        return super().__enter__()
-
-    def _notice(self, number, frame):
-        super()._notice(number, frame)
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def noticed(self) -> bool:
-        """Whether to save and exit now. With several processes, the n-th call returns the same
-        answer in all of them."""
-        self._polls += 1
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(self._polls)
-        return self.signal is not None
 
 
 def versions(modules: Iterable[str] = ()) -> dict:

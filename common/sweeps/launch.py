@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from common import tree
-from common.devices import runtime
+from common.devices import ending
 from common.errors import Preempted
 from common.runs import files, workdir
 from common.runs.progress import duration
@@ -51,7 +51,7 @@ def local(
     """
     waiting, running = list(jobs), []
     forwarded = False
-    with runtime.Told() as interrupt:
+    with ending.busy("waiting for trials"), ending.Told() as interrupt:
         while (waiting and interrupt.signal is None) or running:
             for job in list(waiting) if interrupt.signal is None else []:
                 if len(running) < at_once and not any(_in_use(t, root) for t in job):
@@ -124,7 +124,7 @@ def _begin() -> None:
 
 def failure(code: int, output: str) -> str:
     """Why a training process failed, for display; "" if it did not."""
-    if code in (0, runtime.PREEMPTED):
+    if code == 0 or code in ending.TOLD:
         return ""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return f"the process {how}; see {output}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from common.devices import runtime
+from common.devices import ending
 from common.errors import BadInput, Preempted, require
 from common.runs import files
 from common.sweeps import launch, trials
@@ -91,7 +91,7 @@ def run(
         jobs |= {t.name: handle.job_id for t, handle in zip(fresh, handles, strict=True)}
         files.replace_text(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
     submitted = [trial for trial in left if trial.name in jobs]
-    with runtime.Told() as interrupt:
+    with ending.busy("waiting for jobs"), ending.Told() as interrupt:
         while unfinished := [t for t in submitted if jobs[t.name] in _queue()]:
             board.show([trial.index for trial in unfinished])
             if interrupt.signal is not None:

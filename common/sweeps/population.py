@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from common.config import changed
-from common.devices import mesh, runtime
+from common.devices import ending, mesh, runtime
 from common.errors import Preempted
 from common.runs import workdir
 from common.sections import call
@@ -161,7 +161,7 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             outcomes[k] = error
         return None
 
-    with runtime.Preemption() as preemption, contextlib.ExitStack() as cleanup:
+    with ending.Preemption() as preemption, contextlib.ExitStack() as cleanup:
         trials = [
             _trial(program, folder, count, preemption, lambda k=k: pick(states, k), outputs_of(k))
             for k, (program, folder) in enumerate(zip(programs, folders, strict=True))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from etils import epath
 
-from common import config
+from common import config, inputs
 from common.errors import BadInput, nearest, require
 from common.runs import lines, log, workdir
 from common.runs.files import replace_text
@@ -237,8 +237,8 @@ def _steps(folder: epath.Path) -> int:
 def noted(note: epath.Path) -> str:
     """The text of a note in a trial's folder; "" if there is none."""
     try:
-        return note.read_bytes().decode(errors="replace").strip()
-    except OSError:
+        return inputs.contents("", note).decode(errors="replace").strip()
+    except BadInput:
         return ""
 
 

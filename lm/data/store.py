@@ -39,6 +39,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common.data import fetch
+from common.devices import ending
 from common.errors import require
 from lm.data import corpora, tokenizer
 
@@ -109,7 +110,7 @@ def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> 
             stacklevel=2,
         )
         path = pathlib.Path(place, path.name)
-    with _locked(path):
+    with ending.busy(f"waiting for, or making, the tokens of {name}"), _locked(path):
         opened = _open(path)
         if opened is None:
             if path.exists():

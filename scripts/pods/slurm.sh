@@ -7,5 +7,5 @@ for try in 1 2 3 4 5; do
   code=$?
   case $code in 6 | 134 | 137) sleep 10 ;; *) break ;; esac
 done
-[ $code = 75 ] && scontrol requeue $SLURM_JOB_ID
+case $code in 75 | 143) scontrol requeue $SLURM_JOB_ID ;; esac
 exit $code

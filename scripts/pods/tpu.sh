@@ -13,5 +13,5 @@ cd touchstone
 uv pip install -q -e ".[gcs]" "jax[tpu]" || exit
 for try in {1..20}; do
   .venv/bin/python scripts/train.py --config configs/lm/bert_sotu.py --workdir "gs://$BUCKET/runs/bert"
-  case $? in 6 | 75 | 134 | 137) sleep 10 ;; *) break ;; esac
+  case $? in 6 | 75 | 134 | 137 | 143) sleep 10 ;; *) break ;; esac
 done
