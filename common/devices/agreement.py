@@ -1,16 +1,19 @@
-"""Agreement among the processes of a run: gathers small values, and shares errors.
+"""Agreement among the processes of a run: gathers small values, compares them, shares errors.
 
 With one process, everything here is a plain function call.
 """
 
 import contextlib
+import itertools
 import json
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from jax._src import distributed  # the client has no public name; Orbax uses it as well
 
-from common.errors import BadInput
+from common.devices import ending
+from common.errors import BadInput, require
+
+MOST_NAMED = 4  # differences named in one message
 
 
 @contextlib.contextmanager
@@ -31,7 +34,7 @@ def together(*kinds: type[Exception]):
         yield
     except Exception as raised:
         error = raised
-    if jax.process_count() == 1:
+    if place()[1] == 1:
         if error is not None:
             raise error
         return
@@ -56,12 +59,75 @@ def _decode(kinds: tuple, process: int, kind: str, *args) -> Exception:
     return RuntimeError(f"process {process}: {kind}: {' '.join(map(str, args))}")
 
 
-def gather(value) -> list:
-    """A small JSON-serialisable value from each process, in process order. All must call it."""
-    if jax.process_count() == 1:
+def gather(value, what: str = "") -> list:
+    """A small JSON-serialisable value from each process, in process order. All must call it.
+
+    The values go through jax's coordination service, not through devices: processes that do not
+    even have the same devices can find out here. Each waits for the slowest.
+
+    Args:
+      value: this process's.
+      what: what the others are waited for to do, for people.
+    """
+    own, count = place()
+    if count == 1:
         return [value]
-    raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(raw.size))).reshape(-1)
-    padded = np.full(sizes.max(), ord(" "), np.uint8)
-    padded[: raw.size] = raw
-    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+    client, number = distributed.global_state.client, next(_CALLS)
+    client.key_value_set(f"touchstone/{number}/{own}", json.dumps(value))
+    if number > 1:  # all have read what came before the last
+        client.key_value_delete(f"touchstone/{number - 2}/{own}")
+    values = []
+    for process in range(count):
+        with ending.busy(f"waiting for process {process} of {count} {what}".strip()):
+            values.append(json.loads(_value(client, f"touchstone/{number}/{process}")))
+    return values
+
+
+def place() -> tuple[int, int]:
+    """(index of this process, number of processes), without asking for their devices."""
+    state = distributed.global_state
+    return (0, 1) if state.client is None else (state.process_id, state.num_processes)
+
+
+_CALLS = itertools.count()  # the n-th call of one process belongs to the n-th of every other
+
+
+def _value(client, key: str) -> str:
+    """The value of a key, once it is there. A process that has ended ends this one by itself
+    (`processes`)."""
+    while True:
+        try:
+            return client.blocking_key_value_get(key, 5000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def require_same(facts: dict[str, str], what: str) -> None:
+    """Raises `BadInput` in all processes, naming what differs and where, unless all of them give
+    the same facts.
+
+    Args:
+      facts: {name: value}.
+      what: what should have been the same, for the message.
+    """
+    everybody = gather(facts)
+    names = sorted({name for own in everybody for name in own})
+    differ = []
+    for name in names:
+        groups: dict[str, list[int]] = {}
+        for process, own in enumerate(everybody):
+            groups.setdefault(own.get(name, "not there"), []).append(process)
+        if len(groups) > 1:
+            differ.append(f"{name} is {', '.join(_on(v, ps) for v, ps in groups.items())}")
+    more = f"; and {len(differ) - MOST_NAMED} more differ" if len(differ) > MOST_NAMED else ""
+    require(
+        not differ,
+        f"the processes of this run differ: {'; '.join(differ[:MOST_NAMED])}{more}; {what}",
+    )
+
+
+def _on(value: str, processes: list[int]) -> str:
+    shown = value if len(value) <= 80 else f"{value[:80]}…"
+    numbers = ", ".join(map(str, processes[:8])) + (", …" if len(processes) > 8 else "")
+    return f"{shown} on process{'es' if len(processes) > 1 else ''} {numbers}"

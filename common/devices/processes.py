@@ -5,7 +5,8 @@ indexed Kubernetes Job (a JobSet consists of these), joins the others by itself;
 settings give the address of process 0, the number of processes and the index of this one (`join`).
 All processes execute every step together, so none can continue without the others:
 
-- SIGTERM or Ctrl-C on any process makes all save and exit with 75 (`runtime.PREEMPTED`).
+- SIGTERM or Ctrl-C on any process makes all save and exit with 75 (`ending.PREEMPTED`); before the
+  first step all end at once.
 - A process that fails reports why; the others repeat it, and all exit with its code.
 - When a process dies (killed, out of memory), the others exit with `LOST`, at once and with one
   line: each holds a connection to process 0, which relays to all (`_Links`).
@@ -22,7 +23,6 @@ import atexit
 import contextlib
 import ctypes
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -36,13 +36,13 @@ import urllib.request
 from collections.abc import Mapping
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from common.devices import agreement, ending
+from common.devices.terminal import say
 from common.errors import require
 
 LOST = int(signal.SIGABRT)  # exit code 6: another process is gone; start all of them again
-FAILED = ("1", "2")  # exit codes that the other processes adopt
+ADOPTED = ("1", "2", *map(str, ending.TOLD))  # exit codes of one that become those of the others
 JOIN_SECONDS = 180  # how long processes wait for each other at startup
 HEARTBEAT_SECONDS = 20  # a process that is silent for this long is gone
 LEAVE_SECONDS = 2  # grace for a process to report its own error once another has ended
@@ -88,10 +88,27 @@ def join() -> None:
                 initialization_timeout=JOIN_SECONDS + 60,  # `_join_timeout` expires first
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
+            _own_sigterm(libc)
             _LINKS.open((arguments.get("coordinator_address") or "").rpartition(":")[0])
         except Exception as error:  # of any kind: jax asks launchers, name and metadata servers
             reason = f"{type(error).__name__}: {_first_line(error)}"
             raise Lost(f"cannot join the other processes ({where}): {reason}") from error
+
+
+def _own_sigterm(libc) -> None:
+    """Takes SIGTERM back from jax, which would wait with it for the next step, however far that is.
+    `ending` hands it on where the run saves first."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    ours = signal.getsignal(signal.SIGTERM)
+    theirs = libc.signal(int(signal.SIGTERM), None)
+    with contextlib.suppress(ValueError):  # not the main thread: nothing is ours
+        signal.signal(signal.SIGTERM, ours)
+        if theirs:
+            tell = lambda code, text: _LINKS.tell_end(code, text)
+            ending.of_several(handler(theirs), tell)
+            return
+    libc.signal(int(signal.SIGTERM), theirs)
 
 
 @contextlib.contextmanager
@@ -102,10 +119,10 @@ def _join_timeout(where: str):
     def watch():
         if joined.wait(10):
             return
-        print(f"waiting for the other processes of the run ({where})", file=sys.stderr, flush=True)
+        say(f"waiting for the other processes of the run ({where})")
         if not joined.wait(JOIN_SECONDS - 10):
             message = f"no answer from the other processes ({where}) in {JOIN_SECONDS} s"
-            print(f"error: {message}; start all of them again", file=sys.stderr, flush=True)
+            say(f"error: {message}; start all of them again")
             os._exit(LOST)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -254,20 +271,20 @@ class _Links:
     """
 
     def __init__(self):
-        self._number = 0
+        self._number, self._count = 0, 1
         self._links: dict[int, socket.socket] = {}
         self._reason = ""
         self._ending = threading.Lock()
 
     def open(self, host: str) -> None:
         """Connects the processes; all must call it. One that cannot connect goes without."""
-        self._number = jax.process_index()
+        self._number, self._count = agreement.place()
         server_info, server = {}, None
         if self._number == 0:
             server = socket.create_server(("", 0))
             server_info = {"host": host or _own_address(), "port": server.getsockname()[1]}
             server_info["key"] = secrets.token_hex(8)
-        server_info = json.loads(_broadcast(json.dumps(server_info)))
+        server_info = agreement.gather(server_info)[0]
         atexit.register(self.tell, "bye")
         if server is not None:
             _in_background(self._accept, server, server_info["key"])
@@ -283,7 +300,7 @@ class _Links:
         _in_background(self._listen, 0, link.makefile(encoding="utf-8", errors="replace"))
 
     def _accept(self, server: socket.socket, key: str) -> None:
-        while len(self._links) < jax.process_count() - 1:
+        while len(self._links) < self._count - 1:
             link, _ = server.accept()
             _in_background(self._authenticate, link, key)
 
@@ -324,16 +341,23 @@ class _Links:
             code, _, reason = (self._reason or text).partition(" ")
             message = f"another process of this run ended: {reason}; the newest checkpoint is kept"
             # Its error would recur after a restart, so a person has to fix it first.
-            code = int(code) if code in FAILED else LOST
+            code = int(code) if code in ADOPTED else LOST
             advice = "" if code != LOST else "; start all processes again"
-            print(f"error: {message}{advice}", file=sys.stderr, flush=True)
+            say(f"error: {message}{advice}")
             self._exit(code)
 
     def leave(self, code: int, text: str) -> None:
         """Ends this process because of an error of its own."""
         with self._ending:
-            self.tell(f"{code} process {self._number}: {text}"[:500].replace("\n", " "))
+            self.tell_end(code, text)
             self._exit(code)
+
+    def tell_end(self, code: int, text: str) -> None:
+        """Tells the others why this process ends, those too that are only just joining."""
+        end = time.monotonic() + 2 * LEAVE_SECONDS
+        while self._number == 0 and len(self._links) < self._count - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        self.tell(f"{code} process {self._number}: {text}"[:500].replace("\n", " "))
 
     def _exit(self, code: int) -> None:
         sys.stdout.flush()
@@ -375,12 +399,6 @@ def is_lost(error: BaseException | None) -> bool:
 
 def _in_background(function, *args) -> None:
     threading.Thread(target=function, args=args, daemon=True).start()
-
-
-def _broadcast(text: str) -> str:
-    """Broadcasts the text of process 0 to all processes."""
-    padded = np.frombuffer(text.encode().ljust(512), np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode().strip()
 
 
 def _own_address() -> str:
