@@ -1,9 +1,11 @@
 """Checkpoints: asynchronous, verified, the latest and the best, restored onto any mesh. The only
 user of Orbax.
 
-The digest, shape and dtype of every tensor are saved in the same Orbax step as the tensors, and
-recomputed on reading: corruption is detected and the newest good step is used instead, with a
-warning. A checkpoint of another model is an error that lists the differences.
+A record is saved in the same Orbax step as the tensors: the digest, shape and dtype of each, the
+step, and the run (its config and data). The digests are recomputed on reading: corruption is
+detected and the newest good step is used instead, with a warning. So is one that was renamed to
+another step, or comes from another run. A checkpoint of another model is an error that lists the
+differences.
 
 Processes that share a run agree on what each has found before they proceed, so that none waits for
 one that has failed (`together`).
@@ -12,8 +14,12 @@ one that has failed (`together`).
 import contextlib
 import errno
 import itertools
+import json
 import logging
+import os
 import re
+import shutil
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,10 +32,13 @@ from etils import epath
 from common import tree
 from common.devices.agreement import gather, together
 from common.errors import BadInput, require
-from common.runs.files import absolute, error_number, refusals
+from common.runs.files import absolute, can_append, error_number, refusals
 from common.runs.history import best_steps, parse_best
+from common.runs.record import Damaged, Record, differences, from_json, structure, to_json
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
+
+DELETED = "deleted"  # the folder to which a step is renamed before its files are deleted
 
 # Errors unrelated to a checkpoint's bytes, as Python and TensorStore spell them.
 NOT_DAMAGE = (PermissionError, ConnectionError, TimeoutError)
@@ -37,13 +46,6 @@ NOT_DAMAGE_NUMBERS = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
 NOT_DAMAGE_STATUS = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED)"
 )
-
-
-# ------------------------------------------------------------------------------------------ errors
-
-
-class _Damaged(Exception):
-    """A checkpoint that cannot be read or differs from what was saved."""
 
 
 # ------------------------------------------------------------------------------------------- saving
@@ -106,10 +108,6 @@ class _Preserve(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def structure(state) -> dict[str, list]:
-    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in tree.flatten(state).items()}
-
-
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """Steps with a complete checkpoint on disk, in increasing order."""
     folder = absolute(workdir) / "checkpoints"
@@ -133,10 +131,23 @@ class Checkpoints:
     """A workdir's checkpoints. Must be closed: saves are asynchronous."""
 
     def __init__(
-        self, workdir: epath.PathLike, rule: Policy | None = None, history: Callable = list
+        self,
+        workdir: epath.PathLike,
+        rule: Policy | None = None,
+        history: Callable = list,
+        run: dict | None = None,
     ):
-        """Opens `workdir/checkpoints`; without a `rule`, read-only and creating nothing."""
+        """Opens `workdir/checkpoints`.
+
+        Args:
+          workdir: the folder of the run.
+          rule: when to save and what to keep; None opens read-only and creates nothing.
+          history: () -> the lines of the log, for the best.
+          run: {key: value} that tells the run from others. A checkpoint whose record says
+            otherwise is damage; keys that only one of them has are not compared.
+        """
         self._folder = absolute(workdir) / "checkpoints"
+        self._run = json.loads(json.dumps(run or {}))
         self._states, self._records = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         self._manager = None
         if rule is None:
@@ -144,9 +155,12 @@ class Checkpoints:
         with together():
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
+        self._set_aside(*filter(self._nests_too_deep, self._agreed_steps()))
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             preservation_policy=_Preserve(rule, history),
+            # Renamed first: one that is deleted by halves is not taken for a checkpoint.
+            todelete_subdir=DELETED if can_append(self._folder) else None,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         )
@@ -155,6 +169,23 @@ class Checkpoints:
             "digests": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._empty()
+
+    def _nests_too_deep(self, step: int) -> bool:
+        """Whether a step's metadata are damaged such that Orbax, which reads those of every step,
+        could not even open the folder."""
+        try:
+            json.loads((self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())
+        except RecursionError:
+            return True
+        except (OSError, ValueError):
+            pass
+        return False
+
+    def _empty(self) -> None:
+        """Deletes what is no longer kept; no save may be in progress."""
+        if jax.process_index() == 0 and can_append(self._folder):
+            shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps that are complete on disk, in increasing order."""
@@ -168,11 +199,13 @@ class Checkpoints:
             A save that fails leaves no checkpoint.
         """
         digests = jax.device_get(tree.digests(state))
-        record = {p: [*s, int(digests[p])] for p, s in structure(state).items()}
+        tensors = {p: [*s, int(digests[p])] for p, s in structure(state).items()}
+        record = to_json(Record(tensors, step, self._run))
         # Orbax stores dicts: a NamedTuple becomes a dict of its fields.
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
         )
+        self.wait()
         with refusals(self._folder):
             self._manager.save(step, args=args, force=True)
 
@@ -205,13 +238,13 @@ class Checkpoints:
             )
             try:
                 return self._read(like, step), step
-            except _Damaged as damage:
+            except Damaged as damage:
                 raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
         damaged = []
         for candidate in reversed(steps):
             try:
                 state = self._read(like, candidate)
-            except _Damaged as damage:
+            except Damaged as damage:
                 logging.warning("checkpoint %d is damaged (%s)", candidate, damage)
                 damaged.append(candidate)
                 continue
@@ -234,9 +267,10 @@ class Checkpoints:
     def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape and dtype} of a step's tensors. Raises `BadInput` if it is damaged."""
         try:
-            with together(_Damaged), self._reading(step):
+            with together(Damaged), self._reading(step):
+                self._check_files(step)
                 return self._stored(step)
-        except _Damaged as damage:
+        except Damaged as damage:
             raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
 
     def _stored(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -245,11 +279,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int):
-        """Classifies errors: damage becomes `_Damaged`, other read errors `BadInput`; the rest pass
+        """Classifies errors: damage becomes `Damaged`, other read errors `BadInput`; the rest pass
         unchanged."""
         try:
             yield
-        except (BadInput, _Damaged, MemoryError, jax.errors.JaxRuntimeError):
+        except (BadInput, Damaged, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
             damage = (
@@ -258,23 +292,25 @@ class Checkpoints:
                 and not NOT_DAMAGE_STATUS.match(str(error))
             )
             if damage:
-                raise _Damaged(_first_line(error)) from error
+                raise Damaged(_first_line(error)) from error
             where = f"the checkpoint of step {step} in {self._folder}"
             raise BadInput(f"{where} cannot be read: {_first_line(error)}") from error
 
     def _read(self, like, step: int):
         folder, wanted = self._folder / str(step), structure(like)
-        with together(_Damaged), self._reading(step):
-            record = self._records.restore(folder / "digests")
-            saved = {path: [shape, dtype] for path, (shape, dtype, _) in record.items()}
+        with together(Damaged), self._reading(step):
+            self._check_files(step)
+            record = from_json(self._records.restore(folder / "digests"))
+            self._check_origin(record, step)
+            saved = {path: [shape, dtype] for path, (shape, dtype, _) in record.tensors.items()}
             if saved != structure(self._stored(step)):
-                raise _Damaged("its two records of names, shapes and dtypes differ")
+                raise Damaged("its two records of names, shapes and dtypes differ")
             require(
                 saved == wanted,
                 f"the checkpoint of step {step} in {self._folder} is of another model or "
                 f"optimizer: {differences(saved, wanted)}",
             )
-        with together(_Damaged), self._reading(step):
+        with together(Damaged), self._reading(step):
             args = ocp.args.StandardRestore(_as_dicts(like))
             leaves = tree.flatten(self._states.restore(folder / "state", args=args))
             state = jax.tree.unflatten(
@@ -282,14 +318,52 @@ class Checkpoints:
             )
         # All processes compute the digests together, so they get the same values.
         digests = jax.device_get(tree.digests(state))
-        wrong = [path for path, entry in record.items() if int(digests[path]) != entry[2]]
+        entries = record.tensors.items()
+        wrong = [path for path, entry in entries if int(digests[path]) != entry[2]]
         if wrong:
-            raise _Damaged(f"{len(wrong)} tensors differ from what was saved, {wrong[0]} first")
+            raise Damaged(f"{len(wrong)} tensors differ from what was saved, {wrong[0]} first")
+        number = leaves.get("step")  # of our training runs
+        if number is not None and number.ndim == 0 and int(number) != step:
+            raise Damaged(f"its state is that of step {int(number)}")
         return state
 
-    def _set_aside(self, step: int) -> None:
+    def _check_files(self, step: int) -> None:
+        """Raises `Damaged` for a FIFO or a device in the place of a file: reading it may wait for
+        ever."""
+        if not can_append(self._folder):
+            return
+        for folder, folders, names in os.walk(self._folder / str(step)):
+            for name in (*folders, *names):
+                mode = os.lstat(os.path.join(folder, name)).st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise Damaged(f"{name} is not a file")
+
+    def _check_origin(self, record: Record, step: int) -> None:
+        """Raises `Damaged` if the record is of another step or another run."""
+        if record.step not in (None, step):
+            raise Damaged(f"it was saved as that of step {record.step}")
+        both = sorted(record.run.keys() & self._run.keys())
+        differ = [key for key in both if record.run[key] != self._run[key]]
+        if differ:
+            key, more = differ[0], f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+            raise Damaged(
+                f"it is of another run: {key} is {record.run[key]!r} there and "
+                f"{self._run[key]!r} here{more}"
+            )
+
+    def written(self) -> str:
+        """How much of a save is on disk by now, for people."""
+        size = 0
+        with contextlib.suppress(OSError):
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                for folder, _, names in os.walk(unfinished):
+                    size += sum(os.path.getsize(os.path.join(folder, name)) for name in names)
+        return f"{size / 1e6:,.1f} MB on disk"
+
+    def _set_aside(self, *steps: int) -> None:
+        """Moves steps that are damaged out of the way."""
         with together():
-            if jax.process_index() == 0:
+            for step in steps if jax.process_index() == 0 else ():
                 for number in itertools.count():
                     suffix = f"_{number}" if number else ""
                     aside = self._folder.parent / f"damaged_checkpoint_{step}{suffix}"
@@ -297,7 +371,8 @@ class Checkpoints:
                         break
                 (self._folder / str(step)).rename(aside)
                 logging.warning("moved it to %s", aside)
-        self._manager.reload()
+        if self._manager:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Returns when every save is on disk; raises the errors of background saves, as `save`
@@ -306,6 +381,7 @@ class Checkpoints:
             with refusals(self._folder):
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
+            self._empty()
 
     def close(self) -> None:
         """Waits for saves and closes; raises as `wait` does."""
@@ -313,6 +389,7 @@ class Checkpoints:
         if self._manager:
             with refusals(self._folder):
                 self._manager.close()
+            self._empty()
 
 
 def _first_line(error: Exception) -> str:
@@ -322,16 +399,3 @@ def _first_line(error: Exception) -> str:
 def _as_dicts(state) -> dict:
     """A state as nested dicts by path, its layout on disk."""
     return tree.unflatten(tree.flatten(state))
-
-
-def differences(saved: dict, wanted: dict, most: int = 8) -> str:
-    """Describes in one line how two {path: [shape, dtype]} differ."""
-    lines = [f"{p} is not in the checkpoint" for p in wanted if p not in saved]
-    lines += [f"{p} is only in the checkpoint" for p in saved if p not in wanted]
-    lines += [
-        f"{p} is {saved[p][1]}{saved[p][0]} there and {wanted[p][1]}{wanted[p][0]} here"
-        for p in wanted
-        if p in saved and saved[p] != wanted[p]
-    ]
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "; ".join(lines[:most] + more)

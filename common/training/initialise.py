@@ -9,8 +9,9 @@ import numpy as np
 
 from common import inputs, tree
 from common.errors import BadInput, require
-from common.runs.checkpoint import Checkpoints, differences, structure
+from common.runs.checkpoint import Checkpoints
 from common.runs.files import absolute
+from common.runs.record import differences, structure
 
 
 def initialise(

@@ -73,7 +73,8 @@ def opened(config: dict, folder, step: str = "latest"):
     program = prepare(config)
     fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
     workdir.check_data(files.absolute(folder), fingerprints)
-    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+    own = workdir.identity(workdir.read_config(folder), fingerprints)
+    with contextlib.closing(checkpoint.Checkpoints(folder, run=own)) as checkpoints:
         number = None
         if step == "best":
             best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])

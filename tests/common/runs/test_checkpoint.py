@@ -65,6 +65,80 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
         assert tree.hexdigest(found) == tree.hexdigest(state(step))
 
 
+def of_run(folder, run: dict, step: int | None = None):
+    """What is restored for a run that says so of itself."""
+    checkpoints = checkpoint.Checkpoints(folder, RULE, run=run)
+    try:
+        return checkpoints.restore(like(), step)
+    finally:
+        checkpoints.close()
+
+
+def save_as(folder, run: dict, *steps: int) -> None:
+    checkpoints = checkpoint.Checkpoints(folder, RULE, run=run)
+    for step in steps:
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_run_is_damage(tmp_path, caplog):
+    own, other = {"seed": 0, "hidden": (1, 2)}, {"seed": 7, "hidden": (1, 2)}
+    save_as(tmp_path / "own", own, 1, 2)
+    save_as(tmp_path / "other", other, 2)
+    shutil.rmtree(tmp_path / "own/checkpoints/2")
+    shutil.copytree(tmp_path / "other/checkpoints/2", tmp_path / "own/checkpoints/2")
+    with pytest.raises(BadInput, match="damaged: it is of another run: seed is 7 there and 0 here"):
+        of_run(tmp_path / "own", own, 2)
+    assert of_run(tmp_path / "own", own)[1] == 1
+    assert "seed is 7 there and 0 here" in caplog.text
+    assert (tmp_path / "own/damaged_checkpoint_2").exists()
+
+
+def test_keys_that_only_one_version_knows_are_not_compared(tmp_path):
+    save_as(tmp_path, {"seed": 0, "old": 1}, 1)
+    assert of_run(tmp_path, {"seed": 0, "new": 2})[1] == 1
+    assert of_run(tmp_path, {})[1] == 1
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_checkpoint_that_was_renamed_is_damage(tmp_path, monkeypatch, older):
+    if older:  # its record is that of the tensors alone
+        monkeypatch.setattr(checkpoint, "to_json", lambda record: record.tensors)
+    saved(tmp_path)
+    (tmp_path / "checkpoints/2").rename(tmp_path / "checkpoints/9")
+    with pytest.raises(BadInput, match="damaged: .*that of step 2"):
+        restore(tmp_path, 9)
+    assert restore(tmp_path)[1] == 1
+
+
+def test_a_fifo_in_the_place_of_a_file_is_damage(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "checkpoints/2/state/manifest.ocdbt"
+    path.unlink()
+    checkpoint.os.mkfifo(path)
+    with pytest.raises(BadInput, match=r"damaged: manifest.ocdbt is not a file"):
+        restore(tmp_path, 2)
+
+
+def test_metadata_that_nest_too_deep_are_damage(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(b"[" * 100_000)
+    assert restore(tmp_path)[1] == 2
+    assert (tmp_path / "damaged_checkpoint_1").exists()
+    saved(tmp_path, steps=(3,))
+    assert checkpoint.steps_in(tmp_path) == [2, 3]
+
+
+def test_what_was_to_be_deleted_is_not_a_checkpoint(tmp_path):
+    left = tmp_path / "checkpoints" / checkpoint.DELETED / "1"
+    saved(tmp_path, steps=(1, 2, 3, 4, 5))
+    assert not left.parent.exists()
+    shutil.copytree(tmp_path / "checkpoints/3", left)  # of a process that was killed meanwhile
+    assert checkpoint.steps_in(tmp_path) == [3, 4, 5]
+    assert restore(tmp_path)[1] == 5
+    assert not left.parent.exists()
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert restore(tmp_path) is None
     assert checkpoint.Checkpoints(tmp_path / "nowhere").steps() == []
