@@ -20,10 +20,10 @@ import jax
 from common import tree
 from common.config import changed
 from common.devices import chips, mesh
+from common.devices.memory import local_bytes, spelled_bytes
 from common.errors import BadInput
 from common.nn import flops
 from common.planning import hlo, topology
-from common.planning.describe import local_bytes, spelled_bytes
 from common.sections import call
 from common.training import program
 from common.training.program import Program

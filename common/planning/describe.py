@@ -11,6 +11,7 @@ import numpy as np
 from common import tree
 from common.config import plain
 from common.data import order
+from common.devices.memory import local_bytes, spelled_bytes
 from common.devices.runtime import start
 from common.errors import NotPrepared
 from common.sections import call
@@ -61,23 +62,6 @@ def _spelled_range(numbers: list[int]) -> str:
     """[0, 1, 2] as '0-2', [0, 2] as '0,2'."""
     contiguous = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}-{numbers[-1]}" if contiguous else ",".join(map(str, numbers))
-
-
-def local_bytes(tree_of_arrays) -> int:
-    """Bytes of the arrays on one device."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree_of_arrays)
-    )
-
-
-def spelled_bytes(count: float) -> str:
-    """1536 as "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def dry_run(config) -> str:
