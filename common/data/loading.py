@@ -7,8 +7,15 @@ devices hold.
 Letters: B global batch, N examples in a set, b rows requested.
 """
 
+import contextlib
 import hashlib
+import itertools
+import logging
+import multiprocessing
 import os
+import pathlib
+import queue
+import re
 import signal
 import threading
 import time
@@ -22,9 +29,15 @@ import numpy as np
 from absl import flags
 
 from common.data import order
-from common.devices import mesh
+from common.devices import ending, mesh, processes
+from common.devices.memory import full_place
 from common.errors import require
 from common.task import Source
+
+RESTARTS = 3  # of data workers, in one start of a run
+STOPPED_SECONDS = 5.0  # a worker that is stopped for so long, and waited for, is replaced
+# As grain says it of one that worked, and Python of one that was killed as it started.
+KILLED = "Worker process was terminated unexpectedly|can only join a started process"
 
 # ----------------------------------------------------------------------------------------- sources
 
@@ -130,10 +143,19 @@ def train_batches(
       batch_size: B.
       layout: the mesh that the batches are sharded over.
       workers: 0 reads in threads, n > 0 in n worker processes. The batches are the same.
+
+    Raises:
+      Lost: if workers are killed more than `RESTARTS` times.
     """
+    read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
+    batches = _outliving(read, steps, workers) if workers else _read_ahead(read, steps, 0)
+    return prefetch(mesh.to_global(layout, batch_size, batch) for batch in batches)
+
+
+def _read_ahead(read: _ReadStep, steps: range, workers: int) -> Iterator[dict]:
+    """This process's rows of consecutive steps, read in threads or worker processes."""
     import grain  # a third of a second, which runs on resident data need not wait for
 
-    read = _ReadStep(source, seed, batch_size, mesh.local_rows(layout, batch_size))
     rows = grain.MapDataset.range(steps.start, steps.stop).map(read)
     options = grain.ReadOptions(
         num_threads=0 if workers else 4, prefetch_buffer_size=0 if workers else 4
@@ -146,7 +168,97 @@ def train_batches(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
             worker_init_fn=_begin_worker,
         )
-    return prefetch(mesh.to_global(layout, batch_size, batch) for batch in batches)
+    return iter(batches)
+
+
+def _outliving(read: _ReadStep, steps: range, workers: int) -> Iterator[dict]:
+    """`_read_ahead` in worker processes that are replaced when they are stopped, or killed, as by a
+    kernel short of memory: what a step reads is a function of the step."""
+    # Python's tracker of what workers share deletes it when they are killed; it need not say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    step = steps.start
+    for restart in itertools.count():
+        try:
+            for batch in _watched(_read_ahead(read, range(step, steps.stop), workers)):
+                yield batch
+                step += 1
+            return
+        except (RuntimeError, AssertionError, BrokenPipeError, EOFError) as error:
+            if not re.search(KILLED, str(error)) and not isinstance(error, (OSError, EOFError)):
+                raise
+            for pid in _workers():  # all read anew
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            code = re.search(r"exit code (-?\d+)", str(error))
+            reason = f"exit code {code[1]}" if code else "killed as it started"
+            if full := full_place("/dev/shm"):
+                reason += f"; {full} is full, through which workers hand over their batches"
+            if restart == RESTARTS:
+                raise processes.Lost(
+                    f"a data worker ended {restart + 1} times before step {step + 1} ({reason}); "
+                    "lower config.data.workers if memory is short"
+                ) from error
+            logging.warning("a data worker ended (%s): started again at step %d", reason, step + 1)
+
+
+def _watched(batches: Iterator[dict]) -> Iterator[dict]:
+    """The same batches, fetched by a thread, so that a worker that was stopped is noticed: it is
+    killed, which raises here."""
+    fetched: queue.Queue = queue.Queue(maxsize=1)
+    ended = threading.Event()
+
+    def put(item) -> None:
+        while not ended.is_set():
+            with contextlib.suppress(queue.Full):
+                fetched.put(item, timeout=0.5)
+                return
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                put((batch, None))
+                if ended.is_set():
+                    return
+            put((None, None))
+        except Exception as error:
+            put((None, error))
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                batch, error = fetched.get(timeout=STOPPED_SECONDS)
+            except queue.Empty:
+                ending.now_busy("waiting for the data workers")
+                multiprocessing.active_children()  # buries those that ended: grain notices
+                for pid, state in _workers().items():
+                    if state in ("T", "t"):
+                        os.kill(pid, signal.SIGKILL)
+                    elif state == "Z":  # killed as it started: the thread waits for it for ever
+                        os.waitpid(pid, 0)
+                        raise EOFError("a worker was killed as it started") from None
+                continue
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+    finally:
+        ended.set()
+
+
+def _workers() -> dict[int, str]:
+    """{process: its state} of the processes that this one has spawned, as in proc(5); none where
+    there is no /proc."""
+    found = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            spawned = state == "Z" or b"multiprocessing.spawn" in (folder / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and spawned:
+                found[int(folder.name)] = state
+    return found
 
 
 def prefetch(batches: Iterator[dict], depth: int = 2) -> Iterator[dict]:
