@@ -43,13 +43,15 @@ def explained(values: dict) -> Iterator[None]:
     make no model, or of a mistake in it. The message names its fields and its line.
 
     Args:
-      values: the section `model`.
+      values: the section `model`; of one without `module` errors pass unchanged.
     """
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
+        if "module" not in values:  # a task that makes its model otherwise
+            raise
         cls = model_class(values["module"])
         file = imports.file_of(cls)
         if not any(frame.filename == file for frame in traceback.extract_tb(error.__traceback__)):

@@ -120,7 +120,8 @@ def missing(
         if key.startswith("evals.") and rest[:1] == ["every"]:
             done = _steps_with(history, f"eval/{name}/")
             n = _interval({config.get(key) for config in configs}, done, totals)
-            absent += [(s, f"evaluation {name}") for s in _due(n, step) if s not in done | bare]
+            # Those of the checkpoint's own step may come after it: the run resumes with them.
+            absent += [(s, f"evaluation {name}") for s in _due(n, step - 1) if s not in done | bare]
     return min(absent, default=None, key=lambda line: line[0])
 
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from common.errors import BadInput, require
+from common import inputs
+from common.errors import require
 from common.runs import files
 
 NAME = "metrics.jsonl"
@@ -126,10 +127,7 @@ def entries_of(workdir: epath.PathLike) -> tuple[list[Entry], dict[str, list[str
     `in_order`. Raises `BadInput` if a file cannot be read."""
     entries, extras = [], {}
     for file in log_files(workdir):
-        try:
-            own, more = parse(file, file.read_bytes())
-        except OSError as error:
-            raise BadInput(f"{file}: cannot be read: {error.strerror or error}") from error
+        own, more = parse(file, inputs.contents("", file))
         entries += own
         extras |= {os.fspath(file): more} if more else {}
     return in_order(entries), extras

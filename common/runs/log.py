@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from common import inputs
 from common.devices.agreement import together
 from common.errors import BadInput
 from common.runs import files, lines
@@ -74,7 +75,7 @@ def tail(workdir: epath.PathLike, size: int = 1 << 16) -> list[dict]:
     path = epath.Path(workdir) / lines.NAME
     if not path.exists() or not files.can_append(path):
         return [entry.line for entry in lines.entries_of(workdir)[0] if entry.line is not None]
-    with open(path, "rb") as file:
+    with open(inputs.file("", path), "rb") as file:
         length = os.fstat(file.fileno()).st_size
         while True:
             file.seek(max(0, length - size))
@@ -127,14 +128,18 @@ class Log:
             folder = os.fspath(self._workdir / "tensorboard")
             self._tensorboard = writer(folder, purge_step=step + 1)
         if wandb:
-            self._wandb = _need("wandb", "wandb", "config.log.wandb").init(
-                project=wandb,
-                name=name,
-                id=name,
-                dir=os.fspath(self._workdir),
-                config=config,
-                resume="allow",
-            )
+            begin = _need("wandb", "wandb", "config.log.wandb").init
+            folder = os.fspath(self._workdir)
+            try:
+                self._wandb = begin(
+                    project=wandb, name=name, id=name, dir=folder, config=config, resume="allow"
+                )
+            except Exception as error:  # no key, no network, a name that it does not take, …
+                first = str(error).strip().split("\n")[0]
+                raise BadInput(
+                    f"config.log.wandb: {type(error).__name__}: {first}; WANDB_MODE=offline works "
+                    "without an account"
+                ) from error
 
     def _rewind(self, kept: Sequence[lines.Entry]) -> None:
         """Drops the lines beyond those kept; a crash meanwhile duplicates nothing."""

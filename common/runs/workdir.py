@@ -11,25 +11,29 @@ Damage to these files is repaired where nothing is lost by it, and otherwise rep
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from etils import epath
 
+from common import inputs
 from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime
-from common.devices.agreement import together
+from common.devices.agreement import gather, place, together
 from common.errors import BadInput, require
-from common.runs import files, history, lines, log
-from common.runs.checkpoint import steps_in
+from common.runs import files, log
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
 # Placement and logging: changing these changes neither the run's identity nor its result.
 LAID_OUT = tuple(key for key in MAY_CHANGE if key != "train.duration")
+SHARED_SECONDS = 15  # in which a network file system shows one process what another has written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -113,7 +117,7 @@ class Lock:
 def in_use(folder) -> bool:
     """Whether a run is alive in `folder`, as far as its file system can tell."""
     path = files.absolute(folder) / ".lock"
-    if not files.can_append(path) or not path.exists():
+    if not files.can_append(path) or inputs.fault(path):
         return False
     with open(path) as file:
         try:
@@ -129,6 +133,37 @@ def begun(folder) -> bool:
         return (files.absolute(folder) / "config.json").exists()
     except OSError:
         return False  # `claim` reports why
+
+
+class Before(NamedTuple):
+    """A workdir before a run begins.
+
+    Attributes:
+      names: what is in the folder.
+      missing: the folder, and those that it is to lie in, that do not exist, the innermost first.
+    """
+
+    names: set[str]
+    missing: list[epath.Path]
+
+
+def before(folder) -> Before:
+    """Looks at a folder that may become a workdir."""
+    folder, names, missing = files.absolute(folder), set(), []
+    with contextlib.suppress(OSError):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        names = {path.name for path in folder.iterdir()}
+    return Before(names, missing)
+
+
+def retract(folder: epath.Path, before: Before) -> None:
+    """Takes away what was written for a run that is refused after all; what was there stays."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name not in before.names:
+                path.rmtree() if path.is_dir() else path.unlink()
+        for path in before.missing:
+            path.rmdir()
 
 
 def claim(
@@ -178,7 +213,29 @@ def claim(
             for name, contents in (keep or {}).items():
                 files.replace_text(folder / name, contents)
             files.replace_text(folder / "config.json", to_json(config))
+    _check_shared(folder)
     return folder
+
+
+def _check_shared(folder: epath.Path) -> None:
+    """Raises `BadInput` in all processes unless each sees what the main one has just written."""
+    if place()[1] == 1:
+        return
+
+    def digest() -> str:
+        with contextlib.suppress(OSError):
+            return hashlib.sha256((folder / "environment.json").read_bytes()).hexdigest()
+        return ""
+
+    written, end = gather(digest())[0], time.monotonic() + SHARED_SECONDS
+    with together():
+        while digest() != written:
+            require(
+                time.monotonic() < end,
+                f"--workdir: process {place()[0]} does not see in {folder} what process 0 writes "
+                "there: it must be one folder for all of them, on NFS or in a bucket",
+            )
+            time.sleep(0.2)
 
 
 def _environment(starts: list[dict], begin: dict) -> str:
@@ -192,11 +249,9 @@ def _environment(starts: list[dict], begin: dict) -> str:
 def load_json(path: epath.Path):
     """The contents of a JSON file; None if they are damaged."""
     try:
-        return json.loads(path.read_bytes().decode())
+        return json.loads(inputs.contents("", path).decode())
     except (ValueError, RecursionError):  # not JSON, or not even text
         return None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _is_start(start) -> bool:
@@ -246,6 +301,13 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     return starts
 
 
+def identity(config: dict, fingerprints: dict[str, str]) -> dict:
+    """What tells a run from others: {key: value} of its config and its data."""
+    own = {k: v for k, v in flatten(config).items() if not k.startswith(MAY_CHANGE)}
+    sets = {f"the data set {name}": digest for name, digest in fingerprints.items()}
+    return {f"config.{key}": value for key, value in own.items()} | sets
+
+
 def check_same(folder, old: dict, new: dict) -> None:
     """Raises `BadInput`, naming the keys, if the two configs describe different runs."""
     differ = {k: v for k, v in differing(old, new).items() if not k.startswith(MAY_CHANGE)}
@@ -262,11 +324,9 @@ def read_config(folder) -> dict:
     path = epath.Path(folder) / "config.json"
     require(path.exists(), f"{folder}: no run there (no config.json)")
     try:
-        config = from_json(path.read_bytes().decode())
+        config = from_json(inputs.contents("", path).decode())
     except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise BadInput(f"{path} is damaged: {error}") from error
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
     require(isinstance(config, dict), f"{path} is damaged: it holds no config")
     return config
 
@@ -302,66 +362,3 @@ def read_log(folder) -> list[dict]:
       BadInput: if a line in the middle is damaged.
     """
     return log.read_lines(folder)
-
-
-def mend_log(folder: epath.Path, step: int, log_every: int, write: bool) -> None:
-    """Ensures that the log is complete up to the checkpoint from which a run resumes.
-
-    Lines after that step are dropped anyway, so damage a crash left there (a torn line, NUL bytes)
-    is cut off, as is what an editor adds (a byte order mark, blank lines). The file is kept as it
-    was. A missing or damaged line up to that step would be lost: that is an error.
-
-    Args:
-      folder: the workdir.
-      step: the checkpoint's step; 0 is no checkpoint.
-      log_every: steps between lines of training, or 0 if it may have changed.
-      write: whether this process writes.
-
-    Raises:
-      BadInput: in all processes, if the log is damaged or incomplete up to the step.
-    """
-    with together():
-        entries, extras = lines.entries_of(folder)
-        whole = lines.intact(entries)
-        rest = entries[len(whole) :]
-        starts = read_starts(folder) if (folder / "environment.json").exists() else []
-        absent = history.missing([entry.line for entry in whole], step, log_every, starts)
-        lost = [e.line["step"] for e in rest if e.line is not None and e.line["step"] <= step]
-        if absent is not None or lost:
-            raise BadInput(_incomplete(folder, step, whole, rest, absent, lost))
-        if write and (rest or extras):
-            lines.mend(folder)
-        elif write and entries:
-            _keep_what_no_step_repeats(entries, starts, step)
-
-
-def _incomplete(folder, step: int, whole: list, rest: list, absent, lost: list[int]) -> str:
-    """The message for a log that is damaged up to the checkpoint's step."""
-    trained = [e.line["step"] for e in whole if any(key.startswith("train/") for key in e.line)]
-    file, number = (whole[-1].file, whole[-1].number + 1) if whole else (folder / lines.NAME, 1)
-    first, why = min(lost, default=0), ""
-    if absent is not None:
-        first, why = absent[0], f"{absent[1]} of step {absent[0]} is missing"
-        trained = [at for at in trained if at < first or (at == first and absent[1] != "training")]
-    behind = [entry for entry in whole if absent is not None and entry.line["step"] > first]
-    if behind:
-        file, number = behind[0].file, behind[0].number
-    elif rest:
-        file, number, why = rest[0].file, rest[0].number, rest[0].damage
-    last = max(trained, default=0)
-    later = [s for s in steps_in(folder) if s >= first]
-    return (
-        f"{file} is damaged at line {number}: it is whole up to step {last}, then {why}, and the "
-        f"newest checkpoint is of step {step}; repair that line, or move the checkpoints of steps "
-        f"{later} away to compute the rest again"
-    )
-
-
-def _keep_what_no_step_repeats(entries: list, starts: list[dict], step: int) -> None:
-    """Keeps a copy of the log if it goes further than the run now will: those lines are dropped,
-    and not computed again."""
-    total = starts[-1].get("steps") if starts else None
-    if isinstance(total, int) and entries[-1].line["step"] > max(total, step):
-        for file in dict.fromkeys(os.fspath(e.file) for e in entries if e.line["step"] > total):
-            name = lines.keep(epath.Path(file))
-            logging.warning("%s: lines after step %d are dropped; kept in %s", file, total, name)

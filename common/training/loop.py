@@ -8,6 +8,8 @@ the step and the log (`due`), so a run interrupted anywhere does exactly what is
 import contextlib
 import functools
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from etils import epath
 
 from common import tree
 from common.data import loading
-from common.devices import mesh, runtime
+from common.devices import ending, mesh, runtime
 from common.errors import NotFinite, Preempted, choice
 from common.runs.checkpoint import Checkpoints
 from common.runs.history import metric_keys, should_stop
@@ -45,7 +47,7 @@ class Run(NamedTuple):
     metrics: Log
     progress: Progress
     checkpoints: Checkpoints | None = None
-    preemption: runtime.Preemption | None = None
+    preemption: ending.Preemption | None = None
     folder: epath.Path | None = None
 
 
@@ -158,6 +160,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
     profiled = runtime.profiled(program.config["runtime"]["profile"] if run.folder else "")
     saved = set(checkpoints.steps()) if checkpoints else set()
     in_flight = None  # the newest call: (steps, Terms, finite, digests)
+    calls, longest = 0, 0.0  # calls so far, and seconds of the slowest
 
     def fetch():
         nonlocal in_flight
@@ -165,40 +168,58 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             _log(run, *in_flight)
         in_flight = None
 
-    with contextlib.ExitStack() as profile:
+    with contextlib.ExitStack() as profile, ending.busy("starting"):
         while True:
             # Evaluate.
             if _is_log_step(program, step) and _stops_on_training(program):
                 fetch()
             evaluated: set[str] = set()
+            interrupted = False
             while names := (now := due(program, step, history)).evaluate - evaluated:
                 fetch()
-                _evaluate(run, state(), step, sorted(names))
+                ending.now_busy(f"evaluating after step {step}")
+                begun = time.monotonic()
+                try:
+                    _evaluate(run, state(), step, sorted(names))
+                    if jax.process_count() > 1:  # it is not interrupted there
+                        longest = max(longest, time.monotonic() - begun)
+                except ending.Ended:  # by `Preemption.interrupting`: evaluated again later
+                    interrupted = True
+                    break
                 evaluated |= names
 
             # Save.
-            preempted = run.preemption is not None and not now.last and run.preemption.noticed()
+            preempted = interrupted or (
+                run.preemption is not None and not now.last and run.preemption.noticed()
+            )
             if checkpoints and (now.save or preempted) and step not in saved:
                 fetch()
                 run.progress.pause()
                 run.metrics.sync()
-                checkpoints.save(step, state())
+                with saving(checkpoints, step):
+                    checkpoints.save(step, state())
+                if saved:  # by now the one before is on disk
+                    ending.keeps(f"the checkpoint of step {max(saved)} is kept")
                 saved.add(step)
                 run.progress.start()
             if now.last or preempted or step == profiled.stop:
                 fetch()
                 profile.close()
-            if now.last:
+            if now.last and not interrupted:
                 return
             if preempted:
                 if checkpoints:
-                    checkpoints.wait()
+                    with saving(checkpoints, step):
+                        checkpoints.wait()
                 raise Preempted(f"told to end: saved step {step}")
 
             # The caller reads the batch and steps.
             if len(profiled) and step == profiled.start:
                 profile.enter_context(jax.profiler.trace(str(run.folder / "profile")))
             steps = next_steps(program, step, profiled)
+            first = in_flight is None and calls == 0
+            ending.now_busy(_named(plan, steps) + (", which is compiled" if first else ""))
+            begun = time.monotonic()
             yield steps
             step = steps.stop
 
@@ -207,6 +228,25 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             digests = tree.digests(state()) if logs else None
             fetch()
             in_flight = (steps, *outputs(), digests)
+            calls += 1
+            if calls > 2:  # the first one compiles
+                longest = max(longest, time.monotonic() - begun)
+                ending.allow(longest)
+
+
+@contextlib.contextmanager
+def saving(checkpoints: Checkpoints, step: int) -> Iterator[None]:
+    """A save in progress: it may end, however long it takes, also when the run is told to end."""
+    with (
+        ending.busy(lambda: f"saving step {step}: {checkpoints.written()}"),
+        ending.grace(math.inf),
+    ):
+        yield
+
+
+def _named(plan, steps: range) -> str:
+    name = f"step {steps.stop}" if len(steps) == 1 else f"steps {steps.start + 1} to {steps.stop}"
+    return f"{name} of {plan.total}"
 
 
 def batches_from(program: Program, step: int) -> Iterator[dict]:
@@ -270,7 +310,8 @@ def _evaluate(run: Run, state: TrainState, step: int, names: Iterable[str]) -> N
     progress.pause()
     context = eval_context(program, state, step, run.folder)
     for name in names:
-        values = program.task.evaluators[name].run(context)
+        with run.preemption.interrupting() if run.preemption else contextlib.nullcontext():
+            values = program.task.evaluators[name].run(context)
         for where, key in metric_keys(program.config).items():
             if key.startswith(f"eval/{name}/"):
                 choice(where, key, [f"eval/{name}/{metric}" for metric in values])

@@ -14,7 +14,7 @@ import numpy as np
 from common import imports
 from common.config import plain, substitute, traced, untraced
 from common.data import loading, order
-from common.devices import mesh, runtime
+from common.devices import agreement, ending, mesh, runtime
 from common.errors import choice, require
 from common.nn import model as models
 from common.runs import checkpoint, log
@@ -170,7 +170,13 @@ def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> P
     config = config if isinstance(config, dict) else plain(config)
     layout = call(mesh.make_layout, config["mesh"], devices)
     if sources is None:
+        ending.now_busy("reading the data")
         sources = task_module(config["task"]).sources(config)
+    agreement.require_same(
+        {f"the data set {name}": source.fingerprint for name, source in sources.items()},
+        "all of them need the same data",
+    )
+    ending.now_busy("tracing the model")
     program = lay_out(config, layout, sources)
     return program._replace(
         hypers=mesh.put_replicated(layout, program.hypers),
@@ -224,7 +230,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         )
 
     optim.check_patterns(config["optim"])
-    with models.explained(config["model"]):
+    with models.explained(config.get("model", {})):
         task, optimizer = build({})
         _check_task(config, task, schedule)
 
@@ -238,7 +244,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         task, _ = build(hypers)
         return adopt(hypers, *task.init(purpose_key(hypers["seed"], "init")))
 
-    with models.explained(config["model"]):
+    with models.explained(config.get("model", {})):
         shapes = jax.eval_shape(create, hypers)
     models.check_shapes(shapes.params)
     optim.check_tables(config["optim"], shapes.params)

@@ -7,24 +7,30 @@ run that was killed and resumed ends with the same bits as an uninterrupted one.
 import contextlib
 import errno
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 
 import jax
 
 from common import tree
-from common.config import plain
-from common.devices import agreement, chips, runtime
-from common.errors import CannotWrite, NotFinite, require
-from common.runs import checkpoint, files, log, workdir
+from common.config import flatten, plain
+from common.data import loading
+from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
+from common.errors import BadInput, CannotWrite, NotFinite, require
+from common.runs import checkpoint, files, log, mending, workdir
 from common.runs.history import last_speeds, last_values
 from common.runs.progress import Progress
 from common.sections import call
 from common.training import watched
-from common.training.loop import Run, loop
+from common.training.loop import Run, loop, saving
 from common.training.program import Program, initial_state, prepare
 from common.training.saved import read_config
 from common.training.step import TrainState
+
+NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+# Where batches of worker processes, and temporary files, are.
+SHARED_PLACES = "/dev/shm", tempfile.gettempdir()
 
 
 def run(config, folder, *, show: bool = True) -> dict:
@@ -43,17 +49,33 @@ def run(config, folder, *, show: bool = True) -> dict:
       BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
     """
     config = config if isinstance(config, dict) else plain(config)
-    call(runtime.start, config["runtime"])
+    with ending.busy("joining the other processes"):
+        call(runtime.start, config["runtime"])
+    check_same_start(config, folder)
     call(log.log_section, config["log"])
     # Lock the workdir before reading the data, which can take long.
-    with workdir.Lock(folder) as lock, refusals(folder):
+    with workdir.Lock(folder) as lock, refusals(folder), ending.busy("starting"):
+        kept = checkpoint.steps_in(folder)
+        if kept:
+            ending.keeps(f"the checkpoint of step {kept[-1]} is kept")
         return run_program(prepare(config), folder, lock, show)
+
+
+def check_same_start(config: dict, folder) -> None:
+    """Raises `BadInput` in all processes of a run unless all were started alike: with the same
+    config, workdir, code and versions. Otherwise they would do different things in turn, and wait
+    for each other for ever."""
+    flat = flatten(config)
+    facts = {f"config.{key}": repr(value) for key, value in flat.items()}
+    facts["--workdir"] = str(files.absolute(folder))
+    facts |= flatten(runtime.versions(code.named(flat)))
+    agreement.require_same(facts, "start all of them with the same command and code")
 
 
 def run_program(program: Program, folder, lock: workdir.Lock, show: bool = True) -> dict:
     """`run` for a program that is already prepared."""
     with jax.set_mesh(program.layout.mesh), begun(program, folder, lock, show) as (opened, state):
-        with runtime.Preemption() as preemption:
+        with ending.Preemption() as preemption:
             state = loop(opened._replace(preemption=preemption), state)
         return finish(opened, state)
 
@@ -65,15 +87,16 @@ def refusals(folder):
     try:
         yield
     except OSError as error:
-        where = os.fspath(error.filename or files.absolute(folder))
-        inside = where.startswith(os.fspath(files.absolute(folder)))
+        own = os.fspath(files.absolute(folder))
+        where = os.fspath(error.filename or memory.full_place(own, *SHARED_PLACES) or own)
+        inside = where.startswith(own)
         if error.errno is None or not (inside or error.errno in disk_errors):
             raise
         kept = checkpoint.steps_in(folder)[-1:]
         raise CannotWrite(
             f"{os.strerror(error.errno).lower()}: {where}; "
             + (f"the checkpoint of step {kept[0]} is intact" if kept else "no step is saved yet")
-            + ("; free some space" if error.errno in workdir.FULL else "; fix that")
+            + ("; free some space" if error.errno in NO_ROOM else "; fix that")
             + " and run the same command again"
         ) from error
 
@@ -93,42 +116,51 @@ def begun(
     Yields:
       (Run, TrainState): the state is restored, or that of step 0.
     """
-    config = program.config
+    config, layout = program.config, program.layout
+    devices = layout.mesh.local_devices
+    memory.require_fits(program.like, devices, "the state of this model", "config.model")
+    for where, batch in largest_batches(program).items():
+        memory.require_fits(batch, devices, "a batch of this size", where)
     # Reject a bad `config.init` before writing anything.
-    resumes = any(agreement.gather(workdir.begun(folder)))
+    resumes = any(agreement.gather(workdir.begun(folder), "to look into the workdir"))
+    ending.now_busy("initialising the model")
     fresh = None if resumes else initial_state(program)
+    main, before = runtime.is_main(), workdir.before(folder)
+    fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    if resumes:
+        with agreement.together():
+            _check_resumes(program, folder)
     watched.check(program, fresh, folder)
-    done = checkpoint.steps_in(folder)
-    require(
-        not done or done[-1] <= program.plan.total,
-        f"config.train.duration: {program.plan.total} steps, but {folder} has done {done[-1:]}",
-    )
-    main = runtime.is_main()
-    folder = workdir.claim(
-        folder,
-        config,
-        {name: source.fingerprint for name, source in program.task.sources.items()},
-        read=read_config,
-        write=main,
-        lock=lock,
-        keep=program.task.files or {},
-        facts={"steps": program.plan.total, "population": population},
-    )
 
-    history: list[dict] = []
-    checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history)
+    folder, history, checkpoints, started = files.absolute(folder), [], None, False
     try:
+        workdir.claim(
+            folder,
+            config,
+            fingerprints,
+            read=read_config,
+            write=main,
+            lock=lock,
+            keep=program.task.files or {},
+            facts={"steps": program.plan.total, "population": population},
+        )
+        run_of = workdir.identity(config, fingerprints)
+        checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
+        ending.now_busy("reading the checkpoint")
         restored = checkpoints.restore(program.like)
         state, step = restored or (fresh or initial_state(program), 0)
         # A percentage may refer to an earlier, different duration.
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
-        workdir.mend_log(folder, step, log_every, main)
+        mending.mend_log(folder, step, log_every, main)
         name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
         options = call(log.log_section, config["log"])
         metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)
         history = metrics.history
         progress = _progress(program, history, step, show and main)
+        if show and main and files.can_append(folder):
+            terminal.copy_to(folder / "console.log")
         progress.say(_headline(program, folder, step))
+        started = True
         with contextlib.closing(metrics):
             yield Run(program, metrics, progress, checkpoints, folder=folder), state
     except NotFinite as error:
@@ -138,14 +170,50 @@ def begun(
             f"{error}; newest checkpoint in {folder}: {kept[-1] if kept else 'none'}. "
             "Lower config.optim.lr, or set config.optim.clip, in a new workdir"
         ) from None
+    except BadInput:
+        if not (resumes or started) and main:
+            if checkpoints is not None:
+                checkpoints.close()
+            workdir.retract(folder, before)
+        raise
+    except Exception as error:
+        error.workdir = folder  # where `cli` writes the traceback
+        raise
     finally:
-        checkpoints.close()
+        if checkpoints is not None:
+            checkpoints.close()
+
+
+def _check_resumes(program: Program, folder) -> None:
+    """Raises `BadInput` unless `program` may go on with the run in `folder`."""
+    workdir.check_same(folder, read_config(folder), program.config)
+    done, total = checkpoint.steps_in(folder), program.plan.total
+    require(
+        not done or done[-1] <= total,
+        f"config.train.duration: {total} steps, but {folder} has done {done[-1:]}",
+    )
+
+
+def largest_batches(program: Program) -> dict[str, dict]:
+    """{config key: abstract batch} of training and of the evaluators."""
+    by_batch, sources = mesh.batch_sharding(program.layout), program.task.sources
+    sizes = {"config.train.batch_size": (sources["train"], program.plan.batch_size)}
+    for name, section in program.config["evals"].items():
+        if "batch_size" in section:
+            where = f"config.evals.{name}.batch_size"
+            sizes[where] = sources.get(name, sources["train"]), section["batch_size"]
+    return {
+        where: loading.batch_shapes(source, size, by_batch)
+        for where, (source, size) in sizes.items()
+    }
 
 
 def finish(run: Run, state: TrainState) -> dict:
     """Writes and returns the result of a run that ended in `state`."""
     run.metrics.sync()
-    run.checkpoints.wait()
+    with saving(run.checkpoints, int(state.step)):
+        run.checkpoints.wait()
+    ending.keeps(f"the checkpoint of step {int(state.step)} is kept")
     history = run.metrics.history
     result = {
         "steps": int(state.step),

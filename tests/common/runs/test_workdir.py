@@ -14,7 +14,7 @@ import pytest
 from helpers import DIGITS, TOY, exit_code, finish, load, same, start
 
 from common.errors import BadInput
-from common.runs import checkpoint, workdir
+from common.runs import checkpoint, mending, workdir
 from common.training import train
 from common.training.saved import read_config
 
@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_made_ready(
         error = refused(folder, 2, capsys)
         assert error == f"error: --workdir: {folder}: {tmp_path / 'file'} is not a folder"
     assert (tmp_path / "file").read_text() == "here first"
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may write
     error = refused(tmp_path / "run", 2, capsys)
     assert error == f"error: --workdir: {tmp_path / 'run'}: {tmp_path} is not writable"
     assert not (tmp_path / "run").exists()
@@ -249,12 +249,12 @@ def test_what_a_log_lacks_up_to_the_checkpoint_is_an_error_and_the_rest_is_cut_o
         with pytest.raises(
             BadInput, match=r"metrics.jsonl is damaged at line [1-4]: it is whole up"
         ):
-            workdir.mend_log(tmp_path, step, 1, write=True)
+            mending.mend_log(tmp_path, step, 1, write=True)
         assert path.read_text() == text
         return
-    workdir.mend_log(tmp_path, step, 1, write=False)
+    mending.mend_log(tmp_path, step, 1, write=False)
     assert path.read_text() == text
-    workdir.mend_log(tmp_path, step, 1, write=True)
+    mending.mend_log(tmp_path, step, 1, write=True)
     assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == list(
         range(1, kept + 1)
     )
@@ -264,11 +264,11 @@ def test_a_log_that_is_not_text_is_cut_or_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     good = "".join(lines(1, 2)).encode()
     path.write_bytes(good + b"\xff\xfe\n")
-    workdir.mend_log(tmp_path, 2, 1, write=True)
+    mending.mend_log(tmp_path, 2, 1, write=True)
     assert path.read_bytes() == good
     path.write_bytes(b"\xff\xfe\n" + good)
     with pytest.raises(BadInput, match="damaged at line 1"):
-        workdir.mend_log(tmp_path, 2, 1, write=True)
+        mending.mend_log(tmp_path, 2, 1, write=True)
     with pytest.raises(BadInput, match="damaged at line 1"):
         workdir.read_log(tmp_path)
 
@@ -284,10 +284,10 @@ def test_a_result_with_other_numbers_is_written_anew(whole, copy, capsys):
 
 def test_no_line_is_asked_for_that_training_did_not_owe(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines(50, 100)))
-    workdir.mend_log(tmp_path, 120, 50, write=True)
-    workdir.mend_log(tmp_path, 149, 0, write=True)
+    mending.mend_log(tmp_path, 120, 50, write=True)
+    mending.mend_log(tmp_path, 149, 0, write=True)
     with pytest.raises(BadInput, match="whole up to step 100"):
-        workdir.mend_log(tmp_path, 150, 50, write=True)
+        mending.mend_log(tmp_path, 150, 50, write=True)
 
 
 def test_the_first_damage_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs in this process: what a workdir holds, how runs end, go on, stop early and are
 refused."""
 
+import errno
 import functools
 import json
 import math
@@ -12,8 +13,8 @@ from helpers import DIGITS, TOY, load, result, timeless
 
 from common import tree
 from common.devices import mesh
-from common.errors import BadInput, NotFinite
-from common.runs import files, log
+from common.errors import BadInput, CannotWrite, NotFinite
+from common.runs import files, log, mending
 from common.runs.history import should_stop
 from common.runs.progress import Progress
 from common.training import train
@@ -68,6 +69,52 @@ def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
     with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, but .* has done \[12\]"):
         train.run(short(**{"train.duration": "8 steps"}), tmp_path, show=False)
     assert timeless(tmp_path) == before
+
+
+def test_a_changed_batch_size_is_no_matter_of_the_duration(tmp_path):
+    train.run(short(**{"train.duration": "1 epoch"}), tmp_path, show=False)
+    other = short(**{"train.duration": "1 epoch", "train.batch_size": 128})  # fewer steps
+    with pytest.raises(BadInput, match=r"another run: config.train.batch_size was 64 and is 128"):
+        train.run(other, tmp_path, show=False)
+
+
+def test_what_a_refusal_has_written_it_takes_away(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise BadInput("after all")
+
+    monkeypatch.setattr(mending, "mend_log", refuses)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/note").write_text("mine")
+    for folder in ("here", "new/below"):
+        with pytest.raises(BadInput, match="after all"):
+            train.run(short(), tmp_path / folder, show=False)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["here", "here/note"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("train.batch_size", 1 << 15, "a batch of this size"),
+        ("evals.test.batch_size", 1 << 15, "a batch of this size"),
+        ("model.hidden", (2048,), "the state of this model"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, key, value, what
+):
+    monkeypatch.setattr(train.memory, "capacity", lambda device: 2_000_000)
+    where = "config.model" if key == "model.hidden" else f"config.{key}"
+    with pytest.raises(BadInput, match=rf"{what} takes .* this machine has 1.907 MiB.*\({where}\)"):
+        train.run(short(**{key: value}), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("full", [None, "/dev/shm"])
+def test_the_place_that_is_full_is_the_one_that_is_named(tmp_path, monkeypatch, full):
+    monkeypatch.setattr(train.memory, "full_place", lambda *places: full)
+    says = pytest.raises(CannotWrite, match=f"no space left on device: {full or tmp_path};")
+    with says, train.refusals(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
