@@ -13,6 +13,7 @@ TESTS = {
     "grid": "the laws on every mesh x model x parts, and checkpoints between every pair of meshes",
     "pods": "the pages of tests/goldens/pods that CI leaves out: 256 chips both ways, 7B on 64",
     "survival": "a run interrupted at 304 of its writes, always to the same end (15 minutes)",
+    "processes": "each key of a config changed on one of two or four processes: all of them refuse",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {
@@ -23,6 +24,10 @@ COMMANDS = {
             for case in ("cnn", "bert", "gpt", "vit", "resnet18", "generate", "input", "start",
                          "sweep", "overhead", "growth")
         ],
+    ),
+    "fuzz": (
+        "2,000 tries of odd overrides and of workdirs that were touched",
+        [["tests/support/fuzz.py", "--tries", "2000"]],
     ),
     "results": (
         "the table of results in configs/README.md, three seeds a row (hours)",

@@ -38,12 +38,13 @@ RUN = (
 )
 FAILURES = "ENOSPC", "EIO"
 AT_ONCE = 2
-FILES = "lock", "environment.json", "config.json", "metrics.jsonl", "result.json"
+FILES = "lock", "environment.json", "config.json", "metrics.jsonl", "result.json", "console.log"
+PARTS = "_CHECKPOINT_METADATA", "digests/metadata", "state/_METADATA", "state/manifest.ocdbt"
 PLACES = {name: rf"^\.?{name}" for name in FILES} | {
     "the workdir": r"^\.$",
     "checkpoints/": r"^checkpoints$",
     "a new checkpoint": r"orbax-checkpoint-tmp",
-    "an old checkpoint": r"^checkpoints/[0-9]+",
+    "an old checkpoint": r"^checkpoints/([0-9]+(/|$)|deleted)",
     "elsewhere": r".",
 }
 
@@ -150,15 +151,19 @@ def difference(whole: pathlib.Path, cut: pathlib.Path) -> str:
         same(whole, cut)
     except (AssertionError, OSError):
         return f"{cut} differs from {whole}"
-    missing, more = names(whole) - names(cut), names(cut) - names(whole) - half_deleted(cut)
+    missing, more = names(whole) - names(cut), names(cut) - names(whole) - not_deleted(cut)
     return f"without {sorted(missing)}, and with {sorted(more)}" if missing or more else ""
 
 
-def half_deleted(run: pathlib.Path) -> set[str]:
-    """What is left of an old checkpoint if the end of a run was interrupted before it was deleted
-    whole: no further save deletes the rest. Nothing reads it unless it is asked for by its step,
-    and then what it lacks is found."""
-    return {f"checkpoints/{step}" for step in steps_in(run)[:-2]}  # as `keep_latest` is
+def not_deleted(run: pathlib.Path) -> set[str]:
+    """Old checkpoints that are left, whole, if the end of a run was interrupted before they were
+    deleted: no further save does it."""
+    whole = set()
+    for step in steps_in(run)[:-2]:  # as `keep_latest` is
+        folder = run / "checkpoints" / str(step)
+        if all((folder / name).exists() for name in PARTS):
+            whole.add(f"checkpoints/{step}")
+    return whole
 
 
 def interrupted(trainer: Trainer, whole: pathlib.Path, point: Point, folder) -> Outcome:
@@ -172,7 +177,7 @@ def interrupted(trainer: Trainer, whole: pathlib.Path, point: Point, folder) -> 
         if wrong:
             break
     wrong = wrong or difference(whole, folder)
-    return Outcome(point, starts, wrong, not wrong and bool(half_deleted(folder)))
+    return Outcome(point, starts, wrong, not wrong and bool(not_deleted(folder)))
 
 
 def tell(outcome: Outcome) -> str:

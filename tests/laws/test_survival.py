@@ -61,13 +61,13 @@ def test_killed_and_told_to_end_it_ends_the_same(tmp_path, calls):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
-    length = "--config.train.duration=20000 steps"
+def test_killed_at_random_moments_it_ends_the_same(tmp_path):
+    length = "--config.train.duration=10000 steps"
     finish(start("train", *RUN, length, "--workdir", str(tmp_path / "whole")))
     command = *RUN, length, "--workdir", str(tmp_path / "cut")
     rng = random.Random(0)
     kills = 0
-    while kills < 10:
+    while kills < 5:
         process = start("train", *command)
         # From before the first import to far into training, saves and evaluations.
         time.sleep(rng.uniform(0.5, 6.5))
@@ -76,7 +76,7 @@ def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
         process.kill()
         process.wait()
         kills += 1
-    assert kills == 10, f"the run ended after {kills} kills: make it longer"
+    assert kills == 5, f"the run ended after {kills} kills: make it longer"
     finish(start("train", *command))
     same(tmp_path / "whole", tmp_path / "cut")
 
@@ -118,22 +118,6 @@ def test_a_killed_process_ends_the_others(tmp_path, victim, of):
             in_a_line = said.splitlines()[-1].startswith("error: another process of this run ended")
             assert in_a_line or (victim == 0 and "another task died" in said)
     assert not (tmp_path / "result.json").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_process_that_fails_alone_ends_the_others(tmp_path, failing):
-    command = *RUN, "--workdir", str(tmp_path / "run")
-    place = "--coordinator", f"localhost:{free_port()}", "--processes", "2"
-    wrong = [(), ()]
-    wrong[failing] = ("--config.mesh.tensor=3",)
-    started = [
-        start("train", *command, *place, "--process", str(i), *wrong[i], devices=2) for i in (0, 1)
-    ]
-    said = finish(started[failing], 2)
-    assert said.startswith("error: ")
-    other = finish(started[1 - failing], 2)  # it would fail again, and must not be started again
-    assert f"process {failing}: {said.splitlines()[0][7:60]}" in other
 
 
 @pytest.mark.slow
