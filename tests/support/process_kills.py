@@ -16,7 +16,7 @@ import time
 
 from helpers import DIGITS, finish, same, start_all
 
-from common.devices import processes, runtime
+from common.devices import ending, processes
 
 STEPS = 60  # of progress between two kills, at most; steps, saves and evaluations alternate in them
 
@@ -73,7 +73,7 @@ def kill(started, workdir, rng: random.Random) -> str:
     for process in started:
         _, said = process.communicate(timeout=240)
         if number == signal.SIGTERM:
-            expected = {runtime.PREEMPTED}
+            expected = {ending.PREEMPTED}
         else:
             expected = {-number} if process in hit else {processes.LOST}
         assert process.returncode in expected, f"{process.returncode}, not {expected}: {said}"
