@@ -1,5 +1,6 @@
 """Progress for people: step, speed, time left, in one live line on a terminal."""
 
+import contextlib
 import math
 import sys
 import time
@@ -127,9 +128,7 @@ class Progress:
 
     def _print(self, text: str, stay: bool) -> None:
         if self._live:
-            sys.stderr.write("\r" + text.ljust(self._width))
-            self._width = 0 if stay else len(text)
-            sys.stderr.write("\n" if stay else "")
-        else:
-            sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+            text, self._width = "\r" + text.ljust(self._width), 0 if stay else len(text)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal is gone
+            sys.stderr.write(text + ("\n" if stay or not self._live else ""))
+            sys.stderr.flush()

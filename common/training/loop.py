@@ -217,8 +217,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             if len(profiled) and step == profiled.start:
                 profile.enter_context(jax.profiler.trace(str(run.folder / "profile")))
             steps = next_steps(program, step, profiled)
-            first = in_flight is None and calls == 0
-            ending.now_busy(_named(plan, steps) + (", which is compiled" if first else ""))
+            ending.now_busy(_named(plan, steps) + ("" if calls else ", which is compiled"))
             begun = time.monotonic()
             yield steps
             step = steps.stop

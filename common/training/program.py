@@ -170,14 +170,14 @@ def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> P
     config = config if isinstance(config, dict) else plain(config)
     layout = call(mesh.make_layout, config["mesh"], devices)
     if sources is None:
-        ending.now_busy("reading the data")
-        sources = task_module(config["task"]).sources(config)
+        with ending.busy("reading the data"):
+            sources = task_module(config["task"]).sources(config)
     agreement.require_same(
         {f"the data set {name}": source.fingerprint for name, source in sources.items()},
         "all of them need the same data",
     )
-    ending.now_busy("tracing the model")
-    program = lay_out(config, layout, sources)
+    with ending.busy("tracing the model"):
+        program = lay_out(config, layout, sources)
     return program._replace(
         hypers=mesh.put_replicated(layout, program.hypers),
         resident=mesh.put_replicated(layout, program.resident),
