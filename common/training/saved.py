@@ -84,7 +84,10 @@ def opened(config: dict, folder, step: str = "latest"):
             require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
             number = kept[0]
         elif step != "latest":
-            require(step.isdigit(), f"--step: {step!r} is not 'latest', 'best' or a number")
+            require(
+                step.isascii() and step.isdigit(),
+                f"--step: {step!r} is not 'latest', 'best' or a number",
+            )
             number = int(step)
         with jax.set_mesh(program.layout.mesh):
             restored = checkpoints.restore(program.like, number)

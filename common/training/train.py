@@ -49,15 +49,15 @@ def run(config, folder, *, show: bool = True) -> dict:
       BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
     """
     config = config if isinstance(config, dict) else plain(config)
+    kept = checkpoint.steps_in(folder)
+    if kept:
+        ending.keeps(f"the checkpoint of step {kept[-1]} is kept")
     with ending.busy("joining the other processes"):
         call(runtime.start, config["runtime"])
     check_same_start(config, folder)
     call(log.log_section, config["log"])
     # Lock the workdir before reading the data, which can take long.
     with workdir.Lock(folder) as lock, refusals(folder), ending.busy("starting"):
-        kept = checkpoint.steps_in(folder)
-        if kept:
-            ending.keeps(f"the checkpoint of step {kept[-1]} is kept")
         return run_program(prepare(config), folder, lock, show)
 
 
