@@ -218,7 +218,7 @@ def _trial(args, words: list[str], overrides: dict) -> trials.Trial:
 
 
 def _by_index(text: str, all_trials: list[trials.Trial]) -> list[trials.Trial]:
-    indices = [int(word) for word in text.split(",") if word.isdigit()]
+    indices = [int(word) for word in text.split(",") if word.isdecimal()]
     valid = len(indices) == len(text.split(",")) and max(indices, default=0) < len(all_trials)
     require(valid, f"--index: {text!r}; the sweep has trials 0 to {len(all_trials) - 1}")
     return [all_trials[k] for k in indices]

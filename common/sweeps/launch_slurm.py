@@ -34,7 +34,7 @@ def parameters(text: str) -> dict[str, int | str]:
     for word in filter(None, text.split(",")):
         key, sign, value = word.partition("=")
         require(bool(sign and key), f"--slurm: {word!r}; write 'partition=gpu,time=600'")
-        options[key] = int(value) if value.isdigit() else value
+        options[key] = int(value) if value.isdecimal() else value
     return options
 
 
