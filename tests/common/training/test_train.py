@@ -72,8 +72,9 @@ def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
 
 
 def test_a_changed_batch_size_is_no_matter_of_the_duration(tmp_path):
-    train.run(short(**{"train.duration": "1 epoch"}), tmp_path, show=False)
-    other = short(**{"train.duration": "1 epoch", "train.batch_size": 128})  # fewer steps
+    length = {"train.duration": "0.2 epochs"}
+    train.run(short(**length), tmp_path, show=False)
+    other = short(**length, **{"train.batch_size": 128})  # fewer steps
     with pytest.raises(BadInput, match=r"another run: config.train.batch_size was 64 and is 128"):
         train.run(other, tmp_path, show=False)
 
