@@ -19,6 +19,7 @@ from common.devices import code, runtime
 from common.errors import require
 from common.reports import compare
 from common.runs import place, workdir
+from common.runs.log import read_lines
 from common.training import train
 from common.training.saved import read_config
 
@@ -35,7 +36,7 @@ def main(argv=None) -> int:
     )
     args = parser.parse_args(argv)
     require(args.tolerance >= 0, f"--tolerance: {args.tolerance} is negative")
-    config, log = read_config(args.run), workdir.read_log(args.run)
+    config, log = read_config(args.run), read_lines(args.run)
     result = workdir.read_result(epath.Path(args.run))
     finished = result is not None and log[-1:] and log[-1]["step"] == result.get("steps")
     require(bool(finished), f"{args.run}: the run is not finished; run its command again")
@@ -74,7 +75,7 @@ def _check_resumable(run: str, again: str, config: dict, log: Sequence[dict]) ->
         f"--workdir: {again} is finished: it says nothing about the code of now; {instead}, or "
         "compare the two with scripts/diff_runs.py",
     )
-    begun = workdir.read_log(again)
+    begun = read_lines(again)
     require(
         not begun or begun != list(log[: len(begun)]),  # not even the clock differs
         f"--workdir: {again} holds a copy of the run; {instead}",

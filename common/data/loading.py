@@ -36,8 +36,8 @@ from common.task import Source
 
 RESTARTS = 3  # of data workers, in one start of a run
 STOPPED_SECONDS = 5.0  # a worker that is stopped for so long, and waited for, is replaced
-# As grain says it of one that worked, and Python of one that was killed as it started.
-KILLED = "Worker process was terminated unexpectedly|can only join a started process"
+# As grain says it of one that worked; as `_watched`, and Python, of one that only just started.
+KILLED = "terminated unexpectedly|killed as it started|can only join a started process"
 
 # ----------------------------------------------------------------------------------------- sources
 
@@ -183,10 +183,10 @@ def _outliving(read: _ReadStep, steps: range, workers: int) -> Iterator[dict]:
                 yield batch
                 step += 1
             return
-        except (RuntimeError, AssertionError, BrokenPipeError, EOFError) as error:
-            if not re.search(KILLED, str(error)) and not isinstance(error, (OSError, EOFError)):
+        except (RuntimeError, AssertionError) as error:
+            if not re.search(KILLED, str(error)):
                 raise
-            for pid in _workers():  # all read anew
+            for pid in workers_of(os.getpid()):  # all read anew
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             code = re.search(r"exit code (-?\d+)", str(error))
@@ -232,12 +232,12 @@ def _watched(batches: Iterator[dict]) -> Iterator[dict]:
             except queue.Empty:
                 ending.now_busy("waiting for the data workers")
                 multiprocessing.active_children()  # buries those that ended: grain notices
-                for pid, state in _workers().items():
+                for pid, state in workers_of(os.getpid()).items():
                     if state in ("T", "t"):
                         os.kill(pid, signal.SIGKILL)
                     elif state == "Z":  # killed as it started: the thread waits for it for ever
                         os.waitpid(pid, 0)
-                        raise EOFError("a worker was killed as it started") from None
+                        raise RuntimeError("a worker was killed as it started") from None
                 continue
             if error is not None:
                 raise error
@@ -248,15 +248,15 @@ def _watched(batches: Iterator[dict]) -> Iterator[dict]:
         ended.set()
 
 
-def _workers() -> dict[int, str]:
-    """{process: its state} of the processes that this one has spawned, as in proc(5); none where
+def workers_of(process: int) -> dict[int, str]:
+    """{process: its state} of the processes that a process has spawned, as in proc(5); none where
     there is no /proc."""
     found = {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             spawned = state == "Z" or b"multiprocessing.spawn" in (folder / "cmdline").read_bytes()
-            if int(parent) == os.getpid() and spawned:
+            if int(parent) == process and spawned:
                 found[int(folder.name)] = state
     return found
 

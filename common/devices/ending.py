@@ -46,7 +46,7 @@ class _Watch:
       told: the last signal that asked the program to end, and when it first came.
       grace: seconds that it is given to end by itself; infinite while something is saved.
       polls: whether the program polls for signals, to save first.
-      kept: what the same command goes on from; "" is nothing.
+      kept: the step of the checkpoint that the same command goes on from; None is none.
       hurry: whether Ctrl-C came twice: nothing is saved.
       forward: hands SIGTERM to jax, which tells the run's other processes; None if there are none.
       last_words: called with the exit code and the reason before the thread ends the program.
@@ -61,7 +61,8 @@ class _Watch:
         self.tasks: list[list] = []
         self.told, self.told_at = None, math.inf
         self.grace, self.polls = GRACE_SECONDS, False
-        self.kept, self.hurry = "", False
+        self.kept: int | None = None
+        self.hurry = False
 
     def run(self, wake: socket.socket) -> None:
         """The thread: returns when `wake` is closed at its other end."""
@@ -183,17 +184,18 @@ def allow(longest: float) -> None:
     _WATCH.grace = min(max(GRACE_SECONDS, 2.5 * longest), MOST_GRACE_SECONDS)
 
 
-def keeps(text: str) -> None:
-    """Says what the same command goes on from, such as "step 40 is saved"; it then ends with 75."""
-    _WATCH.kept = text
+def keeps(step: int) -> None:
+    """Notes that the same command goes on from the checkpoint of a step: it then ends with 75."""
+    _WATCH.kept = step
 
 
 def outcome(number: int) -> tuple[int, str]:
     """(exit code, reason) of a program that a signal ends."""
     if _WATCH.hurry:
         return 128 + int(signal.SIGINT), "interrupted; what was saved before is kept"
-    if _WATCH.kept:
-        return PREEMPTED, f"told to end: {_WATCH.kept}; run the same command again to resume"
+    if _WATCH.kept is not None:
+        kept = f"the checkpoint of step {_WATCH.kept} is kept"
+        return PREEMPTED, f"told to end: {kept}; run the same command again to resume"
     how = "interrupted" if number == signal.SIGINT else "told to end"
     return 128 + int(number), f"{how}, with nothing to resume from; run the same command again"
 

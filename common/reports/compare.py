@@ -15,7 +15,7 @@ from etils import epath
 
 from common import config
 from common.errors import require
-from common.runs import workdir
+from common.runs import log, workdir
 from common.runs.history import number
 from common.training.saved import read_config
 
@@ -53,7 +53,7 @@ def runs(a, b, tolerance: float = 1e-3) -> Comparison:
     Raises:
       BadInput: if one of them is not a run.
     """
-    logs = workdir.read_log(a), workdir.read_log(b)
+    logs = log.read_lines(a), log.read_lines(b)
     for folder, lines in zip((a, b), logs, strict=True):
         require(bool(lines), f"{folder}: its log is empty")
     results = [workdir.read_result(epath.Path(folder)) or {} for folder in (a, b)]

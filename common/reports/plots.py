@@ -1,6 +1,6 @@
 """Figures, drawn with Matplotlib (the extra `plots`) without its global state.
 
-histories = [workdir.read_log("runs/small-0")]
+histories = [log.read_lines("runs/small-0")]
 plots.learning_curves({"small": histories}, "eval/test/accuracy").savefig("curves.png")
 plots.against([{"optim.lr": 0.1}, {"optim.lr": 0.2}], [0.7, 0.8], "accuracy").savefig("rates.png")
 """

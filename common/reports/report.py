@@ -25,7 +25,7 @@ from common import losses
 from common.config import flatten
 from common.errors import BadInput, nearest, require
 from common.reports.plots import label
-from common.runs import workdir
+from common.runs import log, workdir
 from common.runs.files import absolute
 from common.runs.history import last_values, number, parse_best
 from common.sweeps.trials import FAILED, STOPPED, noted
@@ -188,7 +188,7 @@ def read_run(folder) -> FinishedRun:
     reason = _unfinished(folder)
     require(not reason, f"{folder}: {reason}; run its command again")
     starts = workdir.read_starts(folder)
-    history, result = workdir.read_log(folder), workdir.load_result(folder)
+    history, result = log.read_lines(folder), workdir.load_result(folder)
     _check_kinds(folder / "config.json", config, {"seed": int, "task": str})
     for start in starts:
         _check_kinds(folder / "environment.json", start, OF_START)

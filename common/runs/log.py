@@ -12,10 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from common import inputs
 from common.devices.agreement import together
@@ -115,10 +113,8 @@ class Log:
         self._file, self._buffer, self._tensorboard, self._wandb = None, [], None, None
         kept: list[lines.Entry] = []
         if workdir is not None:
-            with together():
+            with together():  # all have read before one rewrites
                 kept = [entry for entry in lines.readable(workdir) if entry.line["step"] <= step]
-            if jax.process_count() > 1:  # all must read before one rewrites
-                multihost_utils.sync_global_devices("log")
         self.history: list[dict] = [entry.line for entry in kept]
         if not self._writing:
             return

@@ -28,7 +28,7 @@ from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime
 from common.devices.agreement import gather, place, together
 from common.errors import BadInput, require
-from common.runs import files, log
+from common.runs import files
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
 # Placement and logging: changing these changes neither the run's identity nor its result.
@@ -350,15 +350,3 @@ def load_result(folder: epath.Path) -> dict | None:
 def finish(folder: epath.Path, result: dict) -> None:
     """Writes result.json: the run is finished."""
     files.replace_text(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
-
-
-# --------------------------------------------------------------------------------------------- log
-
-
-def read_log(folder) -> list[dict]:
-    """The lines of a run's log, without one that a crash cut off at the end.
-
-    Raises:
-      BadInput: if a line in the middle is damaged.
-    """
-    return log.read_lines(folder)

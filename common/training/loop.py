@@ -199,7 +199,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
                 with saving(checkpoints, step):
                     checkpoints.save(step, state())
                 if saved:  # by now the one before is on disk
-                    ending.keeps(f"the checkpoint of step {max(saved)} is kept")
+                    ending.keeps(max(saved))
                 saved.add(step)
                 run.progress.start()
             if now.last or preempted or step == profiled.stop:

@@ -11,7 +11,7 @@ import jax
 from common.config import completed
 from common.devices import runtime
 from common.errors import require
-from common.runs import checkpoint, files, workdir
+from common.runs import checkpoint, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
 from common.training.loop import eval_context
@@ -80,7 +80,7 @@ def opened(config: dict, folder, step: str = "latest"):
             best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
             require(best is not None, "--step best: the run's config.checkpoint.best is not set")
             saved_steps = checkpoints.steps()
-            kept = [s for s in best_steps(best, workdir.read_log(folder)) if s in saved_steps]
+            kept = [s for s in best_steps(best, log.read_lines(folder)) if s in saved_steps]
             require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
             number = kept[0]
         elif step != "latest":

@@ -7,7 +7,6 @@ run that was killed and resumed ends with the same bits as an uninterrupted one.
 import contextlib
 import errno
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -30,7 +29,7 @@ from common.training.step import TrainState
 
 NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 # Where batches of worker processes, and temporary files, are.
-SHARED_PLACES = "/dev/shm", tempfile.gettempdir()
+SHARED_PLACES = "/dev/shm", os.environ.get("TMPDIR", "/tmp")
 
 
 def run(config, folder, *, show: bool = True) -> dict:
@@ -49,19 +48,19 @@ def run(config, folder, *, show: bool = True) -> dict:
       BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
     """
     config = config if isinstance(config, dict) else plain(config)
-    kept = checkpoint.steps_in(folder)
-    if kept:
-        ending.keeps(f"the checkpoint of step {kept[-1]} is kept")
+    with contextlib.suppress(OSError):  # `Lock` says what is wrong with the folder
+        for step in checkpoint.steps_in(folder)[-1:]:
+            ending.keeps(step)
     with ending.busy("joining the other processes"):
         call(runtime.start, config["runtime"])
-    check_same_start(config, folder)
+    _check_same_start(config, folder)
     call(log.log_section, config["log"])
     # Lock the workdir before reading the data, which can take long.
     with workdir.Lock(folder) as lock, refusals(folder), ending.busy("starting"):
         return run_program(prepare(config), folder, lock, show)
 
 
-def check_same_start(config: dict, folder) -> None:
+def _check_same_start(config: dict, folder) -> None:
     """Raises `BadInput` in all processes of a run unless all were started alike: with the same
     config, workdir, code and versions. Otherwise they would do different things in turn, and wait
     for each other for ever."""
@@ -88,7 +87,8 @@ def refusals(folder):
         yield
     except OSError as error:
         own = os.fspath(files.absolute(folder))
-        where = os.fspath(error.filename or memory.full_place(own, *SHARED_PLACES) or own)
+        full = memory.full_place(own, *SHARED_PLACES) if error.errno in NO_ROOM else None
+        where = os.fspath(error.filename or full or own)
         inside = where.startswith(own)
         if error.errno is None or not (inside or error.errno in disk_errors):
             raise
@@ -119,7 +119,7 @@ def begun(
     config, layout = program.config, program.layout
     devices = layout.mesh.local_devices
     memory.require_fits(program.like, devices, "the state of this model", "config.model")
-    for where, batch in largest_batches(program).items():
+    for where, batch in _largest_batches(program).items():
         memory.require_fits(batch, devices, "a batch of this size", where)
     # Reject a bad `config.init` before writing anything.
     resumes = any(agreement.gather(workdir.begun(folder), "to look into the workdir"))
@@ -194,11 +194,11 @@ def _check_resumes(program: Program, folder) -> None:
     )
 
 
-def largest_batches(program: Program) -> dict[str, dict]:
+def _largest_batches(program: Program) -> dict[str, dict]:
     """{config key: abstract batch} of training and of the evaluators."""
     by_batch, sources = mesh.batch_sharding(program.layout), program.task.sources
     sizes = {"config.train.batch_size": (sources["train"], program.plan.batch_size)}
-    for name, section in program.config["evals"].items():
+    for name, section in program.config.get("evals", {}).items():
         if "batch_size" in section:
             where = f"config.evals.{name}.batch_size"
             sizes[where] = sources.get(name, sources["train"]), section["batch_size"]
@@ -213,7 +213,7 @@ def finish(run: Run, state: TrainState) -> dict:
     run.metrics.sync()
     with saving(run.checkpoints, int(state.step)):
         run.checkpoints.wait()
-    ending.keeps(f"the checkpoint of step {int(state.step)} is kept")
+    ending.keeps(int(state.step))
     history = run.metrics.history
     result = {
         "steps": int(state.step),

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from helpers import DIGITS, ROOT, finish, result, same, start
+from helpers import DIGITS, ROOT, finish, result, same, start, wait_for
 
 from common.data import loading
 from common.devices import ending
@@ -33,13 +33,6 @@ def told(process, number: int, seconds: float = 12.0) -> tuple[int, str]:
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - begun < seconds, err
     return process.returncode, err
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
 
 
 def is_burning(process) -> bool:
@@ -118,16 +111,9 @@ def test_the_terminal_is_not_the_run(tmp_path, how):
 # ------------------------------------------------------------------------------------ data workers
 
 
-def workers_of(pid: int) -> list[int]:
+def alive(process) -> list[int]:
     """The worker processes of a run."""
-    found = []
-    for folder in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes()
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"multiprocessing.spawn" in words:
-                found.append(int(folder.name))
-    return found
+    return [pid for pid, state in loading.workers_of(process.pid).items() if state != "Z"]
 
 
 WORKERS = (
@@ -145,7 +131,7 @@ def test_workers_that_are_killed_or_stopped_are_replaced(tmp_path):
     wait_for(lambda: (run / "metrics.jsonl").exists() and lines() > 3)
     for number in (signal.SIGKILL, signal.SIGSTOP):
         reached = lines()
-        os.kill(workers_of(process.pid)[-1], number)
+        os.kill(alive(process)[-1], number)
         wait_for(lambda reached=reached: lines() > reached + 10 or process.poll() is not None)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
@@ -158,7 +144,7 @@ def test_workers_that_are_killed_again_and_again_end_the_run_to_be_started_again
     process = start("train", *WORKERS, "--workdir", str(run))
     kills = 0
     while process.poll() is None and kills < 60:
-        for pid in workers_of(process.pid):
+        for pid in alive(process):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             kills += 1

@@ -11,7 +11,7 @@ import language_config
 import pytest
 from helpers import ROOT, exit_code
 
-from common.runs import workdir
+from common.runs import log, workdir
 from common.training import saved, train
 
 
@@ -38,9 +38,7 @@ def test_a_run_of_an_older_version_goes_on(runs, name, monkeypatch, tmp_path):
     assert "kind" not in str(workdir.read_config(runs / name)["evals"])  # older than that key
     result = train.run(saved.read_config(runs / name), runs / name, show=False)
     assert (result["steps"], result["parameters"]) == (12, expected["parameters"])
-    losses = {
-        x["step"]: x["train/loss"] for x in workdir.read_log(runs / name) if "train/loss" in x
-    }
+    losses = {x["step"]: x["train/loss"] for x in log.read_lines(runs / name) if "train/loss" in x}
     # Not bits: they were computed on another machine.
     assert losses == pytest.approx({int(k): v for k, v in expected["loss"].items()}, rel=1e-4)
     for key, values in expected["eval"].items():

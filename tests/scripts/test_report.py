@@ -16,7 +16,7 @@ from helpers import DIGITS, exit_code, load, result
 from PIL import Image
 
 from common.reports import plots
-from common.runs import workdir
+from common.runs import log
 from common.training import train
 from common.training.saved import read_config
 
@@ -184,7 +184,7 @@ def test_what_is_not_there_is_one_line(runs, tmp_path, capsys):
 
 
 def test_a_curve_goes_through_the_values_at_their_time(runs):
-    history = workdir.read_log(runs / "fast")
+    history = log.read_lines(runs / "fast")
     steps, values = plots.curve(history, TEST, "steps")
     assert steps.tolist() == [line["step"] for line in history if TEST in line]
     minutes, values = plots.curve(history, TEST)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from helpers import DIGITS, ROOT, free_port, load
 
+from common.config import flatten
+
 WITHIN = 30.0  # seconds from the start of the last process to the end of all
 
 
@@ -69,7 +71,7 @@ def cases() -> list[Case]:
     """Each key of a config for which there is another value, in turn on each process, among two or
     four, with a late start of either; another workdir; and failures before joining."""
     found = []
-    for key, value in sorted(_flat(load(f"{DIGITS}:mlp")).items()):
+    for key, value in sorted(flatten(load(f"{DIGITS}:mlp")).items()):
         text = other(key, value)
         if text is None:
             continue
@@ -86,16 +88,6 @@ def cases() -> list[Case]:
     found.append(Case("config.seed", ("--config.seed=many",), late=0))  # fails before it joins
     found.append(Case("config.optim.lr", ("--config.optim.lrr=1",), odd=0, late=1))
     return found
-
-
-def _flat(config: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def refused(case: Case, folder: pathlib.Path) -> str:

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 from common import cli, config
 from common.training import program
@@ -58,6 +59,14 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out if code == 0 else err
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    """Returns when `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.data import loading, order
-from common.devices import mesh
+from common.devices import mesh, processes
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(7, 10), (10, 7), (64, 1000), (3, 1), (5, 5)])
@@ -107,3 +107,26 @@ def test_the_fingerprint_sees_bytes_names_and_shapes():
         loading.from_arrays({"x": x}).fingerprint
         == loading.from_arrays({"x": x.copy()}).fingerprint
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [
+        (EOFError("Compressed file ended"), 1),  # of the data: reading them again does not help
+        (RuntimeError("shapes differ"), 1),
+        (RuntimeError("Worker process was terminated unexpectedly with exit code -9."), 4),
+    ],
+)
+def test_only_a_worker_that_was_killed_is_replaced(monkeypatch, error, starts):
+    begun = []
+
+    def read_ahead(read, steps, workers):
+        begun.append(steps.start)
+        yield {"step": steps.start}
+        raise error
+
+    monkeypatch.setattr(loading, "_read_ahead", read_ahead)
+    kind = type(error) if starts == 1 else processes.Lost
+    with pytest.raises(kind):
+        list(loading._outliving(None, range(9), 2))
+    assert begun == list(range(starts))  # each goes on where the one before ended

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from helpers import wait_for
 
 from common.devices import ending, terminal
 
@@ -35,13 +36,6 @@ def test_a_second_interrupt_ends_it_at_once():
 
 
 # ----------------------------------------------------------------------------- the guarding thread
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.01)
 
 
 def test_what_takes_long_says_so_and_how_far_it_is(monkeypatch):
@@ -75,7 +69,7 @@ def test_a_signal_interrupts_what_does_not_poll():
         "told to end, with nothing to resume from; run the same command again",
     )
     with pytest.raises(ending.Ended) as ended, ending.guarded():  # noqa: PT012
-        ending.keeps("the checkpoint of step 4 is kept")
+        ending.keeps(4)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
     assert ending.outcome(ended.value.args[0])[0] == ending.PREEMPTED

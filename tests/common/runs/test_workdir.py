@@ -14,7 +14,7 @@ import pytest
 from helpers import DIGITS, TOY, exit_code, finish, load, same, start
 
 from common.errors import BadInput
-from common.runs import checkpoint, mending, workdir
+from common.runs import checkpoint, log, mending, workdir
 from common.training import train
 from common.training.saved import read_config
 
@@ -270,7 +270,7 @@ def test_a_log_that_is_not_text_is_cut_or_refused(tmp_path):
     with pytest.raises(BadInput, match="damaged at line 1"):
         mending.mend_log(tmp_path, 2, 1, write=True)
     with pytest.raises(BadInput, match="damaged at line 1"):
-        workdir.read_log(tmp_path)
+        log.read_lines(tmp_path)
 
 
 def test_a_result_with_other_numbers_is_written_anew(whole, copy, capsys):
