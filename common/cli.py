@@ -222,17 +222,18 @@ def _crashed(error: BaseException) -> str:
 
 def _leave(code: int, message: str, several: bool) -> None:
     """Tells the run's other processes, if there are any, why this one ends, and ends it."""
+    timer = threading.Timer(LATE_SECONDS, os._exit, (code,))
+    timer.daemon = True
     if several and not jax.distributed.is_initialized():
         with contextlib.suppress(BadInput):
             if processes.places(os.environ) is None:
                 return
-            timer = threading.Timer(LATE_SECONDS, os._exit, (code,))
-            timer.daemon = True
             timer.start()
             with contextlib.suppress(processes.Lost):
                 processes.join()
     if jax.distributed.is_initialized():
         processes.leave(code, message)
+    timer.cancel()
 
 
 def _unraisable(event) -> None:

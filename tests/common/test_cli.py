@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 
 import pytest
 from helpers import DIGITS, exit_code
@@ -103,6 +104,8 @@ def test_a_refusal_before_joining_reaches_the_others(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.exit(raises(BadInput("no")), several=True)
     assert told == ["joined", (2, "no")]
+    timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+    assert not any(timer.is_alive() and not timer.finished.is_set() for timer in timers)
 
 
 def test_standard_error_is_steady_only_within():
