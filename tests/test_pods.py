@@ -125,6 +125,7 @@ def test_seven_billion_parameters_fit_64_chips(request):
     assert compiled.bound(found)[0] == "compute"
 
 
+@PODS
 def test_splash_attention_has_no_maps_in_memory():
     """Two blocks of Llama's shape on long rows: three kernels a block, forward and backward, each
     device with its rows and heads."""

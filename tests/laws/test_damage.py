@@ -260,7 +260,7 @@ def test_what_one_process_finds_all_processes_obey(tmp_path, capsys):
         assert (one["step"], one["same"], one["steps"]) == (1, True, [1])
         assert "of another model or optimizer: other is not in the checkpoint" in one["other"]
     assert found[0]["own"] == []
-    assert found[1]["own"] == ["_Damaged"]
+    assert found[1]["own"] == ["Damaged"]
     assert (tmp_path / "run/damaged_checkpoint_2").is_dir()
 
 
