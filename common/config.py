@@ -25,7 +25,7 @@ from ml_collections.config_dict import FieldReference
 
 from common import imports, inputs
 from common.errors import BadInput, brief, nearest, require
-from common.sections import complete, fits, parameters
+from common.sections import complete, fits, has_words, parameters
 
 # Keys that choose a section's function. Overriding one resets the section it governs to the new
 # function's defaults: the old one's arguments would not fit.
@@ -278,13 +278,22 @@ def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections
     known = flatten(config)
     for key in pairs:
         require(key in known, f"--config.{key}: unknown key; {nearest(key, known)}")
-    for key in [key for key, text in pairs.items() if text == "None"]:
+    rest = {}
+    for key, text in pairs.items():
         where, _, last = key.rpartition(".")
-        optional = where in sections and fits(None, parameters(sections[where])[last].annotation)
-        require(optional, f"--config.{key}: cannot be None")
-        with config.ignore_type():
-            _get(config, where)[last] = None
-    pairs = {key: text for key, text in pairs.items() if text != "None"}
+        parameter = parameters(sections[where]).get(last) if where in sections else None
+        if text == "None":
+            optional = parameter is not None and fits(None, parameter.annotation)
+            require(optional, f"--config.{key}: cannot be None")
+            value = None
+        elif parameter is not None and has_words(parameter.annotation):
+            value = _bool_or_word(text)
+        else:
+            rest[key] = text
+            continue
+        with config.ignore_type():  # ml_collections keeps to the type of the value that is there
+            _get(config, where)[last] = value
+    pairs = rest
     argv = ["config", *(f"--config.{key}={value}" for key, value in pairs.items())]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -297,6 +306,13 @@ def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections
             f"--config.{bad[0]}: {pairs[bad[0]]!r} does not fit: the value there is "
             f"{known[bad[0]]!r}" + ("" if known[bad[0]] is None else f" ({kind})")
         ) from error
+
+
+def _bool_or_word(text: str) -> bool | str:
+    try:
+        return flags.BooleanParser().parse(text)
+    except ValueError:
+        return text
 
 
 # ------------------------------------------------------------------------------------------- JSON

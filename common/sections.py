@@ -97,6 +97,12 @@ def fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
+def has_words(annotation: Any) -> bool:
+    """Whether `annotation` allows both a bool and strings: `bool | Literal["qkv"]`."""
+    kinds = typing.get_args(annotation)
+    return bool in kinds and any(typing.get_origin(kind) is typing.Literal for kind in kinds)
+
+
 def spelled(annotation: Any) -> str:
     """`annotation` as a user would write it: 'float or None', "one of 'sgd', 'adamw'"."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)

@@ -8,9 +8,9 @@
 
 The three modules share the encoder's parameter names, so a `Classifier` can start from a `Bert`.
 Their fields also cover later variants: pre-norm, no biases, a gated MLP and scaled sinusoids make
-the crammed BERT of Geiping & Goldstein 2022.
+the crammed BERT of Geiping & Goldstein 2022; narrower embeddings make an ELECTRA.
 
-Letters: B batch, L positions, P predicted positions, D width, V vocabulary.
+Letters: B batch, L positions, P predicted positions, D width, E width of embeddings, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,9 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn import attention, transformer
-from common.nn.layers import Dense, Dropout, Embedding, TiedEmbedding
-from common.nn.transformer import ACTIVATIONS, SequenceTransformer
+from common.nn.blocks import ACTIVATIONS
+from common.nn.layers import Dense, Dropout, Embedding, TiedEmbedding, padded
+from common.nn.transformer import SequenceTransformer
 from common.task import Table
 
 
@@ -43,17 +44,24 @@ SIZES = {
 }
 
 
+POOLER_ACTIVATIONS = {"tanh": jnp.tanh} | {k: ACTIVATIONS[k] for k in ("relu", "gelu")}
+
+
 class Encoder(SequenceTransformer, kw_only=True):
     """Tokens to hidden states; the base of `Bert` and `Classifier`.
 
     Attributes:
       vocab_size: V.
       types: number of token types: 2 for sentences A and B; 0 is none.
+      embedding_width: E, the width of the embedding tables and their norm, which a dense layer then
+        projects to D (ALBERT: Lan et al. 2020; ELECTRA: Clark et al. 2020). None is D and no such
+        layer.
       Others: see `common.nn.transformer.SequenceTransformer`; the defaults are BERT base's.
     """
 
     vocab_size: int
     types: int = 2
+    embedding_width: int | None = None
     pre_norm: bool = False
     norm_eps: float = 1e-12
 
@@ -62,13 +70,15 @@ class Encoder(SequenceTransformer, kw_only=True):
         """How parameters are sharded; see `common.devices.mesh`."""
         learned = ["position"] * (self.positions == "learned") + ["type"] * (self.types > 0)
         rows = [(f"({'|'.join(learned)})/embedding", (None, "embed"))] if learned else []
+        if self.embedding_width is not None:
+            rows += [(r"embedding_projection/kernel", ("embed", "mlp"))]
         return ((r"token/embedding", ("vocab", "embed")), *rows, *transformer.PARTITION)
 
     def setup(self):
         """Creates embeddings and blocks."""
         require(self.types >= 0, f"config.model.types: {self.types} is negative")
         super().setup()
-        shared = self.width, self.dtype, self.init_std, self.constrain
+        shared = self.embedding_size, self.dtype, self.init_std, self.constrain
         self.token = TiedEmbedding(self.vocab_size, *shared)
         if self.positions == "learned":
             self.position = Embedding(self.max_length, *shared)
@@ -76,6 +86,36 @@ class Encoder(SequenceTransformer, kw_only=True):
             self.type = Embedding(self.types, *shared)
         self.embedding_norm = self.make_norm()
         self.embedding_dropout = Dropout(self.dropout)
+        if self.embedding_width is not None:
+            _, wide = self.head_layers()
+            self.embedding_projection = wide(self.width, use_bias=self.bias is True)
+
+    def _check(self):
+        super()._check()
+        size, odd = self.embedding_size, self.embedding_size % 2
+        require(size > 0, f"config.model.embedding_width: {size} is not positive")
+        require(
+            self.positions in ("learned", "rotary") or not odd,
+            f"config.model.embedding_width: {size} is odd, and {self.positions} positions pair "
+            "columns",
+        )
+
+    @property
+    def embedding_size(self) -> int:
+        """E, or D if they are the same."""
+        return self.width if self.embedding_width is None else self.embedding_width
+
+    @nn.nowrap
+    def embedding_flops(self, length: int) -> int:
+        """FLOPs of the projection of L = `length` embeddings to the width D, if there is one."""
+        projected = self.embedding_width is not None
+        return 2 * length * self.embedding_size * self.width if projected else 0
+
+    @nn.nowrap
+    def padding(self) -> int:
+        """The number of parameters in rows of the token table after the last token's."""
+        rows = padded(self.vocab_size) - self.vocab_size
+        return rows * (self.embedding_width or self.width)
 
     @nn.nowrap
     def head_layers(self) -> tuple[Callable, Callable]:
@@ -106,6 +146,8 @@ class Encoder(SequenceTransformer, kw_only=True):
         x = self.with_positions(x, places, lambda at: self.position(at))
         x = self.embedding_dropout(self.embedding_norm(x), train)
         x = self.constrain(x, "batch", None, None)
+        if self.embedding_width is not None:
+            x = self.constrain(self.embedding_projection(x), "batch", None, None)
         return self.stack(x, places, segments, train)
 
     def __call__(self, tokens, segments=None, types=None, train: bool = False):
@@ -118,7 +160,8 @@ class Bert(Encoder, kw_only=True):
 
     Attributes:
       next_sentence: whether there is a next-sentence head.
-      head: whether a dense layer, activation and norm precede the projection onto the vocabulary.
+      head: whether a dense layer, activation and norm precede the projection onto the vocabulary;
+        the layer also returns to the width of the embeddings.
       Others: see `Encoder`.
     """
 
@@ -136,11 +179,16 @@ class Bert(Encoder, kw_only=True):
     def setup(self):
         """Creates the encoder and the heads."""
         super().setup()
+        require(
+            self.head or self.embedding_size == self.width,
+            f"config.model.head: without one, logits are products of hidden states of width "
+            f"{self.width} with embeddings of width {self.embedding_size}",
+        )
         dense, wide = self.head_layers()
         if self.head:
-            self.head_dense = wide(self.width, use_bias=self.bias)
+            self.head_dense = wide(self.embedding_size, use_bias=self.bias is True)
             self.head_norm = self.make_norm()
-        if self.bias:
+        if self.bias is True:
             zeros = nn.initializers.zeros
             self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
         if self.next_sentence:
@@ -157,7 +205,7 @@ class Bert(Encoder, kw_only=True):
             hidden = self.head_norm(ACTIVATIONS[self.activation](self.head_dense(hidden)))
             hidden = self.constrain(hidden, *names, None)
         logits = self.constrain(self.token.logits(hidden), *names, "vocab")
-        return logits + self.head_bias if self.bias else logits
+        return logits + self.head_bias if self.bias is True else logits
 
     def predict_next(self, hidden):
         """Hidden states [B, L, D] -> logits f32[B, 2]: class 0 means that B follows A."""
@@ -169,10 +217,11 @@ class Bert(Encoder, kw_only=True):
     def flops(self, length: int, predictions: int) -> int:
         """FLOPs of one row's forward pass, counted as in `stack_flops`: with token logits at
         P = `predictions` of its L = `length` positions, and next-sentence logits if any."""
-        head = self.width**2 if self.head else 0
+        head = self.width * self.embedding_size if self.head else 0
         following = self.width * (self.width + 2) if self.next_sentence else 0
-        logits = predictions * (head + self.width * self.vocab_size)
-        return self.stack_flops(length) + 2 * (logits + following)
+        logits = predictions * (head + self.embedding_size * self.vocab_size)
+        encoder = self.embedding_flops(length) + self.stack_flops(length)
+        return encoder + 2 * (logits + following)
 
     def __call__(self, tokens, segments=None, types=None, picked=None, train: bool = False):
         """Token logits f32[B, L, V], or f32[B, P, V] at the positions `picked`; with a
@@ -195,14 +244,17 @@ class Classifier(Encoder, kw_only=True):
 
     Attributes:
       num_classes: K; 1 for a regression.
-      pooling: how hidden states become one vector per text: "first", a dense layer with tanh on
-        the first position (BERT), or "mean", their mean (sentence transformers).
+      pooling: how hidden states become one vector per text: "first", a dense layer and an
+        activation on the first position (BERT), or "mean", their mean (sentence transformers).
+      pooler_activation: that activation: BERT's is tanh, DistilBERT's relu (Sanh et al. 2019),
+        ELECTRA's gelu.
       head_dropout: dropout rate on the pooled vector; None is none. May be traced.
       Others: see `Encoder`.
     """
 
     num_classes: int
     pooling: Literal["first", "mean"] = "first"
+    pooler_activation: Literal["tanh", "relu", "gelu"] = "tanh"
     head_dropout: float | None = None
 
     @property
@@ -228,14 +280,15 @@ class Classifier(Encoder, kw_only=True):
           segments: i32[B, L] or None.
         """
         if self.pooling == "first":
-            return jnp.tanh(self.pooler(hidden[:, 0]))
+            return POOLER_ACTIVATIONS[self.pooler_activation](self.pooler(hidden[:, 0]))
         return mean_pool(hidden, segments)
 
     @nn.nowrap
     def flops(self, length: int) -> int:
         """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
         pooler = self.width**2 if self.pooling == "first" else 0
-        return self.stack_flops(length) + 2 * (pooler + self.width * self.num_classes)
+        encoder = self.embedding_flops(length) + self.stack_flops(length)
+        return encoder + 2 * (pooler + self.width * self.num_classes)
 
     def __call__(self, tokens, segments=None, types=None, train: bool = False):
         """Logits f32[B, K]; arguments as in `encode`."""

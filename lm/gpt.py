@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from common.nn import attention, transformer
 from common.nn.attention import Cache
-from common.nn.layers import Dropout, Embedding, TiedEmbedding
-from common.nn.transformer import Activation, SequenceTransformer
+from common.nn.blocks import Activation
+from common.nn.layers import Dropout, Embedding, TiedEmbedding, padded
+from common.nn.transformer import SequenceTransformer
 from common.task import Table
 
 
@@ -135,6 +136,12 @@ class GPT(SequenceTransformer, kw_only=True):
         return self.constrain(self.output.logits(x), "batch", None, "vocab")
 
     @nn.nowrap
+    def padding(self) -> int:
+        """The number of parameters in rows of the tables after the last token's."""
+        rows = padded(self.vocab_size) - self.vocab_size
+        return rows * self.width * (1 if self.tied else 2)
+
+    @nn.nowrap
     def flops(self, length: int) -> int:
         """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
         return self.stack_flops(length) + 2 * length * self.width * self.vocab_size
@@ -146,10 +153,13 @@ class GPT(SequenceTransformer, kw_only=True):
           tokens: i32[B, L], the new ones.
           cache: from `empty_cache` or an earlier call. Where rows end before L, set its `length`
             to the number of tokens each row really holds, before the next call.
-          at: i32[B], an index into the new tokens; None is the last.
+          at: i32[B], the index of each row's last new token, behind which there is padding; None is
+            L - 1.
         """
-        places = cache.length[:, None] + jnp.arange(tokens.shape[1])
-        x, cache = self.stack(self._embed(tokens, places, False), places, cache=cache)
         at = jnp.full(len(tokens), tokens.shape[1] - 1) if at is None else at
+        # Padding adds nothing to the length by which rotary wavelengths may be stretched.
+        new = jnp.minimum(jnp.arange(tokens.shape[1]), at[:, None])
+        places = cache.length[:, None] + new
+        x, cache = self.stack(self._embed(tokens, places, False), places, cache=cache)
         x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
         return self.output.logits(x), cache

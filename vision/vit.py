@@ -8,23 +8,27 @@
 With sine positions and mean pooling it is the plain ViT of Beyer et al. 2022; the defaults are the
 original, with its class token.
 
+Register tokens, LayerScale and both poolings at once make DINOv2 (Oquab et al. 2024); a
+distillation token makes DeiT (Touvron et al. 2021).
+
 Letters: B batch, H height, W width and C channels of an image; p side of a patch, N patches,
-L positions (N, and one for a class token), D width of the model, K classes.
+L positions (N, and one for every other token), D width of the model, K classes.
 """
 
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from common.errors import require
 from common.nn import transformer
-from common.nn.attention import sinusoids
 from common.nn.layers import Dense, Dropout, Embedding, named
+from common.nn.rope import sinusoids
 from common.nn.transformer import Transformer
 from common.task import Table
 
-Pooling = Literal["class", "mean"]
+Pooling = Literal["class", "mean", "class_mean"]
 
 
 def _size(layers: int, width: int, patch_size: int) -> dict:
@@ -51,10 +55,17 @@ class ViT(Transformer, kw_only=True):
       image_size: side of the images in pixels; learned positions need square images of this size.
       patch_size: p, the side of a patch in pixels.
       pooling: how an image becomes one vector: the final state of a learned token before the
-        patches ("class"), or the mean over the patches, without that token ("mean").
+        patches ("class"), the mean over the patches, without that token ("mean"), or both, one
+        behind the other ("class_mean").
       positions: a learned vector per position ("learned"), or fixed sinusoids of the row in half of
         the features and of the column in the others, none for the class token ("sine": Chen et al.
         2021, MoCo v3). With "sine", images may be of any size.
+      registers: number of learned tokens between class token and patches, without positions, which
+        no head reads (Darcet et al. 2024).
+      distilled: whether a distillation token follows the class token, with a head of its own
+        (Touvron et al. 2021); logits are the mean of both heads', in training as well. Needs the
+        pooling "class".
+      layer_scale: what LayerScale starts at (Touvron et al. 2021, CaiT); None is none.
       Others: see `common.nn.transformer.Transformer`; the defaults are those of ViT-B/16.
     """
 
@@ -63,17 +74,21 @@ class ViT(Transformer, kw_only=True):
     patch_size: int = 16
     pooling: Pooling = "class"
     positions: Literal["learned", "sine"] = "learned"
+    registers: int = 0
+    distilled: bool = False
+    layer_scale: float | None = None
     norm_eps: float = 1e-6
 
     @property
     def PARTITION(self) -> Table:
         """Where the parameters live; see `common.devices.mesh`."""
         rows = [(r"patch/kernel", (None, "embed"))]
-        if self.pooling == "class":
-            rows += [(r"class_token", (None, "embed"))]
+        rows += [(name, (None, "embed")) for name in self._tokens()]
         if self.positions == "learned":
             rows += [(r"position/embedding", (None, "embed"))]
-        return (*rows, *transformer.PARTITION, (r"head/kernel", ("embed", None)))
+        heads = ["head"] + ["distillation_head"] * self.distilled
+        heads = [(f"{name}/kernel", ("embed", None)) for name in heads]
+        return (*rows, *transformer.PARTITION, *heads)
 
     def setup(self):
         """Creates embeddings, blocks and the head."""
@@ -82,19 +97,44 @@ class ViT(Transformer, kw_only=True):
             self.positions == "learned" or self.width % 4 == 0,
             f"config.model.width: {self.width} is not a multiple of 4, which sine positions need",
         )
+        require(self.registers >= 0, f"config.model.registers: {self.registers} is negative")
+        require(
+            not self.distilled or self.pooling == "class",
+            f"config.model.distilled: pooling must be 'class', not {self.pooling!r}",
+        )
         shared = {"dtype": self.dtype, "constrain": self.constrain}
         self.patch = Dense(self.width, names=(None, "embed"), **shared)
-        if self.pooling == "class":
-            zeros = nn.initializers.zeros
-            self.class_token = self.param("class_token", zeros, (1, self.width), jnp.float32)
+        for name, rows in self._tokens().items():
+            shape = rows, self.width
+            token = self.param(name, nn.initializers.zeros, shape, jnp.float32)
+            setattr(self, name, token)
         if self.positions == "learned":
-            rows = self._length((self.image_size, self.image_size))
+            rows = self._length((self.image_size, self.image_size)) - self.registers
             self.position = Embedding(rows, self.width, init_std=self.init_std, **shared)
         self.embedding_dropout = Dropout(self.dropout)
         # Initial logits are zero (as in big_vision): the first loss is log K, no class has a head
         # start, and noise from an untrained head does not reach the other parameters.
         init = nn.initializers.zeros
-        self.head = Dense(self.num_classes, kernel_init=init, names=("embed", None), **shared)
+        shared |= {"kernel_init": init, "names": ("embed", None)}
+        self.head = Dense(self.num_classes, **shared)
+        if self.distilled:
+            self.distillation_head = Dense(self.num_classes, **shared)
+
+    @nn.nowrap
+    def block_options(self, index: int) -> dict:
+        """LayerScale of `Block`."""
+        del index
+        return {"layer_scale": self.layer_scale}
+
+    @nn.nowrap
+    def _tokens(self) -> dict[str, int]:
+        """Learned tokens before the patches, in order: {parameter: rows}."""
+        rows = {
+            "class_token": self.pooling != "mean",
+            "distillation_token": self.distilled,
+            "register_tokens": self.registers,
+        }
+        return {name: int(count) for name, count in rows.items() if count}
 
     @nn.nowrap
     def _grid(self, height: int, width: int) -> tuple[int, int]:
@@ -117,7 +157,7 @@ class ViT(Transformer, kw_only=True):
     @nn.nowrap
     def _length(self, sides: tuple[int, int]) -> int:
         rows, columns = self._grid(*sides)
-        return rows * columns + (self.pooling == "class")
+        return rows * columns + sum(self._tokens().values())
 
     def _embed(self, images, train: bool):
         """Images f32[B, H, W, C] -> [B, L, D]."""
@@ -130,11 +170,17 @@ class ViT(Transformer, kw_only=True):
         x = named(self, "patches", x)
         if self.positions == "sine":
             x = x + sines(rows, columns, self.width, x.dtype)
-        if self.pooling == "class":
-            token = jnp.broadcast_to(self.class_token.astype(x.dtype), (batch, 1, self.width))
-            x = jnp.concatenate([token, x], axis=1)
+        tokens = {
+            name: jnp.broadcast_to(getattr(self, name).astype(x.dtype), (batch, count, self.width))
+            for name, count in self._tokens().items()
+        }
+        registers = tokens.pop("register_tokens", None)
+        if tokens:
+            x = jnp.concatenate([*tokens.values(), x], axis=1)
         if self.positions == "learned":
             x = x + self.position(jnp.arange(x.shape[1]))
+        if registers is not None:
+            x = jnp.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
         return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
 
     def __call__(self, images, train: bool = False):
@@ -146,9 +192,15 @@ class ViT(Transformer, kw_only=True):
         x = self._embed(images, train)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         x = self.stack(x, positions, train=train)
-        x = x[:, 0] if self.pooling == "class" else x.mean(axis=1)
-        x = named(self, "features", self.constrain(x, "batch", None))
-        logits = self.head(x)
+        patches = x[:, sum(self._tokens().values()) :]
+        parts = [x[:, 0]] if self.pooling != "mean" else []
+        parts += [patches.mean(axis=1)] if self.pooling != "class" else []
+        pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        pooled = named(self, "features", self.constrain(pooled, "batch", None))
+        logits = self.head(pooled)
+        if self.distilled:
+            distilled = self.distillation_head(self.constrain(x[:, 1], "batch", None))
+            logits = (logits + distilled) / 2
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap
@@ -157,9 +209,8 @@ class ViT(Transformer, kw_only=True):
         head."""
         rows, columns = self._grid(*shape[:2])
         patches = rows * columns * self.patch_size**2 * shape[2] * self.width
-        return self.stack_flops(self._length(shape[:2])) + 2 * (
-            patches + self.width * self.num_classes
-        )
+        inputs = self.width * (1 + (self.distilled or self.pooling == "class_mean"))
+        return self.stack_flops(self._length(shape[:2])) + 2 * (patches + inputs * self.num_classes)
 
 
 def sines(rows: int, columns: int, width: int, dtype=jnp.float32):
@@ -177,3 +228,58 @@ def sines(rows: int, columns: int, width: int, dtype=jnp.float32):
     row, column = jnp.indices((rows, columns)).reshape(2, -1)
     waves = [sinusoids(at, width // 2, wide) for at in (row, column)]
     return jnp.concatenate(waves, axis=-1).astype(dtype)
+
+
+def resized_positions(
+    table,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    extra_tokens: int = 1,
+    antialias: bool = False,
+):
+    """Learned positions for images of another size, by bicubic interpolation: f32[L, D].
+
+    Without `antialias` it interpolates as the code of DINO, DeiT and DINOv2 does, that is as
+    PyTorch (Keys 1981 with a = -0.75, edges repeated); with it, as that of DINOv2 with registers:
+    a = -0.5, and a wider kernel where the grid shrinks, cut off at the edges.
+
+    Args:
+      table: f32[extra_tokens + rows * columns, D], `position/embedding`.
+      old_grid, new_grid: rows and columns of patches, before and after.
+      extra_tokens: how many first positions are not of patches; they stay.
+      antialias: see above.
+
+    Raises:
+      BadInput: if the table is not of the old grid, or a side of the new one is not positive.
+    """
+    table = np.asarray(table)
+    (rows, columns), (patches, width) = old_grid, (len(table) - extra_tokens, table.shape[-1])
+    require(
+        patches == rows * columns,
+        f"position/embedding: {len(table)} rows, and a grid of {rows} x {columns} patches needs "
+        f"{rows * columns + extra_tokens}",
+    )
+    require(min(new_grid) > 0, f"position/embedding: no grid has {new_grid[0]} x {new_grid[1]}")
+    by_row, by_column = (
+        _bicubic(old, new, antialias) for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = table[extra_tokens:].reshape(rows, columns, width).astype(np.float64)
+    grid = np.einsum("ir,jc,rcd->ijd", by_row, by_column, grid, optimize=True)
+    grid = grid.reshape(-1, width).astype(table.dtype)
+    return np.concatenate([table[:extra_tokens], grid])
+
+
+def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
+    """f64[new, old]: the weights of the old samples in each new one; a row's sum is 1."""
+    a, stretch = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
+    # Pixel centres are at halves. Samples outside are the edge's, or have no weight.
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    samples = np.arange(old) if antialias else np.arange(-2, old + 2)
+    x = np.abs(centres[:, None] - samples) / stretch
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    weights = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    if antialias:
+        return weights / weights.sum(axis=1, keepdims=True)
+    inside = np.eye(old)[samples.clip(0, old - 1)]
+    return weights @ inside

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn import kernels
+from common.nn import kernels, rope
 from common.nn.layers import Dense, Dropout, Names, identity, on_parts, wanted
 
 Implementation = Literal["plain", "splash"]
@@ -38,36 +38,6 @@ def places(segments):
         [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
     )
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
-
-
-def sinusoids(positions, width: int, dtype=jnp.float32):
-    """[..., D]: sines in even columns, cosines in odd ones (Vaswani et al. 2017).
-
-    Args:
-      positions: i32[...].
-      width: D, even.
-      dtype: of the result.
-    """
-    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angles = positions[..., None].astype(dtype) * frequencies
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
-
-
-def rotate(x, positions, theta):
-    """Rotary position embedding (Su et al. 2021); pairs column i with i + K/2, as Llama does.
-
-    Args:
-      x: [B, L, H, K], K even.
-      positions: i32[B, L].
-      theta: base of the wavelengths; may be traced.
-    """
-    half = x.shape[-1] // 2
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    frequencies = jnp.asarray(theta, dtype) ** (-jnp.arange(half, dtype=dtype) / half)
-    angles = positions[:, :, None, None].astype(dtype) * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 # --------------------------------------------------------------------------------------- attention
@@ -182,8 +152,15 @@ class Attention(nn.Module):
       kv_heads: G, which divides H; None is H.
       causal: whether a position sees only itself and earlier ones.
       window: it sees only positions at a distance below this; None is no limit.
-      bias: whether the four projections have biases.
+      head_width: K; None is D / H.
+      qk_norm: whether each head's query and key pass an RMSNorm over K, with a learned scale each,
+        before they are rotated (Henry et al. 2020, Dehghani et al. 2023).
+      norm_eps: its epsilon.
+      bias: whether the four projections have biases; "qkv", only those of query, key and value.
       theta: base of rotary positions; None disables them.
+      rope_scaling: how rotary wavelengths are stretched; see `common.nn.rope`.
+      rotary_width: how many columns of a head are rotated, the first ones (GPT-J: Wang &
+        Komatsuzaki 2021); None is all.
       dropout: rate on the attention map; None disables it. May be traced.
       implementation: "splash", a TPU kernel for long sequences, see `kernels`; "plain"; None is
         cuDNN's kernel for bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
@@ -197,8 +174,13 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     causal: bool = False
     window: int | None = None
-    bias: bool = True
+    head_width: int | None = None
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    bias: bool | Literal["qkv"] = True
     theta: float | None = None
+    rope_scaling: tuple = ()
+    rotary_width: int | None = None
     dropout: float | None = None
     implementation: Implementation | None = None
     dtype: Dtype | None = None
@@ -219,19 +201,24 @@ class Attention(nn.Module):
             all earlier ones.
         """
         width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
-        size = width // self.heads
-        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
+        size = width // self.heads if self.head_width is None else self.head_width
+        dense = partial(Dense, dtype=self.dtype, constrain=self.constrain)
 
         def project(name, heads):
             names = ATTENTION_NAMES[name]
-            y = dense(heads * size, kernel_init=self.kernel_init, names=names, name=name)(x)
+            init, bias = self.kernel_init, self.bias is not False
+            y = dense(heads * size, bias, kernel_init=init, names=names, name=name)(x)
             y = y.reshape(*x.shape[:2], heads, size)
             return self.constrain(y, "batch", None, "heads", None)
 
         query, key = project("query", self.heads), project("key", groups)
         value = project("value", groups)
+        if self.qk_norm:
+            norm = partial(nn.RMSNorm, epsilon=self.norm_eps, dtype=self.dtype)
+            query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
         if self.theta is not None:
-            query, key = rotate(query, positions, self.theta), rotate(key, positions, self.theta)
+            waves = self.theta, self.rope_scaling, self.rotary_width
+            query, key = (rope.rotate(y, positions, *waves) for y in (query, key))
         if cache is not None:
             write = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
             key = write(cache[0], key.astype(cache[0].dtype), positions[:, 0])
@@ -259,9 +246,9 @@ class Attention(nn.Module):
                 return Dropout(self.dropout)(maps, train)
 
             y = plain(query, key, value, mask, on_map)
-        y = y.reshape(*x.shape[:2], width)
+        y = y.reshape(*x.shape[:2], self.heads * size)
         out = partial(dense, kernel_init=self.out_init, names=ATTENTION_NAMES["out"])
-        return out(width, name="out")(y), cache
+        return out(width, self.bias is True, name="out")(y), cache
 
     def _on_parts(self, attend, query, key, value, seen):
         """Runs `attend(query, key, value, seen)` on each device's rows and heads, where `seen` is

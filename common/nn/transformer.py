@@ -1,8 +1,8 @@
-"""Transformers: MLP, block, and the stack of blocks that BERT, GPT and others inherit.
+"""Transformers: the stack of blocks that BERT, GPT and others inherit.
 
 A model subclasses `Transformer`: it inherits the fields below and the method `stack`, adds its own
 embeddings and heads, and keeps plain parameters, `block_0/attention/query/kernel`, all matrices
-two-dimensional. Attention itself is in `common.nn.attention`.
+two-dimensional. A block is in `common.nn.blocks`, attention in `common.nn.attention`.
 
 With `mutable=["intermediates"]`, `apply` also returns every block's output (`hidden`) and attention
 map (`attention`, f32[B, H, L, S]).
@@ -20,112 +20,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.errors import require
-from common.nn.attention import (
-    ATTENTION_NAMES,
-    Attention,
-    Cache,
-    Dtype,
-    Implementation,
-    sinusoids,
-)
-from common.nn.layers import MOST_LAYERS, Dense, Dropout, Names, identity, partition_rows, wanted
+from common.errors import brief, require
+from common.nn import rope
+from common.nn.attention import ATTENTION_NAMES, Attention, Cache, Dtype, Implementation
+from common.nn.blocks import MLP, MLP_NAMES, Activation, Block
+from common.nn.layers import MOST_LAYERS, identity, partition_rows, wanted
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
 Remat = Literal["none", "dots", "block"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Bias = bool | Literal["qkv", "attention", "mlp"]
 
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
-
-# Logical names of the kernels of `MLP`.
-MLP_NAMES: dict[str, Names] = {
-    "up": ("embed", "mlp"),
-    "gate": ("embed", "mlp"),
-    "down": ("mlp", "embed"),
-}
 # The rows of every block; a model adds those of its embeddings and heads.
 PARTITION: Table = (
     *partition_rows("attention", ATTENTION_NAMES),
     *partition_rows("mlp", MLP_NAMES),
 )
-
-
-class MLP(nn.Module):
-    """Two dense layers around an activation, or three with a gate (SwiGLU: Shazeer 2020).
-
-    Attributes:
-      hidden: F.
-      activation: a key of `ACTIVATIONS`.
-      gated: apply the activation to a third projection, `gate`, and multiply `up` by it.
-      bias, dtype, kernel_init, out_init, constrain: as in `Attention`.
-    """
-
-    hidden: int
-    activation: Activation = "gelu"
-    gated: bool = False
-    bias: bool = True
-    dtype: Dtype | None = None
-    kernel_init: Callable = nn.initializers.normal(0.02)
-    out_init: Callable = nn.initializers.normal(0.02)
-    constrain: Callable = identity
-
-    @nn.compact
-    def __call__(self, x):
-        """[B, L, D] -> [B, L, D]."""
-        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype, constrain=self.constrain)
-
-        def layer(name, features, init):
-            return dense(features, kernel_init=init, names=MLP_NAMES[name], name=name)
-
-        y = layer("up", self.hidden, self.kernel_init)(x)
-        activation = ACTIVATIONS[self.activation]
-        if self.gated:
-            y = activation(layer("gate", self.hidden, self.kernel_init)(x)) * y
-        else:
-            y = activation(y)
-        y = self.constrain(y, "batch", None, "mlp")
-        return layer("down", x.shape[-1], self.out_init)(y)
-
-
-class Block(nn.Module):
-    """Attention and MLP, each with a residual connection and a norm before (pre) or after (post).
-
-    Attributes:
-      attention, mlp, norm: name -> module.
-      pre_norm: x + f(norm(x)) (GPT-2) or norm(x + f(x)) (Vaswani et al. 2017, BERT).
-      dropout: rate on the output of each branch; None is none. May be traced.
-      constrain: pins activations to a mesh.
-    """
-
-    attention: Callable[..., nn.Module]
-    mlp: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    pre_norm: bool
-    dropout: float | None = None
-    constrain: Callable = identity
-
-    @nn.compact
-    def __call__(self, x, positions, segments, train: bool, cache=None):
-        """Returns ([B, L, D], cache); arguments as in `Attention`."""
-        attention, mlp = self.attention(name="attention"), self.mlp(name="mlp")
-        norms = self.norm(name="attention_norm"), self.norm(name="mlp_norm")
-        drop = Dropout(self.dropout)
-        y, cache = attention(norms[0](x) if self.pre_norm else x, positions, segments, train, cache)
-        x = x + drop(y, train)
-        x = x if self.pre_norm else norms[0](x)
-        x = self.constrain(x, "batch", None, None)
-        x = x + drop(mlp(norms[1](x) if self.pre_norm else x), train)
-        x = x if self.pre_norm else norms[1](x)
-        return self.constrain(x, "batch", None, None), cache
-
-
-# ------------------------------------------------------------------------------------------- stack
 
 
 class Transformer(nn.Module):
@@ -134,15 +44,19 @@ class Transformer(nn.Module):
     Attributes:
       width: D, the width of the residual stream.
       layers: number of blocks.
-      heads: H, the number of attention heads; divides D.
+      heads: H, the number of attention heads.
       kv_heads: G, the number of heads of keys and values; divides H. None is H.
+      head_width: K, the width of a head; None is D / H, and H divides D.
+      qk_norm: whether each head's query and key pass an RMSNorm over K (Henry et al. 2020,
+        Dehghani et al. 2023).
       hidden: F, the width inside the MLP.
       pre_norm: True puts norms before attention and MLP and after the last block; False, after each
         (post-norm). With True, the projections onto the residual start 1 / sqrt(2 layers) as large
         (Radford et al. 2019).
       norm: LayerNorm ("layer") or RMSNorm ("rms": Zhang & Sennrich 2019).
       norm_eps: epsilon of the norms.
-      bias: whether dense layers and LayerNorms have biases.
+      bias: which layers have biases: all dense layers and LayerNorms, none, or only the projections
+        to query, key and value ("qkv"), the four of "attention", or those of the "mlp".
       activation: activation of the MLP.
       gated: whether the MLP is gated; gated silu is SwiGLU, gated gelu GEGLU.
       dropout: rate after embeddings, attention and MLP; None is none. May be traced.
@@ -161,11 +75,13 @@ class Transformer(nn.Module):
     layers: int = 12
     heads: int = 12
     kv_heads: int | None = None
+    head_width: int | None = None
+    qk_norm: bool = False
     hidden: int = 3072
     pre_norm: bool = True
     norm: Norm = "layer"
     norm_eps: float = 1e-5
-    bias: bool = True
+    bias: Bias = True
     activation: Activation = "gelu"
     gated: bool = False
     dropout: float | None = None
@@ -183,7 +99,7 @@ class Transformer(nn.Module):
         """Creates `block_0`, … and, with pre-norm, `final_norm`."""
         self._check()
         for i in range(self.layers):
-            setattr(self, f"block_{i}", self.make_block())
+            setattr(self, f"block_{i}", self.make_block(i))
         if self.pre_norm:
             self.final_norm = self.make_norm()
 
@@ -191,21 +107,48 @@ class Transformer(nn.Module):
         groups = self.heads if self.kv_heads is None else self.kv_heads
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
         sizes |= {"kv_heads": groups, "hidden": self.hidden}
+        if self.head_width is not None:
+            sizes["head_width"] = self.head_width
         for name, size in sizes.items():
             require(size > 0, f"config.model.{name}: {size} is not positive")
         require(self.layers <= MOST_LAYERS, f"config.model.layers: {self.layers} is too many")
         require(
-            self.width % self.heads == 0,
+            self.head_width is not None or self.width % self.heads == 0,
             f"config.model.heads: {self.heads} does not divide the width {self.width}",
         )
         require(
             self.heads % groups == 0,
             f"config.model.kv_heads: {groups} does not divide the {self.heads} heads",
         )
+        named = isinstance(self.bias, bool) or self.bias in ("qkv", "attention", "mlp")
+        require(
+            named,
+            f"config.model.bias: {brief(self.bias)} is not True, False, 'qkv', 'attention' "
+            "or 'mlp'",
+        )
+        indices = range(self.layers if self.scan else 0)
+        options = [self.attention_options(i) | self.block_options(i) for i in indices]
+        require(
+            all(_comparable(one) == _comparable(options[0]) for one in options),
+            "config.model.scan: it runs one block for all, but the blocks of this model differ; "
+            "set it to False",
+        )
+
+    @property
+    def head_size(self) -> int:
+        """K."""
+        return self.width // self.heads if self.head_width is None else self.head_width
 
     @nn.nowrap
-    def attention_options(self) -> dict:
-        """Additional fields of `Attention`, set by a subclass."""
+    def attention_options(self, index: int) -> dict:
+        """Additional fields of the `Attention` of block `index`, set by a subclass."""
+        del index
+        return {}
+
+    @nn.nowrap
+    def block_options(self, index: int) -> dict:
+        """Additional fields of the `Block` of that index, set by a subclass."""
+        del index
         return {}
 
     @nn.nowrap
@@ -213,15 +156,15 @@ class Transformer(nn.Module):
         """A LayerNorm or RMSNorm of this model."""
         if self.norm == "rms":
             return nn.RMSNorm(epsilon=self.norm_eps, dtype=self.dtype, **where)
-        arguments = {"use_bias": self.bias, "dtype": self.dtype, "use_fast_variance": False}
+        bias = self.bias is True
+        arguments = {"use_bias": bias, "dtype": self.dtype, "use_fast_variance": False}
         return nn.LayerNorm(epsilon=self.norm_eps, **arguments, **where)
 
     @nn.nowrap
-    def make_block(self, **where) -> nn.Module:
-        """One block of this model."""
+    def make_block(self, index: int, **where) -> nn.Module:
+        """Block `index` of this model."""
         out_std = self.init_std / math.sqrt(2 * self.layers) if self.pre_norm else self.init_std
         shared = {
-            "bias": self.bias,
             "dtype": self.dtype,
             "kernel_init": nn.initializers.normal(self.init_std),
             "out_init": nn.initializers.normal(out_std),
@@ -231,23 +174,31 @@ class Transformer(nn.Module):
             Attention,
             heads=self.heads,
             kv_heads=self.kv_heads,
+            head_width=self.head_width,
+            qk_norm=self.qk_norm,
+            norm_eps=self.norm_eps,
+            bias={"attention": True, "mlp": False}.get(self.bias, self.bias),
             causal=self.CAUSAL,
             dropout=self.attention_dropout,
             implementation=self.implementation,
-            **self.attention_options(),
+            **self.attention_options(index),
             **shared,
         )
         mlp = partial(
-            MLP, hidden=self.hidden, activation=self.activation, gated=self.gated, **shared
+            MLP,
+            hidden=self.hidden,
+            activation=self.activation,
+            gated=self.gated,
+            bias=self.bias in (True, "mlp"),
+            **shared,
         )
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             policy = policy if self.remat == "dots" else None
             block = nn.remat(Block, static_argnums=(4,), policy=policy)
-        return block(
-            attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain, **where
-        )
+        fields = attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain
+        return block(*fields, **self.block_options(index), **where)
 
     def stack(self, x, positions, segments=None, train: bool = False, cache: Cache | None = None):
         """Runs the blocks: [B, L, D] -> [B, L, D], or ([B, L, D], Cache) if a cache is given.
@@ -285,7 +236,7 @@ class Transformer(nn.Module):
     def _scanned(self, x, positions, segments, train: bool):
         params = [self.variables["params"][f"block_{i}"] for i in range(self.layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        block, captures = self.make_block(parent=None), wanted(self)
+        block, captures = self.make_block(0, parent=None), wanted(self)
         key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
 
         def body(x, inputs):
@@ -314,9 +265,9 @@ class Transformer(nn.Module):
         windows and packed documents save nothing here. Needs no parameters.
         """
         groups = self.heads if self.kv_heads is None else self.kv_heads
-        key_width = self.width // self.heads * groups
-        projections = 2 * self.width * (self.width + key_width)  # query and out, key and value
-        maps = 2 * self.width * length  # queries by keys, and by values
+        query_width, key_width = self.head_size * self.heads, self.head_size * groups
+        projections = 2 * self.width * (query_width + key_width)  # query and out, key and value
+        maps = 2 * query_width * length  # queries by keys, and by values
         mlp = (3 if self.gated else 2) * self.width * self.hidden
         return 2 * self.layers * length * (projections + maps + mlp)
 
@@ -324,9 +275,14 @@ class Transformer(nn.Module):
     def empty_cache(self, batch_size: int, length: int, dtype=jnp.float32) -> Cache:
         """An empty cache: B rows with room for T = `length` positions. Needs no parameters."""
         groups = self.heads if self.kv_heads is None else self.kv_heads
-        shape = (batch_size, length, groups, self.width // self.heads)
+        shape = (batch_size, length, groups, self.head_size)
         zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(self.layers))
         return Cache(zeros(), zeros(), jnp.zeros(batch_size, jnp.int32))
+
+
+def _comparable(options: dict) -> dict:
+    """Fields without their arrays, which may be traced: each equals itself alone."""
+    return {k: id(v) if isinstance(v, jax.Array) else v for k, v in options.items()}
 
 
 class SequenceTransformer(Transformer, kw_only=True):
@@ -337,6 +293,8 @@ class SequenceTransformer(Transformer, kw_only=True):
         (Hua et al. 2022); or rotary.
       max_length: number of learned position embeddings.
       theta: base of the rotary wavelengths.
+      rope_scaling: how these are stretched beyond the length trained on: a name, then numbers; see
+        `common.nn.rope`. () is not at all.
       window: a position attends only to those at a distance below this; None is all.
       Others: see `Transformer`.
     """
@@ -344,6 +302,7 @@ class SequenceTransformer(Transformer, kw_only=True):
     positions: Literal["learned", "sinusoidal", "scaled_sinusoidal", "rotary"] = "learned"
     max_length: int = 512
     theta: float = 10000.0
+    rope_scaling: tuple = ()
     window: int | None = None
 
     def setup(self):
@@ -357,25 +316,34 @@ class SequenceTransformer(Transformer, kw_only=True):
         super()._check()
         for name, size in {"max_length": self.max_length, "window": self.window}.items():
             require(size is None or size > 0, f"config.model.{name}: {size} is not positive")
-        odd = (self.width // self.heads) % 2 if self.positions == "rotary" else self.width % 2
+        rotary, where = self.positions == "rotary", "config.model.rope_scaling"
         require(
-            self.positions == "learned" or not odd,
-            f"config.model.positions: {self.positions!r} pairs columns, but their number is odd",
+            rotary or not self.rope_scaling,
+            f"{where}: it stretches rotary positions, and config.model.positions is "
+            f"{self.positions!r}",
         )
+        for i in range(self.layers):
+            options = self.attention_options(i)
+            columns = (options.get("rotary_width") or self.head_size) if rotary else self.width
+            paired = f"config.model.positions: {self.positions!r} pairs columns"
+            odd = self.positions != "learned" and columns % 2
+            require(not odd, f"{paired}, but their number is odd")
+            rope.check(where, options.get("rope_scaling", ()), columns)
 
     @nn.nowrap
-    def attention_options(self) -> dict:
-        """Window and rotary base of `Attention`."""
+    def attention_options(self, index: int) -> dict:
+        """Window and rotary wavelengths of `Attention`, the same in every block."""
+        del index
         theta = self.theta if self.positions == "rotary" else None
-        return {"window": self.window, "theta": theta}
+        return {"window": self.window, "theta": theta, "rope_scaling": self.rope_scaling}
 
     def with_positions(self, x, positions, table: Callable):
-        """Embeddings [B, L, D] plus position embeddings, unless positions are rotary.
+        """Embeddings plus position embeddings, unless positions are rotary: shaped as x.
 
         Args:
-          x: [B, L, D].
+          x: [B, L, E], where E is D or the width of a model's embeddings.
           positions: i32[B, L].
-          table: i32[B, L] -> [B, L, D]: looks up learned position embeddings.
+          table: i32[B, L] -> [B, L, E]: looks up learned position embeddings.
 
         Raises:
           BadInput: if L exceeds the number of learned positions.
@@ -389,6 +357,6 @@ class SequenceTransformer(Transformer, kw_only=True):
                 f"config.model.max_length: {rows} positions, and the rows have {x.shape[1]}",
             )
             return x + table(positions)
-        waves = sinusoids(positions, self.width, jnp.promote_types(x.dtype, jnp.float32))
+        waves = rope.sinusoids(positions, x.shape[-1], jnp.promote_types(x.dtype, jnp.float32))
         scale = 1.0 if self.positions == "sinusoidal" else self.position_scale
         return x + (scale * waves).astype(x.dtype)

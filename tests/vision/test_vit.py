@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ VARIANTS = {
     "class, sine": {"positions": "sine"},
     "mean, learned": {"pooling": "mean"},
     "mean, sine": {"pooling": "mean", "positions": "sine"},
+    "dinov2": {"pooling": "class_mean", "registers": 2, "layer_scale": 0.1},
+    "deit": {"distilled": True},
 }
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 3)).astype(np.float32)
 
@@ -79,6 +82,12 @@ def test_images_that_do_not_fit_are_one_line():
         ({"positions": "sine"}, (1, 12, 6, 3), "config.model.patch_size: 4 does not divide"),
         ({"positions": "sine", "width": 34, "heads": 1}, (1, 12, 12, 3), "is not a multiple of 4"),
         ({"patch_size": 0}, (1, 12, 12, 3), "config.model.patch_size: 0 is not positive"),
+        ({"registers": -1}, (1, 12, 12, 3), "config.model.registers: -1 is negative"),
+        (
+            {"distilled": True, "pooling": "mean"},
+            (1, 12, 12, 3),
+            "config.model.distilled: pooling must be 'class', not 'mean'",
+        ),
     ):
         model = vit.ViT(num_classes=5, **SMALL | fields)
         with pytest.raises(BadInput, match=message):
@@ -90,11 +99,19 @@ def test_images_that_do_not_fit_are_one_line():
 # --------------------------------------------------------------------------------------- agreement
 
 PLACES = {
-    "vit.embeddings.cls_token": "class_token",
-    "vit.embeddings.position_embeddings": "position/embedding",
-    "vit.embeddings.patch_embeddings.projection": "patch",
-    "vit.layernorm": "final_norm",
+    "embeddings.cls_token": "class_token",
+    "embeddings.distillation_token": "distillation_token",
+    "embeddings.register_tokens": "register_tokens",
+    "embeddings.position_embeddings": "position/embedding",
+    "embeddings.patch_embeddings.projection": "patch",
+    "layernorm": "final_norm",
     "classifier": "head",
+    "cls_classifier": "head",
+    "distillation_classifier": "distillation_head",
+    "layer_scale1.lambda1": "attention_scale",
+    "layer_scale2.lambda1": "mlp_scale",
+    "norm1": "attention_norm",
+    "norm2": "mlp_norm",
     "attention.q_proj": "attention/query",
     "attention.k_proj": "attention/key",
     "attention.v_proj": "attention/value",
@@ -110,13 +127,14 @@ def crossed(state: dict) -> dict:
     """Their tensors, by name, as our parameters; gradients just as well."""
     found = {}
     for name, value in state.items():
-        block = ""
-        if name.startswith("vit.layers."):
-            _, _, number, name = name.split(".", 3)
-            block = f"block_{number}/"
+        if name.endswith("mask_token"):
+            continue
+        name = re.sub(r"^(vit|deit|dinov2_with_registers)\.", "", name)
+        _, number, name = re.fullmatch(r"((?:encoder\.)?layers?\.(\d+)\.)?(.*)", name).groups()
+        block = "" if number is None else f"block_{number}/"
         inner, _, kind = name.rpartition(".")
-        if name in PLACES:  # no layer, a tensor: [1, N, D]
-            found[PLACES[name]] = value[0]
+        if name in PLACES:  # no layer, a tensor: [1, N, D] or [D]
+            found[f"{block}{PLACES[name]}"] = value[0] if value.ndim == 3 else value
             continue
         if value.ndim == 4:  # [D, C, p, p]
             value = value.transpose(2, 3, 1, 0).reshape(-1, len(value))
@@ -180,6 +198,84 @@ def test_outputs_and_gradients_of_transformers_in_float64(size):
     for path, wanted in gradients.items():
         error = np.linalg.norm(found[path] - wanted) / max(np.linalg.norm(wanted), floor)
         assert error < 1e-7, (path, error)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "deit"])
+def test_logits_of_the_descendants_in_float64(name):
+    torch = pytest.importorskip("torch")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers = pytest.importorskip("transformers")
+    model = vit.ViT(num_classes=5, **SMALL | VARIANTS[name] | {"layers": 2, "hidden": 64})
+    kind, more = {
+        "dinov2": (
+            transformers.Dinov2WithRegistersForImageClassification,
+            {"num_register_tokens": 2, "mlp_ratio": 2},
+        ),
+        "deit": (transformers.DeiTForImageClassificationWithTeacher, {}),
+    }[name]
+    config = kind.config_class(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=12,
+        patch_size=4,
+        layer_norm_eps=1e-6,
+        num_labels=5,
+        **more,
+    )
+    theirs = kind._from_config(config, attn_implementation="sdpa").eval().double()
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.tensor(rng.normal(size=parameter.shape) * 0.2))
+        expected = theirs(torch.tensor(IMAGES.transpose(0, 3, 1, 2)).double()).logits.numpy()
+    params = crossed({name: p.detach().numpy() for name, p in theirs.named_parameters()})
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        images = IMAGES.astype(np.float64)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+        found = np.asarray(jax.jit(model.apply)({"params": params}, images))
+    assert np.linalg.norm(found - expected) < 1e-7 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("new", [(5, 7), (2, 3), (12, 4), (3, 3)])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_resized_positions_are_those_of_transformers(new, antialias):
+    torch = pytest.importorskip("torch")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers = pytest.importorskip("transformers")
+    if antialias:
+        from transformers.models.dinov2_with_registers import (
+            modeling_dinov2_with_registers as module,
+        )
+
+        kind, config = module.Dinov2WithRegistersEmbeddings, transformers.Dinov2WithRegistersConfig
+    else:
+        from transformers.models.vit.modeling_vit import ViTEmbeddings as kind
+
+        config = transformers.ViTConfig
+    embeddings = kind(config(hidden_size=8, image_size=16, patch_size=4))
+    table = np.random.default_rng(0).normal(size=(17, 8)).astype(np.float32)
+    embeddings.position_embeddings.data = torch.tensor(table)[None]
+    rows, columns = new
+    shape = torch.zeros(1, 1 + rows * columns, 8)
+    with torch.no_grad():
+        expected = embeddings.interpolate_pos_encoding(shape, 4 * rows, 4 * columns)[0].numpy()
+    found = vit.resized_positions(table, (4, 4), new, 1, antialias)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_positions_of_one_grid_stay_and_of_another_are_refused():
+    table = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    for antialias in (False, True):
+        found = vit.resized_positions(table, (2, 3), (2, 3), 2, antialias)
+        assert np.array_equal(found, table)
+    with pytest.raises(BadInput, match="8 rows, and a grid of 3 x 3 patches needs 10"):
+        vit.resized_positions(table, (3, 3), (4, 4))
+    with pytest.raises(BadInput, match="no grid has 0 x 4"):
+        vit.resized_positions(table, (2, 3), (0, 4), 2)
 
 
 # -------------------------------------------------------------------------------------------- laws
@@ -278,8 +374,8 @@ def test_bfloat16_stays_near_float32():
 
 
 def test_a_scan_over_the_blocks_is_the_same_model():
-    unrolled, params = made(layers=2)
-    scanned, _ = made(layers=2, scan=True)
+    unrolled, params = made(layers=2, layer_scale=0.1)
+    scanned, _ = made(layers=2, layer_scale=0.1, scan=True)
     found = logits_of(scanned, params)
     np.testing.assert_allclose(found, logits_of(unrolled, params), rtol=1e-4, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.devices import mesh
 from common.errors import BadInput
-from common.nn import attention, flops, kernels
+from common.nn import attention, flops, kernels, rope
 
 SEGMENTS = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 18]), jnp.int32)[None].repeat(2, axis=0)
 
@@ -79,6 +79,25 @@ def test_the_plain_one_is_jaxs(causal, window, segments):
     mask, told = attention.for_cudnn(128, causal, window, segments)
     found = kernels.cudnn(*arrays, mask, **told, by="xla")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_some_columns_of_a_head_are_rotated():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 20))
+    positions = jnp.arange(6)[None]
+    model = module(head_width=10, theta=50.0, rotary_width=4)
+
+    @jax.jit
+    def maps(key):
+        params = model.init(key, x, positions, None, False)["params"]
+        call = model.apply({"params": params}, x, positions, None, False, mutable=["intermediates"])
+        query, key = ((x @ params[n]["kernel"]).reshape(1, 6, -1, 10) for n in ("query", "key"))
+        turned = [
+            rope.rotate(y, positions, 50.0, columns=4) for y in (query, key.repeat(2, axis=2))
+        ]
+        expected = attention.attention_map(*(y.swapaxes(1, 2) for y in turned), None)
+        return call[1]["intermediates"]["attention"][0], expected
+
+    np.testing.assert_allclose(*maps(jax.random.key(1)), rtol=1e-5)
 
 
 def test_splash_counts_as_the_plain_one():

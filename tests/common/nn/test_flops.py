@@ -30,6 +30,13 @@ MODELS = {
     "gpt2": (gpt.GPT(**SMALL), ROWS, (LENGTH,)),
     "window": (gpt.GPT(**SMALL, window=3), ROWS, (LENGTH,)),
     "llama": (gpt.GPT(**SMALL | gpt.LLAMA, kv_heads=2, tied=False), ROWS, (LENGTH,)),
+    "qwen": (gpt.GPT(**SMALL | gpt.LLAMA, kv_heads=2, head_width=6, qk_norm=True), ROWS, (LENGTH,)),
+    "electra": (bert.Bert(**SMALL, embedding_width=24), PICKED, (LENGTH, PREDICTIONS)),
+    "discriminator": (
+        bert.Classifier(**SMALL, embedding_width=24, num_classes=3),
+        ROWS,
+        (LENGTH,),
+    ),
     "scan": (gpt.GPT(**SMALL, scan=True), ROWS, (LENGTH,)),
     "cnn": (cnn.CNN(10), {"images": jnp.zeros((BATCH, 28, 27, 3))}, ((28, 27, 3),)),
     "same": (

@@ -22,6 +22,15 @@ GPTS = {
     "sinusoidal": SMALL | {"positions": "sinusoidal", "activation": "relu"},
     "scaled": SMALL | {"positions": "scaled_sinusoidal", "pre_norm": False},
     "window": SMALL | {"window": 3, "positions": "rotary"},
+    "qwen": SMALL
+    | gpt.LLAMA
+    | {
+        "kv_heads": 2,
+        "head_width": 6,
+        "qk_norm": True,
+        "bias": "qkv",
+        "rope_scaling": ("yarn", 4.0, 16),
+    },
 }
 BERTS = {
     "bert": SMALL,
@@ -35,6 +44,7 @@ BERTS = {
         "head": False,
     },
     "rotary": SMALL | {"positions": "rotary", "norm": "rms", "window": 4},
+    "electra": SMALL | {"embedding_width": 20},
 }
 MODELS = {
     **{n: (gpt.GPT, f) for n, f in GPTS.items()},
@@ -78,7 +88,7 @@ def embedded(model, params, tokens, **more):
 def influence(model, params, tokens, **more):
     """f32[B, L, B, L]: how much each output position moves with each input position."""
     logits = embedded(model, params, tokens, **more)
-    zero = jnp.zeros((*tokens.shape, SMALL["width"]))
+    zero = jnp.zeros((*tokens.shape, params["token"]["embedding"].shape[1]))
     jacobian = jax.jit(jax.jacrev(lambda a: logits(a).sum(axis=-1)))(zero)
     return np.asarray(jnp.abs(jacobian).sum(axis=-1))
 
@@ -108,7 +118,7 @@ def test_an_encoder_sees_both_sides_and_its_rows_do_not_interact(name):
         assert np.array_equal(seen[row, :, row, :] > 0, near)
 
 
-@pytest.mark.parametrize("name", some(GPTS, "llama"))
+@pytest.mark.parametrize("name", some(GPTS, "qwen"))
 def test_cached_decoding_is_the_full_forward(name):
     model = gpt.GPT(**GPTS[name])
     params = made(model)
@@ -124,6 +134,21 @@ def test_cached_decoding_is_the_full_forward(name):
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
         following = jnp.take_along_axis(TOKENS, places[:, None] + 1, axis=1)
         logits, cache = decode(following, cache, jnp.zeros(3, jnp.int32))
+
+
+@pytest.mark.slow
+def test_padding_of_a_prompt_stretches_no_wavelength():
+    scaling = "longrope", 8, 1.0, (1.0, 1.1, 1.3, 2.0), (1.0, 3.0, 8.0, 12.0)
+    model = gpt.GPT(**GPTS["llama"] | {"rope_scaling": scaling, "layers": 1})
+    params = made(model)
+    decode = jax.jit(lambda t, c, at: model.apply({"params": params}, t, c, at, method="decode"))
+    at = jnp.array([11, 5, 2])
+    logits, _ = decode(TOKENS, model.empty_cache(3, 12), at)
+    alone, _ = decode(TOKENS[:, :6], model.empty_cache(3, 12), jnp.minimum(at, 5))
+    np.testing.assert_allclose(alone[1:], logits[1:], rtol=1e-4, atol=1e-4)
+    full = run(model, params, TOKENS)
+    np.testing.assert_allclose(full[0, 11], logits[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(full[1, 5] - logits[1]).max() > 1e-2  # in a longer text, wavelengths are longer
 
 
 @pytest.mark.parametrize("name", some(MODELS, "gpt2", "crammed"))
@@ -143,7 +168,7 @@ def test_packed_is_separate_and_padding_changes_nothing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["qwen", "bert"])
 def test_every_way_of_computing_gives_the_same(name):
     cls, fields = MODELS[name]
     params = made(cls(**fields))
@@ -230,26 +255,6 @@ def test_fewer_key_heads_are_repeated_ones():
     )
 
 
-def test_rotary_products_know_distances_alone():
-    x = jax.random.normal(jax.random.key(0), (1, 6, 2, 8))
-    at = jnp.arange(6)[None]
-    products = lambda start: jnp.einsum(
-        "blhk,bshk->bhls",
-        attention.rotate(x, at + start, 10000.0),
-        attention.rotate(x, at + start, 10000.0),
-    )
-    np.testing.assert_allclose(products(0), products(11), atol=1e-4)
-    assert np.array_equal(attention.rotate(x, at, 10000.0)[:, 0], x[:, 0])
-
-
-def test_sinusoids_are_those_of_the_paper():
-    found = attention.sinusoids(jnp.array([0, 3]), 6)
-    assert np.array_equal(found[0], [0, 1, 0, 1, 0, 1])
-    angles = [3 / 10000 ** (2 * i / 6) for i in range(3)]
-    expected = np.stack([np.sin(angles), np.cos(angles)], axis=1).reshape(-1)
-    np.testing.assert_allclose(found[1], expected, rtol=1e-5)
-
-
 def test_places_restart_in_every_segment():
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 2, 3, 3, 3, 3]])
     assert attention.places(segments).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3]]
@@ -292,6 +297,14 @@ def test_bfloat16_is_near_and_logits_stay_float32():
         ({"heads": 0}, "heads: 0 is not positive"),
         ({"heads": 32, "positions": "rotary"}, "pairs columns"),
         ({"max_length": 8}, "max_length: 8 positions, and the rows have 12"),
+        ({"head_width": 0}, "head_width: 0 is not positive"),
+        ({"head_width": 7, "positions": "rotary"}, "pairs columns"),
+        ({"bias": "kqv"}, "bias: 'kqv' is not True, False, 'qkv', 'attention' or 'mlp'"),
+        ({"rope_scaling": ("linear", 2.0)}, "rope_scaling: .* config.model.positions is 'learned'"),
+        (
+            {"rope_scaling": ("dynamic", 2.0, 8), "positions": "rotary", "head_width": 2},
+            "rope_scaling: 'dynamic' needs more than 2",
+        ),
     ],
 )
 def test_a_shape_that_cannot_be_is_said(change, message):
@@ -306,7 +319,7 @@ def test_dense_is_linens_dense():
     np.testing.assert_allclose(Dense(6).apply(params, x), nn.Dense(6).apply(params, x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "nsp", "classifier"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen", "bert", "electra", "nsp", "classifier"])
 def test_layers_gather_their_kernels_by_the_rows_of_the_partition_table(name):
     models = {
         "nsp": bert.Bert(**SMALL, next_sentence=True),
@@ -324,6 +337,28 @@ def test_layers_gather_their_kernels_by_the_rows_of_the_partition_table(name):
         shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
     kernels = [path for path in tree.flatten(shapes) if path.endswith("kernel")]
     assert seen == {path: tree.lookup(model.PARTITION, path) for path in kernels}
+
+
+@pytest.mark.slow
+def test_divided_over_devices_it_is_the_same_model(compiled_in_haste):
+    cls, fields = bert.Bert, GPTS["qwen"] | {"embedding_width": 20, "bias": True}
+    tokens = jnp.concatenate([TOKENS, TOKENS[:1, ::-1]])
+    params = made(cls(**fields))
+    layout = mesh.make_layout(data=2, fsdp=2, tensor=2)
+    places = mesh.shardings(layout, cls(**fields).PARTITION, params)
+
+    def gradients(params, **way):
+        loss = lambda p: jnp.square(cls(**fields, **way).apply({"params": p}, tokens)).mean()
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    value, expected = gradients(params)
+    with jax.set_mesh(layout.mesh):
+        divided = jax.device_put(params, places)
+        other, found = gradients(divided, constrain=mesh.constrainer(layout))
+    assert float(other) == pytest.approx(float(value), rel=1e-5)
+    found = tree.flatten(jax.device_get(found))
+    for path, leaf in tree.flatten(jax.device_get(expected)).items():
+        assert np.linalg.norm(found[path] - leaf) < 1e-4 * np.linalg.norm(leaf) + 1e-6, path
 
 
 def test_under_fsdp_parameters_are_gathered_and_activations_stay():
