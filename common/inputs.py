@@ -143,6 +143,21 @@ def decoded(where: str, path, data: bytes) -> str:
         ) from error
 
 
+def impostor(data: bytes) -> str | None:
+    """What stands in a file in place of its contents, and what to do; None if nothing known.
+
+    `data` is the file's first bytes, 64 at least if it has them.
+    """
+    if not data:
+        return "an empty file: fetch it again"
+    start = data[:64].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not the file itself: fetch it again, from the link to the raw file"
+    return None
+
+
 # ------------------------------------------------------------------------------------------- JSON
 
 
@@ -169,13 +184,27 @@ def json_line(line: str | bytes) -> Any:
 
 def json_object(where: str, path) -> dict:
     """The object in a JSON file. Raises `BadInput` if the file holds anything else."""
+    return _json(where, path, dict)
+
+
+def json_list(where: str, path) -> list:
+    """The list in a JSON file. Raises `BadInput` if the file holds anything else."""
+    return _json(where, path, list)
+
+
+def _json(where: str, path, kind: type) -> Any:
     words = text(where, path)
     try:
         value = json_line(words)
     except ValueError as error:
-        raise BadInput(f"{_begun(where)}{shown(path)}: not JSON ({reason(error)})") from error
-    kind = spelled_type(value)
-    require(isinstance(value, dict), f"{_begun(where)}{shown(path)}: {kind}, not a JSON object")
+        known = impostor(words[:64].encode()) if words else None
+        wrong = known or f"not JSON ({reason(error)})"
+        raise BadInput(f"{_begun(where)}{shown(path)}: {wrong}") from error
+    wanted = {dict: "a JSON object", list: "a JSON list"}[kind]
+    require(
+        isinstance(value, kind),
+        f"{_begun(where)}{shown(path)}: {spelled_type(value)}, not {wanted}",
+    )
     return value
 
 
