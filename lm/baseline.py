@@ -17,12 +17,13 @@ def unigram(facts: TextFacts, special: bool) -> np.ndarray:
       facts: of the set.
       special: whether special tokens are among the targets.
     """
-    counts, ids = np.array(facts.counts, np.float64), facts.special
-    if ids["mask"] is None:  # <|endoftext|> is at both ends of a document; one is predicted
-        counts[ids["end"]] /= 2
+    counts = np.array(facts.counts, np.float64)
+    if facts.document_begin:  # a document's first token is not predicted, but may also end it
+        first, frame = facts.begin[0], (*facts.begin, *facts.end)
+        counts[first] *= 1 - 1 / frame.count(first)
     counts += 1
     if not special:
-        counts[[i for i in ids.values() if i is not None]] = 1e-9
+        counts[facts.special_ids] = 1e-9
     return np.log(counts / counts.sum()).astype(np.float32)
 
 

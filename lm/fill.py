@@ -15,7 +15,7 @@ import numpy as np
 from common.errors import require
 from lm.data.tokenizer import TextFacts
 
-MASK = "[MASK]"  # how users write a mask token, whatever the tokenizer calls it
+MASK = "[MASK]"  # how users may write a mask token, whatever the tokenizer calls it
 
 
 class Filled(NamedTuple):
@@ -68,7 +68,7 @@ def fill(
       model: called as `lm.mlm` calls it.
       params: its parameters.
       facts: of `lm.data.tokenizer`.
-      texts: each with at least one [MASK].
+      texts: each with at least one [MASK], or mask token of the tokenizer.
       k: guesses per mask.
 
     Raises:
@@ -79,9 +79,10 @@ def fill(
     mask = tokenizer.id_to_token(special["mask"])
     rows, picked = [], []
     for text in texts:
-        require(MASK in text, f"text: {text!r} has no {MASK}; write one in place of a word")
         ids = tokenizer.encode(text.replace(MASK, mask), add_special_tokens=False).ids
-        rows.append(np.array([special["cls"], *ids, special["sep"]]))
+        masked = special["mask"] in ids
+        require(masked, f"text: {text!r} has no {MASK}; write one in place of a word")
+        rows.append(np.array([*facts.begin, *ids, *facts.end]))
         picked.append(np.flatnonzero(rows[-1] == special["mask"]))
     length, most = max(map(len, rows)), max(map(len, picked))
     available = model.max_length if getattr(model, "positions", None) == "learned" else length
@@ -97,7 +98,8 @@ def fill(
     filled = []
     for row, at, best, confidences in zip(rows, picked, ids, shares, strict=True):
         row[at] = best[: len(at), 0]
-        text = tokenizer.decode(row[1:-1].tolist(), skip_special_tokens=False)
+        inner = row[len(facts.begin) : len(row) - len(facts.end)]
+        text = tokenizer.decode(inner.tolist(), skip_special_tokens=False)
         names = [[tokenizer.id_to_token(i) for i in each] for each in best[: len(at)].tolist()]
         pairs = zip(names, confidences.tolist(), strict=False)  # padding follows the last mask
         filled.append(Filled(text, [list(zip(*pair, strict=True)) for pair in pairs]))

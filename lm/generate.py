@@ -169,14 +169,13 @@ def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
 
 def end_of(facts: TextFacts) -> int | None:
     """The token that ends a document in `lm.data.store`; facts: of `lm.data.tokenizer`."""
-    special = facts.special
-    return special["end" if special["mask"] is None else "sep"]
+    return facts.end[0] if facts.end else None
 
 
 def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(prompts i32[B, P], lengths i32[B]): texts as the starts of documents.
 
-    Where documents begin with <|endoftext|>, so do prompts, and a text may be empty.
+    Where documents begin with <|endoftext|>, or `<s>`, so do prompts, and a text may be empty.
 
     Args:
       facts: of `lm.data.tokenizer`.
@@ -185,9 +184,8 @@ def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarr
     Raises:
       BadInput: if a prompt has no tokens.
     """
-    before = [end_of(facts)] if facts.special["mask"] is None else []
     encode = partial(facts.tokenizer.encode, add_special_tokens=False)
-    rows = [before + encode(text).ids for text in texts]
+    rows = [[*facts.document_begin, *encode(text).ids] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         require(bool(row), f"prompt: {text!r} holds no token; write a word or more")
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -198,8 +196,8 @@ def encode(facts: TextFacts, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarr
 
 
 def decode(facts: TextFacts, prompts, lengths, written: Written) -> list[str]:
-    """Each prompt with its continuation, up to its end; a last character whose bytes are
-    incomplete is dropped.
+    """Each prompt with its continuation, up to its end, without structural tokens such as
+    `<s>`; a last character whose bytes are incomplete is dropped.
 
     Args:
       facts: of `lm.data.tokenizer`.
@@ -209,5 +207,6 @@ def decode(facts: TextFacts, prompts, lengths, written: Written) -> list[str]:
     tokens, sizes = np.asarray(written.tokens), np.asarray(written.lengths)
     rows = zip(prompts, lengths, tokens, sizes, strict=True)
     ids = [[*prompt[:length], *row[:size]] for prompt, length, row, size in rows]
-    texts = [facts.tokenizer.decode([int(i) for i in row]) for row in ids]
+    ids = [[int(i) for i in row if i not in facts.structural] for row in ids]
+    texts = facts.tokenizer.decode_batch(ids, skip_special_tokens=False)
     return [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]

@@ -53,7 +53,7 @@ def make_masking(
 ) -> Callable:
     """The section `masking`: a function (keys [B], tokens i32[B, L], segments i32[B, L]) -> Masked.
 
-    Special tokens and padding (segment 0) are never picked.
+    Special tokens, those that users added included, and padding (segment 0) are never picked.
 
     Args:
       facts: of the tokenizer.
@@ -82,14 +82,12 @@ def make_masking(
         "config.data.tokenizer: it has no mask token; use 'wordpiece'",
     )
     most = predictions(rate, length)
-    special_ids = tuple(i for i in special.values() if i is not None)
+    ordinary = jnp.ones(facts.vocab_size, bool).at[jnp.array(facts.special_ids)].set(False)
     continues = jnp.asarray(facts.continues)
 
     def mask_row(key, tokens, segments):
         keys = jax.random.split(key, 4)
-        candidate = segments > 0
-        for i in special_ids:
-            candidate &= tokens != i
+        candidate = (segments > 0) & ordinary[tokens]
         unit = jnp.arange(length)
         if policy != "token":
             # A word begins at a token that continues none, after a token that is no candidate, and

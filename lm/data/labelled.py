@@ -26,7 +26,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from tokenizers import Tokenizer
 
 from common import inputs
 from common.data import fetch, loading
@@ -80,8 +79,8 @@ def load_sources(
 
     Rows: tokens[L] (u16, or i32 for more than 65,536 tokens), segments u8[L] (0 for padding),
     types u8[L] (1 for the second text and its [SEP]), label i32[] (or f32[] for numbers):
-    [CLS] first [SEP], or [CLS] first [SEP] second [SEP]. If two texts do not fit, the longer is
-    cut.
+    [CLS] first [SEP], or [CLS] first [SEP] second [SEP]; or the tokenizer's own template, with its
+    type ids. If two texts do not fit, the longer is cut.
 
     Args:
       splits: {name of the Source: split}; its "train", if any, must equal `train`.
@@ -107,7 +106,10 @@ def load_sources(
     encoder = text.find_tokenizer(tokenizer, folder)
     facts = tokenizers.facts(encoder)
     lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
-    require(not lacking, f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token")
+    require(
+        bool(facts.layouts[0].special) or not lacking,
+        f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token",
+    )
     sizes, take, classes = (
         _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
     )
@@ -118,7 +120,7 @@ def load_sources(
         parts = []
         for part, at in grammar.ranges(split, sizes, split_key(key)):
             if part not in rows:
-                rows[part] = _rows(take(part), encoder, facts)
+                rows[part] = _rows(take(part), facts)
             parts.append({name: array[at] for name, array in rows[part].items()})
         arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
@@ -168,30 +170,23 @@ def part(texts: tuple[str, ...]) -> str:
     return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
 
 
-def _rows(
-    examples: Examples, tokenizer: Tokenizer, facts: tokenizers.TextFacts
-) -> dict[str, np.ndarray]:
+def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
     """{"tokens", "segments", "types", "label"} of all examples."""
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True  # text that looks like a special token is plain text
-    cls, sep, pad = (facts.special[role] for role in ("cls", "sep", "pad"))
+    plain = tokenizers.reading(facts)
     length, count = facts.length, len(examples.texts)
     dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    tokens = np.full((count, length), pad or 0, dtype)
+    tokens = np.full((count, length), facts.special["pad"] or 0, dtype)
     segments, types = np.zeros((2, count, length), np.uint8)
     flat = [each for texts in examples.texts for each in texts]
     ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
     for row, texts in enumerate(examples.texts):
         first, second = next(ids), next(ids) if len(texts) == 2 else []
-        room = length - 1 - len(texts)
+        layout = facts.layouts[len(texts) - 1]
+        room = length - len(layout.special)
         second = second[: max(room // 2, room - len(first))]
-        line = [cls, *first[: room - len(second)], sep]
-        middle = len(line)
-        if len(texts) == 2:
-            line += [*second, sep]
-        tokens[row, : len(line)] = line
+        line, kinds = layout.row(*(first[: room - len(second)], second)[: len(texts)])
+        tokens[row, : len(line)], types[row, : len(line)] = line, kinds
         segments[row, : len(line)] = 1
-        types[row, middle : len(line)] = 1
     return {"tokens": tokens, "segments": segments, "types": types, "label": examples.labels}
 
 

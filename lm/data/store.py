@@ -3,7 +3,7 @@
 A store is a folder in `tokens/` of the data folder, named after the corpus and a hash of all that
 it was made from: the files' sizes and times, the tokenizer's settings, the format. It holds
 
-    tokenizer.json   the tokenizer
+    tokenizer.json   the tokenizer; beside it special_tokens_map.json, if it names its tokens' roles
     tokens.npy       u16[T] or u32[T]: the documents, concatenated
     documents.npy    i64[D + 1]: the start of each document, and T
     sentences.npy    i64[S]: the start of each sentence
@@ -13,8 +13,13 @@ it was made from: the files' sizes and times, the tokenizer's settings, the form
     *.checked        when a file too large to be read at each start was last found whole
 
 Documents are ordered train, valid, test, and by source within each, so that every split is one
-range of tokens. A document is its tokens and [SEP] or, if the tokenizer has no mask token,
-<|endoftext|>, its tokens and <|endoftext|>. Text that looks like a special token is plain text.
+range of tokens. A document is its tokens between `document_begin` and `end` of the tokenizer's
+facts: its tokens and [SEP] for BERT's, whose [CLS] belongs to a row; <|endoftext|>, its tokens and
+<|endoftext|> for GPT-2's; `<s>`, its tokens and `</s>` for Llama's.
+
+Text that spells a structural token, such as [SEP] or <|endoftext|>, is plain text, so that
+documents end, and words are masked, only where the task says so. Other tokens that were added to
+a tokenizer, special or not, are one token, as the tokenizer has it.
 """
 
 import atexit
@@ -40,10 +45,11 @@ from tokenizers import Tokenizer
 
 from common.data import fetch
 from common.devices import ending
-from common.errors import require
+from common.errors import BadInput, require
 from lm.data import corpora, tokenizer
 
 VERSION = 1
+LOADED = 2  # the version of stores whose tokenizer was loaded
 BATCH = 1 << 20  # characters tokenised at a time
 CHECKED_BYTES = 1 << 30  # larger files are checked against their sha256 once, until they change
 TALK_BYTES = 30_000_000  # larger corpora show their progress on a terminal
@@ -90,7 +96,8 @@ def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> 
     Raises:
       BadInput: if the corpus does not exist, or has nothing to train on.
     """
-    settings = [kind, vocab_size] if isinstance(kind, str) else kind.to_str()
+    trained = isinstance(kind, str)
+    settings = [kind, vocab_size] if trained else [LOADED, tokenizer.files(kind)]
     made_from = [VERSION, corpora.stamp(name, folder), settings]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     stem = re.sub(r"\W+", "_", name).strip("_")[-40:]
@@ -143,12 +150,12 @@ def _open(path: pathlib.Path) -> Store | None:
         arrays = {key: np.load(path / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
         return Store(
             path=str(path),
-            tokenizer=Tokenizer.from_file(str(path / "tokenizer.json")),
+            tokenizer=tokenizer.load(path),
             splits={split: tuple(at) for split, at in index["splits"].items()},
             digest=index["digest"],
             **arrays,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -220,7 +227,8 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
         if verbose:
             sys.stderr.write(f"training the tokenizer on {name}\n")
         kind = tokenizer.train(kind, vocab_size, _TrainingTexts(name, folder))
-    kind.save(str(into / "tokenizer.json"))
+    for file, contents in tokenizer.files(kind).items():
+        (into / file).write_text(contents, encoding="utf-8")
     facts = tokenizer.facts(kind)
     dtype = dtype_of(facts.vocab_size)
     parts = {part: _Part(into / part) for part in corpora.PARTS}
@@ -237,20 +245,14 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
 
 def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
     """Tokenises every document into the file of its part."""
-    special = facts.special
-    framed = special["mask"] is None
-    closing = special["end"] if framed else special["sep"]
     require(
-        closing is not None,
+        bool(facts.end),
         "config.data.tokenizer: it has no token that ends a document: none of "
-        f"{', '.join(tokenizer.ROLES['end'])}",
+        f"{', '.join(tokenizer.ROLES['end'])}, and its files name no eos_token",
     )
-    plain = Tokenizer.from_str(kind.to_str())
-    plain.encode_special_tokens = True
-    # Only with these two do a text's sentences, one by one, have the same tokens as the text.
-    wordpiece = type(kind.model).__name__ == "WordPiece"
-    divide = sentences if wordpiece or facts.token_bytes is not None else lambda text: [text]
-    frame = [closing] if framed else [], [closing]
+    plain = tokenizer.reading(facts)
+    divide = sentences if _divides(plain) else lambda text: [text]
+    frame = facts.document_begin, facts.end
     started, seen = time.monotonic(), 0
     for batch in _batches(corpora.documents(name, folder)):
         texts = [divide(document.text) or [""] for document in batch]
@@ -266,6 +268,20 @@ def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
             sys.stderr.write(f"\rtokenising {name}: {share:.0%}, {left:.0f} s left ")
     if total:
         sys.stderr.write(f"\rtokenising {name}: done in {time.monotonic() - started:.0f} s\n")
+
+
+def _divides(plain: Tokenizer) -> bool:
+    """Whether a text's sentences, one by one, have the tokens of the text: each step must treat
+    them alike wherever a sentence ends, before white space."""
+    described = json.loads(plain.to_str())
+    model, pre = described["model"]["type"], described["pre_tokenizer"] or {}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    alike = pre.items() >= bytes_.items() and described["normalizer"] is None
+    alike |= model == "WordPiece" and pre.get("type") == "BertPreTokenizer"
+    alike &= (described["normalizer"] or {}).get("type", "BertNormalizer") == "BertNormalizer"
+    # A structural token is text; others may hold white space, or take in what is beside them.
+    reach = lambda t: t["lstrip"] or t["rstrip"] or re.search(r"\s", t["content"])
+    return alike and not any(reach(t) for t in described["added_tokens"] if not t["special"])
 
 
 def _batches(documents: Iterator[corpora.Document]) -> Iterator[list[corpora.Document]]:
@@ -305,10 +321,10 @@ def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype)
     np.save(into / "counts.npy", counts)
     names = [name for part in parts.values() for name in part.names]
     (into / "names.json").write_text(json.dumps(names))
-    files = sorted([*(f"{key}.npy" for key in ARRAYS), "tokenizer.json", "names.json"])
+    files = sorted(file.name for file in into.iterdir())
     described = {file: (os.path.getsize(into / file), fetch.sha256(into / file)) for file in files}
     splits = _splits(parts)
-    content = [described[file] for file in files if file != "names.json"]
+    content = [described[f] for f in files if f not in ("names.json", "special_tokens_map.json")]
     digest = hashlib.sha256(json.dumps([content, splits]).encode()).hexdigest()[:16]
     index = {"files": described, "splits": splits, "digest": digest}
     (into / "index.json").write_text(json.dumps(index, indent=1))

@@ -51,17 +51,19 @@ def load_sources(
     Rows by their form; tokens are u16, or i32 for more than 65,536 of them:
 
     mlm: tokens[L], segments[L]. [CLS] and the next L - 1 tokens of the stream, in which a [SEP]
-      ends each document. Every token is in exactly one row. `segments` numbers the documents in a
+      ends each document; or what begins and ends a text in the tokenizer's template, such as
+      `<s>` and `</s>`. Every token is in exactly one row. `segments` numbers the documents in a
       row from 1 ([CLS] belongs to the first); 0 is padding, which only the last row of a stream
       has.
     clm: tokens[L + 1], segments[L + 1]. Consecutive tokens; a row starts with the last token of
       the row before it, so every token is predicted exactly once. A document is <|endoftext|>, its
-      tokens, <|endoftext|> (its tokens, [SEP] for WordPiece).
-    pairs: tokens[L], segments[L], types u8[L], next i32[]. [CLS] A [SEP] B [SEP] and padding
-      (Devlin et al. 2019, A.2). A and B are whole sentences, cut only if they do not fit. In half
-      of the rows B follows A in its document (`next` = 1); in the others B comes from another
-      document, and the sentences after A begin the next row. `segments` is 1, or 0 for padding;
-      `types` is 1 for B and its [SEP].
+      tokens, <|endoftext|> (its tokens, [SEP] for WordPiece; see `lm.data.store`).
+    pairs: tokens[L], segments[L], types u8[L], next i32[]. [CLS] A [SEP] B [SEP], or the
+      tokenizer's own template of a pair, and padding (Devlin et al. 2019, A.2). A and B are whole
+      sentences, cut only if they do not fit. In half of the rows B follows A in its document
+      (`next` = 1); in the others B comes from another document, and the sentences after A begin
+      the next row. `segments` is 1, or 0 for padding; `types` is 1 for B and its [SEP], or as the
+      template has it.
 
     Args:
       splits: {name of the Source: split}; its "train", if any, must equal `train`.
@@ -91,6 +93,8 @@ def load_sources(
     facts = facts._replace(counts=np.array(opened.counts), length=length, form=form)
     special = facts.special
     lacking = [role for role in ("cls", "sep", "mask") if special[role] is None]
+    if special["mask"] is not None and facts.begin and facts.end:
+        lacking = []  # its template has what stands for [CLS] and [SEP]
     require(
         form == "clm" or not lacking,
         f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token, which masked "
@@ -104,10 +108,10 @@ def load_sources(
             known = part in opened.splits
             require(known, f"{where}: unknown split {part!r}; {nearest(part, opened.splits)}")
             if part not in tables:
-                tables[part] = _table(opened, part, form, length, where)
+                tables[part] = _table(opened, part, facts, where)
         sizes = {part: len(table) for part, table in tables.items()}
         parts = [tables[part][at] for part, at in grammar.ranges(split, sizes, where)]
-        reader = _Reader(opened, form, length, special, np.concatenate(parts))
+        reader = _Reader(opened, facts, np.concatenate(parts))
         fingerprint = f"{opened.digest}:{form}:{length}:{split}"
         sources[key] = _source(reader, resident, facts, fingerprint)
     return sources
@@ -150,7 +154,7 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
         digest="outline",
     )
     row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
-    reader = _Reader(empty, form, length, facts.special, row)
+    reader = _Reader(empty, facts, row)
     source = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
     return dict.fromkeys(("train", *splits), source)
 
@@ -193,10 +197,10 @@ def _open(name: str, tokenizer: str, vocab_size: int, folder: str) -> store.Stor
 # -------------------------------------------------------------------------------------------- rows
 
 
-def _table(opened: store.Store, split: str, form: Form, length: int, where: str) -> np.ndarray:
+def _table(opened: store.Store, split: str, facts: tokenizers.TextFacts, where: str) -> np.ndarray:
     """The origin of each row of a split: i64[N, 2], its first token and the end of the stream; for
     pairs i64[N, 5], start and end of A and of B, and `next`."""
-    first, last = opened.splits[split]
+    form, (first, last) = facts.form, opened.splits[split]
     count = len(opened.documents) - 1
     require(
         last > first,
@@ -205,22 +209,27 @@ def _table(opened: store.Store, split: str, form: Form, length: int, where: str)
     )
     if form == "pairs":
         require(last - first > 1, f"{where}: pairs need two documents, and {split!r} has one")
-        return _pairs(opened, first, last, length - 3, SEED + zlib.crc32(split.encode()))
+        return _pairs(opened, range(first, last), facts, SEED + zlib.crc32(split.encode()))
     begin, end = int(opened.documents[first]), int(opened.documents[last])
-    stride = length - 1 if form == "mlm" else length
+    stride = facts.length - len(facts.begin) if form == "mlm" else facts.length
     starts = np.arange(begin, end - (form == "clm"), stride)
     return np.stack([starts, np.full_like(starts, end)], 1)
 
 
-def _pairs(opened: store.Store, first: int, last: int, room: int, seed: int) -> np.ndarray:
-    """i64[N, 5]: pairs of texts, at most `room` tokens a pair, from documents first <= d < last."""
-    rng = random.Random(seed)
-    ends = opened.documents[first : last + 1].tolist()
+def _pairs(
+    opened: store.Store, documents: range, facts: tokenizers.TextFacts, seed: int
+) -> np.ndarray:
+    """i64[N, 5]: pairs of texts from these documents, as long as the template has room for."""
+    rng, room = random.Random(seed), facts.length - len(facts.layouts[1].special)
+    ends = opened.documents[documents.start : documents.stop + 1].tolist()
     starts = opened.sentences[slice(*np.searchsorted(opened.sentences, [ends[0], ends[-1]]))]
     cuts = np.searchsorted(starts, ends)
     starts = starts.tolist()
     # The starts of each document's sentences, and the end of its last one: its [SEP].
-    bounds = [[*starts[a:b], end - 1] for a, b, end in zip(cuts, cuts[1:], ends[1:], strict=False)]
+    tail = len(facts.end)
+    bounds = [
+        [*starts[a:b], end - tail] for a, b, end in zip(cuts, cuts[1:], ends[1:], strict=False)
+    ]
     below = lambda n: int(rng.random() * n)
 
     def last_fit(where: list[int], i: int, room: int) -> int:
@@ -264,9 +273,10 @@ class _Reader:
     """rows u32[b] -> arrays, from the store on disk; a class, so that it can be pickled for worker
     processes."""
 
-    def __init__(self, opened: store.Store, form: Form, length: int, special: dict, table):
-        self.path, self.form, self.length, self.table = opened.path, form, length, table
-        self.cls, self.sep, self.pad = (special[role] or 0 for role in ("cls", "sep", "pad"))
+    def __init__(self, opened: store.Store, facts: tokenizers.TextFacts, table):
+        self.path, self.table = opened.path, table
+        self.form, self.length, self.begin = facts.form, facts.length, facts.begin
+        self.pair, self.pad = facts.layouts[1], facts.special["pad"] or 0
         self.tokens, self.documents = opened.tokens, opened.documents
 
     def __getstate__(self):
@@ -289,7 +299,8 @@ class _Reader:
 
     def _stream(self, at: np.ndarray) -> dict[str, np.ndarray]:
         start, end = at[:, :1], at[:, 1:]
-        index = start + np.arange(self.length - 1 if self.form == "mlm" else self.length + 1)
+        before = len(self.begin)
+        index = start + np.arange(self.length - before if self.form == "mlm" else self.length + 1)
         inside = index < end
         tokens = self._take(index, inside)
         document = np.searchsorted(self.documents, index, side="right")
@@ -297,25 +308,31 @@ class _Reader:
         # A document has at least two tokens, so at most this many of them are in a row.
         segments = segments.astype(np.min_scalar_type(self.length // 2 + 2))
         if self.form == "mlm":
-            first = np.full_like(tokens[:, :1], self.cls)
+            first = np.tile(np.array(self.begin, tokens.dtype), (len(tokens), 1))
             tokens = np.concatenate([first, tokens], 1)
-            segments = np.concatenate([segments[:, :1], segments], 1)
+            segments = np.concatenate([segments[:, :1].repeat(before, 1), segments], 1)
         return {"tokens": tokens, "segments": segments}
 
     def _pairs(self, at: np.ndarray) -> dict[str, np.ndarray]:
         a, b, c, d, follows = (column[:, None] for column in at.T)
         place = np.arange(self.length)
-        middle = 1 + b - a  # the first [SEP]
-        last = middle + 1 + d - c
-        index = np.where(place < middle, a + place - 1, c + place - middle - 1)
-        inside = (place > 0) & (place != middle) & (place < last)
+        before, between, after = map(len, self.pair.ids)
+        middle = before + b - a  # the first [SEP]
+        second = middle + between
+        last = second + d - c
+        index = np.where(place < middle, a + place - before, c + place - second)
+        inside = (place >= before) & (place < last) & ((place < middle) | (place >= second))
         tokens = self._take(index, inside)
-        tokens[:, 0] = self.cls
-        tokens[(place == middle) | (place == last)] = self.sep
+        types = np.where(place < middle, *self.pair.text_types) * inside
+        starts = np.zeros_like(middle), middle, last
+        for start, ids, kinds in zip(starts, self.pair.ids, self.pair.types, strict=True):
+            for i, (token, kind) in enumerate(zip(ids, kinds, strict=True)):
+                special = place == start + i
+                tokens[special], types[special] = token, kind
         return {
             "tokens": tokens,
-            "segments": (place <= last).astype(np.uint8),
-            "types": ((place > middle) & (place <= last)).astype(np.uint8),
+            "segments": (place < last + after).astype(np.uint8),
+            "types": types.astype(np.uint8),
             "next": follows[:, 0].astype(np.int32),
         }
 

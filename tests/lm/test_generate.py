@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from common.errors import BadInput
 from common.nn.attention import Cache
@@ -249,6 +250,33 @@ def test_prompts_are_beginnings_of_documents(facts):
     assert generate.end_of(words) == words.special["sep"]
     with pytest.raises(BadInput, match="'  ' holds no token"):
         generate.encode(words, ["the", "  "])
+
+
+def test_prompts_begin_as_the_template_does():
+    """Llama's with <s>, and not with the </s> that ends a text."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁the": 3, "▁people": 4}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    llama = tokenizer.facts(made)
+    tokens, lengths = generate.encode(llama, ["the people", ""])
+    assert tokens.tolist() == [[1, 3, 4], [1, 0, 0]]
+    assert lengths.tolist() == [3, 1]
+    assert tokens[0].tolist() == made.encode("the people").ids
+    assert generate.end_of(llama) == 2
+
+
+def test_a_users_own_tokens_are_written():
+    """Special or not; those of the template are not."""
+    made = tokenizer.train("bpe", 300, ["the people"])
+    made.add_special_tokens(["[URL]"])
+    facts = tokenizer.facts(made)
+    prompt = generate.encode(facts, ["the [URL]"])
+    ids = [*made.encode(" [URL]").ids, facts.special["end"]]
+    assert generate.decode(facts, *prompt, answer(ids, 3)) == ["the [URL] [URL]"]
 
 
 def test_a_text_stops_at_its_end_and_drops_half_a_character(facts):

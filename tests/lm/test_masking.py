@@ -13,8 +13,9 @@ from lm.data.tokenizer import TextFacts
 V, L, B = 1000, 64, 1000  # one shape for nearly all: a program takes 3 s to compile
 MASK = 4
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": MASK, "end": None}
-FACTS = TextFacts(None, V, SPECIAL, np.arange(V) % 10 < 4, None)
-FACTS.continues[:5] = False
+OWN = (77, 990)  # special tokens that a user added
+FACTS = TextFacts(None, V, SPECIAL, np.arange(V) % 10 < 4, None, added=OWN)
+FACTS.continues[[*range(5), *OWN]] = False
 POLICIES = ("token", "word", "span")
 
 
@@ -44,7 +45,7 @@ def masked(tokens, segments, seed: int = 1, keys=None, **settings) -> masking.Ma
 
 
 def candidates(tokens, segments) -> np.ndarray:
-    return (segments > 0) & (tokens > 4)
+    return (segments > 0) & (tokens > 4) & ~np.isin(tokens, OWN)
 
 
 def words(tokens, segments) -> np.ndarray:

@@ -7,6 +7,7 @@ import random
 import corpus
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from common.errors import BadInput
 from lm.data import labelled
@@ -95,6 +96,44 @@ def test_two_texts_and_a_number(tmp_path, tokenizer, lengths):
     assert tokens[: len(line)].tolist() == line
     assert segments.sum() == len(line)
     assert np.flatnonzero(types).tolist() == list(range(first + 2, len(line)))
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize(
+    ("single", "double"),
+    [
+        ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+        ("<s> $A", "<s> $A <s>:1 $B:1"),
+        ("$A </s> <s>:2", "$A </s> $B:1 </s>:1 <s>:2"),
+    ],
+)
+def test_rows_are_laid_out_as_the_tokenizer_has_it(tmp_path, single, double, pair):
+    """As it encodes a text or two itself, and with the longer text cut where they do not fit."""
+    words = ["the people of", "the states and the union"]
+    made = tokenizers.train("bpe", 300, words)
+    made.add_special_tokens(["<s>", "</s>"])
+    known = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(
+        single=single, pair=double, special_tokens=known
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    second = {"text_b": words[1]} if pair else {}
+    entries = [{"text": words[0], "label": 1.5, "split": "x"} | second]
+    load = lambda length: every(
+        labelled.load_sources(
+            {"v": "x"}, name=write(tmp_path / "a.jsonl", entries), tokenizer=str(tmp_path),
+            length=length,
+        )["v"]
+    )  # fmt: skip
+    expected = made.encode(*words[: 1 + pair])
+    rows, size = load(64), len(expected.ids)
+    assert rows["tokens"][0, :size].tolist() == expected.ids
+    assert rows["types"][0, :size].tolist() == expected.type_ids
+    assert rows["segments"].sum() == size
+    assert not rows["types"][0, size:].any()
+    cut, ends = load(8), [token for token in expected.ids if token in dict(map(reversed, known))]
+    assert [t for t in cut["tokens"][0].tolist() if t in ends] == ends
+    assert cut["segments"].sum() == min(size, 8)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rows of text: nothing lost, nothing twice, nothing held out is seen; and stores that survive."""
 
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import sys
 import corpus
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 
 from common.errors import BadInput
 from lm.data import corpora, store, text
@@ -123,7 +126,123 @@ def test_what_looks_like_a_special_token_is_text(tmp_path):
         assert ends == (80 if kind == "bpe" else 40)
 
 
+def documents(held: store.Store) -> dict[str, list[int]]:
+    """{name: the tokens of a document}."""
+    names = json.loads(pathlib.Path(held.path, "names.json").read_text())
+    bounds = itertools.pairwise(held.documents.tolist())
+    return {n: held.tokens[a:b].tolist() for n, (a, b) in zip(names, bounds, strict=True)}
+
+
+def test_what_a_user_added_is_one_token(tmp_path):
+    """Special or not; and so is what the tokenizer has of any other text."""
+    files = {f"{i}.txt": f"one {i}, two. [URL] [SEP] kilogram" for i in range(20)}
+    for file, words in files.items():
+        (tmp_path / file).write_text(words)
+    for kind, size in (("wordpiece", 60), ("bpe", 300)):
+        made = text.tokenizers.train(kind, size, [*files.values()])
+        made.add_special_tokens(["[URL]"])
+        made.add_tokens(["kilogram"])
+        held = store.get(f"folder:{tmp_path}", made, 0, str(tmp_path / "data"))
+        begin, end = ([], [3]) if kind == "wordpiece" else ([0], [0])
+        made.encode_special_tokens = True  # [SEP] is text
+        for file, ids in documents(held).items():
+            pieces = files[file].split("[URL]")
+            one, two = (made.encode(each, add_special_tokens=False).ids for each in pieces)
+            assert ids == [*begin, *one, made.token_to_id("[URL]"), *two, *end]
+            assert made.token_to_id("kilogram") in two
+
+
+@functools.cache
+def byte_level() -> str:
+    return text.tokenizers.train("bpe", 300, [corpus.text(corpus.random.Random(0), 40)]).to_str()
+
+
+def framed(begin: str, pair: str, mask: bool, space: bool = False) -> Tokenizer:
+    """Byte-level, with a template."""
+    made = Tokenizer.from_str(byte_level())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    made.add_special_tokens(["<s>", "</s>", *["<mask>"] * mask])
+    known = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(
+        single=begin, pair=pair, special_tokens=known
+    )
+    return made
+
+
+ROBERTA = "<s> $A </s>", "<s> $A </s> </s> $B </s>", True
+
+
+def test_documents_are_framed_by_the_template(name, folder):
+    texts = {d.name: d.text for d in corpora.documents(name)}
+    kinds = [
+        (framed("<s> $A", "<s> $A <s> $B:1", False), ["<s>"], ["<|endoftext|>"]),
+        (framed("$A </s>", "$A </s> $B </s>", False), [], ["</s>"]),
+        (framed(*ROBERTA), [], ["</s>"]),  # <s> begins a row
+        (framed(*ROBERTA, True), [], ["</s>"]),  # each text, and not each sentence, gets a space
+    ]
+    stores = set()
+    for made, begin, end in kinds:
+        held = store.get(name, made, 0, folder)
+        stores.add(held.path)
+        begin, end = ([made.token_to_id(token) for token in run] for run in (begin, end))
+        for document, ids in documents(held).items():
+            whole = made.encode(texts[document], add_special_tokens=False).ids
+            assert ids == [*begin, *whole, *end]
+    assert len(stores) == len(kinds)
+    roles = Tokenizer.from_str(kinds[-1][0].to_str())
+    roles.roles = {"eos": "<s>", "mask": "<mask>"}
+    again = store.get(name, roles, 0, folder)
+    assert again.path not in stores  # other roles are another store, which keeps them
+    assert text.tokenizers.facts(again.tokenizer).special["mask"] == roles.token_to_id("<mask>")
+    assert text.tokenizers.facts(again.tokenizer).special["sep"] is None
+
+
+def test_a_document_has_the_tokens_of_its_whole_text(tmp_path):
+    """Though sentences are tokenised one by one, where that makes no difference."""
+    paragraphs = "One two. Three\nfour.\n\n\tFive. Six! [A. B]  Seven?\n\n Eight."
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"{i}. {paragraphs}")
+    kinds = {"spaced": framed(*ROBERTA, True), "split": framed(*ROBERTA), "own": framed(*ROBERTA)}
+    kinds["own"].add_tokens([". Six"])
+    lines = pre_tokenizers.Split(Regex(r"[.!?]\s*|\w+|\s+"), "isolated")  # as Llama 3 does
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    kinds["split"].pre_tokenizer = pre_tokenizers.Sequence([lines, bytes_])
+    kinds["words"] = text.tokenizers.train("wordpiece", 80, [paragraphs])
+    kinds["words"].add_tokens([AddedToken("[A. B]", normalized=False)])
+    for made in kinds.values():
+        held = store.get(f"folder:{tmp_path}", made, 0, str(tmp_path / "data"))
+        for file, ids in documents(held).items():
+            whole = made.encode((tmp_path / file).read_text(), add_special_tokens=False).ids
+            assert ids[:-1] == whole
+    assert len(held.sentences) == 20  # its token spans two
+
+
+def test_a_document_needs_an_end(name, folder):
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
+    with pytest.raises(BadInput, match="it has no token that ends a document"):
+        store.get(name, made, 0, folder)
+
+
 # -------------------------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("form", ["mlm", "pairs"])
+def test_rows_have_the_template_of_the_tokenizer(name, folder, load, tmp_path, form):
+    made = framed(*ROBERTA)
+    begin, end = made.token_to_id("<s>"), made.token_to_id("</s>")
+    made.save(str(tmp_path / "tokenizer.json"))
+    source = load({"train": "train"}, form, str(tmp_path), resident=False)["train"]
+    rows, held = every(source), store.get(name, text.tokenizers.load(tmp_path), 0, folder)
+    if form == "mlm":
+        assert (rows["tokens"][:, 0] == begin).all()
+        inside = rows["segments"][:, 1:] > 0
+        np.testing.assert_array_equal(rows["tokens"][:, 1:][inside], stream(held, "train"))
+        return
+    for i, (a, b, c, d, _) in enumerate(source.read.table):
+        line = [begin, *held.tokens[a:b], end, end, *held.tokens[c:d], end]
+        assert rows["tokens"][i][: len(line)].tolist() == line
+        assert rows["segments"][i].sum() == len(line) <= 32
+        assert not rows["types"][i].any()  # its types are all 0
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test-letters"])
