@@ -20,8 +20,9 @@ import jax
 
 from common import config
 from common.devices import agreement, ending, processes, runtime, terminal
-from common.errors import BadInput, CannotWrite, NotFinite, Preempted
+from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
 from common.planning import keys
+from common.runs import place
 from common.training import program
 
 PLACE = {
@@ -66,11 +67,28 @@ class _HelpConfig(argparse.Action):
             action.required = action.dest == "config"
 
 
-def add_config(to: argparse.ArgumentParser) -> None:
+def add_model(to: argparse.ArgumentParser) -> None:
+    """Adds --workdir RUN with --step, and --weights in its place; one of the two is required."""
+    model = to.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", type=place.workdir, help="workdir of the run")
+    model.add_argument(
+        "--weights",
+        help="a folder of weights in the Hugging Face layout, a file of them, or a name that "
+        "scripts/prepare.py fetches",
+    )
+    to.add_argument(
+        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
+    )
+
+
+def add_config(to: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --config FILE.py[:ARG], whose keys are overridden as --config.KEY=VALUE, and
     --help-config, which lists them."""
     to.add_argument(
-        "--config", required=True, metavar="FILE.py[:ARG]", help="config file and optional variant"
+        "--config",
+        required=required,
+        metavar="FILE.py[:ARG]",
+        help="config file and optional variant",
     )
     to.add_argument(
         "--config.KEY",
@@ -106,6 +124,18 @@ def parse(by: argparse.ArgumentParser, argv=None):
         if value is not None:
             os.environ[variable] = value
     return args, config.load(args.config, overrides, program.sections)
+
+
+def parse_model(by: argparse.ArgumentParser, argv=None):
+    """(arguments, config) of a parser with `add_model` and `add_config`: nested dicts with
+    --weights, which need one, and None with --workdir, which has its own."""
+    args, overrides = by.parse_known_args(argv)
+    if args.weights is None:
+        own = args.config is None and not overrides
+        require(own, f"{' '.join(overrides) or '--config'}: a run has its own config")
+        return args, None
+    require(args.config is not None, "--weights: --config FILE.py is needed, for the data")
+    return args, config.plain(config.load(args.config, overrides, program.sections))
 
 
 def exit(main: Callable[[], int], several: bool = False) -> None:

@@ -12,6 +12,8 @@ defines
     make(config, sources, constrain) -> Task                                       cheap, traceable
     outline(config) -> sources with the right shapes and facts but no contents, from the config
                        alone. Optional: lets scripts/compile.py run where the data is absent
+    weights_settings(config) -> {section: {key: value}}: what the weights at `config.init.path` say
+                       of their model, and of the data for it. Optional: for `config.init.adopt`
 
 A section `evals.NAME` may have a `batch_size`, which the devices that split a batch must divide,
 and a `split`, which scripts/evaluate.py can override; the section `data` may have `workers`, the
@@ -115,6 +117,7 @@ class Task(NamedTuple):
       files: None, or {name: contents} of small files to keep in the workdir: a tokenizer, say.
       flops: model FLOPs to train on one example (`training_flops`); None if unknown.
       tokens: positions per example that the model reads, padding included; None if not text.
+      padding: parameters in rows that only pad a table; counts of parameters leave them out.
     """
 
     init: Callable
@@ -130,6 +133,7 @@ class Task(NamedTuple):
     files: dict[str, str] | None = None
     flops: float | None = None
     tokens: int | None = None
+    padding: int = 0
 
 
 def training_flops(model: Any, *sizes) -> float | None:
@@ -144,6 +148,13 @@ def training_flops(model: Any, *sizes) -> float | None:
     """
     count = getattr(model, "flops", None)
     return 3.0 * count(*sizes) if callable(count) else None
+
+
+def padding(model: Any) -> int:
+    """The number of a model's parameters that only pad a table, as its method `padding` says; 0
+    without that method."""
+    count = getattr(model, "padding", None)
+    return count() if callable(count) else 0
 
 
 def splits(config: dict) -> dict[str, str]:

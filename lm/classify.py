@@ -18,9 +18,9 @@ from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
 from common.sections import call
-from common.task import Evaluator, Source, Task, splits, training_flops
+from common.task import Evaluator, Source, Task, padding, splits, training_flops
 from lm import weights
-from lm.data import labelled
+from lm.data import labelled, tokenizer
 
 MODEL = "lm.bert:Classifier"
 GIVEN = ("vocab_size", "num_classes")
@@ -102,6 +102,9 @@ def _loss(logits, label, valid, label_smoothing=None):
     return losses.squared_error(logits, label[:, None], valid)
 
 
+weights_settings = weights.settings  # see `common.task`
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
@@ -143,8 +146,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
         partition=model.PARTITION,
         rows_independent=True,
-        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
-        pretrained=weights.reader(facts, config["data"]["folder"]),
+        padding=padding(model),
+        files=tokenizer.files(facts.tokenizer),
+        pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
     )

@@ -17,9 +17,9 @@ from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Source, Task, splits, training_flops
+from common.task import Evaluator, Source, Task, padding, splits, training_flops
 from lm import baseline, weights
-from lm.data import text
+from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.gpt:GPT"
@@ -112,6 +112,9 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
     return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
 
 
+weights_settings = weights.settings  # see `common.task`
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
@@ -143,8 +146,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         evaluators=evaluate.evaluators(config, evaluator, sources, predict=apply),
         partition=model.PARTITION,
         rows_independent=True,
-        pretrained=weights.reader(facts, config["data"]["folder"]),
-        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
+        padding=padding(model),
+        pretrained=weights.reader(facts, config, model),
+        files=tokenizer.files(facts.tokenizer),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
     )

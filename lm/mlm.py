@@ -22,9 +22,9 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Source, Task, row_keys, splits, training_flops
+from common.task import Evaluator, Source, Task, padding, row_keys, splits, training_flops
 from lm import baseline, fill, masking, weights
-from lm.data import text
+from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.bert:Bert"
@@ -175,6 +175,9 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
     return models.build(config["model"], constrain, **fields)
 
 
+weights_settings = weights.settings  # see `common.task`
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
@@ -215,8 +218,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         evaluators=evaluate.evaluators(config, evaluator, sources, masked=masked, predict=apply),
         partition=model.PARTITION,
         rows_independent=True,
-        pretrained=weights.reader(facts, config["data"]["folder"]),
-        files={"tokenizer.json": facts.tokenizer.to_str(pretty=True)},
+        padding=padding(model),
+        pretrained=weights.reader(facts, config, model),
+        files=tokenizer.files(facts.tokenizer),
         flops=training_flops(model, facts.length, predictions),
         tokens=facts.length,
     )

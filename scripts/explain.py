@@ -10,6 +10,9 @@ For runs of vision.classify. Prints the accuracy over a set and writes into WORK
 
 `--set` is one evaluator of the run's config, or a split of its data set such as 'test[:1000]'.
 `--step` is latest (default), best, or a number. Needs the extra `plots`.
+
+Published weights are explained on the data of a config, whose model gives way to theirs:
+python scripts/explain.py --weights FOLDER --config configs/vision/imagenet_vit.py
 """
 
 import io
@@ -25,9 +28,8 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.reports import plots
-from common.runs import place
 from common.training.loop import eval_context
-from common.training.saved import opened, read_config
+from common.training.saved import opened, opened_weights, read_config, with_sets
 from vision import explain
 from vision.data.views import weighted_views
 
@@ -35,28 +37,33 @@ from vision.data.views import weighted_views
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
-    parser.add_argument(
-        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
-    )
+    cli.add_model(parser)
+    cli.add_config(parser, required=False)
     parser.add_argument("--set", help="evaluator or split (default: the run's first evaluator)")
+    parser.add_argument(
+        "--to", help="folder of the pictures (default: WORKDIR/explain, or explain)"
+    )
     parser.add_argument("--count", type=int, default=16, help="images per picture (default: 16)")
-    args = parser.parse_args(argv)
+    args, config = cli.parse_model(parser, argv)
     require(args.count > 0, f"--count: {args.count} is not positive")
     plots.figure(1, 1)  # without Matplotlib, fail before loading the run
-    config = read_config(args.workdir)
+    config = read_config(args.workdir) if config is None else config
     require(
         config["task"] == "vision.classify",
-        f"{args.workdir}: a run of {config['task']}; only vision.classify is explained",
+        f"{args.workdir or args.config}: a run of {config['task']}; only vision.classify is "
+        "explained",
     )
-    evals = config["evals"]
-    require(bool(evals), f"{args.workdir}: the run has no evaluators")
-    name = shown = args.set or next(iter(evals))
-    if name not in evals:
-        name = f"split {shown}"
-        evals = evals | {name: next(iter(evals.values())) | {"split": shown}}
-    config |= {"evals": evals}
-    with opened(config, args.workdir, args.step) as (program, state, step):
+    where = str(args.workdir or "the config")
+    shown = args.set or next(iter(config["evals"]), "")
+    config, keys = with_sets(config, [shown], where)
+    name, evals = keys[shown], config["evals"]
+    if args.weights is None:
+        model = opened(config, args.workdir, args.step)
+    else:
+        model = opened_weights(config, args.weights)
+    folder = epath.Path(args.to or (f"{args.workdir}/explain" if args.workdir else "explain"))
+    with model as (program, state, step):
+        config = program.config
         context = eval_context(program, state, step)
         source = program.task.sources[name]
         model = models.build(config["model"], identity, num_classes=len(source.facts.classes))
@@ -67,7 +74,6 @@ def main(argv=None) -> int:
         correct = np.sum(logits.argmax(axis=1) == labels)
         share = correct / len(labels)
         print(f"step {step}, {shown}: accuracy {share:.4f} ({correct} of {len(labels)})")
-        folder = epath.Path(args.workdir) / "explain"
         folder.mkdir(parents=True, exist_ok=True)
         drawn = _pictures(model, variables, prepare, source, logits, labels, count=args.count)
         for file, caption, figure in drawn:

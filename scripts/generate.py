@@ -1,16 +1,16 @@
 """Continue prompts: python scripts/generate.py --workdir runs/gpt "The people of" [...]
 
-For runs of lm.clm. Each prompt starts a document, and is printed with the model's continuation.
-`--step` is latest (default), best, or a number. The same seed gives the same text.
+For runs of lm.clm, or with --weights for published GPT-2s, Llamas and their kin. Each prompt starts
+a document, and is printed with the model's continuation. `--step` is latest (default), best, or a
+number. The same seed gives the same text.
 """
 
 from common import cli
 from common.errors import require
-from common.runs import place
 from common.task import purpose_key
 from common.training.loop import eval_context
 from common.training.saved import opened, read_config
-from lm import clm, generate
+from lm import clm, generate, gpt, weights
 
 TOKENS = 64  # the default of --tokens
 
@@ -19,10 +19,7 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="texts to continue")
-    parser.add_argument("--workdir", type=place.workdir, required=True, help="workdir of the run")
-    parser.add_argument(
-        "--step", default="latest", help="checkpoint step: latest (default), best or a number"
-    )
+    cli.add_model(parser)
     parser.add_argument(
         "--tokens", type=int, help=f"tokens to write (default: {TOKENS}, or as many as fit)"
     )
@@ -39,6 +36,13 @@ def main(argv=None) -> int:
     parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
     args = parser.parse_args(argv)
     require(0 <= args.seed < 2**32, f"--seed: {args.seed} is not in [0, 2^32)")
+    if args.weights is not None:
+        loaded = weights.load(args.weights, where="--weights")
+        kind = type(loaded.model).__name__
+        writes = isinstance(loaded.model, gpt.GPT)
+        require(writes, f"--weights: {args.weights} is a {kind}; only causal LMs write text")
+        _write(args, loaded.model, loaded.params, loaded.facts)
+        return 0
     config = read_config(args.workdir)
     require(
         config["task"] == "lm.clm",
@@ -48,22 +52,26 @@ def main(argv=None) -> int:
     with opened(config, args.workdir, args.step) as (program, state, step):
         params = eval_context(program, state, step).params
         facts = program.task.sources["train"].facts
-        model = clm.model_of(config, facts)
-        tokens, lengths = generate.encode(facts, args.prompts)
-        room = generate.room(model, tokens.shape[1])
-        steps = args.tokens
-        if steps is None:
-            steps = TOKENS if room is None else max(1, min(TOKENS, room))
-        written = generate.generate(
-            *(model, params, tokens, lengths, purpose_key(args.seed, "generate")),
-            steps=steps,
-            temperature=None if args.greedy else args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            end=generate.end_of(facts),
-        )
-        print("\n\n".join(generate.decode(facts, tokens, lengths, written)))
+        _write(args, clm.model_of(config, facts), params, facts)
     return 0
+
+
+def _write(args, model, params, facts) -> None:
+    """Prints the prompts with their continuations."""
+    tokens, lengths = generate.encode(facts, args.prompts)
+    room = generate.room(model, tokens.shape[1])
+    steps = args.tokens
+    if steps is None:
+        steps = TOKENS if room is None else max(1, min(TOKENS, room))
+    written = generate.generate(
+        *(model, params, tokens, lengths, purpose_key(args.seed, "generate")),
+        steps=steps,
+        temperature=None if args.greedy else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        end=generate.end_of(facts),
+    )
+    print("\n\n".join(generate.decode(facts, tokens, lengths, written)))
 
 
 if __name__ == "__main__":

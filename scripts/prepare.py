@@ -5,7 +5,8 @@
     reviews        film reviews, negative or positive
     topics         first paragraphs of Wikipedia, by topic
     minilm, rxnfp  pretrained BERT weights
-    efficientnet_lite0  weights pretrained on ImageNet
+    smollm2        SmolLM2-135M-Instruct, a Llama, as GGUF
+    efficientnet_lite0, mobilenet_v2  weights pretrained on ImageNet
 
 `--folder` is the destination; by default TFDS_DATA_DIR or ~/tensorflow_datasets for images, and
 TOUCHSTONE_DATA or ~/.cache/touchstone/data for everything else. `--files` holds the original

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import evaluate, losses, tree
-from common.data import fetch, order
+from common import evaluate, losses
+from common.data import order
 from common.errors import require
 from common.nn import model as models
 from common.sections import call
@@ -27,7 +27,6 @@ from common.task import Evaluator, Source, Task, splits, training_flops
 from vision import weights
 from vision.data import augment, datasets
 from vision.data.views import Views, centre_crop, normalise, weighted_views
-from vision.pretrained import WEIGHTS
 
 FITTED_TO = 1000  # training images passed to `fitted`
 
@@ -120,6 +119,9 @@ def outline(config: dict) -> dict[str, Source]:
     return datasets.outline_sources(splits(config), config["data"])
 
 
+weights_settings = weights.settings  # see `common.task`
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     train_set, facts = sources["train"], sources["train"].facts
@@ -185,12 +187,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         apply = lambda images: model.apply({"params": params, **extra}, images)
         return sum(share * apply(view) for share, view in weighted_views(images, views))
 
-    def pretrained(name):
-        variables = weights.pretrained(fetch.find_pretrained(name, known=WEIGHTS), model)
-        return tree.unflatten(
-            {p: x for collection in variables.values() for p, x in tree.flatten(collection).items()}
-        )
-
     shapes = jax.eval_shape(init, jax.random.key(0))
     return Task(
         init=init,
@@ -201,6 +197,6 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
         partition=model.PARTITION,
         rows_independent="batch_stats" not in shapes[1],
-        pretrained=pretrained,
+        pretrained=weights.reader(config, model, facts.classes),
         flops=training_flops(model, shape),
     )

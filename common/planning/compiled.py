@@ -201,7 +201,7 @@ def _report(
         devices=count,
         mesh=shape,
         batch_size=made.plan.batch_size,
-        parameters=tree.count(made.like.params),
+        parameters=tree.count(made.like.params) - made.task.padding,
         memory=memory,
         fits=not memory["limit"] or (module is not None and memory["total"] < memory["limit"]),
         aliased_bytes=aliased,

@@ -17,7 +17,13 @@ from common.errors import NotPrepared
 from common.sections import call
 from common.training import optim
 from common.training.initialise import initialise
-from common.training.program import Program, abstract_arguments, prepare, task_module
+from common.training.program import (
+    Program,
+    abstract_arguments,
+    described_count,
+    prepare,
+    task_module,
+)
 
 
 def parameter_table(program: Program) -> str:
@@ -55,7 +61,7 @@ def parameter_table(program: Program) -> str:
         for (path, *columns), numbers in block_numbers.items()
     )
     header = ("parameter", "shape", "dtype", "decay", "rate x", "", "partition")
-    return tree.table_text(header, rows) + f"{tree.count(flat):,} parameters\n"
+    return tree.table_text(header, rows) + f"{described_count(program)}\n"
 
 
 def _spelled_range(numbers: list[int]) -> str:
@@ -88,6 +94,7 @@ def dry_run(config) -> str:
         missing.append(str(error))
     plan, like, task = program.plan, program.like, program.task
     init_args = program.config["init"], like.params, like.extra, task.pretrained, task.files
+    init_args += (program.config.get("model", {}),)
     try:
         call(initialise, *init_args)
     except NotPrepared as error:

@@ -1,6 +1,7 @@
 """Initial parameters: those of another run, or pretrained weights that the task can read."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable
 
@@ -8,10 +9,12 @@ import jax
 import numpy as np
 
 from common import inputs, tree
-from common.errors import BadInput, require
+from common.errors import BadInput, brief, require
+from common.runs import workdir
 from common.runs.checkpoint import Checkpoints
 from common.runs.files import absolute
 from common.runs.record import differences, structure
+from common.weights.family import FREE, require_same
 
 
 def initialise(
@@ -19,11 +22,14 @@ def initialise(
     extra: dict,
     pretrained: Callable | None = None,
     files: dict[str, str] | None = None,
+    model: dict | None = None,
     *,
     path: str = "",
     step: int | None = None,
     rename: tuple[tuple[str, str], ...] = (),
     skip: tuple[str, ...] = (),
+    adopt: bool = False,
+    allow: tuple[str, ...] = (),
 ):
     """Initial parameters: from another run's workdir, from weights that the task can read, or
     fresh.
@@ -36,12 +42,15 @@ def initialise(
         this model's names.
       files: {name: contents} of files the task keeps in its workdir, such as its tokenizer; the
         other run's must be identical.
+      model: the section `model`, with which that of the other run is compared.
       path: another run's workdir, or pretrained weights that the task can read; "" is none, and
         parameters begin fresh.
       step: the checkpoint to take from a workdir; None is the newest.
       rename: rows (regex, replacement): a parameter path of this model -> its name in `path`; the
         first match counts.
       skip: regexes of parameters that keep their fresh values, such as a new head.
+      adopt: take the fields of the model from `path`; `adopted` has done it.
+      allow: fields of the model that may differ from those of `path`, such as "theta".
 
     Returns:
       (params, extra) with everything replaced that is not skipped. Statistics are unchanged if
@@ -49,10 +58,12 @@ def initialise(
 
     Raises:
       BadInput: if a row matches nothing, or `path` lacks a parameter or has it with another shape
-        or dtype.
+        or dtype, or its model computes something else from the same parameters.
     """
+    del adopt
     require(
-        bool(path) or not (rename or skip or step is not None), "config.init: the path is not set"
+        bool(path) or not (rename or skip or allow or step is not None),
+        "config.init: the path is not set",
     )
     if not path:
         return params, extra
@@ -77,6 +88,9 @@ def initialise(
                 f"{where}: {path} has another {name}, so its parameters mean something "
                 "else; use the same one",
             )
+        if model:
+            theirs = workdir.read_config(path).get("model", {})
+            require_same(f"config.init.path: {path}", theirs, model, allow)
         where, values = _parameters(path, step)
     else:
         require(step is None, f"config.init.step: {path} is not a workdir and has no steps")
@@ -91,6 +105,38 @@ def initialise(
     flat |= {p: np.asarray(values[name]) for p, name in names.items()}
     collections = tree.unflatten({place: flat[p] for place, p in places.items()})
     return collections.pop("params"), collections
+
+
+def adopted(config: dict, weights_settings: Callable | None) -> dict:
+    """The config with what its `init.path` says of its model, if `init.adopt` asks for that. The
+    result asks no more: it says all by itself.
+
+    Args:
+      config: nested dicts.
+      weights_settings: of the task (`common.task`), for weights of other libraries.
+
+    Raises:
+      BadInput: if there is nothing to adopt.
+    """
+    init = config.get("init", {})
+    if not init.get("adopt"):
+        return config
+    require(bool(init["path"]), "config.init.adopt: there is nothing to adopt without a path")
+    if (absolute(inputs.path("config.init.path", init["path"])) / "checkpoints").exists():
+        theirs = {"model": workdir.read_config(init["path"]).get("model", {})}
+    else:
+        known = weights_settings is not None
+        require(known, f"config.init.adopt: {config['task']} cannot tell what weights are of")
+        theirs = weights_settings(config)
+    adopting, changed = dict(config), []
+    for section, values in theirs.items():
+        ours = config[section]
+        taken = {k: v for k, v in values.items() if k in ours and not FREE.fullmatch(k)}
+        changed += [f"{section}.{k}={brief(v)}" for k, v in taken.items() if v != ours[k]]
+        adopting[section] = ours | taken
+    if changed:
+        logging.warning("config.init.adopt: %s: %s", init["path"], ", ".join(sorted(changed)))
+    return adopting | {"init": init | {"adopt": False}}
 
 
 def _renamed(regex: str, to: str, path: str) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import imports
+from common import imports, tree
 from common.config import plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
@@ -23,7 +23,7 @@ from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
 from common.training import directions, optim
 from common.training.duration import steps
-from common.training.initialise import initialise
+from common.training.initialise import adopted, initialise
 from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_steps
 
 
@@ -167,7 +167,7 @@ def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> P
     Raises:
       BadInput: for anything the user can fix.
     """
-    config = config if isinstance(config, dict) else plain(config)
+    config = _with_adopted(config if isinstance(config, dict) else plain(config))
     layout = call(mesh.make_layout, config["mesh"], devices)
     if sources is None:
         with ending.busy("reading the data"):
@@ -191,7 +191,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     Raises:
       BadInput: for anything the user can fix.
     """
-    module = task_module(config["task"])
+    config, module = _with_adopted(config), task_module(config["task"])
     for name, source in sources.items():
         most = f"{source.size:,} examples, more than {order.MOST_ROWS:,}"
         require(source.size <= order.MOST_ROWS, f"{split_key(name)}: {most}")
@@ -281,6 +281,19 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     )
 
 
+def _with_adopted(config: dict) -> dict:
+    """The config with what `init.adopt` takes from its weights."""
+    return adopted(config, getattr(task_module(config["task"]), "weights_settings", None))
+
+
+def described_count(made: Program) -> str:
+    """'124,439,808 parameters', and those of rows that only pad a table apart."""
+    padding = made.task.padding
+    count = tree.count(made.like.params) - padding
+    apart = f" (and {padding:,} in padding rows)" if padding else ""
+    return f"{count:,} parameters{apart}"
+
+
 def abstract_arguments(made: Program) -> tuple:
     """Abstract arguments of a program's step: (hypers, state, batch, resident)."""
     replicated, by_batch = mesh.replicated(made.layout), mesh.batch_sharding(made.layout)
@@ -315,6 +328,7 @@ def with_numbers(program: Program, config: dict) -> Program:
     Raises:
       BadInput: for a number out of range.
     """
+    config = _with_adopted(config)
     assert untraced(config) == untraced(program.config), "the configs differ in more than numbers"
     hypers, values = _hypers(config), traced(config)
     task, optimizer = program.build(values)
@@ -385,7 +399,8 @@ def initial_state(program: Program) -> TrainState:
     replicated = jax.tree.map(lambda _: mesh.replicated(program.layout), fresh)
     fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=replicated)(fresh))
     task = program.task
-    values = call(initialise, section, *fresh, task.pretrained, task.files)
+    model = program.config.get("model", {})
+    values = call(initialise, section, *fresh, task.pretrained, task.files, model)
     put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
     values = jax.tree.map(put, values, (program.like.params, program.like.extra))
     return program.adopt(program.hypers, *values)

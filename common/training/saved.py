@@ -15,7 +15,7 @@ from common.runs import checkpoint, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
 from common.training.loop import eval_context
-from common.training.program import prepare, sections
+from common.training.program import initial_state, prepare, sections
 
 
 def read_config(folder) -> dict:
@@ -39,19 +39,57 @@ def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) ->
     Raises:
       BadInput: if there is no such run, step or set.
     """
-    config = read_config(folder)
+    config, keys = with_sets(read_config(folder), sets, str(folder))
+    with opened(config, folder, step) as (program, state, number):
+        return _evaluated(eval_context(program, state, number, folder), program, keys)
+
+
+def evaluate_weights(config: dict, name: str, sets: list[str] | None = None) -> dict:
+    """Evaluates published weights on the data of a config, without a run.
+
+    Args:
+      config: a completed config; its model, tokenizer and scaling of images give way to what the
+        weights say (`config.init.adopt`).
+      name: the weights, as for `config.init.path`.
+      sets, result: as for `evaluate_run`.
+
+    Raises:
+      BadInput: if the weights cannot be read, or predict other classes than the data's.
+    """
+    config, keys = with_sets(config, sets, "the config")
+    with opened_weights(config, name) as (program, state, number):
+        return _evaluated(eval_context(program, state, number), program, keys)
+
+
+def with_sets(config: dict, sets: list[str] | None, where: str) -> tuple[dict, dict[str, str]]:
+    """(the config with an evaluator for each of `sets`, {set: that evaluator}); see
+    `evaluate_run`."""
     evals = config["evals"]
-    require(bool(evals), f"{folder}: the run has no evaluators")
+    require(bool(evals), f"{where}: the run has no evaluators")
     # Any other name is a split, read by the run's first evaluator.
     keys = {name: name if name in evals else f"split {name}" for name in sets or evals}
     first = next(iter(evals.values()))
     for name in set(keys) - set(evals):
         require("split" in first, f"--set: {name!r}: the run has {', '.join(evals)}, and no splits")
         evals = evals | {keys[name]: first | {"split": name}}
-    with opened(config | {"evals": evals}, folder, step) as (program, state, number):
-        context = eval_context(program, state, number, folder)
-        values = {name: program.task.evaluators[key].run(context) for name, key in keys.items()}
-    return {"step": number, "eval": values}
+    return config | {"evals": evals}, keys
+
+
+def _evaluated(context, program, keys: dict[str, str]) -> dict:
+    values = {name: program.task.evaluators[key].run(context) for name, key in keys.items()}
+    return {"step": context.step, "eval": values}
+
+
+@contextlib.contextmanager
+def opened_weights(config: dict, name: str):
+    """The program of a config that begins with published weights, and its first state, with its
+    mesh set; see `evaluate_weights`. Yields as `opened`."""
+    begin = {**dict.fromkeys(config["init"]), "path": name, "adopt": True}
+    begin |= {"rename": (), "skip": (), "allow": ()}
+    call(runtime.start, config["runtime"])
+    program = prepare(config | {"init": begin})
+    with jax.set_mesh(program.layout.mesh):
+        yield program, initial_state(program), 0
 
 
 @contextlib.contextmanager

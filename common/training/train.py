@@ -23,7 +23,7 @@ from common.runs.progress import Progress
 from common.sections import call
 from common.training import watched
 from common.training.loop import Run, loop, saving
-from common.training.program import Program, initial_state, prepare
+from common.training.program import Program, described_count, initial_state, prepare
 from common.training.saved import read_config
 from common.training.step import TrainState
 
@@ -222,7 +222,7 @@ def finish(run: Run, state: TrainState) -> dict:
         "examples_per_second": None,
         **last_speeds(history),
         "digest": tree.hexdigest(state),
-        "parameters": tree.count(state.params),
+        "parameters": tree.count(state.params) - run.program.task.padding,
     }
     before = workdir.read_result(run.folder) or {}
     if all(before.get(k) == result[k] for k in ("steps", "eval", "digest", "parameters")):
@@ -254,7 +254,7 @@ def _headline(program: Program, folder, step: int) -> str:
     devices = jax.devices()
     start = f"resuming at step {step}" if step else "starting"
     return (
-        f"{program.config['task']}: {tree.count(program.like.params):,} parameters, "
+        f"{program.config['task']}: {described_count(program)}, "
         f"{task.sources['train'].size:,} examples, {plan.total} steps of {plan.batch_size} on "
         f"{len(devices)} {devices[0].device_kind}; {start}, in {folder}"
     )

@@ -1,5 +1,6 @@
-"""Tensor files written by other libraries, read without those libraries.
+"""Models of other libraries: file formats, tables of names, and one engine that reads and writes
+them in both directions.
 
-Belongs here: file formats. Does not: other libraries' names for a model's parameters, which are
-kept near the models (`lm.layouts`, `vision.layouts`).
+Belongs here: what every domain's weights need. Does not: the families, which are tables beside
+their models (`lm.weights`, `vision.weights`).
 """

@@ -95,6 +95,19 @@ def test_evaluation_sees_the_middle_of_what_training_crops():
     assert params["dense_0"]["kernel"].shape == (64, 64)  # 6 x 6 pixels, halved twice
 
 
+def test_convnext_is_a_model_of_this_task():
+    small = {"stages": (1, 1), "widths": (8, 12), "patch_size": 2, "drop_path": 0.1}
+    fields = {f"model.{key}": value for key, value in small.items()}
+    task, _ = task_of(**{"model.module": "vision.convnext:ConvNeXt"}, **fields)
+    assert task.rows_independent
+
+    def terms(key):
+        params, extra = task.init(key)
+        return task.loss(params, extra, task.prepare(key, batch_of(), True), key)[0]
+
+    assert jax.eval_shape(terms, jax.random.key(0)).keys() == {"loss", "accuracy"}
+
+
 IMAGENET = {"data.name": "tfds:imagenet2012", "data.image_size": 96, "evals.test.split": "train"}
 
 

@@ -203,7 +203,7 @@ def test_agreement_with_a_network_written_in_torch(gradients):
 def test_a_branch_is_dropped_by_row_and_what_is_kept_grows():
     rows = 2000
     x = np.random.default_rng(2).normal(size=(rows, 2, 1, 8)).astype(np.float32)
-    block = lambda rate: Block(3, 1, 1, 8, rate, None)
+    block = lambda rate: Block(3, 1, 1, 8, rate)
     variables = random(block(None), x)
 
     @jax.jit

@@ -7,17 +7,20 @@ import re
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
+from tensor_files import random, rewrite, same, settle, write
 
 from common import tree
 from common.data import fetch
 from common.errors import BadInput
 from common.weights import tensors
-from vision import efficientnet_lite, layouts, weights
+from common.weights.names import KINDS
+from vision import efficientnet_lite, weights
 from vision.efficientnet_lite import EfficientNetLite
 from vision.pretrained import WEIGHTS
 from vision.resnet import SIZES, ResNet
 from vision.vit import ViT
+from vision.weights.efficientnet_lite import EFFICIENTNET_LITE
+from vision.weights.resnet import TORCHVISION
 
 K = 3
 BASIC = ResNet(K, stages=(2, 1), widths=(8, 12), block="basic", stem_width=8)
@@ -25,41 +28,6 @@ BOTTLENECK = ResNet(K, stages=(1, 2), widths=(16, 24), stem_width=8)
 VIT = ViT(num_classes=K, image_size=16, patch_size=4, width=16, layers=2, heads=2, hidden=24)
 MODELS = {"basic": BASIC, "bottleneck": BOTTLENECK, "vit": VIT}
 LITE = EfficientNetLite(K, stages=(1, 1, 2, 1, 1, 1, 1), widths=(8, 8, 8, 16, 16, 16, 24))
-
-
-def random(model, channels: int = 3, seed: int = 0) -> dict:
-    """Variables of a model, all numbers random, variances positive."""
-    rng = np.random.default_rng(seed)
-    shape = jax.ShapeDtypeStruct((1, 16, 16, channels), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), shape)
-    numbers = lambda path, x: (
-        rng.uniform(0.5, 1.5, x.shape) if path.endswith("var") else rng.normal(size=x.shape)
-    )
-    return tree.map_paths(lambda path, x: numbers(path, x).astype(np.float32), shapes)
-
-
-def same(a, b) -> bool:
-    """Whether two trees have the same paths, dtypes and bits."""
-    a, b = tree.flatten(a), tree.flatten(b)
-    bits = lambda x: (str(x.dtype), x.shape, x.tobytes())
-    return a.keys() == b.keys() and all(bits(a[k]) == bits(b[k]) for k in a)
-
-
-def write(path, found: dict):
-    """A file of tensors."""
-    path.write_bytes(safetensors.numpy.save(found))
-    return path
-
-
-def rewrite(folder, change):
-    """Replaces the tensors of a folder by change(tensors)."""
-    write(folder / "model.safetensors", change(tensors.read(folder)))
-
-
-def settle(folder, **settings):
-    """Changes settings in a folder's config.json."""
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 @pytest.fixture
@@ -87,10 +55,10 @@ def test_saved_is_loaded(name, channels, tmp_path):
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        (BASIC, layouts.TORCHVISION_RESNET),
-        (BOTTLENECK, layouts.TORCHVISION_RESNET),
-        (BASIC.clone(stem="small"), layouts.TORCHVISION_RESNET),
-        (LITE, layouts.EFFICIENTNET_LITE),
+        (BASIC, TORCHVISION),
+        (BOTTLENECK, TORCHVISION),
+        (BASIC.clone(stem="small"), TORCHVISION),
+        (LITE, EFFICIENTNET_LITE.names[0]),
     ],
     ids=["basic", "bottleneck", "small", "lite"],
 )
@@ -107,7 +75,7 @@ def test_names_and_shapes_of_torchvision():
     model = ResNet(1000, **SIZES["resnet18"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
-    found = weights.export(model, zeros, layouts.TORCHVISION_RESNET)
+    found = weights.export(model, zeros, TORCHVISION)
     assert len(found) == 122  # of its state_dict: 20 norms of 5 tensors, 20 kernels, the head
     some = {
         "conv1.weight": (64, 3, 7, 7),
@@ -125,13 +93,13 @@ def test_names_and_shapes_of_torchvision():
 def test_kernels_that_are_moved_not_only_reshaped():
     # Each number says where it is: output channel, input channel, row, column.
     x = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert layouts.ours("stem/kernel", x)[3, 4, 2, 1] == x[1, 2, 3, 4]
-    patches = layouts.ours("patch/kernel", x[..., :4])
+    ours = lambda kind, x: KINDS[kind][0].ours(x)
+    assert ours("conv", x)[3, 4, 2, 1] == x[1, 2, 3, 4]
+    patches = ours("patch", x[..., :4])
     assert patches.shape == (4 * 4 * 3, 2)
     assert patches[(3 * 4 + 2) * 3 + 1, 1] == x[1, 1, 3, 2]
-    depthwise = layouts.ours("block_0/depthwise/kernel", x[:, :1])
-    assert depthwise.shape == (4, 5, 1, 2)
-    np.testing.assert_array_equal(layouts.ours("head/kernel", x[0, 0]), x[0, 0].T)
+    assert ours("conv", x[:, :1]).shape == (4, 5, 1, 2)  # of a depthwise convolution
+    np.testing.assert_array_equal(ours("dense", x[0, 0]), x[0, 0].T)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,27 +169,27 @@ STEM = "resnet.embedder.embedder.convolution.weight"
         (without("classifier.1.bias"), "tensors of ResNet are missing: classifier.1.bias"),
         (
             lambda found: {k: x for k, x in found.items() if "stages.1" not in k},
-            "resnet.encoder.stages.1.layers.0.layer.0.normalization.running_var, and 11 more",
+            "resnet.encoder.stages.1.layers.0.layer.0.normalization.running_mean, ",
         ),
         (
             lambda found: found | {"resnet.encoder.stages.2.layers.0.x": np.zeros(3)},
-            "unexpected tensors, not of ResNet: resnet.encoder.stages.2.layers.0.x",
+            "holds tensors that no resnet has: resnet.encoder.stages.2.layers.0.x",
         ),
         (
             lambda found: found | {STEM: np.zeros((8, 3, 3, 3), np.float32)},
-            f"tensors do not fit ResNet: {STEM} is float32[8, 3, 3, 3], not float[8, 3, 7, 7]",
+            f"tensors do not fit ResNet: {STEM}, here stem/kernel, is [3, 3, 3, 8] there",
         ),
         (
             lambda found: found | {STEM: np.zeros((), np.float32)},
-            f"{STEM} is float32[], not float[8, 3, 7, 7]",
+            f"{STEM.removeprefix('resnet.')} is [], and should have 4 dimensions",
         ),
         (
             lambda found: found | {"classifier.1.bias": np.zeros(3, np.int8)},
-            "classifier.1.bias is int8[3], not float[3]",
+            "classifier.1.bias is int8; quantised weights are not supported",
         ),
         (
             lambda found: {f"other.{k}": x for k, x in found.items()},
-            "tensors belongs to ResNet",
+            "tensors none is one of resnet",
         ),
     ],
 )
@@ -238,18 +206,20 @@ def test_another_model_s_file(folder, tmp_path):
     file = path / "model.safetensors"
     with pytest.raises(BadInput, match="tensors of ResNet are missing"):
         weights.pretrained(file, BASIC.clone(stages=(3, 1)))
-    with pytest.raises(BadInput, match="unexpected tensors, not of ResNet"):
+    with pytest.raises(
+        BadInput, match="has parameters that this model lacks: stage_0_block_1/conv_0/kernel"
+    ):
         weights.pretrained(file, BASIC.clone(stages=(1, 1)))
     with pytest.raises(BadInput, match="tensors do not fit ResNet"):
         weights.pretrained(file, BASIC.clone(widths=(8, 16)))
-    with pytest.raises(BadInput, match="tensors belongs to ViT"):
+    with pytest.raises(BadInput, match="is a resnet, and the model is a ViT"):
         weights.pretrained(path, VIT)
     with pytest.raises(BadInput, match="there is no config.json to identify the model; name it"):
         weights.pretrained(file)
     with pytest.raises(BadInput, match=r"config\.json: not there"):
         weights.sizes(path.parent)
     weights.save(tmp_path, VIT, random(VIT))
-    message = r"config\.json: describes another model: heads = 2 there and 1 here"
+    message = r" is of another model: heads = 2 there and 1 here"
     with pytest.raises(BadInput, match=message):
         weights.pretrained(tmp_path, VIT.clone(heads=1))
 
@@ -265,7 +235,10 @@ def test_another_library_s_config_says_nothing(folder):
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'relu'"),
         ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck = True is not supported"),
-        ({"model_type": "resnext"}, "model_type: unknown 'resnext'"),
+        (
+            {"model_type": "resnext"},
+            "model_type 'resnext' is not a family that is read here; those are: resnet, vit",
+        ),
     ],
 )
 def test_settings_that_are_not_here(settings, message, folder):
@@ -288,13 +261,13 @@ def test_models_that_they_do_not_have(tmp_path):
         (BASIC.clone(preactivation=True), "resnet of transformers has no preactivation = True"),
         (VIT.clone(pooling="mean"), "vit of transformers has no pooling = 'mean'"),
         (VIT.clone(positions="sine"), "vit of transformers has no positions = 'sine'"),
-        (LITE, "transformers has no EfficientNetLite"),
+        (LITE, "EfficientNetLite: no such model there"),
     ):
         with pytest.raises(BadInput, match=message):
             weights.save(tmp_path, model, random(model))
     wide = BASIC.clone(preactivation=True)
-    with pytest.raises(BadInput, match=r"final_norm/mean: the torch layout has no name"):
-        weights.export(wide, random(wide), layouts.TORCHVISION_RESNET)
+    with pytest.raises(BadInput, match=r"final_norm/mean: this layout has no such parameter"):
+        weights.export(wide, random(wide), TORCHVISION)
 
 
 # ------------------------------------------------------------------------------------- a real model

@@ -45,6 +45,19 @@ DECODING = 1  # of `_stack`: another number makes every cache be decoded again
 RESIDENT_BYTES = 1 << 30  # sets below this are resident unless the config says otherwise
 
 
+class ImageFacts(NamedTuple):
+    """Facts about a set of images for tasks, `Source.facts`.
+
+    Attributes:
+      classes: class names, in the order of the labels.
+      mean, std: of the training pixels divided by 255: a number per channel, or one for all.
+    """
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def load_sources(
     splits: dict[str, str],
     *,
@@ -54,6 +67,8 @@ def load_sources(
     image_size: int | None = None,
     resident: bool | None = None,
     workers: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
 ) -> dict[str, Source]:
     """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
 
@@ -66,6 +81,8 @@ def load_sources(
         the centre square is kept (`photographs.shorter_side`). None is for images of one size.
       resident: whether the training set lives on the device; None decides by its size.
       workers: number of processes that read a set that is not resident; 0 reads in threads.
+      mean, std: by which pixels, divided by 255, are normalised: a number per channel, or one for
+        all; () are those of the set. Published weights come with their own.
 
     Raises:
       BadInput: if the set is not prepared, there is no such split, or its images vary in size and
@@ -82,6 +99,29 @@ def load_sources(
         image_size is None or name.startswith("tfds:"),
         f"config.data.image_size: the images of {name} have one size",
     )
+    sources = _read(splits, name, folder, image_size, resident)
+    return {k: source._replace(facts=_scaled(source, mean, std)) for k, source in sources.items()}
+
+
+def _scaled(source: Source, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageFacts:
+    """A set's facts, with another normalisation if there is one."""
+    channels = source.spec["image"].shape[-1]
+    for key, values in (("mean", mean), ("std", std)):
+        require(
+            len(values) in (0, 1, channels),
+            f"config.data.{key}: {values} are {len(values)} numbers, and the images have "
+            f"{channels} channels",
+        )
+    require(
+        bool(mean) == bool(std) and all(value > 0 for value in std),
+        f"config.data.std: {std}: a positive number for each of the mean is needed",
+    )
+    return source.facts._replace(mean=mean, std=std) if mean else source.facts
+
+
+def _read(
+    splits: dict[str, str], name: str, folder: str, image_size: int | None, resident: bool | None
+) -> dict[str, Source]:
     if name == "digits":
         arrays = _digits()
         sizes = {split: len(columns["label"]) for split, columns in arrays.items()}
@@ -93,19 +133,6 @@ def load_sources(
         f"config.data.name: unknown {name!r}; use 'digits', 'fashion_mnist' or 'tfds:NAME'",
     )
     return _from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
-
-
-class ImageFacts(NamedTuple):
-    """Facts about a set of images for tasks, `Source.facts`.
-
-    Attributes:
-      classes: class names, in the order of the labels.
-      mean, std: of the training pixels divided by 255: a number per channel, or one for all.
-    """
-
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def _facts(name: str, classes: tuple[str, ...]) -> ImageFacts:
@@ -139,7 +166,9 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, where(key)))
         arrays = black(size) if resident else None  # untouched zeros take no memory
-        outlines[key] = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
+        source = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
+        facts = _scaled(source, section["mean"], section["std"])
+        outlines[key] = source._replace(facts=facts)
     return outlines
 
 

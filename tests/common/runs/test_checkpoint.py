@@ -4,9 +4,11 @@ Every kind of damage in every file of one is tried in tests/laws/test_damage.py.
 """
 
 import errno
+import json
 import pathlib
 import resource
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from common.errors import BadInput
 from common.laws.measure import flip
 from common.runs import checkpoint
 from common.runs.history import best_steps, parse_best
-from common.training.initialise import initialise
+from common.training.initialise import adopted, initialise
 
 RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
 
@@ -362,6 +364,23 @@ def test_statistics_come_with_the_parameters(tmp_path):
     found = initialise(*fresh, path=str(tmp_path), skip=("norm/var",))
     assert not found[1]["batch_stats"]["norm"]["var"].any()
     np.testing.assert_array_equal(found[1]["batch_stats"]["norm"]["mean"], np.arange(4.0))
+
+
+def test_another_run_is_of_the_same_model(tmp_path):
+    """Shapes do not tell the number of heads."""
+    saved(tmp_path)
+    theirs = {"module": "lm.bert:Bert", "width": 32, "heads": 4, "kv_heads": None, "dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps({"task": "lm.mlm", "model": theirs}))
+    fresh = jax.device_get(state(2)["params"])
+    begin = partial(initialise, fresh, {}, None, None, path=str(tmp_path))
+    begin(model=theirs)
+    begin(model=theirs | {"kv_heads": 4, "dropout": 0.0, "module": "lm.bert:Classifier"})
+    with pytest.raises(BadInput, match="heads = 4 there and 2 here; set --config.model.heads=4,"):
+        begin(model=theirs | {"heads": 2, "kv_heads": 4})
+    begin(model=theirs | {"heads": 2, "kv_heads": 4}, allow=("heads",))
+    config = {"task": "x", "model": theirs | {"heads": 2}}
+    config["init"] = {"path": str(tmp_path), "adopt": True}
+    assert adopted(config, None)["model"]["heads"] == 4
 
 
 @pytest.mark.parametrize(

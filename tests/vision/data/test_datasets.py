@@ -60,9 +60,21 @@ def test_images_of_varying_size_become_squares_of_one(folder):
         np.testing.assert_array_equal(image, expected)
 
 
+def test_another_normalisation_is_that_of_the_config(folder):
+    splits = {"train": "train", "test": "test"}
+    for source in datasets.load_sources(splits, mean=(0.1,), std=(0.2,)).values():
+        assert (source.facts.mean, source.facts.std) == ((0.1,), (0.2,))
+    for numbers in ({"mean": (0.1,)}, {"mean": (0.1,), "std": (0.0,)}):
+        with pytest.raises(BadInput, match="a positive number for each of the mean is needed"):
+            datasets.load_sources(splits, **numbers)
+    with pytest.raises(BadInput, match="are 2 numbers, and the images have 1 channels"):
+        datasets.load_sources(splits, mean=(0.1, 0.1), std=(0.2, 0.2))
+
+
 def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     splits = {"train": "train[:90%]", "test": "test"}
     section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
+    section |= {"mean": (), "std": ()}
     sets = datasets.load_sources(splits, name="digits", train="train[:90%]")
     for name, outline in datasets.outline_sources(splits, section).items():
         real = sets[name]
