@@ -11,9 +11,10 @@ import sys
 
 TESTS = {
     "grid": "the laws on every mesh x model x parts, and checkpoints between every pair of meshes",
-    "pods": "the pages of tests/goldens/pods that CI leaves out: 256 chips both ways, 7B on 64",
+    "pods": "the pages of tests/goldens/pods that CI leaves out, and splash attention on a TPU",
     "survival": "a run interrupted at 304 of its writes, always to the same end (15 minutes)",
     "processes": "each key of a config changed on one of two or four processes: all of them refuse",
+    "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {
@@ -25,9 +26,17 @@ COMMANDS = {
                          "sweep", "overhead", "growth")
         ],
     ),
+    "parity": (
+        "the table of common/weights/README.md: every family beside transformers",
+        [["tests/support/parity.py"]],
+    ),
     "fuzz": (
         "2,000 tries of odd overrides and of workdirs that were touched",
         [["tests/support/fuzz.py", "--tries", "2000"]],
+    ),
+    "mutations": (
+        "600 folders of other libraries' weights with one thing changed, beside transformers",
+        [["tests/support/foreign_rival.py", "--tries", "600"]],
     ),
     "results": (
         "the table of results in configs/README.md, three seeds a row (hours)",

@@ -10,6 +10,7 @@ import time
 
 import corpus
 import fabricated
+import foreign_folders
 import jax
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from lm import bert, gpt
 from lm import weights as text_weights
 from lm.data import corpora, text
 from lm.data import tokenizer as tokenizers
-from vision import vit
+from vision import resnet, vit
 from vision import weights as image_weights
 
 
@@ -85,6 +86,7 @@ TOKENIZERS = [
     ({"tokenizer.json": {"model": None}}, r"cannot be read"),
     ({"tokenizer.json": {"model": {"type": "WordPiece"}}}, r"cannot be read"),
     ({"vocab.txt": b""}, r"vocab\.txt has no \[UNK\]"),
+    ({"vocab.txt": VOCAB.replace("[SEP]", "[").encode()}, r"vocab\.txt has no \[SEP\]"),
     ({"vocab.txt": VOCAB.encode() + b"\n\xff"}, r"vocab\.txt cannot be read: line 22 is not UTF-8"),
     ({"vocab.txt": VOCAB.encode(), "tokenizer_config.json": None}, r"null, not a JSON object"),
     ({"vocab.txt": VOCAB.encode(), "tokenizer_config.json": []}, r"a list, not a JSON object"),
@@ -110,6 +112,16 @@ TOKENIZERS = [
 def test_a_damaged_tokenizer_is_one_line(files, says, tmp_path):
     with pytest.raises(BadInput, match=rf"^config\.data\.tokenizer: .*{says}"):
         text.find_tokenizer(written(tmp_path, files))
+
+
+def test_a_template_of_other_tokens_than_the_settings_name_is_refused(tmp_path):
+    folder = tmp_path / "roberta"
+    foreign_folders.write_tokenizer(folder, "roberta")
+    tokenizers.load(folder)
+    written(folder, {"special_tokens_map.json": {"cls_token": "</s>"}})
+    says = r"cls_token is '</s>', and the template in tokenizer\.json has \['<s>'\]"
+    with pytest.raises(BadInput, match=says):
+        tokenizers.load(folder)
 
 
 def test_a_vocabulary_with_a_byte_order_mark_and_windows_lines_is_the_same(tmp_path):
@@ -145,16 +157,26 @@ def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
         "gpt2": gpt.GPT(vocab_size=30, max_length=8, **SMALL),
     }.items():
         text_weights.save(root / name, model, zeros(model, tokens)["params"])
-    model = vit.ViT(num_classes=3, image_size=8, patch_size=4, **SMALL)
-    image_weights.save(root / "vit", model, zeros(model, np.zeros((1, 8, 8, 3), np.float32)))
+    for name, model in {
+        "vit": vit.ViT(num_classes=3, image_size=8, patch_size=4, **SMALL),
+        "resnet": resnet.ResNet(
+            stages=(1,), widths=(8,), block="basic", stem_width=8, num_classes=3
+        ),
+    }.items():
+        variables = zeros(model, np.zeros((1, 8, 8, 3), np.float32))
+        image_weights.save(root / name, model, variables)
     return {path.name: path for path in root.iterdir()}
+
+
+def loader(model: str):
+    return image_weights.pretrained if model in ("vit", "resnet") else text_weights.pretrained
 
 
 # (model, key of config.json, value, what the line says)
 KEYS = [
     ("bert", "hidden_act", None, r"hidden_act is null, not a string"),
     ("bert", "hidden_act", 3, r"hidden_act is 3, not a string"),
-    ("bert", "hidden_act", "tanh", r"activation: unknown 'tanh'"),
+    ("bert", "hidden_act", "tanh", r"hidden_act: 'tanh' is not an activation here"),
     ("bert", "hidden_size", "16", r'hidden_size is "16", not a whole number'),
     ("bert", "hidden_size", None, r"hidden_size is null, not a whole number"),
     ("bert", "hidden_size", 16.0, r"hidden_size is 16\.0, not a whole number"),
@@ -165,18 +187,24 @@ KEYS = [
     ("bert", "vocab_size", [30], r"vocab_size is \[30\], not a whole number"),
     ("bert", "layer_norm_eps", "x", r'layer_norm_eps is "x", not a number'),
     ("bert", "layer_norm_eps", math.nan, r"layer_norm_eps = NaN is not a number of at least 0"),
-    ("bert", "model_type", None, r"model_type: unknown None"),
-    ("bert", "model_type", ["bert"], r"model_type: unknown \['bert'\]"),
+    ("bert", "model_type", None, r"model_type None is not a family that is read here"),
+    ("bert", "model_type", ["bert"], r"model_type \['bert'\] is not a family that is read here"),
+    ("gpt2", "activation_function", None, r"activation_function is null, not a string"),
+    ("llama", "hidden_act", None, r"hidden_act is null, not a string"),
     ("gpt2", "n_inner", "x", r'n_inner is "x", not a whole number'),
     ("gpt2", "tie_word_embeddings", None, r"tie_word_embeddings is null, not true or false"),
     ("llama", "rope_parameters", [], r"rope_parameters is \[\], not an object"),
     ("llama", "rope_parameters", {"rope_theta": None}, r"rope_theta is null, not a number"),
     ("llama", "head_dim", "8", r'head_dim is "8", not a whole number'),
     ("llama", "num_key_value_heads", {}, r"num_key_value_heads is \{\}, not a whole number"),
-    ("vit", "image_size", [35, 35], r"image_size is \[35, 35\], not a whole number"),
-    ("vit", "num_hidden_layers", 10**9, r"layers = 1000000000|layers: 1000000000 is too many"),
+    ("vit", "image_size", [35, 34], r"image_size = \[35, 34\]: only squares are supported"),
+    ("vit", "image_size", 10**9, r"image_size = 1000000000 is too large for patches of 4"),
+    ("vit", "num_hidden_layers", 10**9, r"says 1000000000 layers, and its tensors are"),
     ("vit", "id2label", [], r"id2label is \[\], not an object"),
-    ("vit", "hidden_act", None, r"hidden_act = None is not supported"),
+    ("vit", "id2label", None, r"is \[16, 3\] there and \[16, 2\] here"),
+    ("resnet", "layer_type", "gelu", r"layer_type: unknown 'gelu'; valid: basic, bottleneck"),
+    ("resnet", "depths", ["1"], r'depths\[0\] is "1", not a whole number'),
+    ("vit", "hidden_act", None, r"hidden_act is null, not a string"),
     ("vit", "patch_size", None, r"patch_size is null, not a whole number"),
 ]
 
@@ -186,19 +214,28 @@ def test_a_key_of_the_wrong_type_is_named(model, key, value, says, folders, tmp_
     folder = shutil.copytree(folders[model], tmp_path / "own")
     settings = json.loads((folder / "config.json").read_text()) | {key: value}
     written(folder, {"config.json": settings})
-    load = image_weights.pretrained if model == "vit" else text_weights.pretrained
     with pytest.raises(BadInput, match=says):
-        load(folder)
+        loader(model)(folder)
 
 
 @pytest.mark.parametrize("model", ["bert", "vit"])
-@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"\xff", b"[" * 100_000, b'{"a":'])
-def test_a_config_json_that_is_none_is_one_line(raw, model, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "not JSON"),
+        (b"null", "null, not a JSON object"),
+        (b"[]", "a list, not a JSON object"),
+        (b"\xff", "line 1 is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":', "not JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a git-lfs pointer"),
+    ],
+)
+def test_a_config_json_that_is_none_is_one_line(raw, says, model, folders, tmp_path):
     folder = shutil.copytree(folders[model], tmp_path / "own")
     written(folder, {"config.json": raw})
-    load = image_weights.pretrained if model == "vit" else text_weights.pretrained
-    with pytest.raises(BadInput, match=r"config\.json"):
-        load(folder)
+    with pytest.raises(BadInput, match=rf"config\.json.*{says}"):
+        loader(model)(folder)
 
 
 # (contents of an index, what the line says)
@@ -209,11 +246,12 @@ INDICES = [
     ({"weight_map": []}, r"weight_map is \[\], not an object"),
     ({"weight_map": {"x": None}}, r"weight_map: x is null, not a string"),
     ({"weight_map": {"x": 3}}, r"weight_map: x is 3, not a string"),
-    ({"weight_map": {"x": ".."}}, r"is a folder, not a file"),
-    ({"weight_map": {"x": "../a"}}, r"\.\./a is missing"),
+    ({"weight_map": {"x": ".."}}, r"own: \.\. is missing: the parts .* must be in this folder"),
+    ({"weight_map": {"x": "../a"}}, r"own: \.\./a is missing"),
     ({"weight_map": {"x": "a\0"}}, r"cannot be read: embedded null byte"),
     ({"weight_map": {"x": "a" * 5000}}, r"cannot be read: file name too long"),
-    ({}, r"of its 0 tensors none"),
+    ({}, r"index\.json: weight_map is missing"),
+    ({"weight_map": {}}, r"index\.json: weight_map names no tensor"),
 ]
 
 
@@ -226,34 +264,41 @@ def test_an_index_of_the_wrong_types_is_one_line(index, says, folders, tmp_path)
         text_weights.pretrained(folder)
 
 
-# (tensor, value, what the line says)
+# (model, tensor, its shape, what the line says)
+QUERY = "encoder.layer.0.attention.self.query.weight"
 SHAPES = [
-    ("embeddings.word_embeddings.weight", (), r"is \[\], and should be a matrix"),
-    ("embeddings.word_embeddings.weight", (3,), r"is \[3\], and should be a matrix"),
-    ("embeddings.LayerNorm.weight", (), r"is \[\], and should be a vector"),
-    ("embeddings.LayerNorm.bias", (0,), r"is \[0\], and should be a vector"),
-    ("encoder.layer.0.attention.self.query.weight", (2, 2, 2), r"should be a matrix"),
-    ("encoder.layer.0.attention.self.query.weight", (0, 3), r"is \[0, 3\], and should be"),
+    ("bert", "embeddings.word_embeddings.weight", (), r"is \[\], and should have 2 dimensions"),
+    ("bert", "embeddings.word_embeddings.weight", (3,), r"is \[3\], and should have 2 dimensions"),
+    ("bert", "embeddings.LayerNorm.weight", (), r"is \[\], and should have 1 dimension$"),
+    ("bert", "embeddings.LayerNorm.bias", (0,), r"is \[0\], which is empty"),
+    ("bert", QUERY, (2, 2, 2), r"is \[2, 2, 2\], and should have 2 dimensions"),
+    ("bert", QUERY, (0, 3), r"is \[0, 3\], which is empty"),
+    ("gpt2", "transformer.h.0.attn.c_attn.bias", (), r"is \[\], and should have 1 dimension$"),
+    ("gpt2", "transformer.h.0.attn.c_attn.bias", (47,), r"no concatenation of 3 equal parts"),
+    ("vit", "vit.embeddings.cls_token", (), r"is \[\], and should have 3 dimensions"),
+    ("vit", "classifier.bias", (), r"is \[\], and should have 1 dimension$"),
 ]
 
 
-@pytest.mark.parametrize(("name", "shape", "says"), SHAPES)
-def test_a_tensor_of_another_rank_is_named(name, shape, says, folders, tmp_path):
-    folder = shutil.copytree(folders["bert"], tmp_path / "own")
+@pytest.mark.parametrize(("model", "name", "shape", "says"), SHAPES)
+def test_a_tensor_of_another_shape_is_named(model, name, shape, says, folders, tmp_path):
+    folder = shutil.copytree(folders[model], tmp_path / "own")
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     assert name in tensors
     tensors[name] = np.zeros(shape, np.float32)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BadInput, match=says):
-        text_weights.pretrained(folder)
+    with pytest.raises(BadInput, match=rf"own: .*{name.rpartition('.')[2]}.* {says}"):
+        loader(model)(folder)
 
 
-def test_a_fused_tensor_that_does_not_divide_is_named(folders, tmp_path):
-    folder = shutil.copytree(folders["gpt2"], tmp_path / "own")
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    tensors["transformer.h.0.attn.c_attn.bias"] = np.zeros(47, np.float32)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BadInput, match=r"is \[47\], and should be a vector of 3 equal parts"):
+def test_a_tensor_in_two_parts_is_named_with_both(folders, tmp_path):
+    folder = shutil.copytree(folders["bert"], tmp_path / "own")
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    parts = {name: f"{i % 2}.safetensors" for i, name in enumerate(safetensors.numpy.load(raw))}
+    written(folder, {"model.safetensors.index.json": {"weight_map": parts}})
+    written(folder, {"0.safetensors": raw, "1.safetensors": raw})
+    with pytest.raises(BadInput, match=r"is in two parts, 0\.safetensors and 1\.safetensors"):
         text_weights.pretrained(folder)
 
 

@@ -1,11 +1,17 @@
-"""Whatever is changed in a config or a workdir, at random, comes to a run or a refusal that keeps
-the laws; `python -m tests.measure fuzz` tries more."""
+"""Whatever is changed in a config, a workdir or a folder of weights, at random, comes to what it
+should or to a refusal; `python -m tests.measure fuzz` and `mutations` try more."""
 
+import functools
+
+import foreign_folders
 import fuzz
+import mutations
 import pytest
 
-pytestmark = pytest.mark.slow
+from lm import weights
+
 TRIES = 150
+MUTATIONS = 120
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +19,7 @@ def grounds(tmp_path_factory):
     return fuzz.prepare(tmp_path_factory.mktemp("grounds"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, TRIES])
 def test_nothing_that_is_tried_breaks_a_law(tmp_path, grounds, first, capsys):
     outcomes = fuzz.fuzz(range(first, first + TRIES), grounds, tmp_path)
@@ -20,3 +27,19 @@ def test_nothing_that_is_tried_breaks_a_law(tmp_path, grounds, first, capsys):
         print(f"\n{fuzz.summary(outcomes)}")
     wrong = [fuzz.tell(outcome) for outcome in outcomes if outcome.wrong]
     assert not wrong, "\n\n".join(wrong)
+
+
+def test_weights_are_what_their_files_say_or_refused(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    # Most tries are of the same few models, whose tracing is most of the time.
+    monkeypatch.setattr(weights, "_shapes", functools.cache(weights._shapes))
+    known = foreign_folders.grounds(tmp_path / "grounds")
+    names = sorted(known)
+    outcomes = [
+        mutations.attempt(i, names[i % len(names)], known[names[i % len(names)]], tmp_path / str(i))
+        for i in range(MUTATIONS)
+    ]
+    wrong = [mutations.tell(outcome) for outcome in outcomes if outcome.wrong]
+    assert not wrong, "\n\n".join(wrong)
+    loaded = sum(outcome.ends["adopt"] == "loaded" for outcome in outcomes)
+    assert MUTATIONS / 8 < loaded < MUTATIONS / 2  # or they change too little, or too much

@@ -138,19 +138,25 @@ def _kind(rng, path) -> None:
             path.symlink_to(path.name)
 
 
+def place(rng, values) -> tuple | None:
+    """(container, key) of a value somewhere in JSON values, mostly a leaf; None if they are
+    empty."""
+    inner = values
+    while isinstance(inner, dict | list) and inner:
+        key = rng.choice(sorted(inner)) if isinstance(inner, dict) else rng.randrange(len(inner))
+        leaf = not isinstance(inner[key], dict | list) or not inner[key]
+        if leaf or rng.random() < 0.2:
+            return inner, key
+        inner = inner[key]
+    return None
+
+
 def _value(rng, path) -> None:
     """Another value in a JSON file, or another type."""
     with contextlib.suppress(ValueError):
         values = json.loads(path.read_bytes())
-        inner = values
-        while isinstance(inner, dict | list) and inner:
-            key = (
-                rng.choice(sorted(inner)) if isinstance(inner, dict) else rng.randrange(len(inner))
-            )
-            if not isinstance(inner[key], dict | list) or rng.random() < 0.2:
-                inner[key] = rng.choice([None, -1, 1e308, "", [], {}, "x", True, 7])
-                break
-            inner = inner[key]
+        if at := place(rng, values):
+            at[0][at[1]] = rng.choice([None, -1, 1e308, "", [], {}, "x", True, 7])
         path.write_text(json.dumps(values))
 
 
