@@ -21,7 +21,13 @@ from common.training.program import initial_state, prepare, sections
 def read_config(folder) -> dict:
     """The config of a run as a nested dict; keys added since it began get backward-compatible
     defaults. Raises `BadInput` if there is none or it is torn."""
-    return completed(workdir.read_config(folder), sections)
+    config = workdir.read_config(folder)
+    require(
+        "task" in config,
+        f"{folder}: no run there: its config.json names no task; published weights are named with "
+        "--weights",
+    )
+    return completed(config, sections)
 
 
 def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) -> dict:

@@ -80,7 +80,8 @@ def read(
     """Reads every tensor of a checkpoint that has a name here.
 
     Args:
-      path: a folder, whose config.json identifies the family, or a file of tensors, whose names do.
+      path: a folder, whose config.json identifies the family; its file of tensors; or another
+        file, whose names identify it.
       families: those to consider.
       model: the model that they must be of, if it is known; a config.json of a library that
         writes other keys then does no harm.
@@ -94,10 +95,11 @@ def read(
     fitting = [each for each in candidates if model is None or isinstance(model, each.model)]
     require(bool(fitting), f"{type(model).__name__}: no weights of such a model can be read")
     config, loaded = contents or (None, None)
-    if config is None and inputs.present(path / "config.json"):
-        config = tensors.json_object(path / "config.json")
+    file = (path.parent if path.name in tensors.FILES else path) / "config.json"
+    if config is None and inputs.present(file):
+        config = tensors.json_object(file)
     if config is not None and (model is None or families_of.recognisable(config, candidates)):
-        where = str(path if contents else path / "config.json")
+        where = str(path if contents else file)
         described = families_of.describe(config, candidates, where)
         require(
             described.family in fitting,
@@ -164,6 +166,11 @@ def check(
     unused = [p for p in read.values if p not in paths and not of_head(read, p)]
     if not init.get("rename"):
         _refuse(f"{what} has parameters that this model lacks", filter(_not(skipped), unused))
+    if read.described is None and "heads" in read.family.fields:
+        logging.warning(
+            "%s: no config.json: its heads, epsilon and activation are taken to be the model's",
+            what,
+        )
     theirs = read.described.classes if read.described is not None else ()
     heads = [path for path in HEADS if path in read.values and not skipped(path)]
     if not heads or not theirs or theirs == classes:

@@ -94,7 +94,10 @@ def pretrained(path: epath.PathLike) -> dict:
 def settings(config: dict) -> dict[str, dict[str, Any]]:
     """What the weights at `config.init.path` say: `weights_settings` of a task (`common.task`)."""
     path = _path("config.init.path", config["init"]["path"], config["data"]["folder"])
-    found = {"model": _read(path).fields(config["init"]["skip"])}
+    read = _read(path)
+    known = read.described is not None
+    require(known, f"config.init.adopt: {path}: there is no config.json to adopt")
+    found = {"model": read.fields(config["init"]["skip"])}
     if tokenizer.has_files(path):
         found["data"] = {"tokenizer": str(path)}
     return found

@@ -10,7 +10,7 @@ import language_config
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import load
+from helpers import exit_code, load
 
 from common import tree
 from common.errors import BadInput
@@ -191,3 +191,27 @@ def test_a_family_that_is_not_there_is_said_to_be_none(tmp_path):
     assert f"'big_bird' is not a family that is read here; those are: {families}" in str(
         error.value
     )
+
+
+def test_a_file_alone_says_nothing_of_heads_and_is_not_adopted(kept, tmp_path, caplog):
+    folder = kept[0] / "llama"
+    facts = tokenizer.facts(tokenizer.load(folder))
+    model = gpt.GPT(**weights.sizes(folder)).clone(heads=8)
+    read = weights.reader(facts, {"data": {"folder": ""}}, model)
+    with pytest.raises(BadInput, match="heads = 4 there and 8 here"):
+        read(str(folder / "model.safetensors"))  # its config.json lies beside it
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes((folder / "model.safetensors").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        read(str(alone))
+    assert "no config.json: its heads, epsilon and activation are taken" in caplog.text
+    adopt = {"path": str(alone), "adopt": True, "skip": ()}
+    with pytest.raises(BadInput, match="there is no config.json to adopt"):
+        weights.settings({"init": adopt, "data": {"folder": ""}})
+
+
+def test_a_folder_of_weights_is_no_run(kept, capsys):
+    words = ["--workdir", str(kept[0] / "llama")]
+    for script in (["evaluate"], ["generate", "a prompt"], ["fill_mask", "a [MASK]"], ["explain"]):
+        assert exit_code(script[0], *words, *script[1:]) == 2
+        assert "published weights are named with --weights" in capsys.readouterr().err

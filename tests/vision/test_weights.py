@@ -203,7 +203,10 @@ def test_files_that_are_not_whole(change, message, folder):
 
 def test_another_model_s_file(folder, tmp_path):
     path, _ = folder
-    file = path / "model.safetensors"
+    file = tmp_path / "alone.safetensors"
+    file.write_bytes((path / "model.safetensors").read_bytes())
+    with pytest.raises(BadInput, match=r"stages = \(2, 1\) there and \(3, 1\) here"):
+        weights.pretrained(path / file.with_stem("model").name, BASIC.clone(stages=(3, 1)))
     with pytest.raises(BadInput, match="tensors of ResNet are missing"):
         weights.pretrained(file, BASIC.clone(stages=(3, 1)))
     with pytest.raises(

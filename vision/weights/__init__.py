@@ -53,7 +53,10 @@ def sizes(folder: epath.PathLike) -> dict[str, Any]:
 def settings(config: dict) -> dict[str, dict[str, Any]]:
     """What the weights at `config.init.path` say: `weights_settings` of a task (`common.task`)."""
     path = fetch.find_pretrained(config["init"]["path"], known=WEIGHTS)
-    found = {"model": engine.read(path, FAMILIES).fields(config["init"]["skip"])}
+    read = engine.read(path, FAMILIES)
+    known = read.described is not None
+    require(known, f"config.init.adopt: {path}: there is no config.json to adopt")
+    found = {"model": read.fields(config["init"]["skip"])}
     setup = preprocessor.read(path) if path.is_dir() else None
     if setup is not None:
         # There pixels are multiplied by `rescale`; here they are divided by 255.

@@ -76,10 +76,10 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_writes_nothing(c
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path):
     with workdir.Lock(tmp_path / "run") as first, workdir.Lock(tmp_path / "run") as second:
-        workdir.claim(tmp_path / "run", {"a": 1}, {}, write=True, lock=first)
+        workdir.claim(tmp_path / "run", {"task": "a"}, {}, write=True, lock=first)
         with pytest.raises(BadInput, match="is in use by"):
-            workdir.claim(tmp_path / "run", {"a": 2}, {}, write=True, lock=second)
-    assert read_config(tmp_path / "run") == {"a": 1}
+            workdir.claim(tmp_path / "run", {"task": "b"}, {}, write=True, lock=second)
+    assert read_config(tmp_path / "run") == {"task": "a"}
 
 
 def test_where_there_are_no_locks_there_is_none(tmp_path, monkeypatch):
