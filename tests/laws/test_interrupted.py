@@ -224,7 +224,7 @@ def report(whole: Ended, outcomes: list[Outcome]) -> str:
     )
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(304, marks=pytest.mark.measure("survival"))])
+@pytest.mark.parametrize("count", [40, pytest.param(304, marks=pytest.mark.measure("survival"))])
 def test_interrupted_at_any_write_it_ends_the_same(library, tmp_path, capsys, count):
     with contextlib.ExitStack() as stack:
         trainers = [stack.enter_context(Trainer(library)) for _ in range(AT_ONCE)]
