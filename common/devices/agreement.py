@@ -112,7 +112,9 @@ def require_same(facts: dict[str, str], what: str) -> None:
       what: what should have been the same, for the message.
     """
     everybody = gather(facts)
-    names = sorted({name for own in everybody for name in own})
+    # What another value of a key adds or takes away (an optimizer's own keys) comes after that key.
+    absent = lambda name: any(name not in own for own in everybody)
+    names = sorted({name for own in everybody for name in own}, key=lambda n: (absent(n), n))
     differ = []
     for name in names:
         groups: dict[str, list[int]] = {}

@@ -25,6 +25,12 @@ def test_a_key_that_one_lacks_differs(monkeypatch):
     assert "a is 1 on process 0, not there on process 1" in differ(monkeypatch, {"a": "1"}, {})
 
 
+def test_a_key_comes_before_those_that_its_value_adds(monkeypatch):
+    own = {f"optim.direction.{key}": "0" for key in ("b1", "b2", "eps", "mu", "nu")}
+    said = differ(monkeypatch, {"optim.name": "adamw"} | own, {"optim.name": "sgd"})
+    assert "differ: optim.name is adamw on process 0, sgd on process 1; optim.direction.b1" in said
+
+
 def test_many_differences_are_counted(monkeypatch):
     keys = [f"key_{i}" for i in range(7)]
     said = differ(monkeypatch, dict.fromkeys(keys, "0"), dict.fromkeys(keys, "1"))
