@@ -145,13 +145,22 @@ def names(run: pathlib.Path) -> set[str]:
     return {str(path.relative_to(run)) for path in [*run.iterdir(), *run.glob("checkpoints/*")]}
 
 
-def difference(whole: pathlib.Path, cut: pathlib.Path) -> str:
-    """What is different about the end of a run, if anything."""
+def difference(whole: pathlib.Path, cut: pathlib.Path, hit: set[str]) -> str:
+    """What is different about the end of a run, if anything.
+
+    Args:
+      whole: an undisturbed run.
+      cut: a run with faults.
+      hit: the files at which they were: without its console.log a run goes on, and of half a line
+        of a log, which is mended, a copy is kept.
+    """
     try:
         same(whole, cut)
     except (AssertionError, OSError):
         return f"{cut} differs from {whole}"
     missing, more = names(whole) - names(cut), names(cut) - names(whole) - not_deleted(cut)
+    missing -= {"console.log"} & hit
+    more -= {f"{name}.before-mending" for name in {"metrics.jsonl"} & hit}
     return f"without {sorted(missing)}, and with {sorted(more)}" if missing or more else ""
 
 
@@ -176,7 +185,8 @@ def interrupted(trainer: Trainer, whole: pathlib.Path, point: Point, folder) -> 
         wrong = wrong_end(fault, starts[-1])
         if wrong:
             break
-    wrong = wrong or difference(whole, folder)
+    hit = {start.hit[1] for start in starts if start.hit}
+    wrong = wrong or difference(whole, folder, hit)
     return Outcome(point, starts, wrong, not wrong and bool(not_deleted(folder)))
 
 
