@@ -17,7 +17,7 @@ from common.task import row_keys
 from common.training import program, train
 from common.training.loop import eval_context
 from common.training.saved import evaluate_run
-from lm import masking
+from lm import bert, masking, weights
 from lm.data import corpora
 
 SMALL = {
@@ -204,12 +204,12 @@ def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path):
     other = overrides | {"data.vocab_size": 100, "init.path": str(tmp_path / "run")}
     with pytest.raises(BadInput, match=r"init\.path: .* has another tokenizer\.json"):
         begun("bert_sotu", **other)
-    (tmp_path / "hf").mkdir()
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
-    shape |= {"intermediate_size": 48, "model_type": "bert", "hidden_act": "gelu"}
-    (tmp_path / "hf/config.json").write_text(json.dumps(shape))
+    model = bert.Bert(vocab_size=99, width=32, layers=1, heads=2, hidden=48, max_length=24)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    weights.save(tmp_path / "hf", model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    alone = overrides | {"init.path": str(tmp_path / "hf"), "init.adopt": True}
     with pytest.raises(BadInput, match="is for 99 tokens, and the tokenizer has"):
-        begun("bert_sotu", **(overrides | {"init.path": str(tmp_path / "hf")}))
+        begun("bert_sotu", **alone)
     # The text of a run has changed: what it was trained on is not what there is.
     changed = pathlib.Path(texts["data.name"].removeprefix("folder:"), "letters", "more.txt")
     changed.write_text("War and peace. " * 40)
