@@ -41,9 +41,10 @@ class Case(NamedTuple):
     folder: str | None = None
 
 
-# Another value of the same type, for keys of which any other would do.
+# Another value of the same type, for keys of which any other would do. Another task knows no key of
+# this one's model, and is refused before the processes join.
 OTHERS = {
-    "task": "toy", "model.module": "vision.cnn:CNN", "model.dropout": 0.25, "model.hidden": (32,),
+    "model.module": "vision.cnn:CNN", "model.dropout": 0.25, "model.hidden": (32,),
     "train.duration": "7 steps", "optim.name": "sgd", "optim.schedule": "linear", "mesh.data": 1,
     "checkpoint.best": "max eval/test/accuracy", "train.stop.metric": "min eval/test/loss",
     "init.path": "elsewhere", "init.step": 3, "runtime.profile": "1:3", "runtime.cache": "none",
