@@ -225,7 +225,7 @@ def finish(run: Run, state: TrainState) -> dict:
         "parameters": tree.count(state.params) - run.program.task.padding,
     }
     before = workdir.read_result(run.folder) or {}
-    if all(before.get(k) == result[k] for k in ("steps", "eval", "digest", "parameters")):
+    if all(before.get(k) == result[k] for k in ("steps", "eval", "digest")):
         return before  # already finished: keep its original timings
     if runtime.is_main():
         workdir.finish(run.folder, result)

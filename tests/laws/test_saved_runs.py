@@ -28,6 +28,8 @@ def runs(tmp_path_factory):
     return folder
 
 
+# Parameters in rows that only pad a table, which they counted.
+PADDED = {"digits": 0, "mlm": 1120, "clm": 1504}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlm", "clm")]
 
 
@@ -37,7 +39,8 @@ def test_a_run_of_an_older_version_goes_on(runs, name, monkeypatch, tmp_path):
     expected = json.loads((runs / "expected.json").read_text())[name]
     assert "kind" not in str(workdir.read_config(runs / name)["evals"])  # older than that key
     result = train.run(saved.read_config(runs / name), runs / name, show=False)
-    assert (result["steps"], result["parameters"]) == (12, expected["parameters"])
+    count = expected["parameters"] - PADDED[name]
+    assert (result["steps"], result["parameters"]) == (12, count)
     losses = {x["step"]: x["train/loss"] for x in log.read_lines(runs / name) if "train/loss" in x}
     # Not bits: they were computed on another machine.
     assert losses == pytest.approx({int(k): v for k, v in expected["loss"].items()}, rel=1e-4)
