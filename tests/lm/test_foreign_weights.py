@@ -215,3 +215,19 @@ def test_a_folder_of_weights_is_no_run(kept, capsys):
     for script in (["evaluate"], ["generate", "a prompt"], ["fill_mask", "a [MASK]"], ["explain"]):
         assert exit_code(script[0], *words, *script[1:]) == 2
         assert "published weights are named with --weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "words", "says"),
+    [
+        ("llama", "generate", ("--tokens", "3", "--greedy", "one two three"), "one two three"),
+        ("bert", "fill_mask", ("--top", "2", "one [MASK] three"), "one"),
+        ("bert", "generate", ("one",), "only causal LMs write text"),
+        ("llama", "fill_mask", ("one [MASK]",), "has no masked-LM head"),
+    ],
+)
+def test_scripts_take_a_folder_of_weights(name, script, words, says, kept, capsys):
+    code = exit_code(script, "--weights", str(kept[0] / name), *words)
+    out, err = capsys.readouterr()
+    assert says in (err if code else out)
+    assert code == (0 if (name, script) in (("llama", "generate"), ("bert", "fill_mask")) else 2)

@@ -136,8 +136,9 @@ def test_positions_that_cannot_be_resized(tmp_path):
         weights.pretrained(tmp_path, VIT.clone(image_size=32), ANY_SIZE)
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_with_their_own_scaling_and_no_run(tmp_path, capsys):
-    """evaluate.py takes a folder: no run, no field typed by hand."""
+    """evaluate.py and explain.py take a folder: no run, no field typed by hand."""
     model = ViT(
         num_classes=10, image_size=8, patch_size=2, width=16, layers=1, heads=2, hidden=24,
         activation="relu", norm_eps=1e-3,
@@ -157,3 +158,8 @@ def test_weights_are_evaluated_with_their_own_scaling_and_no_run(tmp_path, capsy
     assert found["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == rows["label"]), abs=1e-6)
     entropy = jax.nn.logsumexp(logits, axis=-1) - logits[np.arange(source.size), rows["label"]]
     assert found["loss"] == pytest.approx(float(entropy.mean()), rel=1e-4)
+    drawn = ["--to", str(tmp_path / "drawn"), "--count", "2"]
+    assert exit_code("explain", *words, "--config.model.module=vision.vit:ViT", *drawn) == 0
+    assert f"accuracy {found['accuracy']:.4f}" in capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert files == {"mistakes.png", "confusion.png", "saliency.png"}
