@@ -115,7 +115,7 @@ class Encoder(SequenceTransformer, kw_only=True):
     def padding(self) -> int:
         """The number of parameters in rows of the token table after the last token's."""
         rows = padded(self.vocab_size) - self.vocab_size
-        return rows * (self.embedding_width or self.width)
+        return rows * self.embedding_size
 
     @nn.nowrap
     def head_layers(self) -> tuple[Callable, Callable]:

@@ -58,11 +58,11 @@ def main(argv=None) -> int:
     config, keys = with_sets(config, [shown], where)
     name, evals = keys[shown], config["evals"]
     if args.weights is None:
-        model = opened(config, args.workdir, args.step)
+        opening = opened(config, args.workdir, args.step)
     else:
-        model = opened_weights(config, args.weights)
+        opening = opened_weights(config, args.weights)
     folder = epath.Path(args.to or (f"{args.workdir}/explain" if args.workdir else "explain"))
-    with model as (program, state, step):
+    with opening as (program, state, step):
         config = program.config
         context = eval_context(program, state, step)
         source = program.task.sources[name]

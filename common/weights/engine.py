@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -163,9 +163,9 @@ def check(
     skipped = lambda path: any(re.fullmatch(regex, path) for regex in skip)
     fields = families_of.fields_of(model)
     families_of.require_same(what, read.fields(skip), fields, init.get("allow", ()))
-    unused = [p for p in read.values if p not in paths and not of_head(read, p)]
+    unused = [p for p in read.values if p not in paths and not skipped(p) and not of_head(read, p)]
     if not init.get("rename"):
-        _refuse(f"{what} has parameters that this model lacks", filter(_not(skipped), unused))
+        _refuse(f"{what} has parameters that this model lacks", unused)
     if read.described is None and "heads" in read.family.fields:
         logging.warning(
             "%s: no config.json: its heads, epsilon and activation are taken to be the model's",
@@ -183,10 +183,6 @@ def check(
     fresh = f"--config.init.skip=\"('{heads[0].partition('/')[0]}/.*',)\" begins with a fresh head"
     require(not known, f"{what} has other classes, or in another order: {pair}; {fresh}")
     logging.warning("%s: the classes have other names: %s", what, pair)
-
-
-def _not(predicate: Callable) -> Callable:
-    return lambda x: not predicate(x)
 
 
 def of_head(read: Read, path: str) -> bool:

@@ -7,7 +7,6 @@ they compute (`IDLE`); any other is named in a warning. Only tables and their re
 handles the tensors.
 """
 
-import dataclasses
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ import flax.linen as nn
 
 from common import inputs
 from common.errors import BadInput, brief, nearest, require
+from common.nn import model as models
 from common.weights.names import Names
 
 # Activations there -> here; of two names for one, exports use the first.
@@ -113,8 +113,8 @@ class Described(NamedTuple):
 
 
 def names_of(model: type[nn.Module]) -> set[str]:
-    """The names of the fields of a module's class."""
-    return {each.name for each in dataclasses.fields(model)} - {"parent", "name"}
+    """The names of the fields of a module's class, without those that linen owns."""
+    return models.fields_of(model) - {"parent", "name"}
 
 
 def fields_of(model: nn.Module) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def config_of(family: Family, model: nn.Module) -> dict[str, Any]:
       BadInput: for a field's value that the family does not have.
     """
     wrong = unlike(family, model)
-    require(not wrong, "; ".join(f"{family.name} of transformers has no {x}" for x in wrong[:1]))
+    require(not wrong, f"{family.name} of transformers has no {wrong[0] if wrong else ''}")
     fields = {field: getattr(model, field) for field in family.fields if hasattr(model, field)}
     if "kv_heads" in fields:
         fields["kv_heads"] = fields["kv_heads"] or fields["heads"]

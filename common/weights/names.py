@@ -35,7 +35,7 @@ class Leaf(NamedTuple):
 
     there: str
     here: tuple[str, ...]
-    dims: tuple[int, ...]
+    dims: int
     ours: Callable = same
     theirs: Callable = lambda x, model: x
 
@@ -60,11 +60,11 @@ def _parts(leaf: Leaf, *parts: str) -> Leaf:
 
 
 _back = lambda x, model: x.T
-_BIAS = Leaf("bias", ("bias",), (1,))
-_DENSE = Leaf("weight", ("kernel",), (2,), transposed, _back)
-_CONV1D = Leaf("weight", ("kernel",), (2,))
-_NORM = Leaf("weight", ("scale",), (1,)), _BIAS
-_TABLE = Leaf("weight", ("embedding",), (2,))
+_BIAS = Leaf("bias", ("bias",), 1)
+_DENSE = Leaf("weight", ("kernel",), 2, transposed, _back)
+_CONV1D = Leaf("weight", ("kernel",), 2)
+_NORM = Leaf("weight", ("scale",), 1), _BIAS
+_TABLE = Leaf("weight", ("embedding",), 2)
 _QKV = "query", "key", "value"
 
 KINDS: dict[str, tuple[Leaf, ...]] = {
@@ -76,18 +76,18 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
         Leaf(
             "weight",
             ("kernel",),
-            (4,),
+            4,
             lambda x: x.transpose(2, 3, 1, 0),
             lambda x, model: x.transpose(3, 2, 0, 1),
         ),
         _BIAS,
     ),
-    "patch": (Leaf("weight", ("kernel",), (4,), _patches, _unpatched), _BIAS),
+    "patch": (Leaf("weight", ("kernel",), 4, _patches, _unpatched), _BIAS),
     "norm": _NORM,
     "batch_norm": (
         *_NORM,
-        Leaf("running_mean", ("mean",), (1,)),
-        Leaf("running_var", ("var",), (1,)),
+        Leaf("running_mean", ("mean",), 1),
+        Leaf("running_var", ("var",), 1),
     ),
     "table": (_TABLE,),
     "vocabulary": (  # ours has extra rows after the last token
@@ -96,8 +96,8 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
     "offset_table": (  # RoBERTa's positions begin at 2, after one for padding
         _TABLE._replace(ours=lambda x: x[2:], theirs=lambda x, model: np.pad(x, ((2, 0), (0, 0)))),
     ),
-    "vector": (Leaf("", ("",), (1,)),),
-    "first": (Leaf("", ("",), (3,), first, lambda x, model: x[None]),),  # with a batch dimension
+    "vector": (Leaf("", ("",), 1),),
+    "first": (Leaf("", ("",), 3, first, lambda x, model: x[None]),),  # with a batch dimension
 }
 
 
@@ -163,10 +163,8 @@ def _numbers(pattern: str, text: str) -> dict[str, int] | None:
     match = _regex(pattern).fullmatch(text)
     if match is None:
         return None
-    one = {
-        name: int(value) - (1 if "_" in name else 0) for name, value in match.groupdict().items()
-    }
-    return {name.rstrip("_"): value for name, value in one.items()}
+    # A group "i_" is of "{i+1}".
+    return {name[0]: int(value) - len(name[1:]) for name, value in match.groupdict().items()}
 
 
 def _filled(pattern: str, numbers: dict[str, int]) -> str:
@@ -264,8 +262,8 @@ def parameters(names: Names, known: dict) -> dict[str, np.ndarray]:
         floats = np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"
         require(floats, f"{name} is {x.dtype}; quantised weights are not supported")
         shape = list(x.shape)
-        dims = f"{leaf.dims[0]} dimension{'s' if leaf.dims[0] > 1 else ''}"
-        require(x.ndim in leaf.dims, f"{name} is {shape}, and should have {dims}")
+        dims = f"{leaf.dims} dimension{'s' if leaf.dims > 1 else ''}"
+        require(x.ndim == leaf.dims, f"{name} is {shape}, and should have {dims}")
         require(x.size > 0, f"{name} is {shape}, which is empty")
         x = leaf.ours(x.astype(np.float32))
         parts = len(tensor.here)

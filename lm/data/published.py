@@ -69,12 +69,13 @@ def load(path: epath.PathLike) -> Tokenizer:
       BadInput: if there is none, it cannot be read, or its files say what cannot be done.
     """
     path = epath.Path(path).expanduser()
-    if _gguf(path) is not None:
-        metadata = gguf_file.metadata(_gguf(path))
+    file = _gguf(path)
+    if file is not None:
+        metadata = gguf_file.metadata(file)
         try:
             made = gguf.tokenizer(metadata)
         except BadInput as error:
-            raise BadInput(f"{WHERE}: {_gguf(path)}: {error}") from None
+            raise BadInput(f"{WHERE}: {file}: {error}") from None
         _check_ids(made.get_vocab(with_added_tokens=True), str(path))
         return made
     folder = path if path.is_dir() else path.parent

@@ -50,13 +50,23 @@ GPT2 = Family(
 )
 
 
-def _llama(name: str, cls: str, read, write, varies: dict, fixed: dict, **defaults: Any) -> Family:
+def _llama(
+    name: str,
+    cls: str,
+    read,
+    write,
+    varies: dict,
+    fixed: dict,
+    head_width: int | None = None,
+    **defaults: Any,
+) -> Family:
     """A family of decoders with RMSNorm, rotary positions and a gated MLP (Touvron et al. 2023).
 
     Args:
       name, cls: `model_type` and the class there.
       read, write, varies, fixed: as in `Family`, of what differs between these families.
-      defaults: of config.json, where they are not Llama's.
+      head_width: the default of `head_dim`; None is that of the other sizes.
+      defaults: of other keys, where they are not Llama's.
     """
     fields = {
         "vocab_size": ("vocab_size", 32000),
@@ -75,7 +85,7 @@ def _llama(name: str, cls: str, read, write, varies: dict, fixed: dict, **defaul
     norms = ("query", "key") if fixed.get("qk_norm") else ()
 
     def reads(config, fields, where):
-        size = inputs.field(config, "head_dim", int, 128 if name == "qwen3" else None, where)
+        size = inputs.field(config, "head_dim", int, head_width, where)
         width, heads = fields["width"], fields["heads"]
         fields = fields | {
             "kv_heads": fields["kv_heads"] or heads,
@@ -170,31 +180,34 @@ def _flags(fields: dict) -> dict:
     return {"attention_bias": attention, "mlp_bias": mlp}
 
 
+def _size(config: dict, where: str) -> int | None:
+    """`sliding_window`; null is none."""
+    if config.get("sliding_window", 0) is None:
+        return None
+    return inputs.field(config, "sliding_window", int, 4096, where)
+
+
 def _window(config: dict, fields: dict, where: str) -> dict:
     """The window of Qwen2 and Qwen3, which either all layers have or none."""
     used = inputs.field(config, "use_sliding_window", bool, False, where)
-    size = config.get("sliding_window", 4096)
-    size = None if size is None else inputs.field(config, "sliding_window", int, 4096, where)
+    size, layers = _size(config, where), fields["layers"]
     first = config.get("max_window_layers", 28)
     require(
         type(first) is int and first >= 0,
         f"{where}: max_window_layers is {brief(first)}, not a number of layers",
     )
     size = size if used else None
-    kinds = [
-        "sliding_attention" if size and i >= first else "full_attention"
-        for i in range(fields["layers"])
-    ]
-    kinds = inputs.field(config, "layer_types", list, kinds, where)
+    kinds = inputs.field(config, "layer_types", list, None, where)
+    if kinds is None:
+        sliding, alike = size is not None and first < layers, size is None or not 0 < first < layers
+    else:
+        alike = len(kinds) == layers and all(kind == kinds[0] for kind in kinds)
+        sliding = alike and kinds[0] == "sliding_attention"
+    require(alike, f"{where}: layer_types: only models whose layers are all alike are read here")
     require(
-        len(kinds) == fields["layers"] and all(kind == kinds[0] for kind in kinds),
-        f"{where}: layer_types: only models whose layers are all alike are read here",
+        not kinds or kinds[0] in ("sliding_attention", "full_attention"),
+        f"{where}: layer_types: {brief(kinds and kinds[0])} is not supported",
     )
-    require(
-        kinds[0] in ("sliding_attention", "full_attention"),
-        f"{where}: layer_types: {brief(kinds[0])} is not supported",
-    )
-    sliding = kinds[0] == "sliding_attention"
     require(
         not sliding or size is not None,
         f"{where}: layer_types has sliding_attention, but use_sliding_window is not set",
@@ -209,9 +222,7 @@ def _window_keys(fields: dict) -> dict:
 
 
 def _mistral(config: dict, fields: dict, where: str) -> dict:
-    size = config.get("sliding_window", 4096)
-    size = None if size is None else inputs.field(config, "sliding_window", int, 4096, where)
-    return fields | {"window": size}
+    return fields | {"window": _size(config, where)}
 
 
 def _qwen3(config: dict, fields: dict, where: str) -> dict:
@@ -244,6 +255,7 @@ QWEN3 = _llama(  # Yang et al. 2025
     lambda fields: _window_keys(fields) | {"attention_bias": fields["bias"] == "attention"},
     varies={"window": (), "bias": (False, "attention")},
     fixed={"qk_norm": True},
+    head_width=128,
     **QWEN,
 )
 FAMILIES = GPT2, LLAMA, MISTRAL, QWEN2, QWEN3

@@ -1,6 +1,6 @@
 """Our models beside those of `transformers`: outputs, loss and every gradient, family by family.
 
-    python tests/support/parity.py                 # the table of common/weights/README.md
+    python tests/support/parity.py [NAME …]    # the table of common/weights/README.md
 
 Weights are random, at odd shapes with padding, and cross over through the tables of names; our
 gradients go back through them: a wrong name, a missing transpose or a wrong formula all show. In
@@ -257,13 +257,11 @@ def widened(model_type: str):
     `Tensor.float` widens. They cast norms (RMSNorm), the softmax of attention, rotary frequencies
     and angles, and the logits of a loss to float32, whatever they are given."""
     import torch
-    from transformers import loss
     from transformers import modeling_rope_utils as rope
     from transformers.loss import loss_utils
 
     name = model_type.replace("-", "_")
     model = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    del loss
     wide = types.SimpleNamespace(**vars(torch) | {"float32": torch.float64, "float": torch.float64})
     places = [module for module in (model, rope, loss_utils) if hasattr(module, "torch")]
     before = [module.torch for module in places], torch.Tensor.float

@@ -149,9 +149,7 @@ def reader(config: dict, model: nn.Module, classes: tuple[str, ...]) -> Callable
 
     def read_path(name: str) -> dict:
         path = fetch.find_pretrained(name, known=WEIGHTS)
-        variables = pretrained(path, model, config.get("init", {}), classes)
-        flat = {p: x for tree_ in variables.values() for p, x in tree.flatten(tree_).items()}
-        return tree.unflatten(flat)
+        return tree.unflatten(flat(pretrained(path, model, config.get("init", {}), classes)))
 
     return read_path
 
@@ -161,11 +159,7 @@ def _outline(model: nn.Module, values: dict) -> dict[str, tuple[int, ...]]:
     side, channels = getattr(model, "image_size", 32), channels_of(model, values)
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {
-        path: leaf.shape
-        for collection in variables.values()
-        for path, leaf in tree.flatten(collection).items()
-    }
+    return {path: leaf.shape for path, leaf in flat(variables).items()}
 
 
 def channels_of(model: nn.Module, values: dict) -> int:
@@ -212,9 +206,10 @@ def export(model: nn.Module, variables: dict, names: engine.naming.Names | None 
     Raises:
       BadInput: if the layout has no such model or parameter.
     """
+    values = flat(variables)
     if names is None:
-        names = engine.layout(engine.family_for(model, FAMILIES), flat(variables))
-    return engine.exported(names, model, flat(variables))
+        names = engine.layout(engine.family_for(model, FAMILIES), values)
+    return engine.exported(names, model, values)
 
 
 def flat(variables: dict) -> dict:
