@@ -50,7 +50,7 @@ class Source(NamedTuple):
       spec: {name: jax.ShapeDtypeStruct} of one example.
       fingerprint: a string that changes when the data does.
       facts: what its task knows about the set: a NamedTuple of the domain, such as
-        `vision.data.datasets.ImageFacts`.
+        `vision.data.sets.ImageFacts`.
     """
 
     size: int

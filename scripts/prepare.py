@@ -57,12 +57,12 @@ def main(argv=None) -> int:
 
 
 def _fashion_mnist(folder: str, files: str) -> None:
-    from vision.data import datasets, fashion_mnist
+    from vision.data import fashion_mnist, prepared
 
     fashion_mnist.prepare(splits.data_dir(folder), files)
-    builder = splits.open_prepared("fashion_mnist", folder, datasets.SCRIPTED)
+    builder = splits.open_prepared("fashion_mnist", folder, prepared.SCRIPTED)
     for split in builder.info.splits:
-        count = len(datasets.decoded(builder, split)["label"])
+        count = len(prepared.decoded(builder, split)["label"])
         print(f"fashion_mnist {split}: {count:,} examples")
     print(f"in {builder.data_dir}")
 

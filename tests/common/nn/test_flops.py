@@ -12,7 +12,7 @@ from common.task import Source, Task, training_flops
 from common.training import program
 from lm import bert, gpt
 from vision import cnn
-from vision.data.datasets import ImageFacts
+from vision.data.sets import ImageFacts
 
 BATCH, LENGTH, PREDICTIONS = 2, 12, 5
 # A vocabulary of whole 128s: the model is said to need no padding, and the program computes it.

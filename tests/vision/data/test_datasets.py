@@ -11,6 +11,7 @@ import pytest
 from common.data import splits
 from common.errors import BadInput
 from vision.data import datasets, photographs
+from vision.data.sets import NORMALISATION
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_digits_are_the_digits():
     assert batch["image"].dtype == np.uint8
     assert batch["image"].shape == (1437, 8, 8, 1)
     assert np.bincount(batch["label"]).min() > 130
-    mean, std = datasets.NORMALISATION["digits"]
+    mean, std = NORMALISATION["digits"]
     assert batch["image"].mean() / 255 == pytest.approx(mean[0], abs=1e-3)
     assert batch["image"].std() / 255 == pytest.approx(std[0], abs=1e-3)
     assert batch["label"][:10].tolist() == list(range(10))
@@ -109,7 +110,7 @@ def test_a_prepared_set_in_memory_and_on_disk_is_the_same(folder):
         for key, value in memory[name].read(rows).items():
             np.testing.assert_array_equal(value, disk[name].read(rows)[key])
             assert value.dtype == disk[name].read(rows)[key].dtype
-    assert memory["train"].facts.mean == datasets.NORMALISATION["cifar10"][0]
+    assert memory["train"].facts.mean == NORMALISATION["cifar10"][0]
     assert len(memory["train"].facts.classes) == 10
     assert disk["train"].resident is None
 
@@ -221,7 +222,7 @@ def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
     assert train["image"].shape == (60000, 28, 28, 1)
     assert np.bincount(train["label"]).tolist() == [6000] * 10
     assert np.bincount(sets["test"].resident["label"]).tolist() == [1000] * 10
-    mean, std = datasets.NORMALISATION["fashion_mnist"]
+    mean, std = NORMALISATION["fashion_mnist"]
     assert train["image"].mean() / 255 == pytest.approx(mean[0], abs=1e-4)
     assert train["image"].std() / 255 == pytest.approx(std[0], abs=1e-4)
     assert sets["train"].facts.classes[9] == "Ankle boot"
