@@ -62,6 +62,15 @@ class Try(NamedTuple):
     mutations: list[str]
 
 
+class Change(NamedTuple):
+    """One change of data of one's own: what, in words; what a refusal may name, besides the file;
+    and whether what then stands there must be read (True), refused (False), or either (None)."""
+
+    what: str
+    words: tuple[str, ...] = ()
+    readable: bool | None = None
+
+
 class Outcome(NamedTuple):
     """What a try came to; `wrong` is "" if it kept the laws."""
 
