@@ -22,29 +22,23 @@ documents end, and words are masked, only where the task says so. Other tokens t
 a tokenizer, special or not, are one token, as the tokenizer has it.
 """
 
-import atexit
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
-import logging
 import os
 import pathlib
 import re
 import shutil
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from common.data import fetch
-from common.devices import ending
+from common.data import fetch, made
 from common.errors import BadInput, require
 from lm.data import corpora, tokenizer
 
@@ -102,42 +96,8 @@ def get(name: str, kind: str | Tokenizer, vocab_size: int, folder: str = "") -> 
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     stem = re.sub(r"\W+", "_", name).strip("_")[-40:]
     path = pathlib.Path(fetch.data_dir(folder), "tokens", f"{stem}-{key}")
-    opened = _open(path)
-    if opened is not None:
-        return opened
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        place = tempfile.mkdtemp(prefix="touchstone-")
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        warnings.warn(
-            f"{path.parent} cannot be written ({error}): tokens are kept in {place} until this "
-            "process ends",
-            stacklevel=2,
-        )
-        path = pathlib.Path(place, path.name)
-    with ending.busy(f"waiting for, or making, the tokens of {name}"), _locked(path):
-        opened = _open(path)
-        if opened is None:
-            if path.exists():
-                logging.warning("%s is damaged; its tokens are made anew", path)
-            unfinished = path.with_name(f".{path.name}.unfinished")
-            for leftover in (unfinished, path):  # of a killed process; damaged
-                shutil.rmtree(leftover, ignore_errors=True)
-            unfinished.mkdir()
-            _build(unfinished, name, kind, vocab_size, folder)
-            os.rename(unfinished, path)
-            opened = _open(path)
-    return opened
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time build a store; the lock ends with the process that holds it."""
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    build = lambda into: _build(into, name, kind, vocab_size, folder)
+    return made.folder(path, _open, build, f"the tokens of {name}", elsewhere=True)
 
 
 def _open(path: pathlib.Path) -> Store | None:
