@@ -1,0 +1,155 @@
+"""Tables that a user brings: records of a .jsonl, .csv, .tsv or .parquet file, one at a time.
+
+A record is {column: value}. What is damaged is named by file and line; what is repaired is counted
+(see `common.inputs`). Knows nothing of what the columns mean.
+"""
+
+import collections
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from common import inputs
+from common.errors import BadInput, brief, require
+
+LINES = (".jsonl", ".ndjson", ".json")  # an object a line
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+KINDS = (*LINES, *DELIMITERS, ".parquet")
+BATCH = 256  # rows of a .parquet in memory
+
+
+def rows(
+    where: str, path, mended: collections.Counter | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a table, in order, each with its number: that of the line where it begins,
+    counted from 1, or of its row, for a .parquet.
+
+    The file's suffix, in upper or lower case, tells its kind: `.jsonl`, `.ndjson` or `.json` with
+    an object a line; `.csv` or `.tsv` with a header, in which every value is a string; `.parquet`.
+    All but .parquet may be compressed: `.gz`, `.bz2`, `.xz` or `.zst`. Blank lines are passed over.
+
+    Args:
+      where: the config key or flag that names the file, for messages.
+      path: the file, of any size.
+      mended: counts repairs; without it, one warning at the end tells them.
+
+    Raises:
+      BadInput: when it comes to a line that is no record, or finds the file damaged, or without a
+        record.
+    """
+    kind, packing = inputs.kind_of(path)
+    readable = kind in KINDS and not (kind == ".parquet" and packing)
+    require(
+        readable,
+        f"{where}: {inputs.shown(path)}: its name should end in {', '.join(KINDS)}, and all but "
+        f".parquet also in {', '.join(inputs.PACKED)}",
+    )
+    inputs.file(where, path)
+    counted = collections.Counter() if mended is None else mended
+    if kind == ".parquet":
+        records = _parquet(where, path)
+    elif kind in LINES:
+        records = _json(where, path, counted)
+    else:
+        records = _delimited(where, path, DELIMITERS[kind], counted)
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    require(not empty, f"{where}: {inputs.shown(path)} holds no records")
+    if mended is None and counted:
+        logging.warning("%s: %s: %s", where, inputs.shown(path), inputs.said(counted))
+
+
+def place(path, number: int) -> str:
+    """Where a record is, for a message: "FILE, line 3"."""
+    unit = "row" if inputs.kind_of(path)[0] == ".parquet" else "line"
+    return f"{inputs.shown(path)}, {unit} {number}"
+
+
+def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(inputs.lines(where, path, mended), 1):
+        if not line.strip():
+            continue
+        at = f"{where}: {place(path, number)}"
+        try:
+            record = inputs.json_line(line, mended)
+        except ValueError as error:
+            listed = number == 1 and line.lstrip().startswith("[")
+            hint = "; a JSON list must become one object a line" if listed else ""
+            why = inputs.reason(error)
+            if isinstance(error, json.JSONDecodeError):
+                why = f"{error.msg} at character {error.pos + 1}"
+            raise BadInput(f"{at}, is not JSON: {why}{hint}") from error
+        spelled = inputs.spelled_type(record)
+        require(isinstance(record, dict), f"{at}, is not a JSON object, but {spelled}")
+        yield number, record
+
+
+def _delimited(
+    where: str, path, delimiter: str, mended: collections.Counter
+) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(sys.maxsize)  # a process-wide setting; 128 KiB is less than a long text
+    reader = csv.reader(
+        inputs.lines(where, path, mended, newline=""), delimiter=delimiter, strict=True
+    )
+    header, start = None, 1
+    while True:
+        start = reader.line_num + 1
+        at = f"{where}: {place(path, start)}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise BadInput(
+                f"{at}, is not a row of a {inputs.kind_of(path)[0]}: {inputs.reason(error)}; a "
+                'field with a quote in it must be quoted, and that quote doubled: "a ""b"" c"'
+            ) from error
+        if cells is None:
+            break
+        if not cells or (len(header or ()) != 1 == len(cells) and not cells[0].strip()):
+            continue  # a blank line
+        if header is None:
+            header = cells
+            twice = [name for name, count in collections.Counter(header).items() if count > 1]
+            require(not twice, f"{at}, the header, has {brief(twice[:1])[1:-1]} twice")
+            require(all(map(str.strip, header)), f"{at}, the header, has a column without a name")
+            continue
+        require(
+            len(cells) == len(header),
+            f"{at}, has {len(cells)} fields, but the header has {len(header)}",
+        )
+        yield start, dict(zip(header, cells, strict=True))
+
+
+def _parquet(where: str, path) -> Iterator[tuple[int, dict]]:
+    import pyarrow.parquet  # comes with tensorflow-datasets
+
+    number, shown = 0, inputs.shown(path)
+    try:
+        with epath.Path(path).open("rb") as file:
+            head = file.read(64)
+            known = inputs.impostor(head)
+            require(known is None, f"{where}: {shown} is {known}")
+            table = pyarrow.parquet.ParquetFile(file)
+            names = table.schema_arrow.names
+            twice = [name for name, count in collections.Counter(names).items() if count > 1]
+            require(not twice, f"{where}: {shown} has the column {brief(twice[:1])[1:-1]} twice")
+            for batch in table.iter_batches(BATCH):
+                columns = [batch.column(i) for i in range(len(names))]
+                for i in range(len(batch)):
+                    number += 1
+                    values = [column[i].as_py() for column in columns]
+                    yield number, dict(zip(names, values, strict=True))
+    except BadInput:
+        raise
+    except UnicodeDecodeError as error:
+        at = place(path, number)
+        raise BadInput(f"{where}: {at}, is not UTF-8 ({error.reason})") from error
+    except Exception as error:  # Arrow has many
+        why = inputs.reason(error)
+        raise BadInput(f"{where}: {shown} cannot be read as .parquet: {why}") from error
