@@ -12,6 +12,8 @@ defines
     make(config, sources, constrain) -> Task                                       cheap, traceable
     outline(config) -> sources with the right shapes and facts but no contents, from the config
                        alone. Optional: lets scripts/compile.py run where the data is absent
+    unprepared(config) -> what `sources` would prepare first, perhaps for long, or None. Optional:
+                       with it, --dry-run takes the outline instead
     weights_settings(config) -> {section: {key: value}}: what the weights at `config.init.path` say
                        of their model, and of the data for it. Optional: for `config.init.adopt`
 

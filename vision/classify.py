@@ -119,6 +119,11 @@ def outline(config: dict) -> dict[str, Source]:
     return datasets.outline_sources(splits(config), config["data"])
 
 
+def unprepared(config: dict) -> str | None:
+    """What `sources` would prepare first; see `common.task`."""
+    return datasets.unprepared(config["data"])
+
+
 weights_settings = weights.settings  # see `common.task`
 
 

@@ -84,10 +84,13 @@ def dry_run(config) -> str:
     """
     call(start, config.runtime.to_dict())
     config, missing = plain(config), []
+    module = task_module(config["task"])
     try:
+        unprepared = module.unprepared(config) if hasattr(module, "unprepared") else None
+        if unprepared is not None:
+            raise NotPrepared(unprepared)
         program = prepare(config)
     except NotPrepared as error:
-        module = task_module(config["task"])
         if not hasattr(module, "outline"):
             raise
         program = prepare(config, sources=module.outline(config))

@@ -1,12 +1,14 @@
-"""Sets of labelled images as Sources: `digits`, `fashion_mnist`, and any prepared TFDS directory.
+"""Sets of labelled images as Sources: `digits`, `fashion_mnist`, any prepared TFDS directory, and
+pictures of your own.
 
-`tfds:NAME` (`tfds:cifar10`, `tfds:NAME/CONFIG:VERSION`) reads what `tfds build
---file_format=array_record` or scripts/prepare.py wrote (see `prepared`). Splits use TFDS syntax:
-`train`, `train[:90%]`, `train[90%:]+test`.
+`images:DIR` and `images:TABLE` read files of pictures (see `folders`). `tfds:NAME` (`tfds:cifar10`,
+`tfds:NAME/CONFIG:VERSION`) reads what `tfds build --file_format=array_record` or scripts/prepare.py
+wrote (see `prepared`). Splits use TFDS syntax: `train`, `train[:90%]`, `train[90%:]+test`.
 """
 
 import gzip
 import importlib.resources
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from common.data import loading
 from common.data.splits import ranges
 from common.errors import require
 from common.task import Source, split_key
-from vision.data import prepared, sets
+from vision.data import folders, listed, prepared, sets
 
 # Sets whose outline is known without their files: shape, classes, examples per split.
 OUTLINES = {
@@ -36,37 +38,49 @@ def load_sources(
     workers: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    broken: Literal["refuse", "skip"] = "refuse",
+    columns: tuple[str, str] = ("path", "label"),
 ) -> dict[str, Source]:
     """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
 
     Args:
       splits: {name of the Source: split}; its "train" is the argument `train`.
-      name: the data set: "digits", "fashion_mnist", or "tfds:NAME" for any set prepared by TFDS.
+      name: the data set: "digits", "fashion_mnist", "tfds:NAME" for any set prepared by TFDS,
+        "images:DIR" for a folder of pictures with a folder for each class, or "images:TABLE" for a
+        .csv, .tsv, .jsonl or .parquet of their paths and classes.
       train: split to train on: "train" or "train[:90%]".
-      folder: folder of TFDS's prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      folder: folder of TFDS's prepared sets, and of prepared pictures; "" is TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
       image_size: for images of varying size: the shorter side is resized to this many pixels, and
         the centre square is kept (`photographs.shorter_side`). None is for images of one size.
       resident: whether the training set lives on the device; None decides by its size.
       workers: number of processes that read a set that is not resident; 0 reads in threads.
       mean, std: by which pixels, divided by 255, are normalised: a number per channel, or one for
         all; () are those of the set. Published weights come with their own.
+      broken: what to do with files of `images:` that cannot be read: "refuse" names the first,
+        "skip" leaves them out and counts them.
+      columns: the columns of a table of `images:` that hold the path and the class.
 
     Raises:
       BadInput: if the set is not prepared, there is no such split, or its images vary in size and
         the config sets no `image_size`.
     """
+    own = name.startswith(listed.PREFIX)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     require(
-        image_size is None or (image_size > 0 and not resident),
+        image_size is None or (image_size > 0 and (own or not resident)),
         f"config.data.image_size: {image_size}: must be positive, and the set read on demand "
         "(config.data.resident=false)",
     )
     require(
-        image_size is None or name.startswith("tfds:"),
+        image_size is None or own or name.startswith("tfds:"),
         f"config.data.image_size: the images of {name} have one size",
     )
-    sources = _read(splits, name, folder, image_size, resident)
+    if own:
+        sources = folders.load_sources(splits, name, folder, image_size, resident, broken, columns)
+    else:
+        sources = _read(splits, name, folder, image_size, resident)
     return {k: source._replace(facts=_scaled(source, mean, std)) for k, source in sources.items()}
 
 
@@ -97,28 +111,34 @@ def _read(
         return sets.in_memory(splits, sizes, take, facts, resident is not False)
     require(
         name == "fashion_mnist" or name.startswith("tfds:"),
-        f"config.data.name: unknown {name!r}; use 'digits', 'fashion_mnist' or 'tfds:NAME'",
+        f"config.data.name: unknown {name!r}; use 'digits', 'fashion_mnist', 'tfds:NAME' "
+        "or 'images:DIR'",
     )
     return prepared.from_tfds(splits, name.removeprefix("tfds:"), folder, image_size, resident)
 
 
 def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
-    """What `load_sources` returns, but with black images, for the sets in `OUTLINES`.
+    """What `load_sources` returns, but with black images, for the sets in `OUTLINES` and for
+    pictures that are not prepared.
 
     Args:
       splits: {name of the Source: split}.
       section: the completed section `data`.
     """
-    name = section["name"].removeprefix("tfds:")
-    if name not in OUTLINES:
+    name, side = section["name"].removeprefix("tfds:"), section["image_size"]
+    if unprepared(section) is not None:
+        shape, classes, sizes = folders.outline(section)
+        side = None  # they are prepared at their size
+    elif name in OUTLINES:
+        shape, count, sizes = OUTLINES[name]
+        shape = shape if side is None else (side, side, shape[-1])
+        classes = tuple(map(str, range(count)))
+    else:
         return load_sources(splits, **section)
-    shape, classes, sizes = OUTLINES[name]
-    if section["image_size"] is not None:
-        shape = section["image_size"], section["image_size"], shape[-1]
     require(None not in shape, f"config.data.image_size: the images of {name} vary; set it to 256")
-    facts, spec = sets.known(name, tuple(map(str, range(classes)))), sets.spec(shape)
+    facts, spec = sets.known(name, classes), sets.spec(shape)
     black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
-    resident = sets.is_resident(section["resident"], section["image_size"], sizes, shape)
+    resident = sets.is_resident(section["resident"], side, sizes, shape)
     outlines = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
@@ -127,6 +147,12 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
         facts = _scaled(source, section["mean"], section["std"])
         outlines[key] = source._replace(facts=facts)
     return outlines
+
+
+def unprepared(section: dict) -> str | None:
+    """What reading a set would prepare first, perhaps for long; None if nothing."""
+    own = section["name"].startswith(listed.PREFIX)
+    return folders.unprepared(section) if own else None
 
 
 def _digits() -> dict[str, dict[str, np.ndarray]]:

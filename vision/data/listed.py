@@ -1,0 +1,265 @@
+"""Pictures that a user names, and their labels: folders with a folder for each class, or a table
+with a row for each picture. Looks at names, sizes and times of files, and opens none but a table.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import re
+import stat
+from typing import NamedTuple
+
+from common import inputs
+from common.data import labels, tables
+from common.errors import brief, nearest, require
+from vision.data import pictures
+
+PREFIX = "images:"
+WHERE = "config.data.name"
+PARTS = ("train", "valid", "test")
+ALIASES = {part: part for part in PARTS} | {"val": "valid", "validation": "valid"}
+FOREIGN = ("__MACOSX", "@eaDir")  # folders that other programs leave
+MOST_NAMED = 5  # kinds of files passed over that a warning lists
+
+
+class Picture(NamedTuple):
+    """A file and what is said of it: its path below the root, label, part ("" if a hash decides),
+    size in bytes and time of change."""
+
+    path: str
+    label: int
+    part: str
+    size: int
+    changed: int
+
+
+class Listing(NamedTuple):
+    """Pictures of a set in order. `parts` are those that the user made, () if there are none;
+    `passed` counts files that are no pictures, by suffix or name."""
+
+    root: pathlib.Path
+    pictures: list[Picture]
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+    passed: dict[str, int]
+
+
+def listing(name: str, columns: tuple[str, str]) -> Listing:
+    """The pictures of a set `images:DIR` or `images:TABLE`.
+
+    Below DIR there is a folder for each class, or `train` with `valid` (`val`, `validation`) or
+    `test` beside it, and the classes in each. A folder of a class may have folders of its own.
+    Classes are numbered in the order of their names. In each part, files are in the order of their
+    names, with numbers by their values, then of their paths: 2.png, 10.png. Links are followed.
+
+    A table is a .csv, .tsv, .jsonl or .parquet with a row for each picture, in any order, which is
+    kept. Its `columns` hold the path, relative to the table's folder, and the class; a column
+    `split`, if there is one, holds the part.
+
+    Raises:
+      BadInput: for no pictures, a class that not all parts have, a picture without a class, a name
+        that is not UTF-8, folders in a circle, a row without its file.
+    """
+    path = os.path.expanduser(name.removeprefix(PREFIX))
+    require(bool(path) and "://" not in path, f"{WHERE}: {name}: use images:DIR, a local folder")
+    if inputs.fault(path) is None:
+        return _table(path, columns)
+    inputs.folder(WHERE, path)
+    return _folder(path)
+
+
+def stamp(listing: Listing, *settings) -> str:
+    """A hash of what a listing says and of `settings`: of names, sizes and times, not contents. It
+    does not depend on where the folder is."""
+    made_from = [settings, listing.classes, listing.parts, listing.pictures]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------- folders
+
+
+def _folder(root: str) -> Listing:
+    passed: collections.Counter[str] = collections.Counter()
+    files: dict[str, os.stat_result] = {}
+    folders: set[str] = set()
+    _walk(root, "", (), files, folders, passed)
+    require(bool(files), f"{WHERE}: {inputs.shown(root)} holds no pictures{said(passed)}")
+    at = lambda path: inputs.shown(os.path.join(root, path))
+    made = _parts(files, folders, at)
+    depth = 1 if made else 0
+    held: dict[str, set[str]] = {part: set() for part in made.values() or ("",)}
+    places = {}
+    for path in files:
+        pieces = path.split("/")
+        require(
+            len(pieces) > depth + 1,
+            f"{WHERE}: {at(path)} is in no folder of a class: images:DIR wants "
+            "DIR/CLASS/PICTURE or DIR/train/CLASS/PICTURE",
+        )
+        places[path] = made[pieces[0]] if made else "", pieces[depth]
+        held[places[path][0]].add(places[path][1])
+    for folder in sorted(folders):
+        pieces = folder.split("/")
+        if len(pieces) == depth + 1 and (not made or pieces[0] in made):
+            part = made[pieces[0]] if made else ""
+            full = pieces[depth] in held[part]
+            require(full, f"{WHERE}: {at(folder)}, the folder of a class, holds no pictures")
+    for part, names in held.items():
+        for other, more in held.items():
+            lacking = sorted(more - names)
+            require(
+                not lacking,
+                f"{WHERE}: {inputs.shown(root)}: {other} has a class {brief(lacking[:1])[1:-1]} "
+                f"that {part} lacks; all parts must have the same",
+            )
+    classes = tuple(sorted(set().union(*held.values())))
+    number = {name: i for i, name in enumerate(classes)}
+    pictures_ = [
+        Picture(path, number[name], part, files[path].st_size, files[path].st_mtime_ns)
+        for path, (part, name) in places.items()
+    ]
+    pictures_.sort(key=lambda p: (natural(p.path.rpartition("/")[2]), p.path))
+    parts = tuple(part for part in PARTS if part in held)
+    return Listing(pathlib.Path(root), pictures_, _checked(classes, root), parts, dict(passed))
+
+
+def natural(name: str) -> tuple:
+    """A key that sorts names with numbers by their values: a2 before a10."""
+    return tuple(int(x) if i % 2 else x for i, x in enumerate(re.split("([0-9]+)", name)))
+
+
+def _walk(root: str, below: str, above: tuple, files: dict, folders: set, passed) -> None:
+    """Adds the pictures and the folders below `below` by their relative paths."""
+    here = os.path.join(root, below)
+    inputs.folder(WHERE, here)
+    status = os.stat(here)
+    identity = status.st_dev, status.st_ino
+    circle = f"{WHERE}: {inputs.shown(here)} is a link to a folder that holds it"
+    require(identity not in above, circle)
+    with os.scandir(here) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    for entry in entries:
+        name, path = entry.name, f"{below}/{entry.name}" if below else entry.name
+        if name.startswith(".") or name in FOREIGN:
+            passed["hidden"] += 1
+            continue
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            require(False, f"{WHERE}: {inputs.shown(entry.path)}: its name is not UTF-8; rename it")
+        suffix = os.path.splitext(name)[1].lower()
+        try:
+            status = entry.stat()
+        except OSError:  # a link that leads nowhere, or in a circle: reading it says so
+            status = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            folders.add(path)
+            _walk(root, path, (*above, identity), files, folders, passed)
+        elif suffix in pictures.suffixes():
+            files[path] = status
+        else:
+            passed[suffix or "without a suffix"] += 1
+
+
+def _parts(files: dict, folders: set, at) -> dict[str, str]:
+    """{folder: part} of the parts that the user made; {} if the folders are classes.
+
+    The folder of a part holds folders, and at least that of "train" no pictures beside them, as a
+    class may that has the name of a part.
+    """
+    loose = {path.split("/")[0] for path in files if path.count("/") == 1}
+    deep = {path.split("/")[0] for path in files if path.count("/") > 1}
+    named = {top: ALIASES[top.lower()] for top in loose | deep if top.lower() in ALIASES}
+    training = [top for top, part in named.items() if part == "train" and top not in loose]
+    if not training:
+        lost = sorted(top for top in named if top not in loose)
+        require(
+            not lost,
+            f"{WHERE}: {at(lost[0] if lost else '')} holds folders, as a part does, but there is "
+            "no train beside it",
+        )
+        return {}
+    beside = sorted((loose | deep) - named.keys())
+    require(
+        not beside,
+        f"{WHERE}: {at(beside[0] if beside else '')} stands beside {training[0]}, but is none of "
+        "the parts train, valid and test",
+    )
+    for part in PARTS:
+        twice = sorted(top for top, of in named.items() if of == part)
+        require(
+            len(twice) < 2,
+            f"{WHERE}: {at(twice[0] if twice else '')} and {twice[-1] if twice else ''} would both "
+            f"be {part}; remove one",
+        )
+    return named
+
+
+def _checked(classes: tuple[str, ...], where) -> tuple[str, ...]:
+    where = f"{WHERE}: {inputs.shown(where)}"
+    require(
+        len(classes) > 1, f"{where}: there is but one class, {brief(classes[0])}: nothing to learn"
+    )
+    return classes
+
+
+def said(passed: dict[str, int]) -> str:
+    """What was passed over, for a message: "; passed over: 3 .txt"."""
+    most = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count:,} {kind}" for kind, count in most[:MOST_NAMED]]
+    more = f" and {len(most) - MOST_NAMED} other kinds" if len(most) > MOST_NAMED else ""
+    return f"; passed over: {', '.join(named)}{more}" if passed else ""
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def _table(path: str, columns: tuple[str, str]) -> Listing:
+    require(
+        len(set(columns)) == 2 and "split" not in columns,
+        f"config.data.columns: {columns}: two names are needed, of the path and of the class, and "
+        "neither is 'split'",
+    )
+    root = pathlib.Path(path).absolute().parent
+    found, values, numbers, first = [], [], [], None
+    for number, record in tables.rows(WHERE, path):
+        at = f"{WHERE}: {tables.place(path, number)}"
+        for column in columns:
+            hint = f"{nearest(column, record)}; or set config.data.columns"
+            require(column in record, f"{at}: no column {brief(column)}; {hint}")
+        file, part = record[columns[0]], record.get("split")
+        named = isinstance(file, str) and bool(file.strip())
+        require(named, f"{at}: {columns[0]} is {brief(file)}, not the path of a file")
+        part = part.strip() if isinstance(part, str) else part
+        first = part if first is None and not found else first
+        require(
+            (part in (None, "")) == (first in (None, "")),
+            f"{at}: split is {brief(part)}, and {brief(first)} in the rows above: name the part in "
+            "every row, or in none",
+        )
+        known = part in (None, "") or (isinstance(part, str) and part.lower() in ALIASES)
+        require(known, f"{at}: split is {brief(part)}; use 'train', 'valid' or 'test'")
+        wrong = inputs.fault(root / file)
+        require(wrong is None, f"{at}: {wrong}")
+        status = os.stat(root / file)
+        part = ALIASES[part.lower()] if part else ""
+        found.append((file, part, status))
+        values.append(record[columns[1]])
+        numbers.append(number)
+    where = f"{WHERE}: {inputs.shown(path)}"
+    at = lambda i: tables.place(path, numbers[i]).rpartition(", ")[2]
+    label, classes = labels.numbered(values, where, at)
+    require(bool(classes), f"{where}: {columns[1]} holds numbers with a decimal point, not classes")
+    pictures_ = [
+        Picture(file, int(k), part, status.st_size, status.st_mtime_ns)
+        for (file, part, status), k in zip(found, label, strict=True)
+    ]
+    parts = tuple(part for part in PARTS if any(part == p.part for p in pictures_))
+    require(not parts or "train" in parts, f"{where}: no row has the split 'train'")
+    if parts:
+        learnt = {p.label for p in pictures_ if p.part == "train"}
+        lacking = [name for i, name in enumerate(classes) if i not in learnt]
+        require(not lacking, f"{where}: no row of the class {brief(lacking[:1])[1:-1]} is in train")
+    return Listing(root, pictures_, _checked(classes, path), parts, {})
