@@ -89,8 +89,8 @@ def load_sources(
 def _content(source: Source, split: str, kept: Kept) -> Source:
     """A prepared set with its own facts, and a fingerprint that tells pixels, not file names."""
     facts = sets.ImageFacts(kept.classes, kept.mean, kept.std)
-    digest = source.fingerprint if source.resident is not None else f"{kept.digest}:{split}"
-    return source._replace(facts=facts, fingerprint=digest)
+    own = source.fingerprint if source.resident is not None else split
+    return source._replace(facts=facts, fingerprint=f"{kept.digest}:{own}")
 
 
 def _place(
@@ -217,7 +217,7 @@ def _build(
             moved = moves((full, part, full) for full, part in tally.full.items())
             _require_three(len(tally.full), listing)
             if moved:
-                shutil.rmtree(into / packed.VERSION)
+                shutil.rmtree(into / packed.NUMBER)
                 tally = write(moved)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -229,7 +229,7 @@ def _finish(into: pathlib.Path, listing: Listing, shape, tally: _Tally, left_out
         text = f"{WHERE}: {listing.root}: no picture of {part} can be read"
         require(tally.sizes[part] > 0, text)
     made_from = [listing.classes, shape, [d.hexdigest() for d in tally.digests.values()]]
-    names = sorted(file.name for file in (into / packed.VERSION).iterdir())
+    names = sorted(file.name for file in (into / packed.NUMBER).iterdir())
     deviation = lambda s, q: math.sqrt(tally.pixels * q - s * s) / (255 * tally.pixels)
     kept = Kept(
         classes=listing.classes,
@@ -239,7 +239,7 @@ def _finish(into: pathlib.Path, listing: Listing, shape, tally: _Tally, left_out
         digest=hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16],
         warnings=tuple(_warnings(listing, tally, left_out)),
         files={
-            f"{packed.VERSION}/{name}": os.path.getsize(into / packed.VERSION / name)
+            f"{packed.NUMBER}/{name}": os.path.getsize(into / packed.NUMBER / name)
             for name in names
         },
     )

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from common import inputs
 from common.errors import CannotWrite
 
-VERSION = "1.0.0"
+NUMBER = "1.0.0"  # of the version that TFDS reads
 OPTIONS = "group_size:1,uncompressed"  # of array_record: any row by itself
 SHARD_BYTES = 1 << 30
 FILE_BYTES, ROW_BYTES = 1 << 17, 256  # at most what a file and a row take besides pixels
@@ -52,34 +52,37 @@ class _Shards:
             self.writer = None
 
 
-class _Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images as they were in files."""
+def _builder(folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: tuple[str, ...]):
+    """A builder of TFDS that knows the set's features, and prepares nothing."""
+    plain = all(label.isprintable() and label == label.strip() for label in classes)
+    labels = {"names": classes} if plain else {"num_classes": len(classes)}
 
-    VERSION = tfds.core.Version(VERSION)
-    shape, classes = (1, 1, 1), ("0",)
+    class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Images of files, as raw pixels."""
 
-    def _info(self):
-        plain = all(name.isprintable() and name == name.strip() for name in self.classes)
-        names = {"names": self.classes} if plain else {"num_classes": len(self.classes)}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Images of a folder, as raw pixels.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(
-                        shape=self.shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-                    ),
-                    "label": tfds.features.ClassLabel(**names),
-                }
-            ),
-            disable_shuffling=True,
-        )
+        VERSION = tfds.core.Version(NUMBER)
 
-    def _split_generators(self, dl_manager):
-        raise NotImplementedError  # `writing` writes the splits
+        def _info(self):
+            image = tfds.features.Tensor(
+                shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+            )
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=self.__doc__,
+                features=tfds.features.FeaturesDict(
+                    {"image": image, "label": tfds.features.ClassLabel(**labels)}
+                ),
+                disable_shuffling=True,
+            )
 
-    def _generate_examples(self):
-        raise NotImplementedError
+        def _split_generators(self, dl_manager):
+            raise NotImplementedError
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Images.name = name
+    return Images(data_dir=str(folder), file_format="array_record")
 
 
 @contextlib.contextmanager
@@ -102,10 +105,8 @@ def writing(
     """
     from tensorflow_datasets.core import example_serializer, naming, splits
 
-    builder = type("Images", (_Set,), {"name": name, "shape": shape, "classes": classes})(
-        data_dir=str(folder), file_format="array_record"
-    )
-    features, into = builder.info.features, folder / VERSION
+    builder, into = _builder(folder, name, shape, classes), folder / NUMBER
+    features = builder.info.features
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     shards: dict[str, _Shards] = {}
 

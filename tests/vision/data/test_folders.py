@@ -1,0 +1,606 @@
+"""Pictures of one's own: pixels of every mode, parts, what is broken, tables, and that a set which
+was written out as files is that set."""
+
+import csv
+import json
+import logging
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from helpers import exit_code
+from PIL import Image
+
+from common.errors import BadInput, NotPrepared
+from common.runs import workdir
+from vision.data import datasets, folders, listed, packed, photographs, pictures
+
+SPLITS = {"train": "train", "valid": "valid", "test": "test"}
+KEYS = {"image_size": None, "broken": "refuse", "columns": ("path", "label"), "resident": None}
+KEYS |= {"mean": (), "std": ()}
+
+
+def noise(*shape: int, seed: int = 0, high: int = 256, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+
+
+def write(root: pathlib.Path, *places: str, shape=(4, 5, 3)) -> pathlib.Path:
+    """Pictures of noise, each another, at these paths below `root`."""
+    for seed, place in enumerate(places):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(*shape, seed=seed)).save(root / place)
+    return root
+
+
+def pets(root: pathlib.Path, count: int = 40, **of) -> pathlib.Path:
+    return write(root, *(f"{'ab'[i % 2]}/{i}.png" for i in range(count)), **of)
+
+
+def load(root, splits=SPLITS, **arguments):
+    folder = root.parent / "prepared"
+    return datasets.load_sources(splits, name=f"images:{root}", folder=str(folder), **arguments)
+
+
+def rows(source) -> dict:
+    return source.read(np.arange(source.size, dtype=np.uint32))
+
+
+# ------------------------------------------------------------------------------------------ pixels
+
+GREY, COLOUR, ALPHA = noise(4, 5), noise(4, 5, 3, seed=1), noise(4, 5, seed=2)
+DEEP = noise(4, 5, seed=3, high=65536, dtype=np.uint16)
+BITS = GREY > 127
+PALETTE, INDICES = noise(8, 3, seed=4), noise(4, 5, seed=5, high=8)
+
+
+def on_white(colour, alpha):
+    """As a painter lays it on white, to the nearest."""
+    alpha = alpha.reshape(4, 5, 1) / 255
+    return np.rint(colour.reshape(4, 5, -1) * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def with_palette() -> Image.Image:
+    image = Image.fromarray(INDICES, "P")
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def turned(orientation: int) -> dict:
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION] = orientation
+    return {"exif": exif}
+
+
+PLAIN = Image.fromarray(COLOUR)
+WITH_ALPHA = Image.fromarray(np.dstack([COLOUR, ALPHA]))
+GREY_WITH_ALPHA = Image.fromarray(np.dstack([GREY, ALPHA]))
+CMYK = Image.merge("CMYK", [Image.fromarray(noise(4, 5, seed=k)) for k in range(4)])
+KEY = np.full((4, 5), 255)
+KEY[np.all(COLOUR[1, 2] == COLOUR, axis=-1)] = 0
+PIXELS = {
+    "1.png": (Image.fromarray(BITS), {}, 255 * BITS[..., None]),
+    "L.png": (Image.fromarray(GREY), {}, GREY[..., None]),
+    "L.bmp": (Image.fromarray(GREY), {}, GREY[..., None]),
+    "L.tif": (Image.fromarray(GREY), {}, GREY[..., None]),
+    "LA.png": (GREY_WITH_ALPHA, {}, on_white(GREY, ALPHA)),
+    "LA.tif": (GREY_WITH_ALPHA, {}, on_white(GREY, ALPHA)),
+    "key.png": (
+        Image.fromarray(GREY),
+        {"transparency": int(GREY[2, 3])},
+        np.where(GREY[2, 3] == GREY, 255, GREY)[..., None],
+    ),
+    "P.png": (with_palette(), {}, PALETTE[INDICES]),
+    "P.gif": (with_palette(), {}, PALETTE[INDICES]),
+    "P key.png": (
+        with_palette(),
+        {"transparency": 3},
+        np.where(INDICES[..., None] == 3, 255, PALETTE[INDICES]),
+    ),
+    "P key.gif": (
+        with_palette(),
+        {"transparency": 3},
+        np.where(INDICES[..., None] == 3, 255, PALETTE[INDICES]),
+    ),
+    "RGB.png": (PLAIN, {}, COLOUR),
+    "RGB.ppm": (PLAIN, {}, COLOUR),
+    "RGB.webp": (PLAIN, {"lossless": True}, COLOUR),
+    "RGB key.png": (
+        PLAIN,
+        {"transparency": tuple(map(int, COLOUR[1, 2]))},
+        on_white(COLOUR, KEY),
+    ),
+    "RGBA.png": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
+    "RGBA.tiff": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
+    "RGBA.TGA": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
+    "I16.png": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
+    "I16.tif": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
+    "I.pgm": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
+    "animated.gif": (
+        with_palette(),
+        {"save_all": True, "append_images": [Image.new("P", (5, 4), 1)]},
+        PALETTE[INDICES],
+    ),
+    "pages.tif": (
+        PLAIN,
+        {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]},
+        COLOUR,
+    ),
+    "upside down.png": (PLAIN, turned(3), COLOUR[::-1, ::-1]),
+    "turned.png": (PLAIN, turned(6), np.rot90(COLOUR, -1)),
+    "turned.tif": (PLAIN, turned(8), np.rot90(COLOUR)),
+    "turned deep.png": (
+        Image.fromarray(DEEP),
+        turned(6),
+        np.rint(np.rot90(DEEP, -1) / 257)[..., None],
+    ),
+    "turned to nowhere.png": (PLAIN, turned(77), COLOUR),
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_every_mode_gives_its_pixels(tmp_path, name):
+    image, options, expected = PIXELS[name]
+    image.save(tmp_path / name, **options)
+    head = pictures.header(tmp_path / name)
+    assert (head.grey, head[:2]) == (expected.shape[-1] == 1, expected.shape[:2])
+    found = pictures.pixels(tmp_path / name, expected.shape[-1])
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+    if head.grey:
+        three = pictures.pixels(tmp_path / name, 3)
+        np.testing.assert_array_equal(three, np.repeat(expected, 3, axis=-1))
+
+
+def test_lossy_and_cmyk_pictures_have_about_their_colours(tmp_path):
+    """JPEG of one colour each; ink by the plain formula, also as Adobe stores it."""
+    for name, image, options, expected in (
+        ("a.jpg", Image.new("RGB", (32, 16), (200, 30, 90)), {}, (200, 30, 90)),
+        ("b.jpg", Image.new("L", (32, 16), 77), {}, (77,)),
+        ("c.jpg", Image.new("CMYK", (32, 16), (20, 200, 90, 40)), {}, (198, 46, 139)),
+        ("d.tif", Image.new("CMYK", (32, 16), (20, 200, 90, 40)), {}, (198, 46, 139)),
+        ("e.jpg", Image.new("RGB", (32, 16), (9, 9, 9)), turned(5), (9, 9, 9)),
+    ):
+        image.save(tmp_path / name, **options)
+        found = pictures.pixels(tmp_path / name, len(expected)).astype(int)
+        shape = (32, 16) if options else (16, 32)
+        assert found.shape[:2] == pictures.header(tmp_path / name)[:2] == shape
+        assert np.abs(found - expected).max() <= 3, name
+
+
+def test_grey_files_make_one_channel_and_one_of_colour_makes_three(tmp_path):
+    root = pets(tmp_path / "grey", shape=(4, 5))
+    assert load(root)["train"].spec["image"].shape == (4, 5, 1)
+    write(root, "a/colour.png")
+    found = load(root)["train"]
+    assert found.spec["image"].shape == (4, 5, 3)
+    grey = noise(4, 5, seed=7)
+    assert any((image == grey[..., None]).all() for image in rows(found)["image"])
+
+
+def test_sizes_are_one_or_made_one(tmp_path):
+    root = pets(tmp_path / "pets", shape=(8, 8, 3))
+    big = noise(20, 30, 3, seed=99)
+    Image.fromarray(big).save(root / "a" / "big.png")
+    with pytest.raises(BadInput, match=r"a/0\.png has 8 x 8 .*big\.png has 20 x 30 .*image_size"):
+        load(root)
+    source = load(root, {"all": "all"}, image_size=6, resident=True)["all"]
+    assert source.spec["image"].shape == (6, 6, 3)
+    expected = photographs.shorter_side(big, 6)
+    assert any((image == expected).all() for image in rows(source)["image"])
+
+
+# ----------------------------------------------------------------------------------- what is broken
+
+
+def torn(suffix: str):
+    def damage(path):
+        Image.fromarray(noise(40, 40, 3)).save(path.with_suffix(suffix))
+        path = path.with_suffix(suffix)
+        path.write_bytes(path.read_bytes()[:-700])
+
+    return damage
+
+
+def _bomb(path):
+    """A PNG whose header says that it is 60,000 pixels wide and high."""
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    size, check = struct.pack(">I", len(chunk) - 4), struct.pack(">I", zlib.crc32(chunk))
+    idat = b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + size + chunk + check + idat)
+
+
+BROKEN = {
+    "torn png": (torn(".png"), "damaged|truncated|broken"),
+    "torn jpeg": (torn(".jpg"), "truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "an empty file"),
+    "git-lfs": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "git lfs pull",
+    ),
+    "html": (lambda path: path.write_text("<!DOCTYPE html><p>404"), "an HTML page"),
+    "text": (lambda path: path.write_text("no picture"), "no picture that Pillow can read"),
+    "bomb": (_bomb, "more than .* pixels"),
+    "floats": (
+        lambda path: Image.fromarray(noise(4, 5) / np.float32(255)).save(path.with_suffix(".tif")),
+        "floats",
+    ),
+    "32 bits": (
+        lambda path: Image.fromarray(noise(4, 5).astype(np.int32)).save(path.with_suffix(".tif")),
+        "32 bits",
+    ),
+    "dead link": (lambda path: path.symlink_to("nowhere.png"), "is not there"),
+    "circle": (lambda path: path.symlink_to(path.name), "back to itself"),
+    "fifo": (os.mkfifo, "FIFO"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_or_left_out_and_counted(tmp_path, kind, caplog):
+    shape = (40, 40, 3) if "torn" in kind else (4, 5, 3)
+    root, (damage, reason) = pets(tmp_path / "pets", 12, shape=shape), BROKEN[kind]
+    sound = load(root)
+    damage(root / "b" / "broken.png")
+    with pytest.raises(BadInput, match=rf"b/broken\.\w+: .*({reason}).*data\.broken=skip"):
+        load(root)
+    for _ in range(2):  # prepared, and as prepared before
+        caplog.clear()
+        found = load(root, broken="skip")
+        said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert [text for text in said if "left out" in text and "b/broken" in text]
+    for name, source in found.items():
+        np.testing.assert_array_equal(rows(source)["image"], rows(sound[name])["image"])
+
+
+# -------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 40])
+def test_no_part_is_empty_and_each_picture_is_in_one(tmp_path, count):
+    root = pets(tmp_path / "pets", count)
+    for i in range(3):  # copies under other names, of the other class
+        shutil.copy(root / "a" / "0.png", root / "b" / f"copy {i}.png")
+    found = load(root)
+    held = {
+        name: {image.tobytes() for image in rows(source)["image"]} for name, source in found.items()
+    }
+    assert sum(map(len, held.values())) == len(set().union(*held.values())) == count
+    assert min(map(len, held.values())) > 0
+    assert sum(source.size for source in found.values()) == count + 3
+
+
+def test_a_picture_stays_in_its_part_whatever_else_there_is(tmp_path):
+    small, large = pets(tmp_path / "small", 60), pets(tmp_path / "large", 300)
+    keys = lambda sources, name: {image.tobytes() for image in rows(sources[name])["image"]}
+    few, many = load(small), load(large)
+    for name in SPLITS:
+        assert keys(few, name) <= keys(many, name)
+    assert 0.82 < many["train"].size / 300 < 0.96
+
+
+def test_two_pictures_are_too_few(tmp_path):
+    root = pets(tmp_path / "pets", 2)
+    shutil.copy(root / "a" / "0.png", root / "a" / "again.png")
+    with pytest.raises(BadInput, match="2 different pictures, too few.*DIR/train/CLASS"):
+        load(root)
+
+
+def test_parts_of_the_user_are_kept_and_what_two_of_them_have_is_told(tmp_path, caplog):
+    names = [
+        f"{part}/{k}/{i}.png" for part in ("train", "val", "Test") for k in "ab" for i in "123"
+    ]
+    root = write(tmp_path / "pets", *names)
+    found = load(root)
+    assert {name: source.size for name, source in found.items()} == dict.fromkeys(SPLITS, 6)
+    np.testing.assert_array_equal(rows(found["train"])["label"], [0, 1] * 3)
+    assert not [record for record in caplog.records if "another part" in record.getMessage()]
+    shutil.copy(root / "train" / "a" / "2.png", root / "Test" / "b" / "copy.png")
+    for _ in range(2):
+        caplog.clear()
+        assert load(root)["test"].size == 7
+        (said,) = (r.getMessage() for r in caplog.records if "another part" in r.getMessage())
+        assert "1 pictures" in said
+        assert "train/a/2.png in train and Test/b/copy.png in test" in said
+
+
+def test_squares_that_become_alike_are_told(tmp_path, caplog):
+    """Two blank pictures of other sizes are two, until they are resized."""
+    root = pets(tmp_path / "pets", 6, shape=(8, 8, 3))
+    for part, side in (("train", 8), ("test", 9)):
+        for name in "ab":
+            write(root / part / name, "own.png", shape=(8, 8, 3))
+        Image.new("RGB", (side, side)).save(root / part / "a" / "blank.png")
+    for name in "ab":
+        shutil.rmtree(root / name)
+    load(root, {"train": "train", "test": "test"}, image_size=4)
+    assert "blank.png in train and" in caplog.text or "blank.png in test and" in caplog.text
+
+
+# -------------------------------------------------------------------------------------- the listing
+
+
+def test_rows_are_in_the_order_of_their_numbers_and_classes_in_that_of_their_names(tmp_path):
+    names = [
+        f"train/{k}/{i}.png" for i, k in ((10, "b"), (9, "a"), (100, "10"), (2, "a"), (1, "b"))
+    ]
+    root = write(tmp_path / "pets", *names, "train/a/deep/er/11.png", "train/a/2.jpg.png")
+    (root / "train" / "linked").symlink_to(root / "train" / "b")
+    found = listed.listing(f"images:{root}", ("path", "label"))
+    assert found.classes == ("10", "a", "b", "linked")
+    kept = [p.path.removeprefix("train/") for p in found.pictures if "linked" not in p.path]
+    assert kept == [
+        *("b/1.png", "a/2.jpg.png", "a/2.png", "a/9.png", "b/10.png", "a/deep/er/11.png"),
+        "10/100.png",
+    ]
+    assert [p.label for p in found.pictures if "10/" in p.path] == [0]
+
+
+def _in_a_circle(root):
+    (root / "a" / "up").symlink_to(root)
+
+
+def _not_utf8(root):
+    shutil.copy(root / "a" / "0.png", os.fsencode(root) + b"/a/\xff.png")
+
+
+MISSHAPEN = {
+    "no pictures": (lambda r: [p.unlink() for p in r.rglob("*.png")], "holds no pictures"),
+    "loose": (lambda r: write(r, "loose.png"), r"loose\.png is in no folder of a class"),
+    "an empty class": (lambda r: (r / "c").mkdir(), "c, the folder of a class, holds no pictures"),
+    "one class": (lambda r: shutil.rmtree(r / "b"), "but one class, 'a'"),
+    "a part lacks one": (lambda r: parts(r, "test/b/x.png"), "train has a class 'a' that test"),
+    "only test": (lambda r: parts(r, "test/a/x.png", "test/b/x.png", "test/c/x.png"), "that train"),
+    "beside train": (lambda r: parts(r, "c/x.png"), "c stands beside train"),
+    "no train": (lambda r: parts(r, "test/a/x.png", train="exam"), "no train beside it"),
+    "valid twice": (
+        lambda r: parts(r, "val/a/x.png", "val/b/x.png", "valid/a/x.png", "valid/b/x.png"),
+        "would both be valid",
+    ),
+    "unlabelled": (lambda r: parts(r, "test/x.png"), r"test/x\.png is in no folder of a class"),
+    "circle": (_in_a_circle, "a link to a folder that holds it"),
+    "not utf-8": (_not_utf8, "not UTF-8"),
+    "gone": (shutil.rmtree, "no such folder"),
+}
+
+
+def parts(root, *places, train="train"):
+    (root / train).mkdir()
+    for name in "ab":
+        (root / name).rename(root / train / name)
+    write(root, *places)
+
+
+@pytest.mark.parametrize("kind", MISSHAPEN)
+def test_folders_that_cannot_be_meant_are_refused(tmp_path, kind):
+    root, (change, reason) = pets(tmp_path / "pets", 6), MISSHAPEN[kind]
+    change(root)
+    with pytest.raises(BadInput, match=reason) as caught:
+        load(root)
+    assert "config.data.name" in str(caught.value)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    root = write(tmp_path / "coco", *(f"{k}/{i}.png" for k in ("train", "boat") for i in range(5)))
+    assert load(root)["train"].facts.classes == ("boat", "train")
+
+
+def test_what_is_no_picture_is_passed_over_and_counted(tmp_path, caplog):
+    root = pets(tmp_path / "pets")
+    (root / "a" / ".DS_Store").write_bytes(b"x")
+    (root / "a" / "Thumbs.db").write_bytes(b"x")
+    (root / "__MACOSX").mkdir()
+    (root / "b" / "._0.png").write_bytes(b"x")
+    (root / "labels.TXT").write_text("x")
+    assert sum(source.size for source in load(root).values()) == 40
+    assert "passed over: 3 hidden, 1 .db, 1 .txt" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def _csv(path, records):
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, records[0])
+        table.writeheader()
+        table.writerows(records)
+
+
+def _parquet(path, records):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+
+
+TABLES = {
+    ".csv": _csv,
+    ".jsonl": lambda path, records: path.write_text("".join(f"{json.dumps(r)}\n" for r in records)),
+    ".parquet": _parquet,
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("split", [True, False])
+def test_a_table_of_each_kind(tmp_path, kind, split):
+    pets(tmp_path / "files", 30)
+    records = [{"file": f"files/{'ab'[i % 2]}/{i}.png", "what": "yx"[i % 3 > 0]} for i in range(30)]
+    records.reverse()
+    for i, record in enumerate(records if split else ()):
+        record["split"] = ("train", "val", "test")[max(0, i - 27)] if i % 3 else "train"
+    TABLES[kind](tmp_path / f"pets{kind}", records)
+    found = load(tmp_path / f"pets{kind}", columns=("file", "what"))
+    assert found["train"].facts.classes == ("x", "y")
+    assert {s.size for s in found.values()} == {28, 1} or not split
+    together = [rows(found[name]) for name in SPLITS]
+    at = {image.tobytes(): i for i, image in enumerate(noise(4, 5, 3, seed=k) for k in range(30))}
+    numbers = [[at[image.tobytes()] for image in part["image"]] for part in together]
+    assert sorted(i for part in numbers for i in part) == list(range(30))
+    for part, own in zip(together, numbers, strict=True):
+        assert own == sorted(own, reverse=True)  # the order of the table
+        np.testing.assert_array_equal(part["label"], [i % 3 == 0 for i in own])
+
+
+def test_faults_of_a_table_are_told_by_line(tmp_path):
+    pets(tmp_path / "files", 6)
+    good = [{"path": f"files/{'ab'[i % 2]}/{i}.png", "label": "ab"[i % 2]} for i in range(6)]
+    for change, reason in (
+        ({"path": "files/a/gone.png"}, "line 4: no such file: .*gone.png"),
+        ({"path": ""}, "line 4: path is '', not the path"),
+        ({"label": ""}, "line 4: the label is empty"),
+        ({"split": "train"}, "line 4: split is 'train', and '' in the rows above"),
+    ):
+        records = [record | {"split": ""} for record in good]
+        records[2] |= change
+        _csv(tmp_path / "t.csv", records)
+        with pytest.raises(BadInput, match=reason):
+            load(tmp_path / "t.csv")
+    _csv(tmp_path / "t.csv", [record | {"split": "exam"} for record in good])
+    with pytest.raises(BadInput, match="line 2: split is 'exam'; use 'train'"):
+        load(tmp_path / "t.csv")
+    with pytest.raises(BadInput, match="line 2: no column 'file'; .*config.data.columns"):
+        load(tmp_path / "t.csv", columns=("file", "label"))
+    _csv(tmp_path / "t.csv", [record | {"split": "test"} for record in good])
+    with pytest.raises(BadInput, match="no row has the split 'train'"):
+        load(tmp_path / "t.csv")
+
+
+# ------------------------------------------------------------------------------------ as a whole
+
+
+def test_prepared_twice_moved_in_memory_and_on_demand_it_is_the_same(tmp_path):
+    root = pets(tmp_path / "pets")
+    first = load(root)
+    shutil.copytree(root, tmp_path / "other" / "moved")  # copies have other times
+    for path in (tmp_path / "other" / "moved").rglob("*.png"):
+        os.utime(path, (1, 1))
+    second, third = load(tmp_path / "other" / "moved"), load(root, resident=False)
+    for name in SPLITS:
+        assert first[name].fingerprint == second[name].fingerprint
+        assert first[name].facts == second[name].facts == third[name].facts
+        assert first[name].spec == third[name].spec
+        for key, value in rows(first[name]).items():
+            np.testing.assert_array_equal(value, rows(second[name])[key])
+            np.testing.assert_array_equal(value, rows(third[name])[key])
+    Image.fromarray(noise(4, 5, 3, seed=999)).save(root / "a" / "0.png")
+    other = load(root)
+    assert other["train"].fingerprint != first["train"].fingerprint
+    # A run may go on with what was moved, but not with another kind of set.
+    config = {"data": {"name": f"images:{root}", "folder": "x"}, "seed": 0}
+    workdir.check_same("w", config, {"data": {"name": "images:elsewhere", "folder": ""}, "seed": 0})
+    with pytest.raises(BadInput, match="another run"):
+        workdir.check_same("w", config, {"data": {"name": "digits", "folder": "x"}, "seed": 0})
+
+
+def test_mean_and_deviation_are_those_of_the_training_pixels(tmp_path):
+    root = pets(tmp_path / "pets")
+    found = load(root)
+    pixels = rows(found["train"])["image"].reshape(-1, 3) / 255
+    np.testing.assert_allclose(found["test"].facts.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found["test"].facts.std, pixels.std(0), rtol=1e-12)
+    own = load(root, mean=(0.5,), std=(0.25,))["train"].facts
+    assert (own.mean, own.std) == ((0.5,), (0.25,))
+
+
+def test_a_set_written_out_as_files_is_that_set(tmp_path):
+    """With names as numbers, in folders of classes: the same rows, in the same order, and parts."""
+    digits = datasets.load_sources({"train": "train", "test": "test"}, name="digits")
+    for part, source in digits.items():
+        write_out(tmp_path / "digits" / part, rows(source))
+    found = load(tmp_path / "digits", {"train": "train", "test": "test"})
+    for part, source in digits.items():
+        for key, value in rows(source).items():
+            np.testing.assert_array_equal(rows(found[part])[key], value)
+            assert rows(found[part])[key].dtype == value.dtype
+
+
+def write_out(folder: pathlib.Path, arrays: dict) -> None:
+    for label in np.unique(arrays["label"]):
+        (folder / str(label)).mkdir(parents=True)
+    for i, (image, label) in enumerate(zip(arrays["image"], arrays["label"], strict=True)):
+        Image.fromarray(image[..., 0]).save(folder / str(label) / f"{i:05d}.png", compress_level=1)
+
+
+@pytest.mark.slow
+def test_a_run_on_files_has_the_digest_of_one_on_the_set(tmp_path):
+    for part, source in datasets.load_sources({"train": "train", "test": "test"}).items():
+        write_out(tmp_path / "digits" / part, rows(source))
+    words = ["--config", "configs/vision/digits.py:cnn", "--config.train.duration=40 steps"]
+    of = f"--config.data.name=images:{tmp_path}/digits", f"--config.data.folder={tmp_path}/tfds"
+    of += "--config.data.mean=(0.2873,)", "--config.data.std=(0.3534,)"
+    results = []
+    for name, more in (("set", ()), ("files", of)):
+        assert exit_code("train", *words, *more, "--workdir", str(tmp_path / name)) == 0
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert results[0]["digest"] == results[1]["digest"]
+    assert results[0]["eval"] == results[1]["eval"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_while_preparing_it_leaves_nothing_half_made(tmp_path, monkeypatch):
+    root, count = pets(tmp_path / "pets"), iter(range(100))
+
+    def decode(*arguments):
+        if next(count) == 20:
+            raise Killed
+        return real(*arguments)
+
+    real = folders._decode
+    monkeypatch.setattr(folders, "_decode", decode)
+    with pytest.raises(Killed):
+        load(root)
+    assert not [p for p in (tmp_path / "prepared").iterdir() if p.name[0] != "." or p.is_dir()]
+    monkeypatch.undo()
+    assert sum(source.size for source in load(root).values()) == 40
+
+
+def test_a_prepared_set_that_was_damaged_is_made_anew(tmp_path, caplog):
+    root = pets(tmp_path / "pets")
+    before = load(root)["train"].fingerprint
+    (file,) = (tmp_path / "prepared").glob(f"*/{packed.NUMBER}/*-train.array_record-*")
+    os.truncate(file, 1000)
+    assert load(root)["train"].fingerprint == before
+    assert "made anew" in caplog.text
+
+
+def test_places_that_cannot_hold_a_set_are_refused(tmp_path, monkeypatch):
+    root = pets(tmp_path / "pets")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="not a folder"):
+        datasets.load_sources(SPLITS, name=f"images:{root}", folder=str(tmp_path / "file"))
+    with pytest.raises(BadInput, match=r"file/x cannot be written .*set config\.data\.folder"):
+        datasets.load_sources(SPLITS, name=f"images:{root}", folder=str(tmp_path / "file" / "x"))
+    with pytest.raises(BadInput, match=r"take 131,941.* GB, and .* GB free"):
+        load(root, image_size=1 << 20, resident=False)
+
+
+def test_an_outline_prepares_nothing_and_has_the_shapes_of_the_set(tmp_path):
+    root = pets(tmp_path / "pets")
+    section = KEYS | {"name": f"images:{root}", "folder": str(tmp_path / "prepared")}
+    section |= {"train": "train", "workers": 0}
+    assert "40 pictures" in datasets.unprepared(section)
+    outlines = datasets.outline_sources(SPLITS, section)
+    assert not (tmp_path / "prepared").exists()
+    real = load(root)
+    for name in SPLITS:
+        assert outlines[name].spec == real[name].spec
+        assert outlines[name].facts.classes == real[name].facts.classes
+        assert abs(outlines[name].size - real[name].size) <= 4
+    assert datasets.unprepared(section) is None
+    assert datasets.outline_sources(SPLITS, section)["train"].size == real["train"].size
+
+
+def test_a_dry_run_prepares_nothing(tmp_path, capsys):
+    root = pets(tmp_path / "pets", shape=(8, 8, 1)[:2])
+    words = ["--config", "configs/vision/digits.py:mlp", f"--config.data.name=images:{root}"]
+    words += [f"--config.data.folder={tmp_path}/prepared", "--dry-run"]
+    assert exit_code("train", *words, "--workdir", str(tmp_path / "w")) == 0
+    assert f"not prepared: images:{root}: 40 pictures" in capsys.readouterr().out
+    assert not (tmp_path / "prepared").exists()
+    assert issubclass(NotPrepared, BadInput)
