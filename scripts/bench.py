@@ -2,7 +2,7 @@
 
 cnn, resnet18, vit, bert, gpt   a training step, against torch, transformers, Keras and flax
 generate    tokens a second with the cache
-input       the input pipeline alone
+input       the input pipeline alone: arrays in memory, and pictures in files
 start       from process start to the first step, with and without cached compiled programs
 sweep       a sweep with stacked trials, and with a process for each
 overhead    the training program against the same jitted step called by hand; many steps a call
@@ -298,7 +298,9 @@ def main(argv=None) -> int:
         if args.case == "growth":
             result["rows"] = growth(args.rounds or 5, cpu)
         else:
-            result["rows"] = contest.against(cases.STEPS[args.case](cpu), args.rounds or 15)
+            contests = cases.STEPS[args.case], *cases.FURTHER.get(args.case, ())
+            rounds = args.rounds or 15
+            result["rows"] = [row for of in contests for row in contest.against(of(cpu), rounds)]
     if args.png:
         figure = speed_figure(args.case, result["rows"])
         if args.case == "growth":

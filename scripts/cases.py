@@ -1,11 +1,20 @@
 """The contests of scripts/bench.py: who does which work, on CPUs and on accelerators."""
 
+import contextlib
+import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+from PIL import Image
+
+from common.data import fetch, made
 from contest import Contender
 from vision import resnet
+from vision.data import pictures
 
 OURS = "touchstone"
+OPENCLIPART = pathlib.Path("/usr/share/openclipart/png")
+SIDE = 224
 SMALL = {"vocab_size": 8192, "width": 384, "layers": 6, "heads": 6, "hidden": 1536}
 
 
@@ -148,6 +157,42 @@ def input(cpu: bool) -> list[Contender]:
     ]
 
 
+def input_files(cpu: bool) -> list[Contender]:
+    """Shuffled uint8 batches of 128 of the pictures of `_pictures`, 224x224: ours as they were
+    prepared, read by threads, onto the device; torchvision's `ImageFolder` decodes them, in two
+    workers."""
+    del cpu
+    settings = {"folder": _pictures(), "batch_size": 128}
+    return [
+        Contender(f"{OURS}, images:DIR", "files_ours", settings),
+        Contender("torchvision ImageFolder", "files_torchvision", settings | {"workers": 2}),
+    ]
+
+
+def _pictures() -> str:
+    """A folder of JPEGs of 224x224, made once: the 8,121 drawings of Debian's openclipart-png, a
+    class for each of its folders, if it is installed; else 2,000 of noise, blurred."""
+    drawn = sorted(OPENCLIPART.rglob("*.png"))
+    kind = "openclipart" if drawn else "noise"
+    path = pathlib.Path(fetch.data_dir(), f"bench-{kind}-{SIDE}")
+
+    def build(into: pathlib.Path) -> None:
+        rng = np.random.default_rng(0)
+        for i in range(len(drawn) or 2000):
+            if drawn:
+                name = drawn[i].relative_to(OPENCLIPART).parts[0]
+                with contextlib.suppress(pictures.Broken):
+                    image = Image.fromarray(pictures.pixels(drawn[i], 3))
+            else:
+                name = str(i % 10)
+                image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+            (into / name).mkdir(exist_ok=True)
+            image.resize((SIDE, SIDE)).save(into / name / f"{i:05d}.jpg", quality=90)
+
+    made.folder(path, lambda at: at if at.is_dir() else None, build, f"the pictures of {kind}")
+    return str(path)
+
+
 def grown(cpu: bool, batch: int, length: int, depth: int, width: int) -> Contender:
     """A GPT of this size."""
     words = [f"train.batch_size={batch}", "train.accumulate=1", f"data.length={length}"]
@@ -157,4 +202,6 @@ def grown(cpu: bool, batch: int, length: int, depth: int, width: int) -> Contend
     return _ours("configs/lm/gpt2_small.py", [*words, "data.vocab_size=4096"], tokens=4096)
 
 
+# Further contests of a case, each against its own first contender.
+FURTHER = {"input": (input_files,)}
 STEPS = {case.__name__: case for case in (cnn, resnet18, vit, bert, gpt, generate, input)}

@@ -5,9 +5,9 @@ Sets up some work, does it once, and describes it in a line of JSON on standard 
 many times and answers with the seconds taken. A process of its own keeps one library's threads,
 memory and settings from another's.
 
-KIND is a function of this file. The networks of other libraries are written as their users write
-them: `train_on_batch` for Keras, the loop of its tutorials for torch, the library's own class for
-`transformers`.
+KIND is a function of this file or of `pipelines`. The networks of other libraries are written as
+their users write them: `train_on_batch` for Keras, the loop of its tutorials for torch, the
+library's own class for `transformers`.
 """
 
 import json
@@ -19,7 +19,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-LIBRARIES = "jax", "flax", "keras", "torch", "transformers"
+from pipelines import files_ours, files_torchvision, input_ours, input_torch  # noqa: F401
+
+LIBRARIES = "jax", "flax", "keras", "torch", "torchvision", "transformers"
 
 
 def ours(config: str, overrides: list[str], high: dict[str, int]) -> tuple[Callable, dict]:
@@ -276,61 +278,6 @@ def generate_transformers(
                 )
 
     return work, {"unit": "token", "units": batch_size * new}
-
-
-# ---------------------------------------------------------------------------------------- pipelines
-
-
-def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
-    """Our input pipeline alone: images from host memory, in a keyed order, onto the device.
-
-    Args:
-      count: images of 28x28, uint8.
-      batch_size: rows per step.
-      workers: reader processes; 0 reads with threads.
-    """
-    import jax
-
-    from common.data import loading
-    from common.devices import mesh, runtime
-
-    runtime.start()
-    images, labels = _images(count)
-    source = loading.from_arrays({"image": images, "label": labels}, resident=False)
-    batches = loading.train_batches(
-        source, 0, range(2**40), batch_size, mesh.make_layout(), workers=workers
-    )
-
-    def work(times):
-        for _ in range(times):
-            jax.block_until_ready(next(batches))
-
-    return work, {"units": batch_size}
-
-
-def input_torch(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
-    """torch's `DataLoader` over the same images, shuffled."""
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
-    images, labels = map(torch.from_numpy, _images(count))
-    loader = DataLoader(
-        TensorDataset(images, labels), batch_size, shuffle=True, num_workers=workers
-    )
-    forever = (batch for _ in iter(int, 1) for batch in loader)
-
-    def work(times):
-        for _ in range(times):
-            next(forever)
-
-    return work, {"units": batch_size}
-
-
-def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(u8[N, 28, 28, 1], i32[N]) of random numbers."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
-    return images, rng.integers(0, 10, count).astype(np.int32)
 
 
 # ------------------------------------------------------------------------------------ the reference

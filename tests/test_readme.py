@@ -52,7 +52,7 @@ def test_a_snippet_runs(text, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -22,7 +22,8 @@ STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", "LA", "La", "I", *SIXTEEN)
-ORIENTATION = 0x0112  # the tag in EXIF
+ORIENTATION = 0x0112  # a tag of EXIF and TIFF, as the next
+IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 SIDEWAYS = (5, 6, 7, 8)  # its values that exchange height and width
 
 
@@ -83,6 +84,8 @@ def header(path) -> Header:
     with _opened(path) as image:
         _check_mode(image)
         width, height = image.size
+        if image.format == "TIFF":  # Pillow's size may be upright, or not yet
+            width, height = (image.tag_v2[tag] for tag in (IMAGE_WIDTH, IMAGE_LENGTH))
         # A PNG may tell its orientation behind its pixels, which would all be read.
         early = image.format != "PNG" or "exif" in image.info
         if early and _orientation(image) in SIDEWAYS:
