@@ -41,17 +41,17 @@ def numbered(
             first[kind] = i
             known = kind in (str, bool, int, float)
             spelled = inputs.spelled_type(value)
-            require(known, f"{where}: {at(i)}: the label is {spelled}, not text or a number")
+            require(known, f"{where}, {at(i)}: the label is {spelled}, not text or a number")
         require(
             kind is not str or bool(value.strip()),
-            f"{where}: {at(i)}: the label is empty; remove the example, or label it",
+            f"{where}, {at(i)}: the label is empty; remove the example, or label it",
         )
     if float in first and first.keys() <= {float, int}:
         largest = float(np.finfo(np.float32).max)
         wrong = next((i for i, value in enumerate(values) if not abs(value) <= largest), None)
         require(
             wrong is None,
-            f"{where}: {at(wrong or 0)}: a label is not finite, as a 32-bit float",
+            f"{where}, {at(wrong or 0)}: a label is not finite, as a 32-bit float",
         )
         return np.array(values, np.float32), ()
     examples = ", ".join(f"{brief(values[i])} ({at(i)})" for i in first.values())

@@ -43,13 +43,13 @@ def rows(
         record.
     """
     kind, packing = inputs.kind_of(path)
+    inputs.file(where, path)
     readable = kind in KINDS and not (kind == ".parquet" and packing)
     require(
         readable,
         f"{where}: {inputs.shown(path)}: its name should end in {', '.join(KINDS)}, and all but "
         f".parquet also in {', '.join(inputs.PACKED)}",
     )
-    inputs.file(where, path)
     counted = collections.Counter() if mended is None else mended
     if kind == ".parquet":
         records = _parquet(where, path)
@@ -66,10 +66,19 @@ def rows(
         logging.warning("%s: %s: %s", where, inputs.shown(path), inputs.said(counted))
 
 
+def line(path, number: int) -> str:
+    """Where in its file a record is, for a message: "line 3", or "row 3" of a .parquet."""
+    return f"{'row' if inputs.kind_of(path)[0] == '.parquet' else 'line'} {number}"
+
+
 def place(path, number: int) -> str:
     """Where a record is, for a message: "FILE, line 3"."""
-    unit = "row" if inputs.kind_of(path)[0] == ".parquet" else "line"
-    return f"{inputs.shown(path)}, {unit} {number}"
+    return f"{inputs.shown(path)}, {line(path, number)}"
+
+
+def columns(record: dict) -> str:
+    """The columns of a record, for a message: "its columns are 'a', 'b'"."""
+    return f"its columns are {', '.join(map(brief, record)) or 'none'}"
 
 
 def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:

@@ -2,20 +2,24 @@
 
     reviews          sentences of film reviews, negative or positive (10,072; Hutto & Gilbert 2014)
     topics           first paragraphs of Wikipedia articles by topic (11 classes; CC BY-SA 4.0)
-    file:PATH.jsonl  your own: every line has `text` (or `sentence`) and `label`, and may have a
-                     second text `text_b` and a `split`
+    file:PATH        your own: a .jsonl, .csv, .tsv or .parquet (see `common.data.tables`) whose
+                     records have `text` (or `sentence`) and `label`, and may have a second text
+                     `text_b` and a `split`
     tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
 
 scripts/prepare.py makes `reviews` and `topics`. A set without splits of its own is divided by a
-hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train". Splits use TFDS's
-notation: `train+valid`, `test[:100]`.
+hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train", so that a text is never
+on two sides; if that leaves a part of a small set empty, the texts with the lowest hashes are
+moved. Splits use TFDS's notation: `train+valid`, `test[:100]`.
 
 Letters: L length, N examples.
 """
 
+import collections
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -28,9 +32,10 @@ import numpy as np
 from etils import epath
 
 from common import inputs
-from common.data import fetch, loading
+from common.data import fetch, loading, parts, tables
+from common.data import labels as numbering
 from common.data import splits as grammar
-from common.errors import NotPrepared, require
+from common.errors import BadInput, NotPrepared, brief, require
 from common.task import Source, split_key
 from lm.data import prose, text
 from lm.data import tokenizer as tokenizers
@@ -47,6 +52,8 @@ PREPARED = {
     "reviews": (("negative", "positive"), 10_072),
     "topics": (tuple(f"topic {i}" for i in range(11)), 9_033),
 }
+WHERE = "config.data.name"
+NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")  # in a .csv
 SHARES = {"train": 0.72, "valid": 0.08, "test": 0.2}  # of a set without splits of its own
 # The text features of a TFDS set: the first row here whose features are all present.
 TFDS_TEXTS = (
@@ -84,7 +91,8 @@ def load_sources(
 
     Args:
       splits: {name of the Source: split}; its "train", if any, must equal `train`.
-      name: the data set: "reviews", "topics", "file:PATH.jsonl" (your own) or "tfds:NAME".
+      name: the data set: "reviews", "topics", "file:PATH" (your own .jsonl, .csv, .tsv or
+        .parquet) or "tfds:NAME".
       train: the split to train on, e.g. "train" or "train+valid".
       tokenizer: a tokenizer's file or folder, the name of prepared weights such as "minilm", or the
         workdir of a run.
@@ -114,17 +122,41 @@ def load_sources(
         _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
     )
     facts = facts._replace(classes=classes, length=length)
-    rows: dict[str, dict] = {}
+    ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
+    used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
+    examples = {part: take(part) for part in used}
+    rows = {part: _rows(examples[part], facts) for part in used}
+    _warn_of_repeated(ranges, examples, name)
     sources = {}
-    for key, split in splits.items():
-        parts = []
-        for part, at in grammar.ranges(split, sizes, split_key(key)):
-            if part not in rows:
-                rows[part] = _rows(take(part), facts)
-            parts.append({name: array[at] for name, array in rows[part].items()})
-        arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    for key, at in ranges.items():
+        arrays = {
+            column: np.concatenate([rows[part][column][piece] for part, piece in at])
+            for column in rows[at[0][0]]
+        }
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
     return sources
+
+
+def _warn_of_repeated(
+    ranges: dict[str, list[tuple[str, slice]]], examples: dict[str, Examples], name: str
+) -> None:
+    """Warns of each Source some of whose examples, though not trained on, have the text of one that
+    is."""
+    trained, texts = collections.defaultdict(set), set()
+    for part, at in ranges.get("train", ()):
+        trained[part].update(range(at.start, at.stop))
+        texts.update(examples[part].texts[at])
+    for key, pieces in ranges.items():
+        held = [(part, row) for part, at in pieces for row in range(at.start, at.stop)]
+        held = [examples[part].texts[row] for part, row in held if row not in trained[part]]
+        twice = [each for each in held if each in texts]
+        if twice:
+            logging.warning(
+                "%s: %s: %s of the %s examples of %s that are not trained on have the text of "
+                "one that is, first %s",
+                *(WHERE, inputs.shown(name), f"{len(twice):,}", f"{len(held):,}", split_key(key)),
+                brief(twice[0][0]),
+            )
 
 
 def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
@@ -165,9 +197,13 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
 
 def part(texts: tuple[str, ...]) -> str:
     """The split of an example, by a hash of its texts: 72% "train", 8% "valid", 20% "test"."""
-    digest = hashlib.sha256("\x1e".join(texts).encode()).digest()
+    digest = _rank(texts)
     first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
     return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
+
+
+def _rank(texts: tuple[str, ...]) -> bytes:
+    return hashlib.sha256("\x1e".join(texts).encode()).digest()
 
 
 def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
@@ -196,39 +232,50 @@ def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarr
 def _path(name: str, folder: str) -> epath.Path:
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
-        where = "config.data.name"
-        return inputs.file(where, inputs.path(where, argument))
+        return inputs.file(WHERE, inputs.path(WHERE, argument))
     require(
         name in PREPARED,
-        f"config.data.name: unknown {name!r}; choose 'reviews', 'topics', 'file:PATH.jsonl' or "
-        "'tfds:NAME'",
+        f"{WHERE}: unknown {name!r}; choose 'reviews', 'topics', 'file:PATH' or 'tfds:NAME'",
     )
     path = epath.Path(fetch.data_dir(folder)) / f"{name}.jsonl"
     at = f" --folder {folder}" if folder else ""
     if not path.exists():
         raise NotPrepared(
-            f"config.data.name: {name!r} is not in {path.parent}; run: python scripts/prepare.py "
-            f"{name}{at}"
+            f"{WHERE}: {name!r} is not in {path.parent}; run: python scripts/prepare.py {name}{at}"
         )
     return path
 
 
 def _from_file(path: epath.Path):
     """({split: size}, split -> Examples, classes)."""
-    examples: list[tuple[str, tuple[str, ...], object]] = []
-    lines = inputs.text("config.data.name", path).split("\n")
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            examples.append(_example(line, f"config.data.name: {path}, line {number}"))
-    require(bool(examples), f"config.data.name: {path} is empty")
-    have_split = {split is not None for split, _, _ in examples}
-    require(
-        len(have_split) == 1, f"config.data.name: {path}: some lines have a split, and some do not"
-    )
-    pairs = {len(texts) for _, texts, _ in examples}
-    require(len(pairs) == 1, f"config.data.name: {path}: some lines have a text_b, and some do not")
-    labels, classes = _labels([label for _, _, label in examples], path)
-    names = np.array([split if split is not None else part(texts) for split, texts, _ in examples])
+    examples: list[tuple[str | None, tuple[str, ...], object]] = []
+    lines, notes = [], collections.Counter()
+    shown = f"{WHERE}: {inputs.shown(path)}"
+    delimited = inputs.kind_of(path)[0] in tables.DELIMITERS
+    for number, record in tables.rows(WHERE, path, notes):
+        line = tables.line(path, number)
+        example = _example(record, f"{shown}, {line}", delimited)
+        if any(map(str.strip, example[1])):
+            examples.append(example)
+            lines.append(line)
+        else:
+            notes["example without text left out"] += 1
+    require(bool(examples), f"{shown} has no examples: {inputs.said(notes)}")
+    having = {
+        "split": [split is not None for split, _, _ in examples],
+        "text_b": [len(texts) == 2 for _, texts, _ in examples],
+    }
+    for key, has in having.items():
+        if len(set(has)) > 1:
+            one, other = (lines[has.index(value)] for value in (True, False))
+            raise BadInput(f"{shown}: {one} has a {key}, and {other} has none")
+    labels, classes = numbering.numbered([each[2] for each in examples], shown, lines.__getitem__)
+    if delimited and all(map(NUMBER.fullmatch, classes)):
+        warning = "%s: labels of a .csv or .tsv are text, here %s classes; numbers need a .jsonl"
+        logging.warning(warning, shown, f"{len(classes):,}")
+    names = np.array(_splits(examples, shown, notes))
+    if notes:
+        logging.warning("%s: %s", shown, inputs.said(notes))
 
     def take(split: str) -> Examples:
         rows = np.flatnonzero(names == split)
@@ -237,40 +284,42 @@ def _from_file(path: epath.Path):
     return {str(name): int((names == name).sum()) for name in np.unique(names)}, take, classes
 
 
-def _example(line: str, where: str) -> tuple[str | None, tuple[str, ...], object]:
-    """(split or None, texts, label) of a line of a .jsonl."""
-    reason = ""
-    try:
-        entry = inputs.json_line(line)
-        first = entry["text"] if "text" in entry else entry["sentence"]
-        texts = (first,) if entry.get("text_b") is None else (first, entry["text_b"])
-        label, split = entry["label"], entry.get("split")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f": {inputs.reason(error)}" if isinstance(error, ValueError) else ""
-        texts, label, split = (None,), None, None
-    valid = all(isinstance(each, str) for each in texts) and isinstance(split, str | None)
-    valid = valid and isinstance(label, str | int | float)
-    require(valid, f'{where}, is not an example like {{"text": "…", "label": "…"}}{reason}')
-    require(split is None or bool(re.fullmatch(r"[\w-]+", split)), f"{where}: split {split!r}")
-    return split, texts, label
-
-
-def _labels(values: list, path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(i32[N] and the class names, or f32[N] and ()). Classes are sorted."""
-    kinds = {float if isinstance(value, float) else type(value) for value in values}
-    if float in kinds and kinds <= {float, int}:
-        largest = float(np.finfo(np.float32).max)
-        finite = all(abs(value) <= largest for value in values)
-        require(finite, f"config.data.name: {path}: a label is not finite, as a 32-bit float")
-        return np.array(values, np.float32), ()
+def _splits(examples: list[tuple], shown: str, notes: collections.Counter) -> list[str]:
+    """The split of each example: its own, or by the hash of its texts, with no part empty."""
+    if examples[0][0] is not None:
+        return [split for split, _, _ in examples]
+    moved = parts.moves((texts, part(texts), _rank(texts)) for _, texts, _ in examples)
+    distinct = len({texts for _, texts, _ in examples})
     require(
-        len(kinds) == 1,
-        f"config.data.name: {path}: labels are of several kinds; they must be all text, all whole "
-        "numbers, or all numbers",
+        moved is not None,
+        f"{shown}: too few different texts ({distinct}, in {len(examples):,} examples) for "
+        "'train', 'valid' and 'test'; add examples, or a split to each",
     )
-    classes = sorted(set(values))
-    number = {value: i for i, value in enumerate(classes)}
-    return np.array([number[v] for v in values], np.int32), tuple(map(str, classes))
+    for to in moved.values():
+        notes[f"text moved into '{to}', which had none by the hash of its texts"] += 1
+    return [moved.get(texts) or part(texts) for _, texts, _ in examples]
+
+
+def _example(
+    record: dict, where: str, delimited: bool
+) -> tuple[str | None, tuple[str, ...], object]:
+    """(split or None, texts, label) of a record. In a .csv or .tsv, an empty cell is no second
+    text."""
+    first = "text" if "text" in record else "sentence"
+    for key in (first, "label"):
+        like = '{"text": "…", "label": "…"}'
+        has = tables.columns(record)
+        require(key in record, f"{where}, is not an example like {like}: {has}")
+    second = record.get("text_b")
+    second = None if delimited and not second else second
+    texts = {first: record[first]} | ({} if second is None else {"text_b": second})
+    split = record.get("split")
+    for key, value in (texts | ({} if split is None else {"split": split})).items():
+        spelled = inputs.spelled_type(value)
+        require(isinstance(value, str), f"{where}: {key!r} is {spelled}, not a string")
+    named = split is None or bool(re.fullmatch(r"[\w-]+", split))
+    require(named, f"{where}: split {brief(split)} is not a name of letters, digits, _ and -")
+    return split, tuple(texts.values()), record["label"]
 
 
 # -------------------------------------------------------------------------------------------- TFDS
@@ -283,7 +332,7 @@ def _from_tfds(name: str, folder: str):
     keys = next((keys for keys in TFDS_TEXTS if all(key in features for key in keys)), None)
     require(
         keys is not None and "label" in features,
-        f"config.data.name: {name!r} has no text with a label, but {', '.join(features)}",
+        f"{WHERE}: {name!r} has no text with a label, but {', '.join(features)}",
     )
     classes = tuple(getattr(features["label"], "names", None) or ())
     decode = lambda value: value.decode() if isinstance(value, bytes) else value
@@ -295,9 +344,9 @@ def _from_tfds(name: str, folder: str):
             labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
             texts = [tuple(decode(example[key]) for key in keys) for example in examples]
         known = not classes or (labels >= 0).all()
-        require(known, f"config.data.name: {name!r} has no labels in {split!r}")
+        require(known, f"{WHERE}: {name!r} has no labels in {split!r}")
         fit = not classes or (labels < len(classes)).all()
-        require(fit, f"config.data.name: {name!r}: a label of {split!r} is none of its classes")
+        require(fit, f"{WHERE}: {name!r}: a label of {split!r} is none of its classes")
         return Examples(texts, labels, classes)
 
     return {split: info.num_examples for split, info in builder.info.splits.items()}, take, classes

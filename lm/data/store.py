@@ -9,7 +9,8 @@ it was made from: the files' sizes and times, the tokenizer's settings, the form
     sentences.npy    i64[S]: the start of each sentence
     counts.npy       i64[V]: the count of each token in the training documents
     names.json       the names of the documents
-    index.json       {split: [first document, last + 1]}, and the sha256 of each file above
+    index.json       {split: [first document, last + 1]}, the sha256 of each file above, and notes:
+                     what was repaired, left out or moved, and which texts are held out in vain
     *.checked        when a file too large to be read at each start was last found whole
 
 Documents are ordered train, valid, test, and by source within each, so that every split is one
@@ -22,6 +23,9 @@ documents end, and words are masked, only where the task says so. Other tokens t
 a tokenizer, special or not, are one token, as the tokenizer has it.
 """
 
+import array
+import atexit
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -38,7 +42,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from common.data import fetch, made
+from common import inputs
+from common.data import fetch
+from common.devices import ending
 from common.errors import BadInput, require
 from lm.data import corpora, tokenizer
 
@@ -60,7 +66,8 @@ SENTENCE = re.compile(
 
 
 class Store(NamedTuple):
-    """An open store, as described above. `splits`: {split: (first document, last + 1)}."""
+    """An open store, as described above. `splits`: {split: (first document, last + 1)}. `notes`:
+    what a run that reads it should say."""
 
     path: str
     tokenizer: Tokenizer
@@ -70,6 +77,7 @@ class Store(NamedTuple):
     counts: np.ndarray
     splits: dict[str, tuple[int, int]]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def sentences(text: str) -> list[str]:
@@ -107,12 +115,15 @@ def _open(path: pathlib.Path) -> Store | None:
         for file, (size, sha256) in index["files"].items():
             if os.path.getsize(path / file) != size or not _is_whole(path / file, sha256):
                 return None
+        if "notes" not in index and any(a == b for a, b in map(index["splits"].get, corpora.PARTS)):
+            return None  # an older version left parts empty
         arrays = {key: np.load(path / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
         return Store(
             path=str(path),
             tokenizer=tokenizer.load(path),
             splits={split: tuple(at) for split, at in index["splits"].items()},
             digest=index["digest"],
+            notes=tuple(index.get("notes", ())),
             **arrays,
         )
     except (BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -150,7 +161,7 @@ class _TrainingTexts:
 
     def __iter__(self):
         for document in corpora.documents(self.name, self.folder):
-            if corpora.part(document.name) == "train":
+            if document.part == "train":
                 yield document.text
 
 
@@ -160,19 +171,25 @@ class _Part:
     def __init__(self, path: pathlib.Path):
         self.path, self.file = path, path.open("wb")
         self.names, self.sources, self.ends, self.sentences = [], [], [0], []
+        self.texts = array.array("Q")  # a hash of each text
 
     def add(self, document: corpora.Document, pieces: list[list[int]], prefix, suffix, dtype):
+        """Appends a document, unless it has no token. Returns whether it has."""
         ids = [*prefix, *itertools.chain.from_iterable(pieces), *suffix]
         start = self.ends[-1] + len(prefix)
         starts = itertools.accumulate((len(piece) for piece in pieces[:-1]), initial=start)
         nonempty = [at for at, piece in zip(starts, pieces, strict=True) if piece]
         if not nonempty:
-            return  # only white space
+            return False  # only white space
         self.sentences.extend(nonempty)
         self.ends.append(self.ends[-1] + len(ids))
         self.names.append(document.name)
         self.sources.append(document.source)
+        self.texts.append(
+            int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big")
+        )
         np.array(ids, dtype).tofile(self.file)
+        return True
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
@@ -192,19 +209,33 @@ def _build(into: pathlib.Path, name: str, kind, vocab_size: int, folder: str) ->
     facts = tokenizer.facts(kind)
     dtype = dtype_of(facts.vocab_size)
     parts = {part: _Part(into / part) for part in corpora.PARTS}
-    _tokenise(parts, kind, facts, dtype, name, folder, total=total if verbose else 0)
+    notes = _tokenise(parts, kind, facts, dtype, name, folder, total=total if verbose else 0)
     for part in parts.values():
         part.file.close()
     counted = sum(len(part.names) for part in parts.values())
     require(
         bool(parts["train"].names),
-        f"config.data.name: {name!r} has {counted} documents, and none to train on",
+        f"config.data.name: {name!r} has {counted} documents, and none to train on; add documents",
     )
-    _finish(into, parts, facts.vocab_size, dtype)
+    said = [inputs.said(notes)] if notes else []
+    _finish(into, parts, facts.vocab_size, dtype, said + _repeated(parts))
 
 
-def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
-    """Tokenises every document into the file of its part."""
+def _repeated(parts: dict[str, _Part]) -> list[str]:
+    """A sentence that counts the held-out documents with the text of a training document, if there
+    are any."""
+    train, said = np.array(parts["train"].texts, np.uint64), []
+    for name in ("valid", "test"):
+        held = parts[name]
+        twice = np.flatnonzero(np.isin(np.array(held.texts, np.uint64), train))
+        if len(twice):
+            first = f"first {held.names[twice[0]]!r}"
+            said.append(f"{len(twice):,} of the {len(held.names):,} in {name!r} ({first})")
+    return [f"documents whose text is also in 'train': {' and '.join(said)}"] if said else []
+
+
+def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> collections.Counter:
+    """Tokenises every document into the file of its part. Returns notes: {what: how often}."""
     require(
         bool(facts.end),
         "config.data.tokenizer: it has no token that ends a document: none of "
@@ -213,14 +244,15 @@ def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
     plain = tokenizer.reading(facts)
     divide = sentences if _divides(plain) else lambda text: [text]
     frame = facts.document_begin, facts.end
-    started, seen = time.monotonic(), 0
-    for batch in _batches(corpora.documents(name, folder)):
+    started, seen, notes = time.monotonic(), 0, collections.Counter()
+    for batch in _batches(corpora.documents(name, folder, notes)):
         texts = [divide(document.text) or [""] for document in batch]
         flat = list(itertools.chain.from_iterable(texts))
         ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
         for document, divided in zip(batch, texts, strict=True):
             pieces = list(itertools.islice(ids, len(divided)))
-            parts[corpora.part(document.name)].add(document, pieces, *frame, dtype)
+            if not parts[document.part].add(document, pieces, *frame, dtype):
+                notes["text without a token left out"] += 1
         seen += sum(len(text.encode()) for text in flat)
         if total:
             share = min(seen / total, 1)
@@ -228,6 +260,7 @@ def _tokenise(parts, kind, facts, dtype, name, folder, *, total) -> None:
             sys.stderr.write(f"\rtokenising {name}: {share:.0%}, {left:.0f} s left ")
     if total:
         sys.stderr.write(f"\rtokenising {name}: done in {time.monotonic() - started:.0f} s\n")
+    return notes
 
 
 def _divides(plain: Tokenizer) -> bool:
@@ -256,7 +289,9 @@ def _batches(documents: Iterator[corpora.Document]) -> Iterator[list[corpora.Doc
         yield batch
 
 
-def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype) -> None:
+def _finish(
+    into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype, notes: list[str]
+) -> None:
     """Concatenates the parts, and writes the index last."""
     lengths = [part.ends[-1] for part in parts.values()]
     bases = [0, *itertools.accumulate(lengths)]
@@ -286,7 +321,7 @@ def _finish(into: pathlib.Path, parts: dict[str, _Part], vocab_size: int, dtype)
     splits = _splits(parts)
     content = [described[f] for f in files if f not in ("names.json", "special_tokens_map.json")]
     digest = hashlib.sha256(json.dumps([content, splits]).encode()).hexdigest()[:16]
-    index = {"files": described, "splits": splits, "digest": digest}
+    index = {"files": described, "splits": splits, "digest": digest, "notes": notes}
     (into / "index.json").write_text(json.dumps(index, indent=1))
 
 

@@ -8,6 +8,7 @@ Letters: L length, N rows, b requested rows, V vocabulary.
 """
 
 import bisect
+import logging
 import random
 import zlib
 from typing import Literal
@@ -21,7 +22,7 @@ from common.data import fetch, loading
 from common.data import splits as grammar
 from common.errors import nearest, require
 from common.task import Source, split_key
-from lm.data import store
+from lm.data import corpora, store
 from lm.data import tokenizer as tokenizers
 from lm.pretrained import WEIGHTS
 
@@ -89,6 +90,8 @@ def load_sources(
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     opened = _open(name, tokenizer, vocab_size, folder)
+    for note in opened.notes:
+        logging.warning("config.data.name: %s: %s", inputs.shown(name), note)
     facts = tokenizers.facts(opened.tokenizer)
     facts = facts._replace(counts=np.array(opened.counts), length=length, form=form)
     special = facts.special
@@ -204,11 +207,17 @@ def _table(opened: store.Store, split: str, facts: tokenizers.TextFacts, where: 
     count = len(opened.documents) - 1
     require(
         last > first,
-        f"{where}: none of the {count} documents is in {split!r}: whole documents are held out, by "
-        "a hash of their names, so this needs more of them",
+        f"{where}: none of the {count} documents with a token in it is in {split!r}: whole "
+        "documents are held out, by a hash of their names; add documents",
     )
     if form == "pairs":
-        require(last - first > 1, f"{where}: pairs need two documents, and {split!r} has one")
+        ranges = {part: opened.splits[part] for part in corpora.PARTS}
+        sizes = ", ".join(f"{b - a} in {part!r}" for part, (a, b) in ranges.items())
+        require(
+            last - first > 1,
+            f"{where}: pairs need two documents, and {split!r} has one ({sizes}); add documents, "
+            "or set config.loss.nsp=False",
+        )
         return _pairs(opened, range(first, last), facts, SEED + zlib.crc32(split.encode()))
     begin, end = int(opened.documents[first]), int(opened.documents[last])
     stride = facts.length - len(facts.begin) if form == "mlm" else facts.length
