@@ -44,14 +44,15 @@ class Weights(NamedTuple):
 
 def data_dir(folder: str = "") -> str:
     """The folder for prepared texts, weights and tokens: `folder`, or $TOUCHSTONE_DATA, or
-    ~/.cache/touchstone/data. Raises `BadInput` if it is not on a local disk."""
+    ~/.cache/touchstone/data. Raises `BadInput` if it is not a folder, or not on a local disk."""
     path = folder or os.environ.get("TOUCHSTONE_DATA") or "~/.cache/touchstone/data"
     require(
         "://" not in path,
         f"config.data.folder: {path}: tokens are memory-mapped, so they must be on a local disk; "
         "leave it out, and set TFDS_DATA_DIR for the folder of TFDS sets",
     )
-    return os.path.abspath(os.path.expanduser(path))
+    where = "config.data.folder" if folder else "TOUCHSTONE_DATA"
+    return inputs.folder(where, os.path.abspath(os.path.expanduser(path)), missing=True)
 
 
 def sha256(path) -> str:

@@ -360,4 +360,6 @@ def _prepared(name: str, folder: str) -> Iterator[Document]:
                     raise BadInput(
                         f"{WHERE}: {name!r}: example {row} of {split!r} is not UTF-8"
                     ) from error
+                spelled = inputs.spelled_type(text)
+                require(isinstance(text, str), f"{WHERE}: {name!r}: its 'text' is {spelled}")
                 yield Document(f"{split}/{row}", re.sub(r"\W+", "_", split), text)

@@ -343,6 +343,9 @@ def _from_tfds(name: str, folder: str):
             examples = source.__getitems__(list(range(len(source))))
             labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
             texts = [tuple(decode(example[key]) for key in keys) for example in examples]
+        text_of = all(isinstance(each, str) for one in texts for each in one)
+        require(text_of, f"{WHERE}: {name!r}: {' or '.join(keys)} of {split!r} is not text")
+        require(labels.ndim == 1, f"{WHERE}: {name!r}: its examples have several labels each")
         known = not classes or (labels >= 0).all()
         require(known, f"{WHERE}: {name!r} has no labels in {split!r}")
         fit = not classes or (labels < len(classes)).all()
