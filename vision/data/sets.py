@@ -1,6 +1,8 @@
 """What all sets of labelled images share: their facts, the shape of an example, and Sources of sets
 in memory."""
 
+import hashlib
+import logging
 from typing import NamedTuple
 
 import jax
@@ -51,15 +53,78 @@ def is_resident(resident: bool | None, image_size: int | None, sizes: dict, shap
     return small if resident is None else resident
 
 
+def duplicates(train: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The rows of `other` whose pixels are those of a training image.
+
+    Rows are compared by a hash that is linear in their 64-bit words, and where it agrees by a
+    digest: 70,000 images of 28x28 take a fiftieth of a second.
+
+    Args:
+      train: u8[N, H, W, C].
+      other: u8[M, H, W, C].
+
+    Returns:
+      i64[D], ascending; empty if the shapes differ.
+    """
+    if train.shape[1:] != other.shape[1:] or not (train.size and other.size):
+        return np.empty(0, np.int64)
+    train, other = (np.ascontiguousarray(x).reshape(len(x), -1) for x in (train, other))
+    weights = np.random.default_rng(0).integers(0, 1 << 64, train.shape[1], np.uint64) | np.uint64(
+        1
+    )
+    hashes = [_hashes(images, weights) for images in (train, other)]
+    alike = np.flatnonzero(np.isin(hashes[1], hashes[0]))
+    digest = lambda row: hashlib.blake2b(row, digest_size=16).digest()
+    known = {digest(train[i]) for i in np.flatnonzero(np.isin(hashes[0], hashes[1][alike]))}
+    return np.array([i for i in alike if digest(other[i]) in known], np.int64)
+
+
+def _hashes(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """u64[N] of u8[N, D]: sums of words times random odd weights, modulo 2^64."""
+    words = images.shape[1] // 8
+    hashes = images[:, 8 * words :] @ weights[8 * words :]
+    for start in range(0, len(images), 4096):  # parts that fit in the cache
+        part = np.ascontiguousarray(images[start : start + 4096, : 8 * words]).view(np.uint64)
+        hashes[start : start + 4096] += part @ weights[:words]
+    return hashes
+
+
 def in_memory(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
-    """Sources in memory; `take(split, slice)` returns the arrays of part of a split."""
-    sources = {}
+    """Sources in memory; `take(split, slice)` returns the arrays of part of a split.
+
+    Images of other splits that are training images too, by their pixels, are counted in a warning.
+    """
+    sources, rows, images = {}, {}, {}
     for name, split in splits.items():
-        parts = [take(part, at) for part, at in ranges(split, sizes, split_key(name))]
+        rows[name] = ranges(split, sizes, split_key(name))
+        parts = [take(part, at) for part, at in rows[name]]
         arrays = (
             parts[0]
             if len(parts) == 1
             else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         )
         sources[name] = loading.from_arrays(arrays, resident, facts)
+        images[name] = arrays["image"]
+    _report_duplicates(splits, rows, images)
     return sources
+
+
+def _report_duplicates(splits: dict[str, str], rows: dict, images: dict[str, np.ndarray]) -> None:
+    """Warns of images that another split shares with the training split, except in rows that both
+    name: who evaluates 'train[:100]' knows."""
+    if "train" not in splits:
+        return
+    for split, name in {split: name for name, split in splits.items()}.items():
+        own = []
+        for part, at in rows[name]:
+            row, new = np.arange(at.start, at.stop), np.ones(at.stop - at.start, bool)
+            for trained, span in rows["train"]:
+                new &= (trained != part) | (row < span.start) | (row >= span.stop)
+            own.append(new)
+        new = np.concatenate(own)
+        count = len(duplicates(images["train"], images[name][new])) if new.any() else 0
+        if count:
+            logging.warning(
+                "%d of %d images of %r are also in %r, which is trained on",
+                count, len(images[name]), split, splits["train"],
+            )  # fmt: skip
