@@ -18,6 +18,12 @@ from common.errors import BadInput, NotPrepared, brief, nearest, require
 
 MOST_COUNTED = 16  # files of a split whose examples are counted when it is opened
 MOST_PARTS = 100  # of an expression: TFDS reads one by recursion
+NUMBER = r"(?:0|[1-9]\d*|\*)"
+NAME = re.compile(  # NAME/CONFIG:VERSION
+    rf"([a-z]\w{{0,200}})(?:/([\w.+-]{{1,200}}))?(?::{NUMBER}\.{NUMBER}\.{NUMBER})?", re.I | re.A
+)
+OWN = "run its own builder (TFDS has none of this name), with file_format='array_record'"
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def names(split: str) -> list[str]:
@@ -59,7 +65,8 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
         (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
         for p in parts
     ]
-    require(sum(at.stop - at.start for _, at in slices) > 0, f"{whole} is empty")
+    slices = [(name, at) for name, at in slices if at.stop > at.start]
+    require(len(slices) > 0, f"{whole} is empty")
     return slices
 
 
@@ -78,81 +85,138 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
       BadInput: if it is not prepared, with the command that prepares it.
     """
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core import naming, read_only_builder
 
-    at = f" --folder {folder}" if folder else ""
-    how = (
-        f"python scripts/prepare.py {name}{at}"
-        if name in scripted
-        else f"tfds build {name} --file_format=array_record --data_dir={data_dir(folder)} "
-        "(where tensorflow is installed: TFDS needs it to prepare, and only for that)"
+    parts = NAME.fullmatch(name)
+    require(
+        parts is not None and parts[2] not in (".", ".."),
+        f"config.data.name: {brief(name)} is not the name of a TFDS set: NAME, NAME/CONFIG or "
+        "NAME:1.0.0, in the folder config.data.folder",
     )
-    root = epath.Path(data_dir(folder)) / re.split("[/:]", name)[0]
+    first, config = naming.camelcase_to_snakecase(parts[1]), parts[2] or ""
+    root = epath.Path(data_dir(folder)) / first
+    how = lambda: _how_to_prepare(first, config, folder, scripted)
     for depth in ("*", "*/*"):  # versions, or versions of configs
         for file in ("dataset_info.json", "features.json"):
-            for path in root.glob(f"{depth}/{file}") if name.strip("./") else ():
+            for path in root.glob(f"{depth}/{file}"):
                 inputs.json_object("config.data.name", path)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
         raise NotPrepared(
-            f"config.data.name: {name!r} is not prepared in {data_dir(folder)}; run: {how}"
+            f"config.data.name: {name!r} is not prepared in {data_dir(folder)}{_remains(root)}; "
+            f"{how()}"
+        ) from error
+    except ImportError as error:
+        raise BadInput(
+            f"config.data.name: {name!r} has features that are read by TensorFlow only, such as "
+            f"video ({inputs.reason(error)})"
         ) from error
     except Exception as error:  # the metadata may be damaged in any way
-        raise BadInput(_damaged(root, error)) from error
-    with reading(builder.data_dir):
+        again = f"remove that folder and prepare the set again; {how()}"
+        raise BadInput(_damaged(root, error, again)) from error
+    with reading(builder.data_dir, scripted):
         formats = [format.value for format in builder.info.available_file_formats()]
         sizes = [info.num_examples for info in builder.info.splits.values()]
-        sound = bool(sizes) and min(sizes) >= 0 and len(builder.info.features) > 0
-        if not sound:
+        if not (sizes and min(sizes) >= 0 and len(builder.info.features) > 0):
             raise ValueError("its metadata names no split or no feature, or a negative size")
+        if max(sizes) == 0:
+            raise ValueError("it holds no example")
     require(
         "array_record" in formats,
-        f"config.data.name: {name!r} is prepared as {formats}, not array_record; run: {how}",
+        f"config.data.name: {name!r} is prepared as {formats}, not array_record; {how()}",
     )
     return builder
 
 
+def _how_to_prepare(name: str, config: str, folder, scripted: Container[str]) -> str:
+    """The command that prepares a set; see `open_prepared`."""
+    import tensorflow_datasets as tfds
+
+    if name in scripted:
+        at = f" --folder {folder}" if os.fspath(folder) else ""
+        return f"run: python scripts/prepare.py {name}{at}"
+    if name not in tfds.list_builders(with_community_datasets=False):
+        return OWN
+    return (
+        f"run: tfds build {f'{name}/{config}' if config else name} --file_format=array_record "
+        f"--data_dir={data_dir(os.fspath(folder))} (where tensorflow is installed: TFDS needs it "
+        "to prepare, and only for that)"
+    )
+
+
+def _prepare_again(folder, scripted: Container[str]) -> str:
+    """What to do about a damaged folder ROOT/NAME/VERSION or ROOT/NAME/CONFIG/VERSION."""
+    at = epath.Path(folder).parent
+    hows = [
+        _how_to_prepare(at.name, "", at.parent, scripted),
+        _how_to_prepare(at.parent.name, at.name, at.parent.parent, scripted),
+    ]
+    how = next((how for how in hows if how != OWN), OWN)
+    return f"remove {folder} and prepare the set again; {how}"
+
+
+def _remains(root: epath.Path) -> str:
+    """What stands where a set should be, for the message that it does not."""
+    paths = [path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir()]
+    for path in sorted(paths):
+        if path.name.startswith("incomplete."):
+            return f": preparing it was interrupted, and left {path}, which can be removed"
+        if VERSION.fullmatch(path.name):
+            lacks = [f for f in ("features.json", "dataset_info.json") if not (path / f).exists()]
+            if lacks:
+                return f": {path} has no {' and no '.join(lacks)}; remove that folder"
+    versions = sorted(
+        str(path.relative_to(root.parent)) for path in paths if VERSION.fullmatch(path.name)
+    )
+    return f", but {', '.join(versions)}" if versions else ""
+
+
 @contextlib.contextmanager
-def reading(folder) -> Iterator[None]:
-    """Turns whatever damaged files of a prepared set raise into `BadInput` that names `folder`."""
+def reading(folder, scripted: Container[str] = ()) -> Iterator[None]:
+    """Turns whatever damaged files of a prepared set raise into `BadInput` that names `folder`,
+    ROOT/NAME/VERSION, and says how to prepare the set again."""
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(_damaged(folder, error)) from error
+        raise BadInput(_damaged(folder, error, _prepare_again(folder, scripted))) from error
 
 
-def _damaged(folder, error: Exception) -> str:
-    return (
-        f"config.data.name: {folder} is damaged ({type(error).__name__}: "
-        f"{inputs.reason(error)}); remove that folder and prepare the set again"
-    )
+def _damaged(folder, error: Exception, again: str) -> str:
+    reason = f"{type(error).__name__}: {inputs.reason(error)}"
+    return f"config.data.name: {folder} is damaged ({reason}); {again}"
 
 
-def source_of(builder, split: str):
+def source_of(builder, split: str, scripted: Container[str] = (), decoders: dict | None = None):
     """Random access to the decoded examples of a prepared split (`as_data_source`).
+
+    Args:
+      builder: of `open_prepared`.
+      split: the name of a split, without a part.
+      scripted: as in `open_prepared`.
+      decoders: TFDS's, by feature.
 
     Raises:
       BadInput: if one of its files is missing or damaged, as far as its length, its first and its
         last example tell, or holds another number of examples than the metadata says.
     """
-    info, where = builder.info.splits[split], "config.data.name"
-    with reading(builder.data_dir):
+    info = builder.info.splits[split]
+    with reading(builder.data_dir, scripted):
         paths, size = info.filepaths, info.num_examples
-        for path in paths:
-            wrong = inputs.fault(path)
-            again = f"remove {builder.data_dir} and prepare the set again"
-            require(wrong is None, f"{where}: {wrong}; {again}")
-        if len(paths) <= MOST_COUNTED:
+        wrong = next(filter(None, map(inputs.fault, paths)), None)
+        if wrong is None and len(paths) <= MOST_COUNTED:
             count = sum(_records(path) for path in paths)
-            require(
-                count == size,
-                f"{where}: {builder.data_dir}: {split!r} has {count} examples, and its metadata "
-                f"says {size}; remove that folder and prepare the set again",
-            )
-        source = builder.as_data_source(split=split)
+            if count != size:
+                wrong = (
+                    f"{builder.data_dir}: {split!r} has {count} examples, and its metadata says "
+                    f"{size}"
+                )
+        if wrong is not None:
+            again = _prepare_again(builder.data_dir, scripted)
+            raise BadInput(f"config.data.name: {wrong}; {again}")
+        source = builder.as_data_source(split=split, decoders=decoders)
         if size:
             source.__getitems__(sorted({0, size - 1}))
     return source

@@ -5,10 +5,12 @@ the device as uint8; large ones are read on demand.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
@@ -17,10 +19,23 @@ from common.data.splits import fingerprint, open_prepared, ranges, reading, sour
 from common.errors import require
 from common.task import Source
 from common.task import split_key as where
-from vision.data import photographs, sets
+from vision.data import pixels, sets
+from vision.data.examples import (
+    Layout,
+    classes_of,
+    image_of,
+    label_column,
+    layout_of,
+    named,
+    numbered,
+    row_of,
+    stack,
+)
 
 SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
-DECODING = 1  # of `_stack`: another number makes every cache be decoded again
+DECODING = 2  # of `examples.stack`: another number makes every cache be decoded again
+SAMPLED = 256  # rows that tell the scale of a set read on demand, and examples of its labels
+MOST_SCANNED = 200_000  # labels of a set read on demand that are read to learn its classes
 
 
 def from_tfds(
@@ -28,48 +43,42 @@ def from_tfds(
 ) -> dict[str, Source]:
     """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`."""
     builder = open_prepared(name, folder, SCRIPTED)
-    features = builder.info.features
-    for key in ("image", "label"):
-        require(
-            key in features, f"config.data.name: {name!r} has no {key!r}, but {', '.join(features)}"
-        )
-    shape = features["image"].shape
+    layout = layout_of(builder)
+    shape = layout.shape
     if image_size is not None:
+        fits = shape[-1] in (1, 3)
+        require(fits, f"{named(name)}: images of {shape[-1]} channels cannot be resized")
         shape = image_size, image_size, shape[-1]
     require(
         None not in shape,
-        f"config.data.name: {name!r} has images of varying size; set config.data.image_size=256",
+        f"{named(name)} has images of varying size; set config.data.image_size=256",
     )
-    classes = getattr(features["label"], "names", None)
-    require(
-        classes is not None,
-        f"config.data.name: {name!r}: its label is not a class (ClassLabel), but "
-        f"{type(features['label']).__name__}",
-    )
-    facts = sets.known(builder.name, tuple(classes))
-    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    sizes = _sizes(builder)
     if sets.is_resident(resident, image_size, sizes, shape):
-        cache = {}
+        columns = functools.cache(lambda split: decoded(builder, split))
+        classes = layout.classes or classes_of(layout, columns(_reference(sizes))["label"])
+        facts = sets.known(builder.name, classes)
 
         def take(split, at):
-            if split not in cache:
-                source_of(builder, split)  # refuses what is damaged
-                with reading(builder.data_dir):
-                    cache[split] = decoded(builder, split)
-                _check_labels(cache[split]["label"], facts, f"{name!r}: {split!r}")
-            return {key: array[at] for key, array in cache[split].items()}
+            part = {key: array[at] for key, array in columns(split).items()}
+            names = lambda i: (split, at.start + i)
+            return part | {"label": numbered(part["label"], layout, classes, names)}
 
         return sets.in_memory(splits, sizes, take, facts, True)
+    scale = _scale(builder, SAMPLED)
+    classes = layout.classes or classes_of(layout, _labels(builder, layout, _reference(sizes)))
+    facts = sets.known(builder.name, classes)
     digest = fingerprint(builder)
     sources = {}
     for key, split in splits.items():
         parts = ranges(split, sizes, where(key))
         reader = _Reader(
-            {part: source_of(builder, part) for part, _ in parts},
+            {part: _examples_of(builder, layout, part) for part, _ in parts},
             np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),
             np.repeat([part for part, _ in parts], [at.stop - at.start for _, at in parts]),
-            image_size,
+            (layout, scale, image_size, classes, os.fspath(builder.data_dir)),
         )
+        reader.check_labels(_spread(len(reader.rows)))  # a set without them, before training
         content = split if image_size is None else f"{split}:{image_size}"
         sources[key] = Source(
             len(reader.rows), reader, None, sets.spec(shape), f"{digest}:{content}", facts
@@ -77,36 +86,109 @@ def from_tfds(
     return sources
 
 
-def _check_labels(labels: np.ndarray, facts: sets.ImageFacts, where: str) -> None:
-    known = len(labels) == 0 or 0 <= labels.min() <= labels.max() < len(facts.classes)
-    require(known, f"config.data.name: {where}: a label is none of {len(facts.classes)} classes")
+def _sizes(builder) -> dict[str, int]:
+    return {split: info.num_examples for split, info in builder.info.splits.items()}
+
+
+def _reference(sizes: dict[str, int]) -> str:
+    """The split that decides what holds for the set: 'train', else the largest."""
+    return "train" if sizes.get("train") else max(sizes, key=sizes.__getitem__)
+
+
+def _spread(size: int) -> np.ndarray:
+    """At most `SAMPLED` rows, evenly spread over `size`."""
+    return np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64))
+
+
+def _examples_of(builder, layout: Layout, split: str):
+    """Examples of a split: what else they hold, and encoded images, are not decoded by TFDS."""
+    import tensorflow_datasets as tfds
+
+    plain = tfds.features.Image | tfds.features.Audio | tfds.features.Text
+    decoders = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, plain) and key != layout.label
+    }
+    return source_of(builder, split, SCRIPTED, decoders)
+
+
+@functools.lru_cache(maxsize=2)
+def _scale(builder, most: int | None = None) -> str:
+    """The scale of a set's pixels, decided by its training split: by a sample of about `most` rows,
+    or by all."""
+    layout = layout_of(builder)
+    if layout.dtype in (np.uint8, np.bool_):
+        return "u8" if layout.dtype == np.uint8 else "mask"
+    sizes = _sizes(builder)
+    split = _reference(sizes)
+    rows = _spread(sizes[split]) if most else np.arange(sizes[split])
+    seen = None
+    for names, part in _chunks(builder, layout, split, rows, "measuring"):
+        for i, example in enumerate(part):
+            with row_of(layout, *names(i)):
+                found = pixels.range_of(image_of(example, layout))
+            seen = found if seen is None else pixels.joined(seen, found)
+    return pixels.scale_of(seen, named(layout.name))
+
+
+def _chunks(
+    builder, layout: Layout, split: str, rows: np.ndarray, doing: str
+) -> Iterator[tuple[Callable, list[dict]]]:
+    """Examples of these rows, a thousand at a time, and their names: i -> (split, row). Shows
+    progress on a terminal."""
+    source = _examples_of(builder, layout, split)
+    for start in range(0, len(rows), 1000):
+        part = rows[start : start + 1000].tolist()
+        with reading(builder.data_dir, SCRIPTED):
+            examples = source.__getitems__(part)
+        yield lambda i, part=part: (split, part[i]), examples
+        if sys.stderr.isatty():
+            share = 100 * (start + len(part)) // len(rows)
+            sys.stderr.write(f"\r{doing} {builder.name} {split}: {share}% ")
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+
+
+def _labels(builder, layout: Layout, split: str) -> np.ndarray:
+    """The labels of a split, without decoding its images."""
+    size = builder.info.splits[split].num_examples
+    require(
+        size <= MOST_SCANNED,
+        f"{named(layout.name)}: its {layout.label!r} names no classes, and {size:,} labels are "
+        "too many to read at every start; prepare it with a ClassLabel(names=…)",
+    )
+    chunks = _chunks(builder, layout, split, np.arange(size), "reading labels of")
+    return np.concatenate([label_column(part, names, layout) for names, part in chunks])
 
 
 class _Reader:
     """Reads rows u32[b] of a split as arrays; a class, so that it can be sent to processes."""
 
-    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray, image_size: int | None):
-        self.sources, self.rows, self.parts, self.image_size = sources, rows, parts, image_size
+    def __init__(self, sources: dict, rows: np.ndarray, parts: np.ndarray, how: tuple):
+        self.sources, self.rows, self.parts, self.how = sources, rows, parts, how
 
     def __call__(self, rows):
+        layout, scale, image_size, classes, _ = self.how
+        names = lambda i: (str(self.parts[rows[i]]), int(self.rows[rows[i]]))
+        batch = stack(self._examples(rows), names, layout, scale, image_size)
+        return batch | {"label": numbered(batch["label"], layout, classes, names)}
+
+    def check_labels(self, rows) -> None:
+        """Refuses these rows if one has no label that is known; decodes no image."""
+        layout, _, _, classes, _ = self.how
+        names = lambda i: (str(self.parts[rows[i]]), int(self.rows[rows[i]]))
+        numbered(label_column(self._examples(rows), names, layout), layout, classes, names)
+
+    def _examples(self, rows) -> list[dict]:
         examples: list = [None] * len(rows)
         for part, source in self.sources.items():
             at = np.flatnonzero(self.parts[rows] == part)
-            for i, example in zip(
-                at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True
-            ):
+            with reading(self.how[-1], SCRIPTED):
+                found = source.__getitems__(self.rows[rows[at]].tolist())
+            for i, example in zip(at, found, strict=True):
                 examples[i] = example
-                if self.image_size is not None:
-                    square = photographs.shorter_side(example["image"], self.image_size)
-                    examples[i] = example | {"image": square}
-        return _stack(examples)
-
-
-def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
-    return {
-        "image": np.stack([e["image"] for e in examples]),
-        "label": np.array([e["label"] for e in examples], np.int32),
-    }
+        return examples
 
 
 def _load(path: epath.Path) -> np.ndarray:
@@ -164,23 +246,23 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
     made from other files or by other code, is decoded again.
 
     Returns:
-      {"image": u8[N, H, W, C], "label": i32[N]}.
+      {"image": u8[N, H, W, C], "label": [N] as it is stored: numbers, or texts}.
     """
     folder = epath.Path(builder.data_dir) / "decoded"
     size = builder.info.splits[split].num_examples
     paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
     record, made_from = folder / f"{split}.sha256", _prepared_digest(builder, split)
+    layout = layout_of(builder)
+    if layout.dtype not in (np.uint8, np.bool_):  # the training split tells the scale
+        made_from += _prepared_digest(builder, _reference(_sizes(builder)))
     arrays = _cached(paths, record, made_from)
     if arrays is not None:
         return arrays
-    source = builder.as_data_source(split=split)
-    parts = []
-    for start in range(0, size, 1000):
-        parts.append(_stack(source.__getitems__(list(range(start, min(start + 1000, size))))))
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\rdecoding {builder.name} {split}: {100 * start // size}% ")
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\rdecoding {builder.name} {split}: done\n")
+    scale = _scale(builder)
+    parts = [
+        stack(part, names, layout, scale, None)
+        for names, part in _chunks(builder, layout, split, np.arange(size), "decoding")
+    ]
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in paths}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,208 @@
+"""Examples of prepared sets of labelled images: where a set keeps its image and its label, and what
+they become, or why they are refused.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from common import inputs
+from common.errors import BadInput, brief, require
+from vision.data import photographs, pixels
+
+MOST_CLASSES = 100_000
+
+
+class Layout(NamedTuple):
+    """How a set keeps its images and labels.
+
+    Attributes:
+      name: the set's name, for messages.
+      image, label: their features.
+      shape: (H, W, C) of an image; H and W are None if they vary.
+      dtype: of the pixels, as stored.
+      encoded: whether they are stored as PNG, JPEG and so on.
+      flat: whether they are stored without an axis for the channel.
+      classes: names of the classes; None if the labels themselves tell them.
+    """
+
+    name: str
+    image: str
+    label: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+    encoded: bool
+    flat: bool
+    classes: tuple[str, ...] | None
+
+
+def named(name: str) -> str:
+    """How a message about a set begins."""
+    return f"config.data.name: {name!r}"
+
+
+def layout_of(builder) -> Layout:
+    """How a prepared set keeps its images and labels.
+
+    Raises:
+      BadInput: unless an example is one image and one label.
+    """
+    import tensorflow_datasets as tfds
+
+    features, name = builder.info.features, builder.name
+    image, label = _keys(builder)
+    stored = features[image]
+    require(
+        isinstance(stored, tfds.features.Image | tfds.features.Tensor)
+        and len(stored.shape) in (2, 3),
+        f"{named(name)}: its {image!r} is {_described(stored)}, not one image of shape "
+        "[height, width, channels]",
+    )
+    shape = (*stored.shape, 1) if len(stored.shape) == 2 else tuple(stored.shape)
+    require(
+        shape[2] is not None and 0 not in shape and (shape[2] <= 4 or shape[0] not in (1, 2, 3, 4)),
+        f"{named(name)}: its {image!r} has shape {list(stored.shape)}, not [height, width, "
+        "channels] with a fixed number of channels",
+    )
+    kind = features[label]
+    dtype = np.dtype(kind.np_dtype) if isinstance(kind, tfds.features.Tensor) else None
+    require(
+        dtype is not None and kind.shape == () and dtype.kind in "iubOSU",
+        f"{named(name)}: its {label!r} is {_described(kind)}, not one class (ClassLabel): several "
+        "labels, one-hot vectors and real numbers cannot be trained on",
+    )
+    known = isinstance(kind, tfds.features.ClassLabel) and bool(kind.num_classes)
+    encoded = isinstance(stored, tfds.features.Image)
+    return Layout(
+        name,
+        image,
+        label,
+        shape,
+        np.dtype(stored.np_dtype),
+        encoded,
+        len(stored.shape) == 2,
+        tuple(kind.names) if known else None,
+    )
+
+
+def _keys(builder) -> tuple[str, str]:
+    """The features of image and label: of these names, else as TFDS's `supervised_keys` say."""
+    features, keys = builder.info.features, builder.info.supervised_keys
+    if "image" in features and "label" in features:
+        return "image", "label"
+    pair = tuple(keys[:2]) if isinstance(keys, tuple) else ()
+    if len(set(pair)) == 2 and all(isinstance(key, str) and key in features for key in pair):
+        logging.warning("%s: trained on %r and %r, its supervised_keys", named(builder.name), *pair)
+        return pair
+    missing = "image" if "image" not in features else "label"
+    raise BadInput(f"{named(builder.name)} has no {missing!r}, but {', '.join(features)}")
+
+
+def _described(feature) -> str:
+    shape = getattr(feature, "shape", None)
+    return (
+        f"{type(feature).__name__}{f' of shape {list(shape)}' if isinstance(shape, tuple) else ''}"
+    )
+
+
+@contextlib.contextmanager
+def row_of(layout: Layout, split: str, row: int) -> Iterator[None]:
+    """Names the example in the error that an example raises."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, SyntaxError) as error:  # the latter of Pillow, for PNG
+        reason = inputs.reason(error)
+        raise BadInput(f"{named(layout.name)}: row {row} of {split!r}: {reason}") from error
+
+
+def image_of(example: dict, layout: Layout) -> np.ndarray:
+    """The pixels [H, W, C] of an example, as they are stored."""
+    image = example[layout.image]
+    if layout.encoded:
+        image = pixels.picture(image, layout.shape[-1], layout.dtype)
+    image = image[..., None] if layout.flat else image
+    fits = len(image.shape) == 3 and all(
+        want in (None, size) for want, size in zip(layout.shape, image.shape, strict=True)
+    )
+    if not fits or image.size == 0:
+        raise ValueError(f"its image has shape {list(image.shape)}, not {list(layout.shape)}")
+    return image
+
+
+def stack(
+    examples: list[dict], names: Callable, layout: Layout, scale: str, image_size: int | None
+) -> dict[str, np.ndarray]:
+    """u8[b, H, W, C] and labels, as they are stored; `names(i)` is (split, row) of example i."""
+    images = []
+    for i, example in enumerate(examples):
+        with row_of(layout, *names(i)):
+            image = pixels.as_u8(image_of(example, layout), scale)
+            images.append(image if image_size is None else _resized(image, image_size))
+    return {"image": np.stack(images), "label": label_column(examples, names, layout)}
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    """`photographs.shorter_side`, of grey images too."""
+    colours = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+    return photographs.shorter_side(colours, size)[..., : image.shape[-1]]
+
+
+# ------------------------------------------------------------------------------------------ labels
+
+
+def label_column(examples: list[dict], names: Callable, layout: Layout) -> np.ndarray:
+    """Labels as they are stored: numbers, or texts."""
+    labels = [example[layout.label] for example in examples]
+    for i, label in enumerate(labels):
+        if isinstance(label, bytes):
+            with row_of(layout, *names(i)):
+                labels[i] = label.decode()
+    return np.array(labels)
+
+
+def classes_of(layout: Layout, labels: np.ndarray) -> tuple[str, ...]:
+    """The classes of labels that have no names of their own: texts in order, or 0 to the greatest
+    number."""
+    if labels.dtype.kind == "U":
+        classes = np.unique(labels).tolist()
+    else:
+        top = int(labels.max())
+        require(
+            labels.min() >= 0 and top < MOST_CLASSES,
+            f"{named(layout.name)}: its {layout.label!r} is no ClassLabel, but numbers from "
+            f"{labels.min()} to {top}; classes are counted from 0, and at most {MOST_CLASSES:,}",
+        )
+        classes = list(map(str, range(top + 1)))
+    require(
+        1 <= len(classes) <= MOST_CLASSES,
+        f"{named(layout.name)}: its {layout.label!r} has {len(classes):,} different texts",
+    )
+    return tuple(classes)
+
+
+def numbered(
+    labels: np.ndarray, layout: Layout, classes: tuple[str, ...], names: Callable
+) -> np.ndarray:
+    """Labels as i32 numbers of classes; `names(i)` is (split, row) of label i.
+
+    Raises:
+      BadInput: if any is none of them: -1 above all, by which TFDS marks images without labels.
+    """
+    if labels.dtype.kind == "U":
+        order = np.array(classes)
+        numbers = np.minimum(np.searchsorted(order, labels), len(order) - 1)
+        bad = np.flatnonzero(order[numbers] != labels)
+    else:
+        numbers, bad = labels, np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(bad):
+        split, row = names(bad[0])
+        value = labels[bad[0]].item()
+        what = "-1, which means unlabelled" if value == -1 else f"none of {len(classes)} classes"
+        raise BadInput(
+            f"{named(layout.name)}: {split!r}: {len(bad):,} of {len(labels):,} labels are {what}, "
+            f"such as {brief(value)} in row {row}; use another split"
+        )
+    return numbers.astype(np.int32)
