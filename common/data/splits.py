@@ -100,6 +100,8 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         for file in ("dataset_info.json", "features.json"):
             for path in root.glob(f"{depth}/{file}"):
                 inputs.json_object("config.data.name", path)
+        for path in root.glob(f"{depth}/*.labels.txt"):
+            inputs.text("config.data.name", path)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (FileNotFoundError, tfds.core.DatasetNotFoundError) as error:

@@ -3,7 +3,6 @@ they become, or why they are refused.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -49,6 +48,7 @@ def layout_of(builder) -> Layout:
 
     Raises:
       BadInput: unless an example is one image and one label.
+      ValueError: if the names of the classes are damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -75,17 +75,14 @@ def layout_of(builder) -> Layout:
         "labels, one-hot vectors and real numbers cannot be trained on",
     )
     known = isinstance(kind, tfds.features.ClassLabel) and bool(kind.num_classes)
-    encoded = isinstance(stored, tfds.features.Image)
-    return Layout(
-        name,
-        image,
-        label,
-        shape,
-        np.dtype(stored.np_dtype),
-        encoded,
-        len(stored.shape) == 2,
-        tuple(kind.names) if known else None,
-    )
+    classes = tuple(kind.names) if known else None
+    if known and not len(set(classes)) == len(classes) == kind.num_classes:
+        raise ValueError(
+            f"{label}.labels.txt has {len(set(classes))} different names, and there are "
+            f"{kind.num_classes} classes"
+        )
+    encoded, flat = isinstance(stored, tfds.features.Image), len(stored.shape) == 2
+    return Layout(name, image, label, shape, np.dtype(stored.np_dtype), encoded, flat, classes)
 
 
 def _keys(builder) -> tuple[str, str]:
@@ -95,7 +92,6 @@ def _keys(builder) -> tuple[str, str]:
         return "image", "label"
     pair = tuple(keys[:2]) if isinstance(keys, tuple) else ()
     if len(set(pair)) == 2 and all(isinstance(key, str) and key in features for key in pair):
-        logging.warning("%s: trained on %r and %r, its supervised_keys", named(builder.name), *pair)
         return pair
     missing = "image" if "image" not in features else "label"
     raise BadInput(f"{named(builder.name)} has no {missing!r}, but {', '.join(features)}")

@@ -108,9 +108,7 @@ def as_u8(image: np.ndarray, scale: str) -> np.ndarray:
         return image
     seen = range_of(image)
     if not _fits(seen, scale):
-        raise ValueError(
-            f"its pixels are {seen}, and those of the training split are {SAID[scale]}"
-        )
+        raise ValueError(f"its pixels are {seen}, and those of others are {SAID[scale]}")
     if scale == "mask":
         return image.astype(np.uint8) * np.uint8(255)
     if scale == "sixteen":

@@ -43,7 +43,12 @@ def from_tfds(
 ) -> dict[str, Source]:
     """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`."""
     builder = open_prepared(name, folder, SCRIPTED)
-    layout = layout_of(builder)
+    layout = _layout(builder)
+    if (layout.image, layout.label) != ("image", "label"):
+        logging.warning(
+            "%s: read as its supervised_keys say: images of %r, labels of %r",
+            named(name), layout.image, layout.label,
+        )  # fmt: skip
     shape = layout.shape
     if image_size is not None:
         fits = shape[-1] in (1, 3)
@@ -86,6 +91,11 @@ def from_tfds(
     return sources
 
 
+def _layout(builder) -> Layout:
+    with reading(builder.data_dir, SCRIPTED):
+        return layout_of(builder)
+
+
 def _sizes(builder) -> dict[str, int]:
     return {split: info.num_examples for split, info in builder.info.splits.items()}
 
@@ -117,7 +127,7 @@ def _examples_of(builder, layout: Layout, split: str):
 def _scale(builder, most: int | None = None) -> str:
     """The scale of a set's pixels, decided by its training split: by a sample of about `most` rows,
     or by all."""
-    layout = layout_of(builder)
+    layout = _layout(builder)
     if layout.dtype in (np.uint8, np.bool_):
         return "u8" if layout.dtype == np.uint8 else "mask"
     sizes = _sizes(builder)
@@ -251,10 +261,12 @@ def decoded(builder, split: str) -> dict[str, np.ndarray]:
     folder = epath.Path(builder.data_dir) / "decoded"
     size = builder.info.splits[split].num_examples
     paths = {key: folder / f"{split}.{key}.npy" for key in ("image", "label")}
-    record, made_from = folder / f"{split}.sha256", _prepared_digest(builder, split)
-    layout = layout_of(builder)
-    if layout.dtype not in (np.uint8, np.bool_):  # the training split tells the scale
-        made_from += _prepared_digest(builder, _reference(_sizes(builder)))
+    layout, made_from = _layout(builder), ""
+    plain = layout.dtype in (np.uint8, np.bool_)  # else the training split tells the scale
+    for part in (split,) if plain else (split, _reference(_sizes(builder))):
+        _examples_of(builder, layout, part)  # refuses what is damaged, though it was decoded
+        made_from += _prepared_digest(builder, part)
+    record = folder / f"{split}.sha256"
     arrays = _cached(paths, record, made_from)
     if arrays is not None:
         return arrays

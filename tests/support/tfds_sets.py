@@ -1,0 +1,202 @@
+"""Tiny prepared TFDS sets by kind: of pixels, of labels, of encoded pictures, each with what is
+right for it.
+
+    for kind in tfds_sets.ALL:
+        tfds_sets.prepare(folder, kind)
+"""
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+F = tfds.features
+CLASSES = F.ClassLabel(names=["red", "green", "blue"])
+LABELS = [0, 1, 2, 2, 1, 0]
+U8 = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 1), np.uint8)
+U8[0, 0, :2, 0] = 0, 255
+COLOURS = np.random.default_rng(1).integers(0, 256, (6, 4, 5, 3), np.uint8)
+
+
+class Kind(NamedTuple):
+    """A kind of set.
+
+    Attributes:
+      name: of the set.
+      image: its feature.
+      label: its feature.
+      rows: {split: [(image, label), …]}.
+      expected: u8[N, H, W, C] of the training split, or what the refusal says.
+      labels: numbers of the training labels.
+      classes: the names of all classes.
+      keys: what the features are called.
+      supervised: whether the metadata says so.
+    """
+
+    name: str
+    image: Any
+    label: Any
+    rows: dict[str, list]
+    expected: np.ndarray | str
+    labels: list[int] = LABELS
+    classes: tuple[str, ...] = ("red", "green", "blue")
+    keys: tuple[str, str] = ("image", "label")
+    supervised: bool = False
+
+
+def prepare(folder, kind: Kind, file_format: str = "array_record"):
+    """Writes a set of this kind, in the order of its rows, into TFDS's `folder`; returns the folder
+    of its version."""
+
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Rows of a kind."""
+
+        name = kind.name
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=kind.name,
+                features=F.FeaturesDict(
+                    dict(zip(kind.keys, (kind.image, kind.label), strict=True))
+                ),
+                supervised_keys=kind.keys if kind.supervised else None,
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(rows) for split, rows in kind.rows.items()}
+
+        def _generate_examples(self, rows):
+            for i, (image, label) in enumerate(rows):
+                image = io.BytesIO(image) if isinstance(image, bytes) else image
+                yield i, dict(zip(kind.keys, (image, label), strict=True))
+
+    tfds.disable_progress_bar()
+    made = Made(data_dir=str(folder), file_format=file_format)
+    made.download_and_prepare()
+    return made.data_dir
+
+
+def pixels(name: str, images: np.ndarray, expected, test: np.ndarray | None = None, **further):
+    """A kind by its pixels [N, …], which are stored as they are."""
+    feature = F.Tensor(shape=images.shape[1:], dtype=images.dtype)
+    rows = {"train": list(zip(images, LABELS, strict=True))}
+    if test is not None:
+        rows["test"] = [(image, 0) for image in test]
+    return Kind(name, feature, CLASSES, rows, expected, **further)
+
+
+def labels(name: str, feature, values: list, expected=U8, test: list | None = None, **further):
+    """A kind by its labels."""
+    image = F.Tensor(shape=U8.shape[1:], dtype=np.uint8)
+    rows = {"train": list(zip(U8, values, strict=True))}
+    if test is not None:
+        rows["test"] = list(zip(U8, test, strict=False))
+    return Kind(name, image, feature, rows, expected, **further)
+
+
+def pictures(name: str, feature, images: list[Image.Image], expected, kind: str = "png"):
+    """A kind by its encoded pictures."""
+    rows = [(encoded(image, kind), label) for image, label in zip(images, LABELS, strict=False)]
+    return Kind(name, feature, CLASSES, {"train": rows}, expected, LABELS[: len(rows)])
+
+
+def encoded(image: Image.Image, kind: str = "png") -> bytes:
+    """The bytes of a picture's file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def _opaque(mode: str, alpha: int = 255) -> list[Image.Image]:
+    made = [Image.fromarray(x).convert(mode) for x in COLOURS]
+    for image in made:
+        image.putalpha(Image.new("L", image.size, alpha))
+    return made
+
+
+_GREY = [Image.fromarray(x[..., 0]) for x in U8]
+_PALETTE = [Image.fromarray(x).quantize(20) for x in COLOURS]
+_DEEP = U8[..., 0].astype(np.uint16) * 257
+_HALF = np.where(U8 > 127, 255, 0).astype(np.uint8)
+_UNIT = U8.astype(np.float32) / 255
+
+_BETWEEN = np.random.default_rng(2).integers(0, 1 << 16, U8.shape, np.uint16)
+
+PIXELS = [
+    pixels("u8", U8, U8),
+    pixels("u8_colour", COLOURS, COLOURS),
+    pixels("u8_flat", U8[..., 0], U8),
+    pixels("u8_two", np.repeat(U8, 2, -1), np.repeat(U8, 2, -1)),
+    pixels("mask", U8 > 127, _HALF),
+    pixels("u16", U8.astype(np.uint16) * 257, U8),
+    pixels("u16_between", _BETWEEN, np.rint(_BETWEEN / 257).astype(np.uint8)),
+    pixels("u16_of_8", U8.astype(np.uint16), U8),
+    pixels("u16_of_12", U8.astype(np.uint16) * 16, r"uint16, from 0 to 4080.*12.*bits"),
+    pixels("f32_unit", _UNIT, U8),
+    pixels("f64_unit", U8 / 255, U8),
+    pixels("f16_unit", (U8 / 255).astype(np.float16), U8),
+    pixels("f32_whole", U8.astype(np.float32), U8),
+    pixels("f16_whole", U8.astype(np.float16), U8),
+    pixels("f32_mask", _HALF.astype(np.float32) / 255, _HALF),
+    pixels("f32_real", U8 * np.float32(0.9), r"float32, from 0 to 229\.5, which is neither"),
+    pixels("f32_signed", _UNIT * 2 - 1, r"from -1 to 1, which is neither"),
+    pixels("f32_nan", np.where(U8 == 255, np.float32(np.nan), _UNIT), r"some are NaN"),
+    pixels("f32_inf", np.where(U8 == 255, np.float32(np.inf), _UNIT), r"from 0 to inf"),
+    pixels("f32_16", U8.astype(np.float32) * 257, r"whole numbers from 0 to 65535"),
+    pixels("i64", U8.astype(np.int64), U8),
+    pixels("i32", U8.astype(np.int32), U8),
+    pixels("i32_of_16", U8.astype(np.int32) * 257, r"int32, from 0 to 65535"),
+    pixels("i16_signed", U8.astype(np.int16) - 128, r"int16, from -128 to 127"),
+    pixels("i64_mask", (U8 > 127).astype(np.int64), r"int64, from 0 to 1, .* store them as bool"),
+    pixels("first_channels", COLOURS.transpose(0, 3, 1, 2), r"shape \[3, 4, 5\], not \[height"),
+    pixels("vectors", U8.reshape(6, 20), r"Tensor of shape \[20\], not one image"),
+    pixels("video", COLOURS[:, None].repeat(2, 1), r"shape \[2, 4, 5, 3\], not one image"),
+]
+
+LABELLED = [
+    labels("count", F.ClassLabel(num_classes=4), LABELS, classes=("0", "1", "2", "3")),
+    labels("integers", F.Scalar(np.int64), [0, 3, 1, 1, 3, 0], labels=[0, 3, 1, 1, 3, 0],
+           classes=("0", "1", "2", "3")),
+    labels("small_integers", F.Scalar(np.uint8), LABELS, classes=("0", "1", "2")),
+    labels("true", F.Scalar(np.bool_), [True, False] * 3, labels=[1, 0] * 3, classes=("0", "1")),
+    labels("texts", F.Text(), ["cat", "ant", "hé", "cat", "ant", "ant"],
+           labels=[1, 0, 2, 1, 0, 0], classes=("ant", "cat", "hé")),
+    labels("unlabelled", CLASSES, [0, 1, -1, 2, -1, 1],
+           r"'train': 2 of 6 labels are -1, which means unlabelled, such as -1 in row 2"),
+    labels("negative", F.Scalar(np.int64), [0, 1, -3, 2, 1, 1], r"numbers from -3 to 2"),
+    labels("many", F.Scalar(np.int64), [0, 1, 10**9, 2, 1, 1], r"numbers from 0 to 1000000000"),
+    labels("several", F.Sequence(CLASSES), [[0, 1]] * 6, r"'label' is Sequence .* several labels"),
+    labels("one_hot", F.Tensor(shape=(3,), dtype=np.float32), list(np.eye(6, 3, dtype="f4")),
+           r"'label' is Tensor of shape \[3\].* one-hot"),
+    labels("real", F.Scalar(np.float32), [0.5] * 6, r"'label' is Scalar .* real numbers"),
+    labels("fine", CLASSES, LABELS, keys=("image", "fine_label"), supervised=True),
+    labels("img", CLASSES, LABELS, keys=("img", "labels"), supervised=True),
+    labels("named", CLASSES, LABELS, r"has no 'label', but (image, kind|kind, image)",
+           keys=("image", "kind")),
+    labels("itself", CLASSES, LABELS, r"has no 'image', but", keys=("picture", "label")),
+]  # fmt: skip
+
+ENCODED = [
+    pictures("png", F.Image(shape=(4, 5, 1)), _GREY, U8),
+    pictures("bits", F.Image(shape=(4, 5, 1)), [i.convert("1", dither=0) for i in _GREY], _HALF),
+    pictures("palette", F.Image(shape=(4, 5, 3)), _PALETTE,
+             np.stack([i.convert("RGB") for i in _PALETTE])),
+    pictures("opaque", F.Image(shape=(4, 5, 3)), _opaque("RGB"), COLOURS),
+    pictures("alpha", F.Image(shape=(4, 5, 4)), _opaque("RGB", 7),
+             np.concatenate([COLOURS, np.full_like(U8, 7)], -1)),
+    pictures("transparent", F.Image(shape=(4, 5, 3)), _opaque("RGB", 7),
+             r"row 0 of 'train': parts are transparent, and the set has 3 channels"),
+    pictures("deep", F.Image(shape=(4, 5, 1), dtype=np.uint16),
+             [Image.fromarray(x) for x in _DEEP], U8),
+    pictures("deep_as_u8", F.Image(shape=(4, 5, 1)), [Image.fromarray(x) for x in _DEEP],
+             r"row 0 of 'train': a picture of Pillow's mode I.* does not hold uint8"),
+    pictures("other_size", F.Image(shape=(4, 5, 1)), [*_GREY[:2], _GREY[2].resize((3, 3))],
+             r"row 2 of 'train': its image has shape \[3, 3, 1\], not \[4, 5, 1\]"),
+]  # fmt: skip
+
+ALL = [*PIXELS, *LABELLED, *ENCODED]
