@@ -96,12 +96,12 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
     first, config = naming.camelcase_to_snakecase(parts[1]), parts[2] or ""
     root = epath.Path(data_dir(folder)) / first
     how = lambda: _how_to_prepare(first, config, folder, scripted)
-    for depth in ("*", "*/*"):  # versions, or versions of configs
-        for file in ("dataset_info.json", "features.json"):
-            for path in root.glob(f"{depth}/{file}"):
-                inputs.json_object("config.data.name", path)
-        for path in root.glob(f"{depth}/*.labels.txt"):
-            inputs.text("config.data.name", path)
+    for path in _metadata(root):
+        read = inputs.json_object if path.suffix == ".json" else inputs.text
+        try:
+            read("config.data.name", path)
+        except BadInput as error:
+            raise BadInput(f"{error}; {_prepare_again(path.parent, scripted)}") from error
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
@@ -129,6 +129,14 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         f"config.data.name: {name!r} is prepared as {formats}, not array_record; {how()}",
     )
     return builder
+
+
+def _metadata(root: epath.Path) -> Iterator[epath.Path]:
+    """The files that TFDS reads when it opens a set: of its versions, or versions of configs."""
+    for folder in (*root.glob("*"), *root.glob("*/*")):
+        if not folder.name.startswith("incomplete."):
+            for pattern in ("dataset_info.json", "features.json", "*.labels.txt"):
+                yield from folder.glob(pattern)
 
 
 def _how_to_prepare(name: str, config: str, folder, scripted: Container[str]) -> str:

@@ -15,7 +15,6 @@ from common.errors import BadInput, require
 
 ROUNDING = 1e-6  # by which floats may leave [0, 1]; it becomes 0 or 255 all the same
 FULL = 1 << 14  # 16 bits that never reach a quarter of their range are 10, 12 or 14 bits
-DARK = 16  # u8 that never exceeds this is likely not in 0 to 255
 
 SAID = {
     "u8": "uint8",

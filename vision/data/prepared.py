@@ -34,6 +34,7 @@ from vision.data.examples import (
 
 SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
 DECODING = 2  # of `examples.stack`: another number makes every cache be decoded again
+DARK = 16  # uint8 that never exceeds this is likely not meant to be 0 to 255
 SAMPLED = 256  # rows that tell the scale of a set read on demand, and examples of its labels
 MOST_SCANNED = 200_000  # labels of a set read on demand that are read to learn its classes
 
@@ -62,17 +63,24 @@ def from_tfds(
     if sets.is_resident(resident, image_size, sizes, shape):
         columns = functools.cache(lambda split: decoded(builder, split))
         classes = layout.classes or classes_of(layout, columns(_reference(sizes))["label"])
-        facts = sets.known(builder.name, classes)
+        facts = _facts(builder.name, classes, shape)
 
         def take(split, at):
             part = {key: array[at] for key, array in columns(split).items()}
             names = lambda i: (split, at.start + i)
             return part | {"label": numbered(part["label"], layout, classes, names)}
 
-        return sets.in_memory(splits, sizes, take, facts, True)
+        sources = sets.in_memory(splits, sizes, take, facts, True)
+        brightest = max(source.resident["image"].max() for source in sources.values())
+        if brightest <= DARK:
+            logging.warning(
+                "%s: its pixels are uint8 and never exceed %d of 255: all is nearly black",
+                named(name), brightest,
+            )  # fmt: skip
+        return sources
     scale = _scale(builder, SAMPLED)
     classes = layout.classes or classes_of(layout, _labels(builder, layout, _reference(sizes)))
-    facts = sets.known(builder.name, classes)
+    facts = _facts(builder.name, classes, shape)
     digest = fingerprint(builder)
     sources = {}
     for key, split in splits.items():
@@ -89,6 +97,12 @@ def from_tfds(
             len(reader.rows), reader, None, sets.spec(shape), f"{digest}:{content}", facts
         )
     return sources
+
+
+def _facts(name: str, classes: tuple[str, ...], shape: tuple) -> sets.ImageFacts:
+    """What is known of a set by its name, unless its images have other channels."""
+    facts = sets.known(name, classes)
+    return facts if len(facts.mean) in (1, shape[-1]) else sets.known("", classes)
 
 
 def _layout(builder) -> Layout:

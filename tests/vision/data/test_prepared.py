@@ -1,6 +1,7 @@
 """Prepared TFDS sets of every kind: the right pixels and labels, or one line that says why not."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -48,6 +49,24 @@ def test_each_kind_is_right_or_refused_in_one_line(kind, resident, folder):
     assert {key: (value.shape[1:], value.dtype) for key, value in batch.items()} == {
         key: (value.shape, value.dtype) for key, value in source.spec.items()
     }
+
+
+def test_mnist_divided_by_255_is_the_same_set(folder):
+    """The same arrays, so the same run, bit for bit."""
+    prints = {load(name, folder, True)["train"].fingerprint for name in ("u8", "f32_unit", "i64")}
+    assert len(prints) == 1
+
+
+def test_pixels_that_are_all_nearly_black_are_told(tmp_path, caplog):
+    two_parts(tmp_path, U8 // 128, U8[:1] // 128)
+    load("parts", tmp_path, True)
+    assert "uint8 and never exceed 1 of 255" in caplog.text
+
+
+def test_a_set_of_a_known_name_and_other_channels_has_no_known_mean(tmp_path):
+    two_parts(tmp_path, U8, U8[:1], name="cifar10")
+    for resident in (True, False):
+        assert load("cifar10", tmp_path, resident)["train"].facts.mean == (0.5,)
 
 
 # ----------------------------------------------------------------------------- what the set decides
@@ -200,6 +219,10 @@ def _other_features(version: pathlib.Path) -> None:
     path.write_text(path.read_text().replace("tensor_feature.Tensor", "tensor_feature.Tensorial"))
 
 
+def _torn(version: pathlib.Path) -> None:
+    os.truncate(version / "features.json", 100)
+
+
 def _without(pattern: str):
     def remove(version: pathlib.Path) -> None:
         for path in version.glob(pattern):
@@ -224,6 +247,7 @@ HALF = {
     ),
     "no info": (_without("dataset_info.json"), r"damaged .*dataset_info\.json\); remove"),
     "no shard": (_without("*train*"), r"no such file: .*train.*; remove .* prepare the set again"),
+    "torn": (_torn, r"features\.json: not JSON .*; remove .* prepare the set again"),
     "no splits": (_edited(splits=[]), r"damaged .*no split.*; remove .* prepare the set again"),
     "no example": (
         _edited(splits=[{"name": "train", "shardLengths": ["0"], "numBytes": "0"}]),
@@ -266,6 +290,7 @@ def test_a_set_beside_an_interrupted_one_is_read(folder, tmp_path):
     root = tmp_path / "u8"
     shutil.copytree(pathlib.Path(folder) / "u8", root)
     (root / "incomplete.AB12CD_1.0.1").mkdir()
+    (root / "incomplete.AB12CD_1.0.1" / "features.json").write_text("{")
     assert load("u8", tmp_path, True)["train"].size == 6
     with pytest.raises(BadInput, match=r"'u8:3\.0\.0' is not prepared in .*, but u8/1\.0\.0; run"):
         load("u8:3.0.0", folder, True)
