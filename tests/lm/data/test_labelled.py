@@ -2,10 +2,13 @@
 
 import collections
 import json
+import logging
 import random
 
 import corpus
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from tokenizers import processors
 
@@ -169,20 +172,39 @@ def test_fingerprints_and_the_device(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (['{"text": "a", "label": 1}', "{"], "line 2, is not an example"),
-        (['{"text": "a"}'], "line 1, is not an example"),
-        (['{"text": 1, "label": 1}'], "line 1, is not an example"),
-        (['{"text": "a", "label": [1]}'], "line 1, is not an example"),
-        (['{"text": "a", "label": NaN}'], "a label is not finite"),
-        (['{"text": "a", "label": 1}', '{"text": "a", "label": "b"}'], "labels are of several"),
-        (['{"text": "a", "label": 1, "split": "x"}', '{"text": "a", "label": 1}'], "have a split"),
-        (['{"text": "a", "label": 1, "text_b": "x"}', '{"text": "a", "label": 1}'], "text_b"),
-        (["", ""], "is empty"),
+        (['{"text": "a", "label": 1}', "{"], "line 2, is not JSON"),
+        (['{"text": "a"}'], "line 1, is not an example like .*: its columns are 'text'"),
+        (['{"label": "a"}'], "line 1, is not an example like .*: its columns are 'label'"),
+        (['{"text": 1, "label": 1}'], "line 1: 'text' is a whole number"),
+        (["", '{"text": null, "label": 1}'], "line 2: 'text' is null"),
+        (['{"text": "a", "label": [1]}'], "line 1: the label is a list"),
+        (
+            ['{"text": "a", "label": "b"}', '{"text": "a", "label": null}'],
+            "line 2: the label is nu",
+        ),
+        (['{"text": "a", "label": NaN}'], "line 1: a label is not finite"),
+        (
+            ['{"text": "a", "label": 1}', '{"text": "a", "label": "b"}'],
+            r"labels are of several kinds: 1 \(line 1\), 'b' \(line 2\)",
+        ),
+        (
+            ['{"text": "a", "label": 1, "split": "x"}', '{"text": "a", "label": 1}'],
+            "line 1 has a split, and line 2 has none",
+        ),
+        (
+            ['{"text": "a", "label": 1}', '{"text": "a", "label": 1, "text_b": "x"}'],
+            "line 2 has a text_b, and line 1 has none",
+        ),
+        (['{"text": "a", "label": 1, "split": ""}'], "line 1: split '' is not a name"),
+        (['{"text": "a", "label": 1, "split": 1}'], "line 1: 'split' is a whole number"),
+        (['{"text": " ", "label": 1}'], r"has no examples: example without text left out \(once"),
+        (["", ""], "holds no records"),
+        (['{"text": "a", "label": 1}'] * 9, r"too few different texts \(1, in 9 examples\)"),
     ],
 )
 def test_lines_that_are_no_examples_are_named(tmp_path, tokenizer, lines, said):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    with pytest.raises(BadInput, match=rf"^config\.data\.name: .*{said}"):
+    with pytest.raises(BadInput, match=rf"^config\.data\.name: .*a\.jsonl.*{said}"):
         labelled.load_sources(
             {"train": "x"}, name=f"file:{tmp_path}/a.jsonl", train="x", tokenizer=tokenizer
         )
@@ -207,6 +229,81 @@ def test_refusals(tmp_path, tokenizer, changes, said):
     given |= {"folder": str(tmp_path)} | changes
     with pytest.raises(BadInput, match=rf"^{said}"):
         labelled.load_sources({"v": given.pop("split", "test")}, **given)
+
+
+def load(name, tokenizer, **splits) -> dict:
+    """Rows of {key: split}: {key: [(tokens, segments, types, label)]}."""
+    splits = splits or {"train": "train", "valid": "valid", "test": "test"}
+    more = {"train": splits["train"]} if "train" in splits else {}
+    sources = labelled.load_sources(splits, name=name, tokenizer=tokenizer, length=16, **more)
+    lists = lambda source: [array.tolist() for array in every(source).values()]
+    return {key: (source.facts.classes, lists(source)) for key, source in sources.items()}
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_table_of_each_kind_is_the_same_set(tmp_path, tokenizer, pair, split):
+    rows = [
+        {"text": f'{e["text"]}, "and"', "label": e["label"]}
+        | ({"text_b": f"the\n{i % 9}"} if pair else {})
+        | ({"split": ("train", "valid", "test")[i % 3]} if split else {})
+        for i, e in enumerate(reviews(60))
+    ]
+    expected = load(write(tmp_path / "a.jsonl", rows), tokenizer)
+    assert sum(len(lists[-1]) for _, lists in expected.values()) == 60
+    quoted = lambda value: '"' + value.replace('"', '""') + '"'
+    for kind, comma in (".csv", ","), (".TSV", "\t"):
+        lines = [comma.join(rows[0]), *(comma.join(map(quoted, row.values())) for row in rows)]
+        path = tmp_path / f"a{kind}"
+        path.write_text("\n".join(lines), encoding="utf-8-sig")
+        assert load(f"file:{path}", tokenizer) == expected
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert load(f"file:{tmp_path}/a.parquet", tokenizer) == expected
+
+
+def test_a_small_set_has_no_empty_part(tmp_path, tokenizer, caplog):
+    texts = [text for i in range(60) if labelled.part((text := f"text {i}",)) == "train"]
+    rows = [{"text": text, "label": "a"} for text in texts[:19]]
+    with caplog.at_level(logging.WARNING):
+        found = load(write(tmp_path / "a.jsonl", rows), tokenizer)
+    assert {key: len(lists[-1]) for key, (_, lists) in found.items()} == {
+        "train": 17, "valid": 1, "test": 1,
+    }  # fmt: skip
+    assert "text moved into 'test', which had none by the hash of its texts (once)" in caplog.text
+    rows = [{"text": f"text {i % 3}", "label": "a"} for i in range(6)]
+    found = load(write(tmp_path / "a.jsonl", rows), tokenizer)
+    assert [len(set(map(str, lists[0]))) for _, lists in found.values()] == [1, 1, 1]
+
+
+def test_texts_on_two_sides_are_counted(tmp_path, tokenizer, caplog):
+    rows = [{"text": f"text {i}", "label": i % 2, "split": "train"} for i in range(8)]
+    rows += [{"text": f"text {i}", "label": i % 2, "split": "test"} for i in range(5, 12)]
+    name = write(tmp_path / "a.jsonl", rows)
+    with caplog.at_level(logging.WARNING):
+        load(name, tokenizer, train="train[:4]", valid="train[4:]", same="train[:2]")
+        assert caplog.messages == []
+        load(name, tokenizer, train="train", test="test")
+        load(name, tokenizer, test="test")
+    (message,) = caplog.messages
+    assert message.endswith(
+        "a.jsonl: 3 of the 7 examples of config.evals.test.split that are not trained on have the "
+        "text of one that is, first 'text 5'"
+    )
+
+
+def test_what_is_mended_or_doubtful_is_said(tmp_path, tokenizer, caplog):
+    rows = [{"text": f"text {i} \ud83d", "label": ("Yes", "yes ", "no")[i % 3]} for i in range(60)]
+    rows.append({"text": "\n", "label": "no"})
+    with caplog.at_level(logging.WARNING):
+        load(write(tmp_path / "a.jsonl", rows), tokenizer)
+        spellings, mended = caplog.messages
+        (tmp_path / "b.csv").write_text("text,label\na,1.5\nb,2.0\nc,1.5\n")
+        load(f"file:{tmp_path}/b.csv", tokenizer)
+    assert "'Yes' (20) and 'yes ' (20)" in spellings
+    assert "example without text left out (once)" in mended
+    assert "lone surrogate replaced by U+FFFD (60 times)" in mended
+    assert "labels of a .csv or .tsv are text, here 2 classes" in caplog.text
 
 
 def test_a_prepared_set(tmp_path, tokenizer):

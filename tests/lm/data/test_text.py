@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 import os
 import pathlib
 import pickle
@@ -465,13 +466,62 @@ def test_refusals_are_one_line(load, changes, said):
     assert "\n" not in str(error.value)
 
 
-def test_too_few_documents_to_hold_any_out(tmp_path):
-    (tmp_path / "b.txt").write_text("A text of the people, by the people, for the people.")
-    options = {"name": f"folder:{tmp_path}", "vocab_size": 60, "folder": str(tmp_path / "data")}
-    with pytest.raises(BadInput, match=r"none of the 1 documents is in 'valid'"):
-        text.load_sources({"valid": "valid"}, "mlm", **options)
-    with pytest.raises(BadInput, match=r"pairs need two documents"):
-        text.load_sources({"train": "train"}, "pairs", **options)
+def said(caplog, tmp_path, splits=SPLITS, form="mlm") -> list[str]:
+    """The warnings of a run that reads the corpus `own`."""
+    caplog.clear()
+    options = {"name": f"folder:{tmp_path}/own", "folder": str(tmp_path / "data")}
+    with caplog.at_level(logging.WARNING):
+        text.load_sources(splits, form, vocab_size=60, **options)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_too_few_documents_to_hold_any_out(tmp_path, caplog):
+    (tmp_path / "own").mkdir()
+    book = tmp_path / "own" / "b.txt"
+    book.write_text("A text of the people, by the people, for the people.")
+    with pytest.raises(BadInput, match=r"one document \(52 characters\) of fewer than three lines"):
+        said(caplog, tmp_path)
+    book.write_text("\n\n".join(f"Line {i} of the people." for i in range(99)))
+    for _ in "built", "opened":
+        (note,) = said(caplog, tmp_path)
+        assert "own: document divided at its paragraphs into characters of" in note
+    with pytest.raises(BadInput, match=r"pairs need two documents, and 'valid' has one \(1 in 'tr"):
+        said(caplog, tmp_path, {"valid": "valid"}, "pairs")
+    (tmp_path / "own" / "c.txt").write_text("By the people.")
+    (tmp_path / "own" / "d.txt").write_text("\u200b")  # no token for WordPiece
+    assert said(caplog, tmp_path, {"train": "train"})
+
+
+def test_texts_on_two_sides_are_counted_at_each_start(tmp_path, caplog):
+    (tmp_path / "own").mkdir()
+    names = [f"{i}" for i in range(60)]
+    held = [name for name in names if corpora.part(f"{name}.txt") == "valid"]
+    trained = [name for name in names if corpora.part(f"{name}.txt") == "train"]
+    for name in names:
+        (tmp_path / "own" / f"{name}.txt").write_text(f"The text {name}.")
+    assert said(caplog, tmp_path) == []
+    (tmp_path / "own" / f"{held[0]}.txt").write_text(f"The text {trained[0]}.")
+    for _ in "built", "opened":
+        (note,) = said(caplog, tmp_path)
+        assert note.endswith(
+            f"own: documents whose text is also in 'train': 1 of the {len(held)} in 'valid' (first "
+            f"'{held[0]}.txt')"
+        )
+
+
+def test_a_store_of_an_older_version_is_kept_unless_a_part_is_empty(tmp_path, caplog):
+    (tmp_path / "own").mkdir()
+    for i in range(3):
+        (tmp_path / "own" / f"{i}.txt").write_text(f"The text {i}.")
+    note = said(caplog, tmp_path)
+    (index,) = (tmp_path / "data" / "tokens").glob("*/index.json")
+    held = json.loads(index.read_text())
+    del held["notes"]
+    index.write_text(json.dumps(held))
+    assert said(caplog, tmp_path) == []
+    held["splits"]["valid"] = [2, 2]
+    index.write_text(json.dumps(held))
+    assert said(caplog, tmp_path)[1:] == note
 
 
 # ---------------------------------------------------------------------------------------- survival
@@ -537,9 +587,9 @@ def test_changed_text_is_noticed(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_no_obstacle(load, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "tokens").write_text("")
     with pytest.warns(UserWarning, match="cannot be written"):
-        elsewhere = load(folder=str(tmp_path / "file"))["train"]
+        elsewhere = load(folder=str(tmp_path))["train"]
     assert elsewhere.fingerprint == load()["train"].fingerprint
 
 
