@@ -8,24 +8,25 @@ anything is compiled or written.
 """
 
 import copy
+import difflib
 import functools
 import importlib.util
 import inspect
 import json
+import logging
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
-from ml_collections.config_dict import FieldReference
 
 from common import imports, inputs
 from common.errors import BadInput, brief, nearest, require
 from common.sections import complete, fits, has_words, parameters
+from common.values import adopted, check_evaluator
 
 # Keys that choose a section's function. Overriding one resets the section it governs to the new
 # function's defaults: the old one's arguments would not fit.
@@ -101,71 +102,6 @@ def _typed(value: Any) -> str:
     return "None" if value is None else f"{brief(value)} ({type(value).__name__})"
 
 
-def adopted(config) -> ml_collections.ConfigDict:
-    """A `ConfigDict` of one that a user made, or of nested dicts: numpy's scalars become Python's.
-
-    Values that follow others lazily (`get_ref`) still do.
-
-    Raises:
-      BadInput: if a key is not a name.
-    """
-    _check_keys(config, "config")
-    config = ml_collections.ConfigDict(config, convert_dict=True)
-    _to_python(config)
-    return config
-
-
-def _items(section) -> list[tuple[Any, Any]]:
-    """The (key, value) pairs of a section, with lazy values as they are."""
-    if isinstance(section, ml_collections.ConfigDict):
-        return list(section.items(preserve_field_references=True))
-    return list(section.items())
-
-
-def _check_keys(section, where: str, above: tuple = ()) -> None:
-    require(id(section) not in above, f"{where}: a section that contains itself")
-    try:
-        items = _items(section)
-    except TypeError as error:  # a ConfigDict sorts its keys
-        raise BadInput(f"{where}: some keys are not strings ({error})") from error
-    for key, value in items:
-        valid = isinstance(key, str) and re.fullmatch(r"[\w-]+", key) and key.isascii()
-        require(
-            bool(valid),
-            f"{where}: the key {brief(key)} is not a name: letters, digits, '_' and '-'",
-        )
-        if isinstance(value, ml_collections.ConfigDict | Mapping):
-            _check_keys(value, f"{where}.{key}", (*above, id(section)))
-
-
-def _to_python(section: ml_collections.ConfigDict) -> None:
-    """Replaces numpy's scalars, also within tuples, by Python's, in place."""
-    for key, value in _items(section):
-        if isinstance(value, ml_collections.ConfigDict):
-            _to_python(value)
-            continue
-        lazy = isinstance(value, FieldReference)
-        current = value.get() if lazy else value
-        plain = _plain(current)
-        if plain is current:
-            continue
-        if lazy and isinstance(plain, int | float):
-            plain = value.to_int() if isinstance(plain, int) else value.to_float()
-        with section.ignore_type():
-            del section[key]
-            section[key] = plain
-
-
-def _plain(value: Any) -> Any:
-    """A numpy scalar as Python's; a tuple with such ones as a tuple without; else `value`."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is tuple:
-        items = tuple(map(_plain, value))
-        return value if all(a is b for a, b in zip(items, value, strict=True)) else items
-    return value
-
-
 def load(
     path: str, overrides: Sequence[str], sections: Callable[[ml_collections.ConfigDict], dict]
 ) -> ml_collections.ConfigDict:
@@ -200,12 +136,7 @@ def overridden(
             or isinstance(section, ml_collections.ConfigDict),
             f"config.{key}: expected a section of keys, got {_typed(section)}",
         )
-    for name in config.get("evals") or {}:
-        key = f"evals.{name}.kind"
-        if key in pairs and _get(config, key) != pairs[key]:
-            section = config.evals[name]
-            kept = {k: v for k, v in section.items() if k in EVALUATOR_KEYS}
-            config.evals[name] = ml_collections.ConfigDict(kept | {"kind": pairs[key]})
+    _choose_evaluators(config, pairs)
     for key, governed in SELECTORS.items():
         if key not in pairs or _get(config, key) == pairs[key]:
             continue
@@ -223,17 +154,18 @@ def overridden(
     require(fits(config.seed, int), f"config.seed: {_typed(config.seed)} is not int")
     complete(config, sections(config))
     config.lock()
-    _override(config, pairs, sections(config))
+    _override(config, _keys_of(pairs), sections(config))
     complete(config, sections(config))
     return config
 
 
 def _split(overrides: Sequence[str]) -> dict[str, str]:
-    """['--config.a.b=1', '--config.c', '2'] -> {'a.b': '1', 'c': '2'}."""
+    """['--config.a.b=1', '--config.c', '2'] -> {'a.b': '1', 'c': '2'}, in order; the last word on a
+    key counts."""
     pairs, words = {}, list(overrides)
     while words:
         word = words.pop(0)
-        matched = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
+        matched = re.fullmatch(r"--config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
         require(
             matched is not None, f"unknown argument {word!r}; overrides look like --config.seed=1"
         )
@@ -241,8 +173,49 @@ def _split(overrides: Sequence[str]) -> dict[str, str]:
         if value is None:
             require(bool(words), f"--config.{key}: no value given")
             value = words.pop(0)
+        pairs.pop(key, None)
+        if _drops(key, value):  # with what was said of it before
+            pairs = {k: v for k, v in pairs.items() if not k.startswith(f"{key}.")}
         pairs[key] = value
     return pairs
+
+
+def _drops(key: str, value: str) -> bool:
+    """Whether an override drops an evaluator."""
+    return value == "None" and re.fullmatch(r"evals\.[^.]+", key) is not None
+
+
+def _choose_evaluators(config: ml_collections.ConfigDict, pairs: dict[str, str]) -> None:
+    """Drops the evaluators of `--config.evals.NAME=None`, adds those with keys and no section yet,
+    and resets those whose kind changes, in place."""
+    if config.get("evals") is None:
+        config.evals = ml_collections.ConfigDict()
+    known = list(config.evals)
+    for key, value in pairs.items():
+        parts = key.split(".")
+        if parts[0] != "evals" or not 2 <= len(parts) <= 3:
+            continue
+        name = parts[1]
+        if _drops(key, value):
+            require(name in known, f"--config.{key}: no such evaluator; {nearest(name, known)}")
+            del config.evals[name]
+        elif len(parts) == 3 and name not in config.evals:
+            check_evaluator("--config.evals", name)
+            config.evals[name] = ml_collections.ConfigDict()
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            if close:
+                logging.warning("--config.%s: a new evaluator, %r, beside %r", key, name, close[0])
+        if parts[2:] == ["kind"] and _get(config, key) != value:
+            kept = {k: v for k, v in config.evals[name].items() if k in EVALUATOR_KEYS}
+            config.evals[name] = ml_collections.ConfigDict(kept | {"kind": value})
+    for key, value in pairs.items():  # a kind may require these
+        parts = key.split(".")
+        if parts[0] == "evals" and parts[1] not in known and parts[2:] in (["split"], ["every"]):
+            config.evals[parts[1]][parts[2]] = value
+
+
+def _keys_of(pairs: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in pairs.items() if not _drops(key, value)}
 
 
 def _get(config, key: str) -> Any:
@@ -293,19 +266,21 @@ def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections
             continue
         with config.ignore_type():  # ml_collections keeps to the type of the value that is there
             _get(config, where)[last] = value
-    pairs = rest
-    argv = ["config", *(f"--config.{key}={value}" for key, value in pairs.items())]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except (flags.Error, TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:
-        bad = [k for k in pairs if f"config.{k}" in str(error)] or list(pairs)
-        kind = type(known[bad[0]]).__name__
-        raise BadInput(
-            f"--config.{bad[0]}: {pairs[bad[0]]!r} does not fit: the value there is "
-            f"{known[bad[0]]!r}" + ("" if known[bad[0]] is None else f" ({kind})")
-        ) from error
+    for key, text in rest.items():
+        where, _, last = key.rpartition(".")
+        # Under a name of our own, as theirs may hold what is no name of a flag.
+        section = _get(config, where) if where else config
+        holder = ml_collections.ConfigDict({"value": section.get_ref(last)})
+        argv = ["config", f"--config.value={text}"]
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", holder, flag_values=values, sys_argv=argv)
+        try:
+            values(argv)
+        except (flags.Error, TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:
+            kind = "" if known[key] is None else f" ({type(known[key]).__name__})"
+            raise BadInput(
+                f"--config.{key}: {text!r} does not fit: the value there is {known[key]!r}{kind}"
+            ) from error
 
 
 def _bool_or_word(text: str) -> bool | str:

@@ -24,7 +24,7 @@ from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
 from common.runs import place, workdir
 from common.runs.files import absolute
-from common.runs.history import parse_best
+from common.runs.history import metric_key, parse_best
 from common.sweeps import launch, launch_ray, launch_slurm, population, trials
 from common.training import train
 
@@ -40,13 +40,13 @@ def main(argv=None) -> int:
     all_trials = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
     if args.metric:
         every = all_trials or [_trial(args, words, {})]
-        trials.check_metric("--metric", args.metric.split()[-1], every)
+        trials.check_metric("--metric", metric_key(args.metric), every)
     if args.index is not None:
         return _train_here(_by_index(args.index, all_trials), args.workdir)
     for trial in all_trials:
         if trial.refused:
             trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)
-    metric = args.metric.split()[-1] if args.metric else _first_metric(all_trials)
+    metric = metric_key(args.metric) if args.metric else _first_metric(all_trials)
     board = launch.Board(all_trials, args.workdir, metric)
     states = [standing.state for standing in board.standings()]
     left = [

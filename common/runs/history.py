@@ -16,7 +16,7 @@ def parse_best(where: str, text: str) -> tuple[int, str] | None:
     """'max eval/valid/accuracy' -> (1, 'eval/valid/accuracy'); '' -> None. Raises `BadInput`."""
     if not text:
         return None
-    matched = re.fullmatch(r"(max|min) +(\S+)", text)
+    matched = re.fullmatch(r"(max|min) +(\S.*)", text)
     require(matched is not None, f"{where}: {text!r}; write 'max eval/valid/accuracy' or 'min …'")
     return (1 if matched[1] == "max" else -1), matched[2]
 
@@ -69,7 +69,13 @@ def metric_keys(config: dict) -> dict[str, str]:
         "config.checkpoint.best": config["checkpoint"]["best"],
         "config.train.stop.metric": config["train"]["stop"]["metric"],
     }
-    return {where: text.split()[-1] for where, text in texts.items() if text}
+    return {where: metric_key(text) for where, text in texts.items() if text}
+
+
+def metric_key(text: str) -> str:
+    """'max eval/valid/accuracy', or without 'max', -> 'eval/valid/accuracy'. The name of an
+    evaluator may have spaces."""
+    return re.sub(r"^(max|min) +", "", text)
 
 
 def last_speeds(history: list[dict]) -> dict[str, float]:

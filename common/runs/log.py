@@ -18,7 +18,11 @@ from etils import epath
 from common import inputs
 from common.devices.agreement import together
 from common.errors import BadInput
-from common.runs import files, lines
+from common.runs import files, lines, place
+
+UNFIT_ID = r"[^a-zA-Z0-9_-]+"  # in the id of a run of W&B, which may have 128 characters
+UNFIT_TAG = r"[^-/\w.]+"  # in a tag of TensorBoard
+LONGEST = 119  # bytes of either, before a checksum
 
 
 def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
@@ -128,7 +132,12 @@ class Log:
             folder = os.fspath(self._workdir)
             try:
                 self._wandb = begin(
-                    project=wandb, name=name, id=name, dir=folder, config=config, resume="allow"
+                    project=wandb,
+                    name=place.fitting(name, r"[\x00-\x1f]+", LONGEST),
+                    id=place.fitting(name, UNFIT_ID, LONGEST),
+                    dir=folder,
+                    config=config,
+                    resume="allow",
                 )
             except Exception as error:  # no key, no network, a name that it does not take, …
                 first = str(error).strip().split("\n")[0]
@@ -171,11 +180,12 @@ class Log:
             self._buffer.append(line)
         numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
         if self._tensorboard:
+            tag = lambda name: place.fitting(name, UNFIT_TAG, LONGEST)
             for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
+                self._tensorboard.add_scalar(tag(name), value, step)
             for name, value in line.items():
                 if isinstance(value, str):
-                    self._tensorboard.add_text(name, value, step)
+                    self._tensorboard.add_text(tag(name), value, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
 

@@ -1,6 +1,9 @@
-"""Folders as command lines give them: refused in one line where no run can be."""
+"""Folders as command lines give them, refused in one line where no run can be, and names made fit
+for folders, tags and ids."""
 
 import os
+import re
+import zlib
 
 from etils import epath
 
@@ -42,3 +45,17 @@ def folder(text: str, where: str = "") -> str:
         how = EXTRAS.get(scheme, " ".join(str(error).split()))
         raise BadInput(f"{where}{text}: a package for {scheme}:// is missing: {how}") from error
     return text
+
+
+def fitting(name: str, unfit: str, longest: int) -> str:
+    """`name` if it fits; else with its unfit parts as "_", cut, and with a checksum of the full
+    name, so that different names stay different.
+
+    Args:
+      name: any text.
+      unfit: regex of what may not be in it.
+      longest: bytes, in UTF-8, before the checksum.
+    """
+    made = re.sub(unfit, "_", name).encode(errors="replace")[:longest].decode(errors="ignore")
+    full = name.encode(errors="surrogatepass")
+    return name if made == name else f"{made}-{zlib.crc32(full):08x}"

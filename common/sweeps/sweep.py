@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from common.errors import require
+from common.values import python
 
 Overrides = dict[str, Any]
 
@@ -59,7 +60,8 @@ def _six_digits(value: float) -> float:
 
 def rounded(overrides: Overrides) -> Overrides:
     """Rounds floats to six digits, as `LogUniform` does: folder names stay short."""
-    return {k: _six_digits(v) if isinstance(v, float) else v for k, v in overrides.items()}
+    plain = {key: python(key, value) for key, value in overrides.items()}
+    return {k: _six_digits(v) if isinstance(v, float) else v for k, v in plain.items()}
 
 
 Space = dict[str, LogUniform | Integers | Choice]

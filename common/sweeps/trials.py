@@ -11,23 +11,23 @@ stopped it early.
 import itertools
 import json
 import logging
-import re
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 from etils import epath
 
-from common import config, inputs
-from common.errors import BadInput, nearest, require
-from common.runs import lines, log, workdir
+from common import config, imports, inputs, values
+from common.errors import BadInput, brief, nearest, require
+from common.runs import lines, log, place, workdir
 from common.runs.files import replace_text
 from common.sweeps import sweep
 from common.training import program
 from common.training.saved import read_config
 
 FAILED, STOPPED = "failed.txt", "stopped.txt"
+MOST = 10_000  # trials, unless --trials says how many
+LONGEST = 150  # bytes of a folder's name, before the checksum
 
 
 class Trial(NamedTuple):
@@ -66,15 +66,15 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     module, arg = config.experiment(path)
     file = path.partition(":")[0]
     require(count is None or count > 0, f"--trials: {count} is not a positive number")
-    definition = _definition(module, file, name)
+    definition = _definition(module, file, name, count)
     if isinstance(definition, dict):
         require(count is not None, f"--trials: required, as {name}() of {file} is a space")
-        definition = sweep.sample(count, definition)
+        with imports.explained("--sweep", file):
+            definition = list(sweep.sample(count, definition))
     # An error that all trials share is raised here, once.
     config.overridden(ml_collections.ConfigDict(module.get_config(arg)), words, program.sections)
     trials = [
-        one(module.get_config, arg, k, overrides, words)
-        for k, overrides in enumerate(itertools.islice(definition, count))
+        one(module.get_config, arg, k, overrides, words) for k, overrides in enumerate(definition)
     ]
     require(len(trials) > 0, f"{name}() of {file} yields no trial")
     names = [trial.name for trial in trials]
@@ -116,16 +116,37 @@ def space(path: str, name: str) -> sweep.Space:
     return definition
 
 
-def _definition(module, file: str, name: str):
+def _definition(module, file: str, name: str, count: int | None = None):
+    """What a config file's `name()` returns: a dict, a space, or the list of its first trials'
+    overrides."""
     require(callable(getattr(module, name, None)), f"--sweep: {file} defines no {name}()")
-    return getattr(module, name)()
+    with imports.explained("--sweep", file):
+        definition = getattr(module, name)()
+        if isinstance(definition, dict):
+            return definition
+        listed = list(itertools.islice(definition, MOST + 1 if count is None else count))
+    require(
+        count is not None or len(listed) <= MOST,
+        f"--sweep: {name}() of {file} yields more than {MOST:,} trials; say how many: --trials N",
+    )
+    for overrides in listed:
+        valid = isinstance(overrides, dict) and all(isinstance(key, str) for key in overrides)
+        require(
+            valid,
+            f"--sweep: {name}() of {file} yields {brief(overrides)}; a trial is a dict such as "
+            '{"optim.lr": 1e-3, "seed": 0}',
+        )
+    return listed
 
 
 def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Sequence[str]):
     """The `Trial` with these overrides; `words` are the overrides of all trials."""
-    own = (f"--config.{key}={value}" for key, value in overrides.items())
-    words = (*words, *own)
     completed, refused = None, ""
+    try:
+        overrides = {key: values.python(key, value) for key, value in overrides.items()}
+    except BadInput as error:
+        return Trial(index, folder_name(overrides), overrides, tuple(words), None, str(error))
+    words = (*words, *(f"--config.{key}={value}" for key, value in overrides.items()))
     try:
         base = ml_collections.ConfigDict(get_config(arg))
         completed = config.plain(config.overridden(base, words, program.sections))
@@ -138,8 +159,7 @@ def folder_name(overrides: sweep.Overrides) -> str:
     """'optim.lr=0.001,seed=0'. Characters unfit for a folder name are replaced, and a checksum of
     the full name appended."""
     full_name = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
-    name = re.sub(r"[^\w.,=+()-]+", "_", full_name)[:150]
-    return name if name == full_name else f"{name}-{zlib.crc32(full_name.encode()):08x}"
+    return place.fitting(full_name, r"[^\w.,=+()-]+", LONGEST)
 
 
 # ----------------------------------------------------------------------------------------- standing

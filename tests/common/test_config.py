@@ -101,6 +101,60 @@ def test_choosing_another_function_brings_its_own_defaults():
     assert set(load(TOY, **{"optim.name": "sgd"})["optim"]["direction"]) == {"momentum", "nesterov"}
 
 
+def test_an_evaluator_is_added_or_dropped_by_an_override():
+    config = load(DIGITS, **{"evals.test": None, "evals.extra.split": "train[:10]"})
+    assert list(config["evals"]) == ["extra"]
+    default = load(DIGITS)["evals"]["test"]
+    assert config["evals"]["extra"].keys() == default.keys()
+    assert config["evals"]["extra"]["split"] == "train[:10]"
+    kind = "common.evaluators.calibration"
+    config = load(DIGITS, **{"evals.a b, ü.kind": kind, "evals.a b, ü.bins": 3})
+    assert list(config["evals"]) == ["a b, ü", "test"]
+    assert (config["evals"]["a b, ü"]["bins"], config["evals"]["a b, ü"]["split"]) == (3, "test")
+    # In order: what was said of it before is dropped, what comes later adds it again.
+    words = ["--config.evals.test.per_class=true", "--config.evals.test=None"]
+    loaded = lambda *more: configs.load(DIGITS, [*words, *more], program.sections)
+    assert not loaded().evals
+    assert loaded("--config.evals.test.batch_size=8").evals.test.per_class is False
+
+
+def test_a_required_key_of_a_kind_can_be_given_with_it(tmp_path, monkeypatch):
+    (tmp_path / "strict_kind.py").write_text(
+        "def evaluator(source, *, split: str, every: str, batch_size: int = 8):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    added = {"evals.new.split": "test", "evals.new.kind": "strict_kind"}
+    with pytest.raises(BadInput, match=r"evals\.new\.every: required, but not set"):
+        load(DIGITS, **added)
+    config = load(DIGITS, **added | {"evals.new.every": "1 epoch"})
+    assert config["evals"]["new"]["every"] == "1 epoch"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"evals.tset": None}, "no such evaluator; did you mean 'test'"),
+        ({"evals.tset.batch_sise": 4}, "unknown key; did you mean 'evals.t..t.batch_size'"),
+        ({"evals.new.kind": "no_such"}, "there is no module 'no_such'"),
+        ({"evals.a/b.split": "test"}, "the key 'a/b' is not a name of an evaluator"),
+        ({"evals..split": "test"}, "the key '' is not a name of an evaluator"),
+        ({"evals.test": 3}, "evals.test: unknown key"),
+        ({"evals.new.split": None}, "evals.new.split: cannot be None"),
+        ({"evals.new": 3}, "evals.new: unknown key"),
+    ],
+)
+def test_an_evaluator_that_cannot_be_added_or_dropped_is_one_line(override, message):
+    with pytest.raises(BadInput, match=message):
+        load(DIGITS, **override)
+
+
+def test_a_new_evaluator_with_nearly_the_name_of_another_is_said(caplog):
+    load(DIGITS, **{"evals.tset.split": "test", "evals.other.split": "test"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "--config.evals.tset.split: a new evaluator, 'tset', beside 'test'"
+    ]
+
+
 def test_an_optional_key_can_be_set_and_unset():
     assert load(DIGITS, **{"optim.clip": 1})["optim"]["clip"] == 1.0
     vit = f"{ROOT}/configs/vision/imagenet_vit.py"

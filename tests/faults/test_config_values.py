@@ -3,11 +3,14 @@
 import json
 import re
 
+import ml_dtypes
+import numpy as np
 import pytest
 from faults import refused
 from helpers import DIGITS, exit_code, load
 
 from common import config as configs
+from common import values
 from common.errors import BadInput
 
 # (override of configs/vision/digits.py:mlp, what the line says)
@@ -208,7 +211,13 @@ def written(folder, text: str | bytes) -> str:
 
 # (statement in the config file, what the line says)
 STATEMENTS = [
-    ("c['optim']['lr'] = np.array(0.1)", r"optim\.lr: array\(0\.1\) is not float"),
+    ("c['optim']['lr'] = np.array([0.1])", r"optim\.lr: array\(\[0\.1\]\) is an array, of shape"),
+    ("c['optim']['lr'] = np.array('x')", r"optim\.lr: 'x' is not float"),
+    ("c['optim']['lr'] = np.datetime64('2020-01-01')", r"optim\.lr: datetime\.date.* is not float"),
+    ("c['optim']['lr'] = np.complex64(1)", r"optim\.lr: \(1\+0j\) is not float"),
+    ("c['optim']['lr'] = np.float32('inf')", r"optim\.lr: inf is not a finite number"),
+    ("c['optim']['lr'] = __import__('jax').random.key(0)", r"optim\.lr: Array.* is not a number"),
+    ("c['optim']['name'] = np.ones(2)", r"optim\.name: array\(\[1\., 1\.\]\) is an array"),
     ("c['optim']['lr'] = float('nan')", r"optim\.lr: nan is not a finite number"),
     ("c['optim']['lr'] = 10**400", r"optim\.lr: 1000.* has more than 64 bits"),
     ("c['optim']['lr'] = 10**5000", r"optim\.lr: a value of type int has more than 64 bits"),
@@ -218,7 +227,7 @@ STATEMENTS = [
     ("c['optim']['lr'] = datetime.datetime.now()", r"optim\.lr: datetime.* is not float"),
     ("c['optim']['lr'] = {0.1}", r"optim\.lr: \{0\.1\} is not float"),
     ("c['model']['hidden'] = [16]", r"model\.hidden: \[16\] is not a tuple"),
-    ("c['model']['hidden'] = np.array([16])", r"model\.hidden: array\(\[16\]\) is not a tuple"),
+    ("c['model']['hidden'] = np.array([16])", r"model\.hidden: array.* is an array, of .*tuple"),
     ("c['model']['hidden'] = (10**30,)", r"model\.hidden: 1000.* has more than 64 bits"),
     ("c['model']['hidden'] = (True,)", r"model\.hidden: \(True,\) is not a tuple"),
     ("c['model']['module'] = 3", r"model\.module: 3 is not 'package\.module:Class'"),
@@ -228,9 +237,14 @@ STATEMENTS = [
     ("c['optim']['multipliers'] = {'a': 1}", r"optim\.multipliers: .* is not a tuple"),
     ("c['evals'] = []", r"config\.evals: expected a section of keys, got \[\]"),
     ("c['evals'] = {'t': {'kind': 3}}", r"evals\.t\.kind: 3 is not an import path"),
-    ("c['evals'] = {'a/b': {}}", r"config\.evals: the key 'a/b' is not a name"),
+    ("c['evals'] = {'a/b': {}}", r"config\.evals: the key 'a/b' is not a name of an evaluator"),
+    ("c['evals'] = {'a\\tb': {}}", r"config\.evals: the key 'a\\tb' is not a name of an evalu"),
+    ("c['evals'] = {'\\ud800': {}}", r"config\.evals: the key '\\ud800' is not a name of an ev"),
+    ("c['evals'] = {' a': {}}", r"config\.evals: the key ' a' is not a name of an evaluator"),
+    ("c['evals'] = {'a' * 101: {}}", r"config\.evals: the key 'aaa.* is not a name of an evalu"),
     ("c['evals'] = {'': {}}", r"config\.evals: the key '' is not a name"),
     ("c['evals'] = {3: {}}", r"config\.evals: the key 3 is not a name"),
+    ("c['optim']['a b'] = 3", r"config\.optim: the key 'a b' is not a name: letters"),
     ("c['optim'][3] = 4", r"config\.optim: some keys are not strings"),
     ("c['optim']['a.b'] = 4", r"theirs\.py, line \d+: ValueError: .*dots"),
     ("c['data']['name'] = '\\ud800'", r"data\.name: .* holds a character that no text has"),
@@ -285,22 +299,37 @@ def test_what_get_config_may_take_and_return(text, tmp_path):
     assert load(written(tmp_path, text))["train"]["batch_size"] == 64
 
 
-def test_scalars_of_numpy_become_numbers(tmp_path):
+def test_scalars_of_numpy_and_jax_become_numbers(tmp_path):
     statements = (
+        "import jax.numpy as jnp\n"
         "c['optim']['lr'] = np.float32(0.1)\n"
-        "c['optim']['direction'] = {'b1': np.float16(0.5)}\n"
-        "c['optim']['multipliers'] = (('head/.*', np.float32(2)),)\n"
-        "c['model']['hidden'] = (np.int64(16),)\n"
-        "c['data']['name'] = np.str_('digits')\n"
+        "c['optim']['direction'] = {'b1': np.float16(0.3), 'b2': jnp.bfloat16(0.7)}\n"
+        "c['optim']['clip'] = jnp.float32(1e-3)\n"
+        "c['optim']['final'] = np.array(np.sqrt(1e-6))\n"
+        "c['optim']['multipliers'] = (('head/.*', jnp.float32(0.2)),)\n"
+        "c['model']['hidden'] = (np.int64(16), jnp.int32(8))\n"
+        "c['data'] = {'name': np.str_('digits'), 'resident': jnp.bool_(True)}\n"
         "c['seed'] = np.uint32(7)\n"
     )
     config = load(written(tmp_path, f"{BASE}{statements}{RETURN}"))
-    assert config["optim"]["lr"] == pytest.approx(0.1)
-    assert (config["seed"], config["model"]["hidden"]) == (7, (16,))
-    flat = configs.flatten(config)
-    types = {type(x) for v in flat.values() for x in (v if isinstance(v, tuple) else (v,))}
-    assert types <= {int, float, str, bool, tuple, type(None)}
+    optim = config["optim"]
+    assert (optim["lr"], optim["clip"], optim["final"]) == (0.1, 1e-3, np.sqrt(1e-6))
+    assert (optim["direction"]["b1"], optim["direction"]["b2"]) == (0.3, 0.7)
+    assert optim["multipliers"] == (("head/.*", 0.2),)
+    assert (config["seed"], config["model"]["hidden"]) == (7, (16, 8))
+    assert config["data"]["resident"] is True
     assert json.loads(configs.to_json(config))["data"]["name"] == "digits"
+
+
+def test_the_plain_number_is_the_same_number():
+    for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+        for x in np.random.default_rng(0).normal(size=100).astype(kind):
+            plain = values.python("x", x)
+            assert type(plain) is float
+            assert kind(plain) == x
+    exact = np.float32(np.nextafter(np.float32(0.1), np.float32(1)))
+    assert values.python("x", exact) == 0.10000001
+    assert np.isnan(values.python("x", np.float32("nan")))
 
 
 def test_a_value_that_follows_another_still_does_if_it_is_numpys(tmp_path):
@@ -313,6 +342,9 @@ def test_a_value_that_follows_another_still_does_if_it_is_numpys(tmp_path):
     path = written(tmp_path, BASE + lazy)
     assert load(path)["optim"]["lr"] == pytest.approx(64e-4)
     assert load(path, **{"train.batch_size": 32})["optim"]["lr"] == pytest.approx(32e-4)
+    path = written(tmp_path, BASE + lazy.replace("float64", "float32"))
+    assert load(path)["optim"]["lr"] == 0.0064
+    assert load(path, **{"train.batch_size": 32})["optim"]["lr"] == 0.0032
 
 
 def test_a_message_is_one_line_whatever_it_quotes():

@@ -3,6 +3,7 @@ W&B."""
 
 import json
 import pathlib
+import re
 
 import corpus
 import numpy as np
@@ -11,7 +12,7 @@ from etils import epath
 from helpers import ROOT, load
 
 from common.devices import chips
-from common.runs import lines, log
+from common.runs import lines, log, place
 from common.runs.files import replace_text
 from common.runs.progress import Progress, duration, speeds
 from common.training import train
@@ -53,8 +54,8 @@ class Bucket:
 
 
 def make(folder, step=0, **options):
-    options = {"tensorboard": False, "wandb": ""} | options
-    return log.Log(folder, step, writing=True, name="test", config={"a": 1}, **options)
+    options = {"tensorboard": False, "wandb": "", "name": "test"} | options
+    return log.Log(folder, step, writing=True, config={"a": 1}, **options)
 
 
 @pytest.fixture(params=["files", "objects"])
@@ -117,7 +118,8 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
     from tensorboardX.record_writer import RecordWriter  # noqa: F401
 
     metrics = make(tmp_path, tensorboard=True)
-    metrics.write(7, {"train/loss": 0.25, "eval/test/text": "words"})
+    odd = {"eval/a b, c/loss": 1.0, "eval/a_b_c/loss": 2.0, "eval/größe/loss": 3.0}
+    metrics.write(7, {"train/loss": 0.25, "eval/test/text": "words"} | odd)
     metrics.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     raw, at, values = file.read_bytes(), 0, {}
@@ -129,16 +131,37 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
     assert values["train/loss"][0] == 7
     assert values["train/loss"][1].simple_value == 0.25
     assert any("eval/test/text" in tag for tag in values)
+    # Tags may hold few characters, and different names have different ones.
+    assert sorted(v.simple_value for _, v in values.values() if v.simple_value >= 1) == [1, 2, 3]
+    assert values["eval/größe/loss"][1].simple_value == 3.0
 
 
 @pytest.mark.slow
 def test_wandb_offline_keeps_a_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    metrics = make(tmp_path, wandb="touchstone-test")
-    metrics.write(1, {"train/loss": 0.25})
-    metrics.close()
-    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    for count, name in enumerate(("lr=0.001,seed=0", "größe/a b:#%?" * 20), 1):
+        metrics = make(tmp_path, wandb="touchstone-test", name=name)
+        metrics.write(1, {"train/loss": 0.25, "eval/a b, c/loss": 1.0})
+        metrics.close()
+        assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == count
+
+
+def test_an_id_of_wandbs_has_few_characters_and_different_names_have_different_ones():
+    names = [
+        "lr=0.001,seed=0",
+        "lr=0.001 seed=0",
+        "größe",
+        "grösse",
+        "a/b",
+        "a/" + "b" * 500,
+        "a_b",
+    ]
+    names += ["a/" + "b" * 501, "\ud800", "日本語" * 60, "x" * 128, "plain-name_1"]
+    ids = [place.fitting(name, log.UNFIT_ID, log.LONGEST) for name in names]
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", each) for each in ids)
+    assert len(set(ids)) == len(names)
+    assert ids[-1] == names[-1]  # a run that was begun goes on
 
 
 def test_a_missing_extra_is_named(monkeypatch):

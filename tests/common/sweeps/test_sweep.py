@@ -120,10 +120,58 @@ def test_trials_are_named_by_their_overrides_and_refused_one_by_one(tmp_path):
 
 def test_names_tell_long_and_odd_overrides_apart():
     long = [{"data.folder": "/x" * 200 + str(k)} for k in range(2)]
-    odd = [{"a": "x/y"}, {"a": "x:y"}]
+    long += [{"data.folder": "ü語" * 200 + str(k)} for k in range(2)]
+    odd = [{"a": "x/y"}, {"a": "x:y"}, {"a": "\ud800"}, {"a": "x y\n\0"}]
     names = [trials.folder_name(overrides) for overrides in (*long, *odd)]
-    assert len(set(names)) == 4
-    assert all(len(name) < 200 and "/" not in name for name in names)
+    assert len(set(names)) == 8
+    assert all(len(name.encode()) < 200 and "/" not in name for name in names)
+
+
+def test_numbers_of_numpy_and_jax_are_overrides(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"exec(open({str(DIGITS)!r}).read())\n"
+        "import numpy as np, jax.numpy as jnp\n"
+        "from common.sweeps.sweep import Choice, Integers, LogUniform\n"
+        "def sweep():\n"
+        "    yield {'optim.lr': np.float32(0.1), 'seed': np.arange(3)[1]}\n"
+        "    yield {'optim.lr': jnp.float32(1e-3), 'model.hidden': (np.int64(16), jnp.int32(8))}\n"
+        "    yield {'optim.lr': np.array(0.25), 'data.resident': np.bool_(False)}\n"
+        "    yield {'evals.test': None, 'evals.new.split': 'train[:10]'}\n"
+        "    yield {'model.hidden': np.ones(2)}\n"
+        "def space():\n"
+        "    return {'optim.lr': LogUniform(np.float32(0.1), np.float32(0.2)),"
+        " 'seed': Integers(np.int64(1), np.int64(3)),"
+        " 'train.average': Choice((np.float32(0.9),))}\n"
+        "def wrong():\n    return 1 / 0\n"
+        "def late():\n    yield {}\n    raise KeyError('x')\n"
+        "def numbers():\n    return [1]\n"
+        "def nothing():\n    pass\n"
+        "def endless():\n    import itertools\n    return ({'seed': k} for k in itertools.count())\n"
+    )
+    found = trials.of(f"{path}:mlp")
+    assert [trial.name for trial in found[:3]] == [
+        "optim.lr=0.1,seed=1",
+        "optim.lr=0.001,model.hidden=(16,_8)-" + found[1].name[-8:],
+        "optim.lr=0.25,data.resident=False",
+    ]
+    assert not any(trial.refused for trial in found[:4])
+    assert found[0].config["optim"]["lr"] == 0.1
+    assert found[1].config["model"]["hidden"] == (16, 8)
+    assert list(found[3].config["evals"]) == ["new"]
+    assert "is an array, of shape (2,)" in found[4].refused
+    sampled = trials.of(f"{path}:mlp", name="space", count=2)
+    assert json.dumps([trial.overrides for trial in sampled])
+    assert sampled[0].config["train"]["average"] == 0.9
+    for name, words in (
+        ("wrong", r"config\.py, line \d+: ZeroDivisionError"),
+        ("late", r"config\.py, line \d+: KeyError: 'x'"),
+        ("numbers", r"numbers\(\) .* yields 1; a trial is a dict"),
+        ("endless", r"endless\(\) of .* yields more than 10,000 trials; say how many: --trials"),
+        ("nothing", r"config\.py.*TypeError: 'NoneType' object is not iterable"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            trials.of(f"{path}:mlp", name=name)
 
 
 def test_trials_share_a_program_if_only_numbers_differ():
