@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import os
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ def experiment(path: str) -> tuple[types.ModuleType, str]:
 
     Raises:
       BadInput: if there is no such config file, or it raises, with its line and error.
+
+    From then on, modules of the file's folder and of the current one can be imported.
     """
     file, _, arg = path.partition(":")
     require(bool(file), "--config: it is empty; name a config file: FILE.py or FILE.py:VARIANT")
@@ -56,6 +59,7 @@ def experiment(path: str) -> tuple[types.ModuleType, str]:
     require(file.endswith(".py"), f"--config: {inputs.shown(file)} is not a Python file")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
     module = importlib.util.module_from_spec(spec)
+    imports.search(os.path.dirname(os.path.abspath(file)), *imports.here())
     with imports.explained("--config", file):
         spec.loader.exec_module(module)
     require(

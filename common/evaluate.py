@@ -87,9 +87,11 @@ def sections(config, usual: Callable) -> dict[str, Selected]:
 def _kind(where: str, path: str) -> Callable:
     module = imports.module(where, path, "common.evaluators.calibration")
     function = getattr(module, "evaluator", None)
-    require(callable(function), f"{where}: {path!r} has no function `evaluator`")
+    hint = imports.hidden(path)
+    require(callable(function), f"{where}: {path!r} has no function `evaluator`{hint}")
     lacking = [key for key in EVALUATOR_KEYS if key not in parameters(function)]
     require(not lacking, f"{where}: {path!r}: `evaluator` has no keyword {', '.join(lacking)}")
+    imports.say_hidden(where, path)
     return function
 
 

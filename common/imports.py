@@ -2,12 +2,15 @@
 user wrote: one line with the file, the line and the error."""
 
 import contextlib
+import functools
 import importlib
+import logging
+import os
 import pathlib
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from common.errors import BadInput, require
 
@@ -34,18 +37,78 @@ def module(where: str, name: str, example: str) -> types.ModuleType:
         missing = error.name or ""
         own = name == missing or name.startswith(f"{missing}.")
         text = f"there is no module {name!r}" if own else f"{name!r} needs the module {missing!r}"
-        raise BadInput(f"{where}: {text}{_hint(missing)}") from error
+        hint = hidden(missing) or f"; it is not in {' or '.join(_OWN or here())} either"
+        raise BadInput(f"{where}: {text}{hint}") from error
     except BadInput:
         raise
     except ERRORS as error:
         raise BadInput(f"{where}: {name!r} cannot be imported: {described(error)}") from error
 
 
-def _hint(name: str) -> str:
-    """How to make a module of the current folder importable, if `name` is one."""
-    here = pathlib.Path(name.replace(".", "/"))
-    present = bool(name) and (here.with_suffix(".py").is_file() or here.is_dir())
-    return "; it is in this folder, so start with PYTHONPATH=." if present else ""
+# ----------------------------------------------------------------------------------- the user's own
+
+_OWN: list[str] = []  # the folders of `search`, in the order of this process's calls
+
+
+def search(*folders: str | os.PathLike) -> None:
+    """Lets modules be imported from folders as well: those of a config and the current one. They
+    come last, so that none of their modules takes the place of the project's, of an installed one
+    or of the standard library's."""
+    for folder in map(os.path.abspath, folders):
+        if os.path.isdir(folder) and folder not in _OWN:
+            _OWN.append(folder)
+            if folder not in sys.path:
+                sys.path.append(folder)
+    importlib.invalidate_caches()
+
+
+def here() -> list[str]:
+    """The current folder, if it still exists."""
+    try:
+        return [os.getcwd()]
+    except OSError:
+        return []
+
+
+def folders_of(names: Iterable[str]) -> list[str]:
+    """The folders from which modules were imported, other than those of installed packages.
+
+    Args:
+      names: import paths, "module" or "module:Class".
+    """
+    found = []
+    for name in (name.partition(":")[0] for name in names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file:
+            path = pathlib.Path(file).absolute()
+            folder = path.parents[name.count(".") + (path.name == "__init__.py")]
+            if not {"site-packages", "dist-packages"} & set(folder.parts):
+                found.append(str(folder))
+    return sorted(set(found))
+
+
+def hidden(name: str) -> str:
+    """ "; the module X is A, which hides B: rename B" if a file of the user's has the name of a
+    module, or package of one, that was imported from elsewhere; "" if none has."""
+    top = name.partition(".")[0]
+    loaded = sys.modules.get(top)
+    origin = getattr(loaded, "__file__", None)
+    if loaded is None or (origin is None and hasattr(loaded, "__path__")):
+        return ""
+    for folder in _OWN:
+        for file in (pathlib.Path(folder, f"{top}.py"), pathlib.Path(folder, top, "__init__.py")):
+            if file.is_file() and not (origin and os.path.samefile(file, origin)):
+                place = origin or "built into Python"
+                return f"; the module {top!r} is {place}, which hides {file}: rename that one"
+    return ""
+
+
+@functools.cache
+def say_hidden(where: str, name: str) -> None:
+    """Warns, once, if the module that a config names hides one of the user's (`hidden`)."""
+    hint = hidden(name)
+    if hint:
+        logging.warning("%s%s", where, hint.replace(";", ":", 1))
 
 
 def described(error: BaseException, file: str = "") -> str:

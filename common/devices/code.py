@@ -37,6 +37,11 @@ def named(flat: dict) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
+def own(flat: dict) -> list[str]:
+    """Those of `named` that are the user's."""
+    return [name for name in named(flat) if name.partition(".")[0] not in PACKAGES]
+
+
 @functools.cache
 def _digests(modules: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     files: dict[str, pathlib.Path] = {}

@@ -110,14 +110,21 @@ def replicated(layout: Layout) -> NamedSharding:
 
 
 def shardings(layout: Layout, table: Table, params) -> Any:
-    """The NamedSharding of every parameter, from the first row of `table` that matches its path.
+    """The NamedSharding of every parameter, from the first row of `table` that matches its path. An
+    empty table replicates all of them.
 
     Raises:
       BadInput: if a parameter of two or more dimensions matches no row, a row matches no
-        parameter, or a row and its parameter differ in the number of dimensions.
+        parameter, or a row and its parameter differ in the number of dimensions; or if the table
+        is empty and the mesh shards parameters.
     """
     flat = tree.flatten(params)
-    matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2]
+    shards = layout.mesh.shape["fsdp"] * layout.mesh.shape["tensor"] > 1
+    require(
+        bool(table) or not shards,
+        "config.mesh: this mesh shards parameters, and the model's PARTITION table is empty",
+    )
+    matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2] if table else []
     tree.check_table("partition table", table, flat, cover=matrices)
 
     def place(path, leaf):

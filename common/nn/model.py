@@ -30,10 +30,12 @@ def model_class(name: str) -> type[nn.Module]:
     classes = [
         k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)
     ]
-    require(model is not None, f"{where}: {name!r}: no such class; {nearest(cls, classes)}")
+    hint = f"{nearest(cls, classes)}{imports.hidden(path)}"
+    require(model is not None, f"{where}: {name!r}: no such class; {hint}")
     linen = inspect.isclass(model) and issubclass(model, nn.Module)
-    require(linen, f"{where}: {name!r} is not a linen module; {nearest(cls, classes)}")
+    require(linen, f"{where}: {name!r} is not a linen module; {hint}")
     require(hasattr(model, "PARTITION"), f"{where}: {name!r} has no PARTITION table")
+    imports.say_hidden(where, path)
     return model
 
 

@@ -279,6 +279,15 @@ def read_starts(folder) -> list[dict]:
     return starts
 
 
+def import_folders(folder) -> list[str]:
+    """The folders from which the run's last start imported the user's own modules."""
+    path = epath.Path(folder) / "environment.json"
+    starts = load_json(path) if inputs.fault(path) is None else None
+    last = starts[-1] if isinstance(starts, list) and starts else None
+    known = last.get("folders") if isinstance(last, dict) else None
+    return [x for x in known if isinstance(x, str)] if isinstance(known, list) else []
+
+
 def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     """Checks that data sets are those of the run in `folder`.
 

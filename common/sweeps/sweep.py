@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from common.errors import require
+from common.errors import brief, require
 from common.values import python
 
 Overrides = dict[str, Any]
@@ -65,6 +65,19 @@ def rounded(overrides: Overrides) -> Overrides:
 
 
 Space = dict[str, LogUniform | Integers | Choice]
+
+
+def plain_space(space: Space) -> Space:
+    """A space with the numbers of numpy or jax that it is written with as Python's. Raises
+    `BadInput` for what is no part of a space."""
+    kinds = LogUniform, Integers, Choice
+    for key, spec in space.items():
+        known = isinstance(spec, kinds)
+        require(
+            known,
+            f"{key}: {brief(spec)} is no part of a space; write LogUniform, Integers or Choice",
+        )
+    return {key: type(spec)(*python(key, tuple(spec))) for key, spec in space.items()}
 
 
 def over(key: str, values: Iterable) -> Iterator[Overrides]:

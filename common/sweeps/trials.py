@@ -8,6 +8,7 @@ its log, its result, and in `failed.txt` why the last attempt failed, or in `sto
 stopped it early.
 """
 
+import collections
 import itertools
 import json
 import logging
@@ -78,7 +79,7 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     ]
     require(len(trials) > 0, f"{name}() of {file} yields no trial")
     names = [trial.name for trial in trials]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in collections.Counter(names).items() if times > 1)
     require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
     return trials
 
@@ -123,7 +124,7 @@ def _definition(module, file: str, name: str, count: int | None = None):
     with imports.explained("--sweep", file):
         definition = getattr(module, name)()
         if isinstance(definition, dict):
-            return definition
+            return sweep.plain_space(definition)
         listed = list(itertools.islice(definition, MOST + 1 if count is None else count))
     require(
         count is not None or len(listed) <= MOST,

@@ -73,8 +73,9 @@ def task_module(name: str):
     for function in ("sections", "sources", "make"):
         require(
             hasattr(module, function),
-            f"config.task: {name!r} has no {function}; see common/task.py",
+            f"config.task: {name!r} has no {function}; see common/task.py{imports.hidden(name)}",
         )
+    imports.say_hidden("config.task", name)
     return module
 
 

@@ -8,6 +8,7 @@ import contextlib
 
 import jax
 
+from common import imports
 from common.config import completed
 from common.devices import runtime
 from common.errors import require
@@ -22,6 +23,7 @@ def read_config(folder) -> dict:
     """The config of a run as a nested dict; keys added since it began get backward-compatible
     defaults. Raises `BadInput` if there is none or it is torn."""
     config = workdir.read_config(folder)
+    imports.search(*workdir.import_folders(folder), *imports.here())
     require(
         "task" in config,
         f"{folder}: no run there: its config.json names no task; published weights are named with "

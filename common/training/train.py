@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import jax
 
-from common import tree
+from common import imports, tree
 from common.config import flatten, plain
 from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
@@ -142,7 +142,11 @@ def begun(
             write=main,
             lock=lock,
             keep=program.task.files or {},
-            facts={"steps": program.plan.total, "population": population},
+            facts={
+                "steps": program.plan.total,
+                "population": population,
+                "folders": imports.folders_of(code.own(flatten(config))),
+            },
         )
         run_of = workdir.identity(config, fingerprints)
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)

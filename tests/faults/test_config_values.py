@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ from faults import refused
 from helpers import DIGITS, exit_code, load
 
 from common import config as configs
-from common import values
+from common import imports, values
 from common.errors import BadInput
 
 # (override of configs/vision/digits.py:mlp, what the line says)
@@ -176,12 +177,43 @@ def test_a_mistake_in_ones_own_model_names_its_line(
     refused(capsys, "train", "--config", f"{DIGITS}:mlp", "--dry-run", *words, says=says)
 
 
-def test_a_module_of_the_current_folder_is_hinted_at(capsys, tmp_path, monkeypatch):
-    (tmp_path / "hinted_module.py").write_text(NET.format("pass"))
-    monkeypatch.chdir(tmp_path)
-    for key in "model.module=hinted_module:Net", "task=hinted_module":
-        words = "--config", f"{DIGITS}:mlp", "--dry-run", f"--config.{key}"
-        refused(capsys, "train", *words, says=r"in this folder, so start with PYTHONPATH=\.$")
+def test_modules_beside_the_config_and_in_the_current_folder_are_imported(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.setattr(imports, "_OWN", [])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    for folder in (beside, current):
+        folder.mkdir()
+        (folder / "both_have_it.py").write_text(NET.format("pass"))
+    (beside / "net_beside.py").write_text(NET.format("pass"))
+    (beside / "neighbour_x.py").write_text("LR = 0.125\n")
+    for name in ("vision", "json", "time"):  # never in place of ours and the standard library's
+        (current / f"{name}.py").write_text(NET.format("pass"))
+    (current / "net_current.py").write_text(NET.format("pass"))
+    (current / "kind_x.py").write_text(
+        "def evaluator(source, *, split='test', every='1 epoch', batch_size=8):\n    pass\n"
+    )
+    path = written(beside, f"import neighbour_x\n{BASE}c['optim']['lr'] = neighbour_x.LR{RETURN}")
+    monkeypatch.chdir(current)
+    assert load(path)["optim"]["lr"] == 0.125
+    for name in ("net_beside:Net", "net_current:Net"):
+        assert load(path, **{"model.module": name})["model"]["width"] == 4
+    assert load(path, **{"evals.x.kind": "kind_x"})["evals"]["x"]["batch_size"] == 8
+    assert not caplog.records
+    load(path, **{"model.module": "both_have_it:Net"})
+    (record,) = caplog.records
+    text = f"is {beside}/both_have_it.py, which hides {current}/both_have_it.py: rename that one"
+    assert text in record.getMessage()
+    for name, says in (
+        ("vision:Net", r"no such class; .*the module 'vision' is .*, which hides .*vision\.py"),
+        ("json:Net", r"no such class; .*json/__init__\.py, which hides .*json\.py: rename"),
+        ("time:Net", r"no such class; .*built into Python, which hides .*time\.py: rename"),
+        ("vision.mine:Net", r"no module 'vision\.mine'; the module 'vision' is .* hides"),
+        ("nowhere_x:Net", rf"no module 'nowhere_x'; it is not in {beside} or {current} either"),
+    ):
+        words = "--config", path, "--dry-run", f"--config.model.module={name}"
+        refused(capsys, "train", *words, says=says)
 
 
 # ----------------------------------------------------------------------------------- config files

@@ -147,7 +147,9 @@ def test_numbers_of_numpy_and_jax_are_overrides(tmp_path):
         "def late():\n    yield {}\n    raise KeyError('x')\n"
         "def numbers():\n    return [1]\n"
         "def nothing():\n    pass\n"
-        "def endless():\n    import itertools\n    return ({'seed': k} for k in itertools.count())\n"
+        "import itertools\n"
+        "def endless():\n    return ({'seed': k} for k in itertools.count())\n"
+        "def odd():\n    return {'seed': (1, 2)}\n"
     )
     found = trials.of(f"{path}:mlp")
     assert [trial.name for trial in found[:3]] == [
@@ -163,7 +165,11 @@ def test_numbers_of_numpy_and_jax_are_overrides(tmp_path):
     sampled = trials.of(f"{path}:mlp", name="space", count=2)
     assert json.dumps([trial.overrides for trial in sampled])
     assert sampled[0].config["train"]["average"] == 0.9
+    kinds = {"optim.lr": float, "seed": int, "train.average": tuple}
+    for key, spec in trials.space(f"{path}:mlp", "space").items():
+        assert {type(value) for value in spec} == {kinds[key]}
     for name, words in (
+        ("odd", "seed: .* is no part of a space; write LogUniform, Integers or Choice"),
         ("wrong", r"config\.py, line \d+: ZeroDivisionError"),
         ("late", r"config\.py, line \d+: KeyError: 'x'"),
         ("numbers", r"numbers\(\) .* yields 1; a trial is a dict"),
