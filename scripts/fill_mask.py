@@ -8,9 +8,7 @@ another. `--step` is latest (default), best, or a number.
 
 from common import cli
 from common.errors import require
-from common.training.loop import eval_context
-from common.training.saved import opened, read_config
-from lm import bert, fill, mlm, weights
+from lm import bert, fill, mlm, run, weights
 
 
 def main(argv=None) -> int:
@@ -28,15 +26,8 @@ def main(argv=None) -> int:
         require(fills, f"--weights: {args.weights} has no masked-LM head, which fills masks")
         _print(fill.fill(loaded.model, loaded.params, loaded.facts, args.texts, args.top))
         return 0
-    config = read_config(args.workdir)
-    require(
-        config["task"] == "lm.mlm",
-        f"{args.workdir}: a run of {config['task']}; only a masked LM, lm.mlm, fills masks",
-    )
-    config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
-    with opened(config, args.workdir, args.step) as (program, state, step):
-        params = eval_context(program, state, step).params
-        facts = program.task.sources["train"].facts
+    what = "a masked LM, lm.mlm, fills masks"
+    with run.opened(args.workdir, "lm.mlm", what, args.step) as (config, params, facts):
         _print(fill.fill(mlm.model_of(config, facts), params, facts, args.texts, args.top))
     return 0
 

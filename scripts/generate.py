@@ -8,9 +8,7 @@ number. The same seed gives the same text.
 from common import cli
 from common.errors import require
 from common.task import purpose_key
-from common.training.loop import eval_context
-from common.training.saved import opened, read_config
-from lm import clm, generate, gpt, weights
+from lm import clm, generate, gpt, run, weights
 
 TOKENS = 64  # the default of --tokens
 
@@ -43,15 +41,8 @@ def main(argv=None) -> int:
         require(writes, f"--weights: {args.weights} is a {kind}; only causal LMs write text")
         _write(args, loaded.model, loaded.params, loaded.facts)
         return 0
-    config = read_config(args.workdir)
-    require(
-        config["task"] == "lm.clm",
-        f"{args.workdir}: a run of {config['task']}; only a causal LM, lm.clm, writes text",
-    )
-    config |= {"data": config["data"] | {"resident": False}}  # its rows are not needed
-    with opened(config, args.workdir, args.step) as (program, state, step):
-        params = eval_context(program, state, step).params
-        facts = program.task.sources["train"].facts
+    what = "a causal LM, lm.clm, writes text"
+    with run.opened(args.workdir, "lm.clm", what, args.step) as (config, params, facts):
         _write(args, clm.model_of(config, facts), params, facts)
     return 0
 

@@ -19,6 +19,7 @@ from common.devices import code, runtime
 from common.errors import require
 from common.reports import compare
 from common.runs import place, workdir
+from common.runs.located import disagreeing
 from common.runs.log import read_lines
 from common.training import train
 from common.training.saved import read_config
@@ -80,7 +81,7 @@ def _check_resumable(run: str, again: str, config: dict, log: Sequence[dict]) ->
         not begun or begun != list(log[: len(begun)]),  # not even the clock differs
         f"--workdir: {again} holds a copy of the run; {instead}",
     )
-    differ = differing(workdir.read_config(again), from_json(to_json(config)))
+    differ = disagreeing(workdir.read_config(again), from_json(to_json(config)))
     require(
         not differ,
         f"--workdir: {again} holds another run, config.{next(iter(differ), '')} differs; {instead}",

@@ -5,7 +5,8 @@ A workdir belongs to one run. Running the same command again resumes it; placeme
 (`MAY_CHANGE`) may then differ, and the duration may be longer. Any other change makes it another
 run. While a run is alive, no second one can start there (`Lock`).
 
-Damage to these files is repaired where nothing is lost by it, and otherwise reported in one line.
+Paths in config.json are absolute (`located`). Damage to these files is repaired where nothing is
+lost by it, and otherwise reported in one line.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ from typing import NamedTuple
 from etils import epath
 
 from common import inputs
-from common.config import differing, flatten, from_json, to_json
+from common.config import flatten, from_json, to_json
 from common.devices import code, runtime
 from common.devices.agreement import gather, place, together
 from common.errors import BadInput, require
-from common.runs import files
+from common.runs import files, located
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
 # Kinds of `data.name` whose files may be moved: the data's fingerprint covers all that is in them.
@@ -196,7 +197,7 @@ def claim(
         be written.
       OSError: if the disk is full.
     """
-    folder = files.absolute(folder)
+    folder, placed = files.absolute(folder), located.settled(config)
     with together(), _naming(folder):
         require(
             begun(folder) or not any((folder / "checkpoints").glob("*")),
@@ -206,7 +207,7 @@ def claim(
             folder.mkdir(parents=True, exist_ok=True)
             if lock is not None:
                 lock.hold()
-        starts, begin = [], {"data": fingerprints, "config": flatten(config)} | (facts or {})
+        starts, begin = [], {"data": fingerprints, "config": flatten(placed)} | (facts or {})
         if begun(folder):
             check_same(folder, (read or read_config)(folder), config)
             starts = check_data(folder, fingerprints)
@@ -214,7 +215,7 @@ def claim(
             files.replace_text(folder / "environment.json", _environment(starts, begin))
             for name, contents in (keep or {}).items():
                 files.replace_text(folder / name, contents)
-            files.replace_text(folder / "config.json", to_json(config))
+            files.replace_text(folder / "config.json", to_json(placed))
     _check_shared(folder)
     return folder
 
@@ -314,13 +315,17 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
 
 def identity(config: dict, fingerprints: dict[str, str]) -> dict:
     """What tells a run from others: {key: value} of its config and its data."""
+    flat = located.names(flatten(config))
+    own = {k: v for k, v in flat.items() if not k.startswith(MAY_CHANGE)}
     sets = {f"the data set {name}": digest for name, digest in fingerprints.items()}
     return {f"config.{key}": value for key, value in _lasting(config).items()} | sets
 
 
 def check_same(folder, old: dict, new: dict) -> None:
     """Raises `BadInput`, naming the keys, if the two configs describe different runs."""
-    differ = differing(_lasting(old), _lasting(new))
+    differ = {
+        k: v for k, v in located.disagreeing(old, new).items() if not k.startswith(MAY_CHANGE)
+    }
     changes = ", ".join(
         f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
     )

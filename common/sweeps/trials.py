@@ -20,7 +20,7 @@ from etils import epath
 
 from common import config, imports, inputs, values
 from common.errors import BadInput, brief, nearest, require
-from common.runs import lines, log, place, workdir
+from common.runs import lines, located, log, place, workdir
 from common.runs.files import replace_text
 from common.sweeps import sweep
 from common.training import program
@@ -240,7 +240,7 @@ def finished(trial: Trial, folder) -> bool:
     try:
         if workdir.load_result(epath.Path(folder)) is None:
             return False
-        differ = config.differing(read_config(folder), trial.config)
+        differ = located.disagreeing(read_config(folder), trial.config)
     except BadInput:
         return False
     return all(key.startswith(workdir.LAID_OUT) for key in differ)

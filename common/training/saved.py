@@ -101,13 +101,14 @@ def opened_weights(config: dict, name: str):
 
 
 @contextlib.contextmanager
-def opened(config: dict, folder, step: str = "latest"):
+def opened(config: dict, folder, step: str = "latest", sources: dict | None = None):
     """Opens a run: its program and the state of one of its checkpoints, with its mesh set.
 
     Args:
       config: the run's config, possibly with other evaluators.
       folder: the workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
+      sources: data sets in place of the run's own, which are then neither read nor compared.
 
     Yields:
       (Program, TrainState, step).
@@ -116,9 +117,12 @@ def opened(config: dict, folder, step: str = "latest"):
       BadInput: if there is no such checkpoint.
     """
     call(runtime.start, config["runtime"])
-    program = prepare(config)
-    fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
-    workdir.check_data(files.absolute(folder), fingerprints)
+    program = prepare(config, sources=sources)
+    if sources is None:
+        fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
+        workdir.check_data(files.absolute(folder), fingerprints)
+    else:
+        fingerprints = next((start["data"] for start in workdir.read_starts(folder)[-1:]), {})
     own = workdir.identity(workdir.read_config(folder), fingerprints)
     with contextlib.closing(checkpoint.Checkpoints(folder, run=own)) as checkpoints:
         number = None

@@ -103,6 +103,31 @@ def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
     assert capsys.readouterr().out == "\n".join(expected) + "\n"
 
 
+@pytest.mark.slow
+def test_a_run_whose_corpus_is_gone_speaks_with_the_tokenizer_that_it_keeps(
+    writer, filler, data, capsys, tmp_path, monkeypatch
+):
+    def said(name, folder, *words):
+        assert exit_code(name, "--workdir", folder, *words) == 0
+        return capsys.readouterr().out
+
+    commands = (
+        ("generate", writer[0], "--greedy", "--tokens", "8", "one two", "seven"),
+        ("fill_mask", filler[0], "one [MASK] three"),
+    )
+    before = [said(*words) for words in commands]  # also keeps tokenizers that are not there yet
+    corpus = pathlib.Path(data["data.name"].removeprefix("folder:"))
+    monkeypatch.chdir(tmp_path)
+    moved = [(corpus, tmp_path / "moved"), (pathlib.Path(data["data.folder"]), tmp_path / "data")]
+    for old, new in moved:
+        old.rename(new)
+    try:
+        assert [said(*words) for words in commands] == before
+    finally:
+        for old, new in moved:
+            new.rename(old)
+
+
 def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, capsys):
     empty = tmp_path / "empty"
     config = read_config(writer[0])

@@ -1,0 +1,85 @@
+"""The paths in a config: absolute in config.json, so that what starts from a workdir (evaluation, a
+repetition, text from a prompt) finds the data from any folder.
+
+In memory, and among the processes of a run, paths stay as they were given: a folder of the project
+may be another one on each host. A relative path agrees with an absolute one that ends with it; that
+both hold the same data is for the fingerprints to say.
+"""
+
+import os
+import re
+
+from common import inputs
+from common.config import changed, differing, flatten
+from common.errors import BadInput
+from common.runs.files import absolute
+
+KINDS = "folder", "file", "images"  # of `data.name`: "folder:DIR"
+WORDS = "wordpiece", "bpe"  # of `data.tokenizer`, which are no paths: they are trained
+KEYS = "data.name", "data.folder", "data.tokenizer", "init.path"
+
+
+def _split(key: str, value) -> tuple[str, str] | None:
+    """(what stands before the path, the path) of a value; None if it is no path of this machine."""
+    if key not in KEYS or not isinstance(value, str) or "://" in value:
+        return None
+    kind, colon, path = value.partition(":") if key == "data.name" else ("", "", value)
+    named = (key == "data.name" and kind not in KINDS) or (
+        key == "data.tokenizer" and value in WORDS
+    )
+    return None if named or not path else (kind + colon, path)
+
+
+def settled(config: dict) -> dict:
+    """A config, as nested dicts, with the paths of its data and weights absolute. Names of prepared
+    ones stay names."""
+    absolutes = {}
+    for key, value in flatten(config).items():
+        parts = _split(key, value)
+        if parts is None:
+            continue
+        before, path = parts
+        named = key in ("data.tokenizer", "init.path")
+        if named and not _present(path):
+            continue
+        absolutes[key] = before + os.fspath(absolute(path))
+    return changed(config, **absolutes)
+
+
+def _present(path: str) -> bool:
+    try:
+        return inputs.present(inputs.path("", path))
+    except BadInput:
+        return False
+
+
+def disagreeing(a: dict, b: dict) -> dict[str, tuple[str, str]]:
+    """`common.config.differing` without paths that agree."""
+    ours, theirs = flatten(a), flatten(b)
+    return {
+        key: values
+        for key, values in differing(a, b).items()
+        if not _agree(_split(key, ours.get(key)), _split(key, theirs.get(key)))
+    }
+
+
+def _agree(a: tuple[str, str] | None, b: tuple[str, str] | None) -> bool:
+    if a is None or b is None or a[0] != b[0]:
+        return False
+    short, long = sorted((os.path.normpath(path) for _, path in (a, b)), key=os.path.isabs)
+    if absolute(short) == absolute(long):
+        return True
+    end = re.sub(r"^(~/|(\.\./)+)", "", short)
+    return os.path.isabs(long) and not os.path.isabs(short) and long.endswith(f"/{end}")
+
+
+def names(flat: dict) -> dict:
+    """{key: value} of a flat config, with the last part of each path in place of the path."""
+    own = {}
+    for key, value in flat.items():
+        parts = _split(key, value)
+        if parts is None:
+            own[key] = value
+        else:  # under a name of its own: older checkpoints keep the path
+            own[f"{key} (its end)"] = parts[0] + os.path.basename(absolute(parts[1]))
+    return own

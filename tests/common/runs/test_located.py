@@ -1,0 +1,94 @@
+"""Paths in a config: absolute where they are kept, and the same run wherever they were relative."""
+
+import contextlib
+import pathlib
+
+import pytest
+from helpers import DIGITS, load
+
+from common.errors import BadInput
+from common.runs import located, workdir
+from lm.data import tokenizer
+
+
+def config(**values) -> dict:
+    data = {"name": "folder:texts", "folder": "", "tokenizer": "wordpiece", "train": "train"}
+    data |= {key: value for key, value in values.items() if key != "path"}
+    return {"task": "x", "data": data, "init": {"path": values.get("path", "")}}
+
+
+def test_paths_are_kept_absolute_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("runs", "tok.json", "bpe"):
+        pathlib.Path(name).touch()
+    here = str(tmp_path)
+    for key, given, kept in (
+        ("name", "folder:texts", f"folder:{here}/texts"),
+        ("name", "file:a/b:c.jsonl", f"file:{here}/a/b:c.jsonl"),
+        ("name", "images:a.csv", f"images:{here}/a.csv"),
+        ("name", "folder:~/texts", "folder:/home/me/texts"),
+        ("name", "folder:gs://bucket/texts", "folder:gs://bucket/texts"),
+        ("name", "folder:/a/texts", "folder:/a/texts"),
+        ("name", "tfds:cifar10", "tfds:cifar10"),
+        ("name", "folder:", "folder:"),
+        ("name", "sotu", "sotu"),
+        ("folder", "data", f"{here}/data"),
+        ("folder", "", ""),
+        ("tokenizer", "tok.json", f"{here}/tok.json"),
+        ("tokenizer", "minilm", "minilm"),
+        ("tokenizer", "bpe", "bpe"),
+        ("train", "train", "train"),
+        ("path", "./runs", f"{here}/runs"),
+        ("path", "minilm", "minilm"),
+    ):
+        made = located.settled(config(**{key: given}))
+        assert (made["init"] if key == "path" else made["data"])[key] == kept
+    assert set(located.WORDS) == set(tokenizer.KINDS)
+
+
+def test_the_same_relative_path_agrees_on_another_host_and_another_path_does_not():
+    kept = config(name="folder:/a/project/data/texts", path="/a/project/runs/first")
+    same = {"name": "folder:data/texts", "path": "runs/first"}
+    for values, agrees in (
+        (same, True),
+        (same | {"name": "folder:./data/texts/"}, True),
+        (same | {"name": "folder:../data/texts"}, True),
+        (same | {"name": "folder:a/texts"}, False),
+        (same | {"name": "folder:exts"}, False),
+        (same | {"name": "images:data/texts"}, False),
+        (same | {"name": "folder:/b/project/data/texts"}, False),
+        (same | {"path": "runs/second"}, False),
+        (same | {"path": ""}, False),
+    ):
+        for one, other in ((kept, config(**values)), (config(**values), kept)):
+            assert (located.disagreeing(one, other) == {}) == agrees, values
+
+
+def test_a_run_goes_on_from_another_folder_and_with_a_path_saved_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("elsewhere").mkdir()
+    made = load(f"{DIGITS}:mlp", **{"data.folder": "sets"})
+    claim = lambda config: workdir.claim(tmp_path / "run", config, {"train": "a"}, write=True)
+    claim(made)
+    kept = workdir.read_config(tmp_path / "run")
+    assert kept["data"]["folder"] == f"{tmp_path}/sets"
+    starts = workdir.read_starts(tmp_path / "run")
+    assert starts[0]["config"]["data.folder"] == f"{tmp_path}/sets"
+    with contextlib.chdir("elsewhere"):
+        claim(kept)
+        claim(made)  # the same word on another host, where it is another folder
+        with pytest.raises(BadInput, match=r"config\.data\.folder was '.*sets' and is 'other'"):
+            claim(load(f"{DIGITS}:mlp", **{"data.folder": "other"}))
+    (tmp_path / "run/config.json").write_text(workdir.to_json(made))  # of an older version
+    claim(made)
+    assert workdir.read_config(tmp_path / "run") == kept
+
+
+def test_a_checkpoint_is_of_the_same_run_wherever_its_data_are():
+    relative, moved = config(), config(name="folder:/a/texts")
+    other = config(name="folder:/a/others")
+    own = workdir.identity(relative, {"train": "a"})
+    assert own == workdir.identity(moved, {"train": "a"})
+    assert own != workdir.identity(other, {"train": "a"})
+    assert "config.data.name" not in own  # as older checkpoints hold it
