@@ -21,6 +21,7 @@ LINES = (".jsonl", ".ndjson", ".json")  # an object a line
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = (*LINES, *DELIMITERS, ".parquet")
 BATCH = 256  # rows of a .parquet in memory
+MOST_NAMED = 8  # columns that a message lists
 
 
 def rows(
@@ -78,13 +79,18 @@ def place(path, number: int) -> str:
 
 def columns(record: dict) -> str:
     """The columns of a record, for a message: "its columns are 'a', 'b'"."""
-    return f"its columns are {', '.join(map(brief, record)) or 'none'}"
+    names = [brief(name) for name in record]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"its columns are {', '.join(names[:MOST_NAMED]) or 'none'}{more}"
 
 
 def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(inputs.lines(where, path, mended), 1):
         if not line.strip():
             continue
+        if line.startswith("\ufeff"):  # where two files were joined
+            line = line[1:]
+            mended[inputs.BOM] += 1
         at = f"{where}: {place(path, number)}"
         try:
             record = inputs.json_line(line, mended)

@@ -70,6 +70,7 @@ def test_parquet_has_types_and_rows_and_streams(tmp_path):
     [
         (JSON, {}),
         (codecs.BOM_UTF8 + JSON, {"byte order mark removed": 1}),
+        (JSON.replace(b"\n", b"\n" + codecs.BOM_UTF8, 2), {"byte order mark removed": 2}),
         (JSON.decode().encode("utf-16"), {"UTF-16 decoded": 1}),
         (codecs.BOM_UTF16_BE + JSON.decode().encode("utf-16-be"), {"UTF-16 decoded": 1}),
         (JSON.replace(b"\n", b"\r\n"), {}),

@@ -500,7 +500,7 @@ def test_texts_on_two_sides_are_counted_at_each_start(tmp_path, caplog):
     for name in names:
         (tmp_path / "own" / f"{name}.txt").write_text(f"The text {name}.")
     assert said(caplog, tmp_path) == []
-    (tmp_path / "own" / f"{held[0]}.txt").write_text(f"The text {trained[0]}.")
+    (tmp_path / "own" / f"{held[0]}.txt").write_text(f"The text {trained[-1]}.")
     for _ in "built", "opened":
         (note,) = said(caplog, tmp_path)
         assert note.endswith(
