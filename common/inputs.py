@@ -35,7 +35,7 @@ KINDS = {
 LONGEST = 160  # characters of a path in a message
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files, as `unpacked` reads them
 # Accidents that are mended.
-BOM, HALF, WIDE = "byte order mark removed", "lone surrogate replaced by U+FFFD", "UTF-16 decoded"
+BOM, HALF = "byte order mark removed", "lone surrogate replaced by U+FFFD"
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),  # before UTF-16's, its start
@@ -168,7 +168,8 @@ def decoded(where: str, path, data: bytes, mended: collections.Counter | None = 
 
 
 def _mark(encoding: str) -> tuple[str, ...]:
-    return {"utf-8": (), "utf-8-sig": (BOM,)}.get(encoding, (WIDE,))
+    """What was mended in a text of this encoding."""
+    return {"utf-8": (), "utf-8-sig": (BOM,)}.get(encoding, (f"{encoding.upper()} decoded",))
 
 
 def _encoding(where: str, path, head: bytes) -> str:

@@ -134,10 +134,8 @@ def _delimited(
             require(not twice, f"{at}, the header, has {brief(twice[:1])[1:-1]} twice")
             require(all(map(str.strip, header)), f"{at}, the header, has a column without a name")
             continue
-        require(
-            len(cells) == len(header),
-            f"{at}, has {len(cells)} fields, but the header has {len(header)}",
-        )
+        fields = "1 field" if len(cells) == 1 else f"{len(cells):,} fields"
+        require(len(cells) == len(header), f"{at}, has {fields}, but the header has {len(header)}")
         yield start, dict(zip(header, cells, strict=True))
 
 

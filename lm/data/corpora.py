@@ -100,8 +100,8 @@ def _read(name: str, folder: str, notes: collections.Counter) -> Iterator[Docume
             raise BadInput(
                 f"{_embedded()}: damaged ({inputs.reason(error)}); install the project again"
             ) from error
-        records = ((number, inputs.json_line(line)) for number, line in enumerate(lines, 1))
-        return (Document(record["name"], "sotu", record["text"]) for _, record in records)
+        records = map(inputs.json_line, lines)
+        return (Document(record["name"], "sotu", record["text"]) for record in records)
     found = _prepared(argument, folder) if kind == "tfds" else _files(_texts(name, folder), notes)
     return _nonempty(found, notes)
 

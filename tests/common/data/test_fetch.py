@@ -51,7 +51,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "packages").write_text("")
     with pytest.raises(BadInput, match=r"cannot be used .*; choose another folder"):
         fetch.package("thing", "1.0", "wheel", DIGEST, str(tmp_path))
-    with pytest.raises(BadInput, match=r"^config\.data\.folder: .*packages is a file, not a folder"):
+    with pytest.raises(
+        BadInput, match=r"^config\.data\.folder: .*packages is a file, not a folder"
+    ):
         fetch.data_dir(str(tmp_path / "packages"))
 
 

@@ -114,7 +114,7 @@ def test_a_field_may_be_longer_than_csv_has_it(tmp_path):
         ("a.jsonl", b"\n\n", r"holds no records"),
         ("a.jsonl", b"", r"is an empty file"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", r"is a git-lfs pointer"),
-        ("a.csv", b"a,b\n\n1,2\n3\n", r"a\.csv, line 4, has 1 fields, but the header has 2"),
+        ("a.csv", b"a,b\n\n1,2\n3\n", r"a\.csv, line 4, has 1 field, but the header has 2"),
         ("a.csv", b'a,b\n1,"x\ny"\n1,2,3\n', r"line 4, has 3 fields"),
         ("a.csv", b"a,b,a\n", r"line 1, the header, has 'a' twice"),
         ("a.csv", b"a, \n", r"the header, has a column without a name"),
