@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from common import inputs
+from common.data import textfiles
 from common.errors import BadInput, brief, require
 
 LINES = (".jsonl", ".ndjson", ".json")  # an object a line
@@ -43,13 +44,13 @@ def rows(
       BadInput: when it comes to a line that is no record, or finds the file damaged, or without a
         record.
     """
-    kind, packing = inputs.kind_of(path)
+    kind, packing = textfiles.kind_of(path)
     inputs.file(where, path)
     readable = kind in KINDS and not (kind == ".parquet" and packing)
     require(
         readable,
         f"{where}: {inputs.shown(path)}: its name should end in {', '.join(KINDS)}, and all but "
-        f".parquet also in {', '.join(inputs.PACKED)}",
+        f".parquet also in {', '.join(textfiles.PACKED)}",
     )
     counted = collections.Counter() if mended is None else mended
     if kind == ".parquet":
@@ -69,7 +70,7 @@ def rows(
 
 def line(path, number: int) -> str:
     """Where in its file a record is, for a message: "line 3", or "row 3" of a .parquet."""
-    return f"{'row' if inputs.kind_of(path)[0] == '.parquet' else 'line'} {number}"
+    return f"{'row' if textfiles.kind_of(path)[0] == '.parquet' else 'line'} {number}"
 
 
 def place(path, number: int) -> str:
@@ -85,12 +86,12 @@ def columns(record: dict) -> str:
 
 
 def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(inputs.lines(where, path, mended), 1):
+    for number, line in enumerate(textfiles.lines(where, path, mended), 1):
         if not line.strip():
             continue
         if line.startswith("\ufeff"):  # where two files were joined
             line = line[1:]
-            mended[inputs.BOM] += 1
+            mended[textfiles.BOM] += 1
         at = f"{where}: {place(path, number)}"
         try:
             record = inputs.json_line(line, mended)
@@ -111,7 +112,7 @@ def _delimited(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(sys.maxsize)  # a process-wide setting; 128 KiB is less than a long text
     reader = csv.reader(
-        inputs.lines(where, path, mended, newline=""), delimiter=delimiter, strict=True
+        textfiles.lines(where, path, mended, newline=""), delimiter=delimiter, strict=True
     )
     header, start = None, 1
     while True:
@@ -121,7 +122,7 @@ def _delimited(
             cells = next(reader, None)
         except csv.Error as error:
             raise BadInput(
-                f"{at}, is not a row of a {inputs.kind_of(path)[0]}: {inputs.reason(error)}; a "
+                f"{at}, is not a row of a {textfiles.kind_of(path)[0]}: {inputs.reason(error)}; a "
                 'field with a quote in it must be quoted, and that quote doubled: "a ""b"" c"'
             ) from error
         if cells is None:

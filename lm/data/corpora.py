@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from etils import epath
 
 from common import inputs
-from common.data import fetch, parts, splits, tables
+from common.data import fetch, parts, splits, tables, textfiles
 from common.errors import BadInput, NotPrepared, nearest, require
 
 Part = Literal["train", "valid", "test"]
@@ -258,7 +258,7 @@ def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
     inputs.folder(WHERE, root)
     texts, others = [], []
     for path in _walk(root):
-        kind, packing = inputs.kind_of(path)
+        kind, packing = textfiles.kind_of(path)
         if kind not in TEXTS + TABLES or (packing and kind == ".parquet"):
             # A link to nowhere may have been a folder of texts.
             if not kind + packing and "://" not in str(path) and os.path.islink(path):
@@ -306,27 +306,23 @@ def _files(
     texts: Iterable[tuple[str, str, epath.Path]], notes: collections.Counter
 ) -> Iterator[Document]:
     for source, relative, path in texts:
-        if inputs.kind_of(path)[0] in TABLES:
+        if textfiles.kind_of(path)[0] in TABLES:
             if path.stat().length:
                 yield from _records(source, relative, path, notes)
             else:
                 notes["empty file left out"] += 1
             continue
-        with inputs.unpacked(WHERE, path) as file:
-            raw = file.read()
-        known = inputs.impostor(raw[:64]) if raw.startswith(b"version") else None
-        require(known is None, f"{WHERE}: {inputs.shown(path)} is {known}")
-        yield Document(relative, source, inputs.decoded(WHERE, path, raw, notes))
+        yield Document(relative, source, textfiles.read(WHERE, path, notes))
 
 
 def _records(
     source: str, relative: str, path: epath.Path, notes: collections.Counter
 ) -> Iterator[Document]:
     """The documents of a table; one without a name is named after its file and line."""
-    delimited = inputs.kind_of(path)[0] in tables.DELIMITERS
+    delimited = textfiles.kind_of(path)[0] in tables.DELIMITERS
     for number, record in tables.rows(WHERE, path, notes):
         at = f"{WHERE}: {tables.place(path, number)}"
-        if "text" not in record and inputs.kind_of(path)[0] not in tables.LINES:
+        if "text" not in record and textfiles.kind_of(path)[0] not in tables.LINES:
             notes[f"table without a column 'text' passed over: {inputs.shown(path)}"] += 1
             return
         require("text" in record, f"{at}, has no 'text': {tables.columns(record)}")

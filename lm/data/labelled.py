@@ -32,7 +32,7 @@ import numpy as np
 from etils import epath
 
 from common import inputs
-from common.data import fetch, loading, parts, tables
+from common.data import fetch, loading, parts, tables, textfiles
 from common.data import labels as numbering
 from common.data import splits as grammar
 from common.errors import BadInput, NotPrepared, brief, require
@@ -251,7 +251,7 @@ def _from_file(path: epath.Path):
     examples: list[tuple[str | None, tuple[str, ...], object]] = []
     lines, notes = [], collections.Counter()
     shown = f"{WHERE}: {inputs.shown(path)}"
-    delimited = inputs.kind_of(path)[0] in tables.DELIMITERS
+    delimited = textfiles.kind_of(path)[0] in tables.DELIMITERS
     for number, record in tables.rows(WHERE, path, notes):
         line = tables.line(path, number)
         example = _example(record, f"{shown}, {line}", delimited)
