@@ -22,21 +22,23 @@ def input_ours(count: int, batch_size: int, workers: int) -> tuple[Callable, dic
     return _read_by_us(source, batch_size, workers)
 
 
-def _read_by_us(source, batch_size: int, workers: int = 0) -> tuple[Callable, dict]:
+def _read_by_us(
+    source, batch_size: int, workers: int = 0, batches: int = 1
+) -> tuple[Callable, dict]:
     import jax
 
     from common.data import loading
     from common.devices import mesh
 
-    batches = loading.train_batches(
+    forever = loading.train_batches(
         source, 0, range(2**40), batch_size, mesh.make_layout(), workers=workers
     )
 
     def work(times):
-        for _ in range(times):
-            jax.block_until_ready(next(batches))
+        for _ in range(times * batches):
+            jax.block_until_ready(next(forever))
 
-    return work, {"units": batch_size}
+    return work, {"units": batch_size * batches}
 
 
 def input_torch(count: int, batch_size: int, workers: int) -> tuple[Callable, dict]:
@@ -51,18 +53,24 @@ def input_torch(count: int, batch_size: int, workers: int) -> tuple[Callable, di
     )
 
 
-def _read_by_torch(loader, batch_size: int) -> tuple[Callable, dict]:
+def _read_by_torch(loader, batch_size: int, batches: int = 1) -> tuple[Callable, dict]:
     forever = (batch for _ in iter(int, 1) for batch in loader)
 
     def work(times):
-        for _ in range(times):
+        for _ in range(times * batches):
             next(forever)
 
-    return work, {"units": batch_size}
+    return work, {"units": batch_size * batches}
 
 
-def files_ours(folder: str, batch_size: int) -> tuple[Callable, dict]:
-    """Our input pipeline alone, from pictures in `folder`, prepared if they are not."""
+def files_ours(folder: str, batch_size: int, batches: int) -> tuple[Callable, dict]:
+    """Our input pipeline alone, from pictures in `folder`, prepared if they are not.
+
+    Args:
+      folder: with a folder for each class.
+      batch_size: rows per step.
+      batches: steps at a time: many more than are read ahead while others have their turn.
+    """
     from common.devices import runtime
     from vision.data import datasets
 
@@ -71,11 +79,14 @@ def files_ours(folder: str, batch_size: int) -> tuple[Callable, dict]:
         {"train": "all"}, name=f"images:{folder}", train="all", folder=f"{folder}-prepared",
         resident=False,
     )  # fmt: skip
-    return _read_by_us(sources["train"], batch_size)
+    return _read_by_us(sources["train"], batch_size, batches=batches)
 
 
-def files_torchvision(folder: str, batch_size: int, workers: int) -> tuple[Callable, dict]:
-    """torch's `DataLoader` over torchvision's `ImageFolder`: u8[B, 3, H, W], shuffled."""
+def files_torchvision(
+    folder: str, batch_size: int, batches: int, workers: int
+) -> tuple[Callable, dict]:
+    """torch's `DataLoader` over torchvision's `ImageFolder`: u8[B, 3, H, W], shuffled; arguments as
+    in `files_ours`, and the number of worker processes."""
     import torchvision
     from torch.utils.data import DataLoader
 
@@ -84,7 +95,7 @@ def files_torchvision(folder: str, batch_size: int, workers: int) -> tuple[Calla
         images, batch_size, shuffle=True, num_workers=workers, drop_last=True,
         persistent_workers=True,
     )  # fmt: skip
-    return _read_by_torch(loader, batch_size)
+    return _read_by_torch(loader, batch_size, batches)
 
 
 def _images(count: int) -> tuple[np.ndarray, np.ndarray]:

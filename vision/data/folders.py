@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -192,8 +193,9 @@ def _build(
 ) -> None:
     """Writes the set, and images.json last."""
     left_out: dict[str, str] = {}  # {path: why}
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    try:
+    # Set here, as threads cannot: what is too large is refused, what is only large is not.
+    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+    with quiet, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         heads = _headers(pool, listing, broken, left_out)
         shape = _shape(listing, heads, image_size)
         kept = [picture for picture in listing.pictures if picture.path in heads]
@@ -219,8 +221,6 @@ def _build(
             if moved:
                 shutil.rmtree(into / packed.NUMBER)
                 tally = write(moved)
-    finally:
-        pool.shutdown(cancel_futures=True)
     _finish(into, listing, shape, tally, left_out)
 
 

@@ -13,7 +13,7 @@ import pytest
 from helpers import exit_code
 from PIL import Image
 
-from common.errors import BadInput, NotPrepared
+from common.errors import BadInput, CannotWrite
 from common.runs import workdir
 from vision.data import datasets, folders, listed, packed, photographs, pictures
 
@@ -560,6 +560,19 @@ def test_killed_while_preparing_it_leaves_nothing_half_made(tmp_path, monkeypatc
     assert sum(source.size for source in load(root).values()) == 40
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    """As array_record tells it, which writes a file's last block when it is closed."""
+    root = pets(tmp_path / "pets")
+
+    def refuse(self):
+        raise RuntimeError("UNKNOWN: fwrite failed: No space left on device")
+
+    monkeypatch.setattr(packed._Shards, "close", refuse)
+    with pytest.raises(CannotWrite, match="prepared.* cannot be written: .*No space left"):
+        load(root)
+    assert not [p for p in (tmp_path / "prepared").iterdir() if p.is_dir()]
+
+
 def test_a_prepared_set_that_was_damaged_is_made_anew(tmp_path, caplog):
     root = pets(tmp_path / "pets")
     before = load(root)["train"].fingerprint
@@ -603,4 +616,3 @@ def test_a_dry_run_prepares_nothing(tmp_path, capsys):
     assert exit_code("train", *words, "--workdir", str(tmp_path / "w")) == 0
     assert f"not prepared: images:{root}: 40 pictures" in capsys.readouterr().out
     assert not (tmp_path / "prepared").exists()
-    assert issubclass(NotPrepared, BadInput)
