@@ -6,6 +6,7 @@ Prepared sets are opened as array_record files, without TensorFlow.
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import types
@@ -103,7 +104,8 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         except BadInput as error:
             raise BadInput(f"{error}; {_prepare_again(path.parent, scripted)}") from error
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's ten lines on TensorFlow
+            builder = read_only_builder.builder_from_files(name, data_dir=data_dir(folder))
     except (FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
         raise NotPrepared(
             f"config.data.name: {name!r} is not prepared in {data_dir(folder)}{_remains(root)}; "
@@ -133,6 +135,7 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
 
 def _metadata(root: epath.Path) -> Iterator[epath.Path]:
     """The files that TFDS reads when it opens a set: of its versions, or versions of configs."""
+    yield from root.glob(".config/metadata.json")
     for folder in (*root.glob("*"), *root.glob("*/*")):
         if not folder.name.startswith("incomplete."):
             for pattern in ("dataset_info.json", "features.json", "*.labels.txt"):

@@ -286,6 +286,21 @@ def test_what_is_half_prepared_says_how_to_prepare_it_again(harm, says, folder, 
                 load(name, tmp_path, resident)
 
 
+def test_features_that_need_tensorflow_are_told_in_one_line(folder, tmp_path, capsys):
+    shutil.copytree(pathlib.Path(folder) / "video", tmp_path / "video")
+    path = tmp_path / "video" / "1.0.0" / "features.json"
+    feature = {
+        "pythonClassName": "tensorflow_datasets.core.features.video_feature.Video",
+        "video": {"shape": {"dimensions": ["2", "4", "5", "3"]}, "dtype": "uint8"},
+    }
+    content = json.loads(path.read_text())
+    content["featuresDict"]["features"]["image"] = feature
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"'video' has features that are read by TensorFlow only"):
+        load("video", tmp_path, True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_set_beside_an_interrupted_one_is_read(folder, tmp_path):
     root = tmp_path / "u8"
     shutil.copytree(pathlib.Path(folder) / "u8", root)
