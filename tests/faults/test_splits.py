@@ -70,6 +70,13 @@ def test_all_and_parts_from_the_end_are_read():
     assert splits.ranges("train[-5:]+test", sizes, "where")[0] == ("train", slice(5, 10))
 
 
+def test_an_empty_part_beside_another_is_left_out():
+    parts = splits.ranges("train[:0]+empty+test", {"train": 10, "empty": 0, "test": 4}, "where")
+    assert parts == [("test", slice(0, 4))]
+    with pytest.raises(BadInput, match=r"where: split 'empty\+train\[3:3\]' is empty"):
+        splits.ranges("empty+train[3:3]", {"train": 10, "empty": 0}, "where")
+
+
 def test_a_labelled_file_whose_split_is_called_all(capsys, tmp_path):
     import corpus
 

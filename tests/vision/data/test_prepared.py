@@ -266,24 +266,40 @@ HALF = {
 }
 
 
+def _copied(folder, tmp_path, name: str) -> pathlib.Path:
+    """The folder of the version of a sound set of this name."""
+    version = tmp_path / name / "1.0.0"
+    shutil.copytree(pathlib.Path(folder) / "u8" / "1.0.0", version)
+    for path in version.glob("u8-*"):
+        path.rename(version / path.name.replace("u8-", f"{name}-", 1))
+    _edited(name=name)(version)
+    return version
+
+
 @pytest.mark.parametrize(("harm", "says"), HALF.values(), ids=HALF)
-def test_what_is_half_prepared_says_how_to_prepare_it_again(harm, says, folder, tmp_path):
-    """A set of TFDS's own by its command, another by its builder."""
-    for name, how in (
-        ("mnist", rf"run: tfds build mnist --file_format=array_record --data_dir={tmp_path}"),
-        ("mine", r"run its own builder .*, with file_format='array_record'"),
-        ("fashion_mnist", rf"run: python scripts/prepare.py fashion_mnist --folder {tmp_path}"),
-    ):
-        version = tmp_path / name / "1.0.0"
-        shutil.copytree(pathlib.Path(folder) / "u8" / "1.0.0", version)
-        for path in version.glob("u8-*"):
-            path.rename(version / path.name.replace("u8-", f"{name}-", 1))
-        _edited(name=name)(version)
-        assert load(name, tmp_path, True)["train"].size == 6
-        harm(version)
-        for resident in (True, False):
-            with pytest.raises(BadInput, match=f"{says}.*{how}"):
-                load(name, tmp_path, resident)
+def test_what_is_half_prepared_is_refused_with_the_way_on(harm, says, folder, tmp_path):
+    version = _copied(folder, tmp_path, "mnist")
+    assert load("mnist", tmp_path, True)["train"].size == 6  # and there is a cache of it
+    harm(version)
+    how = f"run: tfds build mnist --file_format=array_record --data_dir={tmp_path}"
+    for resident in (True, False):
+        with pytest.raises(BadInput, match=f"{says}.*{how}"):
+            load("mnist", tmp_path, resident)
+
+
+@pytest.mark.parametrize("harm", [_interrupted, _torn, _without("*train*")])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("mine", r"; run its own builder \(TFDS has none .*\), with file_format='array_record'"),
+        ("fashion_mnist", r"; run: python scripts/prepare\.py fashion_mnist --folder {folder}$"),
+        ("mnist", r"; run: tfds build mnist --file_format=array_record --data_dir={folder} "),
+    ],
+)
+def test_the_way_on_is_that_of_the_set(harm, name, how, folder, tmp_path):
+    harm(_copied(folder, tmp_path, name))
+    with pytest.raises(BadInput, match=how.format(folder=tmp_path)):
+        load(name, tmp_path, True)
 
 
 def test_features_that_need_tensorflow_are_told_in_one_line(folder, tmp_path, capsys):
