@@ -112,6 +112,13 @@ def encoded(image: Image.Image, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
+def _palette(clear: int | None = None) -> list[Image.Image]:
+    made = [Image.fromarray(x).quantize(20) for x in COLOURS]
+    for image in made:
+        image.info |= {} if clear is None else {"transparency": clear}
+    return made
+
+
 def _opaque(mode: str, alpha: int = 255) -> list[Image.Image]:
     made = [Image.fromarray(x).convert(mode) for x in COLOURS]
     for image in made:
@@ -120,12 +127,12 @@ def _opaque(mode: str, alpha: int = 255) -> list[Image.Image]:
 
 
 _GREY = [Image.fromarray(x[..., 0]) for x in U8]
-_PALETTE = [Image.fromarray(x).quantize(20) for x in COLOURS]
 _DEEP = U8[..., 0].astype(np.uint16) * 257
 _HALF = np.where(U8 > 127, 255, 0).astype(np.uint8)
 _UNIT = U8.astype(np.float32) / 255
 
 _BETWEEN = np.random.default_rng(2).integers(0, 1 << 16, U8.shape, np.uint16)
+_REAL = np.random.default_rng(3).random(U8.shape, np.float32)
 
 PIXELS = [
     pixels("u8", U8, U8),
@@ -140,6 +147,7 @@ PIXELS = [
     pixels("f32_unit", _UNIT, U8),
     pixels("f64_unit", U8 / 255, U8),
     pixels("f16_unit", (U8 / 255).astype(np.float16), U8),
+    pixels("f32_between", _REAL, np.rint(_REAL * 255).astype(np.uint8)),
     pixels("f32_whole", U8.astype(np.float32), U8),
     pixels("f16_whole", U8.astype(np.float16), U8),
     pixels("f32_mask", _HALF.astype(np.float32) / 255, _HALF),
@@ -184,13 +192,15 @@ LABELLED = [
 ENCODED = [
     pictures("png", F.Image(shape=(4, 5, 1)), _GREY, U8),
     pictures("bits", F.Image(shape=(4, 5, 1)), [i.convert("1", dither=0) for i in _GREY], _HALF),
-    pictures("palette", F.Image(shape=(4, 5, 3)), _PALETTE,
-             np.stack([i.convert("RGB") for i in _PALETTE])),
+    pictures("palette", F.Image(shape=(4, 5, 3)), _palette(),
+             np.stack([i.convert("RGB") for i in _palette()])),
     pictures("opaque", F.Image(shape=(4, 5, 3)), _opaque("RGB"), COLOURS),
     pictures("alpha", F.Image(shape=(4, 5, 4)), _opaque("RGB", 7),
              np.concatenate([COLOURS, np.full_like(U8, 7)], -1)),
     pictures("transparent", F.Image(shape=(4, 5, 3)), _opaque("RGB", 7),
              r"row 0 of 'train': parts are transparent, and the set has 3 channels"),
+    pictures("palette_clear", F.Image(shape=(4, 5, 3)), _palette(0),
+             r"parts are transparent, and the set has 3 channels"),
     pictures("deep", F.Image(shape=(4, 5, 1), dtype=np.uint16),
              [Image.fromarray(x) for x in _DEEP], U8),
     pictures("deep_as_u8", F.Image(shape=(4, 5, 1)), [Image.fromarray(x) for x in _DEEP],
