@@ -136,10 +136,10 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
 def _metadata(root: epath.Path) -> Iterator[epath.Path]:
     """The files that TFDS reads when it opens a set: of its versions, or versions of configs."""
     yield from root.glob(".config/metadata.json")
-    for folder in (*root.glob("*"), *root.glob("*/*")):
-        if not folder.name.startswith("incomplete."):
-            for pattern in ("dataset_info.json", "features.json", "*.labels.txt"):
-                yield from folder.glob(pattern)
+    for pattern in ("dataset_info.json", "features.json", "*.labels.txt"):
+        for path in (*root.glob(f"*/{pattern}"), *root.glob(f"*/*/{pattern}")):
+            if not path.parent.name.startswith("incomplete."):
+                yield path
 
 
 def _how_to_prepare(name: str, config: str, folder, scripted: Container[str]) -> str:

@@ -161,7 +161,11 @@ PIXELS = [
     pixels("i32_of_16", U8.astype(np.int32) * 257, r"int32, from 0 to 65535"),
     pixels("i16_signed", U8.astype(np.int16) - 128, r"int16, from -128 to 127"),
     pixels("i64_mask", (U8 > 127).astype(np.int64), r"int64, from 0 to 1, .* store them as bool"),
-    pixels("first_channels", COLOURS.transpose(0, 3, 1, 2), r"shape \[3, 4, 5\], not \[height"),
+    pixels(
+        "first_channels",
+        COLOURS.transpose(0, 3, 1, 2),
+        r"shape \[3, 4, 5\], .* the channels come first",
+    ),
     pixels("vectors", U8.reshape(6, 20), r"Tensor of shape \[20\], not one image"),
     pixels("video", COLOURS[:, None].repeat(2, 1), r"shape \[2, 4, 5, 3\], not one image"),
 ]
@@ -199,12 +203,14 @@ ENCODED = [
              np.concatenate([COLOURS, np.full_like(U8, 7)], -1)),
     pictures("transparent", F.Image(shape=(4, 5, 3)), _opaque("RGB", 7),
              r"row 0 of 'train': parts are transparent, and the set has 3 channels"),
+    pictures("deep_colour", F.Image(shape=(4, 5, 3), dtype=np.uint16),
+             [Image.fromarray(x) for x in COLOURS], r"RGB does not hold uint16 of 3 channels"),
     pictures("palette_clear", F.Image(shape=(4, 5, 3)), _palette(0),
              r"parts are transparent, and the set has 3 channels"),
     pictures("deep", F.Image(shape=(4, 5, 1), dtype=np.uint16),
              [Image.fromarray(x) for x in _DEEP], U8),
     pictures("deep_as_u8", F.Image(shape=(4, 5, 1)), [Image.fromarray(x) for x in _DEEP],
-             r"row 0 of 'train': a picture of Pillow's mode I.* does not hold uint8"),
+             r"row 0 of 'train': a picture that Pillow reads as I.* does not hold uint8"),
     pictures("other_size", F.Image(shape=(4, 5, 1)), [*_GREY[:2], _GREY[2].resize((3, 3))],
              r"row 2 of 'train': its image has shape \[3, 3, 1\], not \[4, 5, 1\]"),
 ]  # fmt: skip

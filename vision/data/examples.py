@@ -63,9 +63,14 @@ def layout_of(builder) -> Layout:
     )
     shape = (*stored.shape, 1) if len(stored.shape) == 2 else tuple(stored.shape)
     require(
-        shape[2] is not None and 0 not in shape and (shape[2] <= 4 or shape[0] not in (1, 2, 3, 4)),
+        shape[2] is not None and 0 not in shape,
+        f"{named(name)}: its {image!r} has shape {list(stored.shape)}, without a fixed number of "
+        "channels",
+    )
+    require(
+        shape[2] <= 4 or shape[0] not in (1, 2, 3, 4),
         f"{named(name)}: its {image!r} has shape {list(stored.shape)}, not [height, width, "
-        "channels] with a fixed number of channels",
+        "channels]: the channels come first; store them last",
     )
     kind = features[label]
     dtype = np.dtype(kind.np_dtype) if isinstance(kind, tfds.features.Tensor) else None

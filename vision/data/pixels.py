@@ -144,7 +144,8 @@ def picture(data: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
         return np.asarray(image).astype(np.uint16)[..., None]
     if deep or dtype != np.uint8 or channels not in MODES:
         raise ValueError(
-            f"a picture of Pillow's mode {image.mode} does not hold {dtype} of {channels} channels"
+            f"a picture that Pillow reads as {image.mode} does not hold {dtype} of {channels} "
+            "channels"
         )
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")

@@ -3,15 +3,17 @@
 import json
 import os
 import pathlib
+import pickle
 import shutil
 
 import numpy as np
 import pytest
 import tfds_sets
+from PIL import Image
 from tfds_sets import COLOURS, LABELS, U8
 
 from common.errors import BadInput
-from vision.data import datasets, photographs, sets
+from vision.data import datasets, photographs, pixels, sets
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,18 @@ def test_each_kind_is_right_or_refused_in_one_line(kind, resident, folder):
     assert {key: (value.shape[1:], value.dtype) for key, value in batch.items()} == {
         key: (value.shape, value.dtype) for key, value in source.spec.items()
     }
+
+
+def test_floats_that_tfds_packed_into_png_are_unpacked():
+    """TFDS writes such sets with TensorFlow only."""
+    unit = U8[0] / np.float32(255)
+    data = tfds_sets.encoded(Image.fromarray(unit.view(np.uint8)))
+    np.testing.assert_array_equal(pixels.picture(data, 1, np.dtype(np.float32)), unit)
+
+
+def test_a_reader_can_be_sent_to_another_process(folder):
+    read = pickle.loads(pickle.dumps(load("f32_unit", folder, False)["train"].read))
+    np.testing.assert_array_equal(read(np.array([5, 2]))["image"], U8[[5, 2]])
 
 
 def test_mnist_divided_by_255_is_the_same_set(folder):
@@ -173,8 +187,6 @@ def test_labels_of_another_split_are_checked_at_the_start(
 
 
 def test_grey_pictures_of_varying_size_become_squares(tmp_path):
-    from PIL import Image
-
     kind = tfds_sets.F.Image(shape=(None, None, 1))
     images = [np.random.default_rng(i).integers(0, 256, (9, 8 + i), np.uint8) for i in range(3)]
     made = tfds_sets.pictures("grey", kind, [Image.fromarray(x) for x in images], "")
