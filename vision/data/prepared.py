@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -161,16 +162,20 @@ def _chunks(
 ) -> Iterator[tuple[Callable, list[dict]]]:
     """Examples of these rows, a thousand at a time, and their names: i -> (split, row). Shows
     progress on a terminal."""
-    source = _examples_of(builder, layout, split)
-    for start in range(0, len(rows), 1000):
+    source, began, most = _examples_of(builder, layout, split), time.monotonic(), len(rows)
+    verbose = sys.stderr.isatty() and most > 1000
+    for start in range(0, most, 1000):
         part = rows[start : start + 1000].tolist()
         with reading(builder.data_dir, SCRIPTED):
             examples = source.__getitems__(part)
         yield lambda i, part=part: (split, part[i]), examples
-        if sys.stderr.isatty():
-            share = 100 * (start + len(part)) // len(rows)
-            sys.stderr.write(f"\r{doing} {builder.name} {split}: {share}% ")
-    if sys.stderr.isatty():
+        done = start + len(part)
+        if verbose:
+            left = (time.monotonic() - began) * (most - done) / done
+            sys.stderr.write(
+                f"\r{doing} {builder.name} {split}: {100 * done // most}%, {left:.0f} s "
+            )
+    if verbose:
         sys.stderr.write("\n")
 
 
