@@ -63,7 +63,7 @@ class Airbench(nn.Module):
         require(
             side >> len(self.widths) > 0,
             f"config.model.widths: {len(self.widths)} blocks are too many for images of {side} "
-            "pixels",
+            f"pixels, and need {1 << len(self.widths)}; give fewer widths",
         )
 
         def convolution(x, width, side, name):

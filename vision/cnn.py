@@ -60,15 +60,15 @@ class CNN(nn.Module):
         """
         _check_sizes(widths=self.widths, kernel=(self.kernel,), hidden=self.hidden)
         cut = self.kernel - 1 if self.padding == "VALID" else 0
-        height, width = images.shape[1:3]
+        least, (height, width) = 1, images.shape[1:3]
         for _ in self.widths:
-            height, width = (height - cut) // 2, (width - cut) // 2
-            require(
-                min(height, width) > 0,
-                f"config.model.widths: {len(self.widths)} convolutions are too many for images of "
-                f"{images.shape[1]} x {images.shape[2]} pixels; give fewer widths, or set "
-                "config.model.padding='SAME'",
-            )
+            least = 2 * least + cut
+        instead = ", or set config.model.padding='SAME'" if cut else ""
+        require(
+            min(height, width) >= least,
+            f"config.model.widths: {len(self.widths)} convolutions are too many for images of "
+            f"{height} x {width} pixels, and need {least} x {least}; give fewer widths{instead}",
+        )
         x = images
         for i, width in enumerate(self.widths):
             window = (self.kernel, self.kernel)

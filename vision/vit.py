@@ -150,7 +150,8 @@ class ViT(Transformer, kw_only=True):
         )
         require(
             height % patch == 0 and width % patch == 0,
-            f"config.model.patch_size: {patch} does not divide images of {height} x {width} pixels",
+            f"config.model.patch_size: {patch} does not divide images of {height} x {width} "
+            "pixels; their sides must be multiples of it",
         )
         return height // patch, width // patch
 

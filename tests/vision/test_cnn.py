@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common import tree
+from common.errors import BadInput
 from vision import cnn
 
 
@@ -77,3 +78,15 @@ def test_activations_pass_the_constraint():
     model = cnn.CNN(3, padding="SAME", constrain=constrain)
     model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert seen == [(4, ("batch", None, None, None))] * 2 + [(2, ("batch", "mlp"))]
+
+
+@pytest.mark.parametrize(
+    ("fields", "least"),
+    [({}, 10), ({"padding": "SAME"}, 4), ({"widths": (4,)}, 4), ({"kernel": 5}, 16)],
+)
+def test_images_that_are_too_small_are_refused_with_the_least_size(fields, least):
+    model = cnn.CNN(num_classes=2, **fields)
+    init = lambda side: jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 1)))
+    assert init(least)
+    with pytest.raises(BadInput, match=f"need {least} x {least}; give fewer widths"):
+        init(least - 1)
