@@ -140,7 +140,7 @@ def overridden(
             or isinstance(section, ml_collections.ConfigDict),
             f"config.{key}: expected a section of keys, got {_typed(section)}",
         )
-    _choose_evaluators(config, pairs)
+    pairs = _choose_evaluators(config, pairs)
     for key, governed in SELECTORS.items():
         if key not in pairs or _get(config, key) == pairs[key]:
             continue
@@ -158,7 +158,7 @@ def overridden(
     require(fits(config.seed, int), f"config.seed: {_typed(config.seed)} is not int")
     complete(config, sections(config))
     config.lock()
-    _override(config, _keys_of(pairs), sections(config))
+    _override(config, pairs, sections(config))
     complete(config, sections(config))
     return config
 
@@ -178,48 +178,53 @@ def _split(overrides: Sequence[str]) -> dict[str, str]:
             require(bool(words), f"--config.{key}: no value given")
             value = words.pop(0)
         pairs.pop(key, None)
-        if _drops(key, value):  # with what was said of it before
-            pairs = {k: v for k, v in pairs.items() if not k.startswith(f"{key}.")}
         pairs[key] = value
     return pairs
 
 
-def _drops(key: str, value: str) -> bool:
-    """Whether an override drops an evaluator."""
-    return value == "None" and re.fullmatch(r"evals\.[^.]+", key) is not None
-
-
-def _choose_evaluators(config: ml_collections.ConfigDict, pairs: dict[str, str]) -> None:
-    """Drops the evaluators of `--config.evals.NAME=None`, adds those with keys and no section yet,
-    and resets those whose kind changes, in place."""
+def _choose_evaluators(config: ml_collections.ConfigDict, pairs: dict[str, str]) -> dict[str, str]:
+    """Drops the evaluators of `--config.evals.NAME=None` with what was said of them before, adds
+    those with keys and no section yet, and resets those whose kind changes, in place; returns the
+    other overrides."""
     if config.get("evals") is None:
         config.evals = ml_collections.ConfigDict()
-    known = list(config.evals)
+    known, kept = list(config.evals), {}
     for key, value in pairs.items():
-        parts = key.split(".")
-        if parts[0] != "evals" or not 2 <= len(parts) <= 3:
+        kept[key] = value
+        top, _, rest = key.partition(".")
+        name, _, last = rest.partition(".")
+        if top != "evals" or "." in last:
             continue
-        name = parts[1]
-        if _drops(key, value):
-            require(name in known, f"--config.{key}: no such evaluator; {nearest(name, known)}")
-            del config.evals[name]
-        elif len(parts) == 3 and name not in config.evals:
-            check_evaluator("--config.evals", name)
-            config.evals[name] = ml_collections.ConfigDict()
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-            if close:
-                logging.warning("--config.%s: a new evaluator, %r, beside %r", key, name, close[0])
-        if parts[2:] == ["kind"] and _get(config, key) != value:
-            kept = {k: v for k, v in config.evals[name].items() if k in EVALUATOR_KEYS}
-            config.evals[name] = ml_collections.ConfigDict(kept | {"kind": value})
-    for key, value in pairs.items():  # a kind may require these
-        parts = key.split(".")
-        if parts[0] == "evals" and parts[1] not in known and parts[2:] in (["split"], ["every"]):
-            config.evals[parts[1]][parts[2]] = value
+        if value == "None" and not last:
+            said = any(other.startswith(f"{key}.") for other in pairs)
+            require(
+                not name or name in known or said,
+                f"--config.{key}: no such evaluator; {nearest(name, known)}",
+            )
+            kept = {k: v for k, v in kept.items() if k != key and not k.startswith(f"{key}.")}
+            for other in list(config.evals):
+                if other == name or not name:
+                    del config.evals[other]
+        elif last:
+            _add_evaluator(config, name, known)
+            # The kind may require these.
+            if last in ("split", "every") and name not in known:
+                config.evals[name][last] = value
+            if last == "kind" and _get(config, key) != value:
+                own = {k: v for k, v in config.evals[name].items() if k in EVALUATOR_KEYS}
+                config.evals[name] = ml_collections.ConfigDict(own | {"kind": value})
+    return kept
 
 
-def _keys_of(pairs: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in pairs.items() if not _drops(key, value)}
+def _add_evaluator(config: ml_collections.ConfigDict, name: str, known: Sequence[str]) -> None:
+    """Adds an empty section of an evaluator, unless there is one."""
+    if name in config.evals:
+        return
+    check_evaluator("--config.evals", name)
+    config.evals[name] = ml_collections.ConfigDict()
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if close and close[0] != name:
+        logging.warning("--config.evals.%s: a new evaluator, beside %r", name, close[0])
 
 
 def _get(config, key: str) -> Any:

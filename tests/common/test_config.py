@@ -116,6 +116,8 @@ def test_an_evaluator_is_added_or_dropped_by_an_override():
     loaded = lambda *more: configs.load(DIGITS, [*words, *more], program.sections)
     assert not loaded().evals
     assert loaded("--config.evals.test.batch_size=8").evals.test.per_class is False
+    assert not loaded("--config.evals.new.split=test", "--config.evals.new=None").evals
+    assert list(loaded("--config.evals=None", "--config.evals.new.split=test").evals) == ["new"]
 
 
 def test_a_required_key_of_a_kind_can_be_given_with_it(tmp_path, monkeypatch):
@@ -141,6 +143,7 @@ def test_a_required_key_of_a_kind_can_be_given_with_it(tmp_path, monkeypatch):
         ({"evals.test": 3}, "evals.test: unknown key"),
         ({"evals.new.split": None}, "evals.new.split: cannot be None"),
         ({"evals.new": 3}, "evals.new: unknown key"),
+        ({"evals": 3}, "evals: unknown key"),
     ],
 )
 def test_an_evaluator_that_cannot_be_added_or_dropped_is_one_line(override, message):
@@ -151,7 +154,7 @@ def test_an_evaluator_that_cannot_be_added_or_dropped_is_one_line(override, mess
 def test_a_new_evaluator_with_nearly_the_name_of_another_is_said(caplog):
     load(DIGITS, **{"evals.tset.split": "test", "evals.other.split": "test"})
     assert [record.getMessage() for record in caplog.records] == [
-        "--config.evals.tset.split: a new evaluator, 'tset', beside 'test'"
+        "--config.evals.tset: a new evaluator, beside 'test'"
     ]
 
 
