@@ -14,11 +14,14 @@ Exit codes: 0 all trials are finished; 1 some failed, the table says why; 2 bad 
 after saving.
 """
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 import traceback
+
+import jax
 
 from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
@@ -35,14 +38,39 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args, words = _parser().parse_known_args(argv)
     _check(args)
+    if args.overrides is None and args.index is None:
+        with _without_accelerators():
+            return _launch(args, words)
     if args.overrides is not None:
         return _train_here([_trial(args, words, config.from_json(args.overrides))], args.workdir)
+    all_trials = _trials(args, words)
+    return _train_here(_by_index(args.index, all_trials), args.workdir)
+
+
+@contextlib.contextmanager
+def _without_accelerators():
+    """Keeps a config that computes its values with jax from taking the memory of the accelerators,
+    which the trials need: the launcher itself computes on the CPU."""
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", platforms)
+
+
+def _trials(args, words: list[str]) -> list[trials.Trial]:
+    """The trials of the sweep, [] if Optuna chooses them, and whether they can log its metric."""
     all_trials = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
     if args.metric:
         every = all_trials or [_trial(args, words, {})]
         trials.check_metric("--metric", metric_key(args.metric), every)
-    if args.index is not None:
-        return _train_here(_by_index(args.index, all_trials), args.workdir)
+    return all_trials
+
+
+def _launch(args, words: list[str]) -> int:
+    """Has the trials that are left trained by other processes; returns the exit code."""
+    all_trials = _trials(args, words)
     for trial in all_trials:
         if trial.refused:
             trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)

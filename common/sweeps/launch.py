@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -101,7 +102,9 @@ def start_process(command: list[str], root, name: str, at_once: int = 1, cwd: st
         path = os.path.join(tempfile.mkdtemp(), f"{name}.txt")
     # By default each process would preallocate three quarters of a GPU's memory.
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / at_once:.2f}"} if at_once > 1 else {}
-    with open(path, "a") as file:
+    with open(path, "a") as file, warnings.catch_warnings():
+        # The config may have computed with jax, whose threads the child leaves at once.
+        warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
         process = subprocess.Popen(
             command,
             env=memory | os.environ,
