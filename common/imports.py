@@ -12,6 +12,10 @@ import traceback
 import types
 from collections.abc import Iterable, Iterator
 
+import jax
+import jax.extend.backend
+from jax._src import xla_bridge  # whether jax has started has no public name
+
 from common.errors import BadInput, require
 
 # What code of the user's may raise when it is imported or called; Ctrl-C passes.
@@ -32,7 +36,8 @@ def module(where: str, name: str, example: str) -> types.ModuleType:
     valid = isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
     require(valid, f"{where}: {name!r} is not an import path; write {example!r}")
     try:
-        return importlib.import_module(name)
+        with _not_starting_jax():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         own = name == missing or name.startswith(f"{missing}.")
@@ -138,11 +143,22 @@ def described(error: BaseException, file: str = "") -> str:
 def explained(where: str, file: str) -> Iterator[None]:
     """Turns errors of the code in a user's `file` into `BadInput` with the file, line and error."""
     try:
-        yield
+        with _not_starting_jax():
+            yield
     except BadInput:
         raise
     except ERRORS as error:
         raise BadInput(f"{where}: {described(error, file)}") from error
+
+
+@contextlib.contextmanager
+def _not_starting_jax() -> Iterator[None]:
+    """Where the code in it is what starts jax, on a CPU, jax is not started afterwards: the run may
+    still divide the CPU into devices, or join other processes. Arrays that were made stay valid."""
+    fresh = not xla_bridge.backends_are_initialized()
+    yield
+    if fresh and xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu":
+        jax.extend.backend.clear_backends()
 
 
 def file_of(cls: type) -> str:

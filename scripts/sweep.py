@@ -21,8 +21,6 @@ import shlex
 import sys
 import traceback
 
-import jax
-
 from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
 from common.runs import place, workdir
@@ -38,25 +36,27 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args, words = _parser().parse_known_args(argv)
     _check(args)
-    if args.overrides is None and args.index is None:
-        with _without_accelerators():
-            return _launch(args, words)
     if args.overrides is not None:
         return _train_here([_trial(args, words, config.from_json(args.overrides))], args.workdir)
-    all_trials = _trials(args, words)
-    return _train_here(_by_index(args.index, all_trials), args.workdir)
+    if args.index is not None:
+        return _train_here(_by_index(args.index, _trials(args, words)), args.workdir)
+    with _little_memory():
+        all_trials = _trials(args, words)
+    return _launch(args, words, all_trials)
 
 
 @contextlib.contextmanager
-def _without_accelerators():
-    """Keeps a config that computes its values with jax from taking the memory of the accelerators,
-    which the trials need: the launcher itself computes on the CPU."""
-    platforms = jax.config.jax_platforms
-    jax.config.update("jax_platforms", "cpu")
+def _little_memory():
+    """Keeps a config that computes its values with jax from taking a GPU's memory for the launcher,
+    whose trials need it."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
     try:
         yield
     finally:
-        jax.config.update("jax_platforms", platforms)
+        os.environ.pop(name)
+        os.environ |= {} if before is None else {name: before}
 
 
 def _trials(args, words: list[str]) -> list[trials.Trial]:
@@ -68,9 +68,8 @@ def _trials(args, words: list[str]) -> list[trials.Trial]:
     return all_trials
 
 
-def _launch(args, words: list[str]) -> int:
+def _launch(args, words: list[str], all_trials: list[trials.Trial]) -> int:
     """Has the trials that are left trained by other processes; returns the exit code."""
-    all_trials = _trials(args, words)
     for trial in all_trials:
         if trial.refused:
             trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)

@@ -36,6 +36,7 @@ import urllib.request
 from collections.abc import Mapping
 
 import jax
+from jax._src import xla_bridge  # whether jax has started has no public name
 
 from common.devices import agreement, ending
 from common.devices.terminal import say
@@ -64,7 +65,7 @@ def join() -> None:
     nothing if the processes have already joined.
 
     Raises:
-      BadInput: if the settings are inconsistent.
+      BadInput: if the settings are inconsistent, or jax has already started.
       Lost: if the others cannot be found. If they do not appear within `JOIN_SECONDS`, the process
         reports that in one line and exits with `LOST`, where jax would abort.
     """
@@ -73,6 +74,11 @@ def join() -> None:
     arguments = places(os.environ)
     if arguments is None:
         return
+    require(
+        not xla_bridge.backends_are_initialized(),
+        "--config: a file that it is read from computes with jax, before the processes of the run "
+        "have joined; use numpy there",
+    )
     where = arguments.get("coordinator_address", "found automatically")
     if arguments.get("process_id") == 0 and "coordinator_address" in arguments:
         _require_free(arguments["coordinator_address"])

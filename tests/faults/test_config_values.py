@@ -1,14 +1,16 @@
 """Values of a config that nothing can be made of: one line that names the key, exit code 2."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 from faults import refused
-from helpers import DIGITS, exit_code, load
+from helpers import DIGITS, ROOT, exit_code, load
 
 from common import config as configs
 from common import imports, values
@@ -377,6 +379,21 @@ def test_a_value_that_follows_another_still_does_if_it_is_numpys(tmp_path):
     path = written(tmp_path, BASE + lazy.replace("float64", "float32"))
     assert load(path)["optim"]["lr"] == 0.0064
     assert load(path, **{"train.batch_size": 32})["optim"]["lr"] == 0.0032
+
+
+@pytest.mark.slow
+def test_a_config_that_computes_with_jax_leaves_jax_to_be_configured(tmp_path):
+    lr = "import jax.numpy as jnp\nc['optim']['lr'] = jnp.exp(-3.)"
+    path = written(tmp_path, f"{BASE}{lr}{RETURN}")
+    code = (
+        "import jax; from common import config; from common.training import program;"
+        f"lr = config.load({path!r}, [], program.sections).optim.lr;"
+        "jax.config.update('jax_num_cpu_devices', 3); print(lr, jax.device_count())"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.049787067", "3"]
 
 
 def test_a_message_is_one_line_whatever_it_quotes():
