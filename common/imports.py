@@ -94,26 +94,32 @@ def folders_of(names: Iterable[str]) -> list[str]:
 
 def hidden(name: str) -> str:
     """ "; the module X is A, which hides B: rename B" if a file of the user's has the name of a
-    module, or package of one, that was imported from elsewhere; "" if none has."""
+    module that was imported from elsewhere, or whose package was; "" if none has."""
     top = name.partition(".")[0]
-    loaded = sys.modules.get(top)
+    loaded = sys.modules.get(name) or sys.modules.get(top)
     origin = getattr(loaded, "__file__", None)
     if loaded is None or (origin is None and hasattr(loaded, "__path__")):
         return ""
     for folder in _OWN:
-        for file in (pathlib.Path(folder, f"{top}.py"), pathlib.Path(folder, top, "__init__.py")):
+        path = pathlib.Path(folder, *name.split("."))
+        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
             if file.is_file() and not (origin and os.path.samefile(file, origin)):
                 place = origin or "built into Python"
-                return f"; the module {top!r} is {place}, which hides {file}: rename that one"
+                which = loaded.__name__
+                return f"; the module {which!r} is {place}, which hides {file}: rename that one"
     return ""
 
 
-@functools.cache
 def say_hidden(where: str, name: str) -> None:
     """Warns, once, if the module that a config names hides one of the user's (`hidden`)."""
     hint = hidden(name)
     if hint:
-        logging.warning("%s%s", where, hint.replace(";", ":", 1))
+        _warn_once(f"{where}{hint.replace(';', ':', 1)}")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logging.warning("%s", text)
 
 
 def described(error: BaseException, file: str = "") -> str:

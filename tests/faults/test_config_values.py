@@ -192,6 +192,8 @@ def test_modules_beside_the_config_and_in_the_current_folder_are_imported(
     (beside / "neighbour_x.py").write_text("LR = 0.125\n")
     for name in ("vision", "json", "time"):  # never in place of ours and the standard library's
         (current / f"{name}.py").write_text(NET.format("pass"))
+    (current / "vision").mkdir()
+    (current / "vision/mine.py").write_text(NET.format("pass"))
     (current / "net_current.py").write_text(NET.format("pass"))
     (current / "kind_x.py").write_text(
         "def evaluator(source, *, split='test', every='1 epoch', batch_size=8):\n    pass\n"
@@ -211,7 +213,10 @@ def test_modules_beside_the_config_and_in_the_current_folder_are_imported(
         ("vision:Net", r"no such class; .*the module 'vision' is .*, which hides .*vision\.py"),
         ("json:Net", r"no such class; .*json/__init__\.py, which hides .*json\.py: rename"),
         ("time:Net", r"no such class; .*built into Python, which hides .*time\.py: rename"),
-        ("vision.mine:Net", r"no module 'vision\.mine'; the module 'vision' is .* hides"),
+        (
+            "vision.mine:Net",
+            r"no module 'vision\.mine'; the module 'vision' is .* hides .*mine\.py",
+        ),
         ("nowhere_x:Net", rf"no module 'nowhere_x'; it is not in {beside} or {current} either"),
     ):
         words = "--config", path, "--dry-run", f"--config.model.module={name}"
