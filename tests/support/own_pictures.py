@@ -10,6 +10,7 @@ import fuzz
 import numpy as np
 import picture_files
 from fuzz import Change
+from PIL import Image
 
 from vision.data import datasets
 
@@ -90,9 +91,9 @@ def expected(folder: pathlib.Path) -> collections.Counter | None:
         inside = path.relative_to(folder).parts
         if path.is_dir() or any(part.startswith(".") for part in inside):
             continue
-        if path.suffix.lower() in (".txt", ".db", ".png~"):
+        if path.suffix.lower() not in Image.registered_extensions():
             continue
-        pixels = picture_files.pixels(path)
+        pixels = picture_files.pixels(path) if path.is_file() else None
         if pixels is None:
             return None
         found[inside[0], pixels.tobytes()] += 1
