@@ -336,7 +336,7 @@ def _check_space(into: pathlib.Path, count: int, shape: tuple[int, int, int]) ->
     require(
         needed <= free,
         f"{WHERE}: {count:,} pictures of {' x '.join(map(str, shape))} take "
-        f"{needed / 1e9:,.1f} GB, and {inputs.shown(into.parent)} has {free / 1e9:,.1f} GB free; "
+        f"{needed / 1e6:,.1f} MB, and {inputs.shown(into.parent)} has {free / 1e6:,.1f} MB free; "
         "set config.data.folder to another disk, or a smaller config.data.image_size",
     )
 

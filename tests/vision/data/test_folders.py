@@ -589,7 +589,7 @@ def test_places_that_cannot_hold_a_set_are_refused(tmp_path, monkeypatch):
         datasets.load_sources(SPLITS, name=f"images:{root}", folder=str(tmp_path / "file"))
     with pytest.raises(BadInput, match=r"file/x cannot be written .*set config\.data\.folder"):
         datasets.load_sources(SPLITS, name=f"images:{root}", folder=str(tmp_path / "file" / "x"))
-    with pytest.raises(BadInput, match=r"take 131,941.* GB, and .* GB free"):
+    with pytest.raises(BadInput, match=r"take 131,941,.* MB, and .* MB free"):
         load(root, image_size=1 << 20, resident=False)
 
 
