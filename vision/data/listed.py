@@ -166,13 +166,15 @@ def _walk(root: str, below: str, above: tuple, files: dict, folders: set, passed
 def _parts(files: dict, folders: set, at) -> dict[str, str]:
     """{folder: part} of the parts that the user made; {} if the folders are classes.
 
-    The folder of a part holds folders, and at least that of "train" no pictures beside them, as a
-    class may that has the name of a part.
+    The folder of a part holds folders. One with pictures of its own may be a class that has the
+    name of a part.
     """
     loose = {path.split("/")[0] for path in files if path.count("/") == 1}
     deep = {path.split("/")[0] for path in files if path.count("/") > 1}
     named = {top: ALIASES[top.lower()] for top in loose | deep if top.lower() in ALIASES}
-    training = [top for top, part in named.items() if part == "train" and top not in loose]
+    others = any(part != "train" and top not in loose for top, part in named.items())
+    is_part = lambda top: top not in loose or (top in deep and others)
+    training = [top for top, part in named.items() if part == "train" and is_part(top)]
     if not training:
         lost = sorted(top for top in named if top not in loose)
         require(

@@ -361,6 +361,10 @@ MISSHAPEN = {
         "would both be valid",
     ),
     "unlabelled": (lambda r: parts(r, "test/x.png"), r"test/x\.png is in no folder of a class"),
+    "stray": (
+        lambda r: parts(r, "test/a/x.png", "test/b/x.png", "train/stray.png"),
+        r"train/stray\.png is in no folder of a class",
+    ),
     "circle": (_in_a_circle, "a link to a folder that holds it"),
     "not utf-8": (_not_utf8, "not UTF-8"),
     "gone": (shutil.rmtree, "no such folder"),
