@@ -615,6 +615,7 @@ def test_an_outline_prepares_nothing_and_has_the_shapes_of_the_set(tmp_path):
     assert datasets.outline_sources(SPLITS, section)["train"].size == real["train"].size
 
 
+@pytest.mark.slow
 def test_a_dry_run_prepares_nothing(tmp_path, capsys):
     root = pets(tmp_path / "pets", shape=(8, 8, 1)[:2])
     words = ["--config", "configs/vision/digits.py:mlp", f"--config.data.name=images:{root}"]
