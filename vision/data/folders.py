@@ -193,9 +193,10 @@ def _build(
 ) -> None:
     """Writes the set, and images.json last."""
     left_out: dict[str, str] = {}  # {path: why}
-    # Set here, as threads cannot: what is too large is refused, what is only large is not.
-    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-    with quiet, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    with warnings.catch_warnings(), pool:
+        # Of pictures that are large, or have notes that are damaged; threads cannot set this.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         heads = _headers(pool, listing, broken, left_out)
         shape = _shape(listing, heads, image_size)
         kept = [picture for picture in listing.pictures if picture.path in heads]

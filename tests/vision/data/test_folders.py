@@ -256,6 +256,13 @@ def test_a_broken_file_is_named_or_left_out_and_counted(tmp_path, kind, caplog):
         np.testing.assert_array_equal(rows(source)["image"], rows(sound[name])["image"])
 
 
+def test_what_pillow_says_of_a_picture_it_can_read_is_not_repeated(tmp_path, monkeypatch, recwarn):
+    """Of one that is large, or has notes that are damaged."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
+    assert load(pets(tmp_path / "pets"))["train"].size > 20  # of 20 pixels
+    assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
+
+
 # -------------------------------------------------------------------------------------------- parts
 
 
