@@ -75,7 +75,7 @@ def from_tfds(
         brightest = max(source.resident["image"].max() for source in sources.values())
         if brightest <= DARK:
             logging.warning(
-                "%s: its pixels are uint8 and never exceed %d of 255: all is nearly black",
+                "%s: its pixels never exceed %d of 255: all is nearly black",
                 named(name), brightest,
             )  # fmt: skip
         return sources
@@ -173,7 +173,7 @@ def _chunks(
         if verbose:
             left = (time.monotonic() - began) * (most - done) / done
             sys.stderr.write(
-                f"\r{doing} {builder.name} {split}: {100 * done // most}%, {left:.0f} s "
+                f"\r{doing} {builder.name} {split}: {100 * done // most}%  ETA {left:.0f} s "
             )
     if verbose:
         sys.stderr.write("\n")

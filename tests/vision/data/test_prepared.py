@@ -74,7 +74,7 @@ def test_mnist_divided_by_255_is_the_same_set(folder):
 def test_pixels_that_are_all_nearly_black_are_told(tmp_path, caplog):
     two_parts(tmp_path, U8 // 128, U8[:1] // 128)
     load("parts", tmp_path, True)
-    assert "uint8 and never exceed 1 of 255" in caplog.text
+    assert "its pixels never exceed 1 of 255" in caplog.text
 
 
 def test_a_set_of_a_known_name_and_other_channels_has_no_known_mean(tmp_path):
