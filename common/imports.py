@@ -62,9 +62,9 @@ def search(*folders: str | os.PathLike) -> None:
     for folder in map(os.path.abspath, folders):
         if os.path.isdir(folder) and folder not in _OWN:
             _OWN.append(folder)
+            importlib.invalidate_caches()
             if folder not in sys.path:
                 sys.path.append(folder)
-    importlib.invalidate_caches()
 
 
 def here() -> list[str]:

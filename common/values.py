@@ -69,7 +69,8 @@ def _number(value: np.generic) -> Any:
         return float(value) if value.dtype.kind == "f" else value.item()
     exact = float(value)  # `item` of bfloat16 and its kin, of kind "V", is a float as well
     digits = (float(f"{exact:.{count}g}") for count in range(1, 18))
-    return next((short for short in digits if value.dtype.type(short) == value), exact)
+    with np.errstate(over="ignore"):
+        return next((short for short in digits if value.dtype.type(short) == value), exact)
 
 
 # --------------------------------------------------------------------------------------------- keys

@@ -256,6 +256,10 @@ STATEMENTS = [
     ("c['optim']['lr'] = np.complex64(1)", r"optim\.lr: \(1\+0j\) is not float"),
     ("c['optim']['lr'] = np.float32('inf')", r"optim\.lr: inf is not a finite number"),
     ("c['optim']['lr'] = __import__('jax').random.key(0)", r"optim\.lr: Array.* is not a number"),
+    (
+        "c['seed'] = ml_collections.config_dict.required_placeholder(int)",
+        r"config\.seed: a required placeholder; give it a value",
+    ),
     ("c['optim']['name'] = np.ones(2)", r"optim\.name: array\(\[1\., 1\.\]\) is an array"),
     ("c['optim']['lr'] = float('nan')", r"optim\.lr: nan is not a finite number"),
     ("c['optim']['lr'] = 10**400", r"optim\.lr: 1000.* has more than 64 bits"),
@@ -366,6 +370,8 @@ def test_the_plain_number_is_the_same_number():
             plain = values.python("x", x)
             assert type(plain) is float
             assert kind(plain) == x
+    for kind in (np.float16, np.float32):  # rounded up, they would overflow
+        assert kind(values.python("x", np.finfo(kind).max)) == np.finfo(kind).max
     exact = np.float32(np.nextafter(np.float32(0.1), np.float32(1)))
     assert values.python("x", exact) == 0.10000001
     assert np.isnan(values.python("x", np.float32("nan")))

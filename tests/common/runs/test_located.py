@@ -2,12 +2,17 @@
 
 import contextlib
 import pathlib
+import sys
 
 import pytest
-from helpers import DIGITS, load
+from helpers import DIGITS, ROOT, load
 
+from common import imports
+from common.config import flatten
+from common.devices import code
 from common.errors import BadInput
 from common.runs import located, workdir
+from common.training import saved
 from lm.data import tokenizer
 
 
@@ -92,3 +97,36 @@ def test_a_checkpoint_is_of_the_same_run_wherever_its_data_are():
     assert own == workdir.identity(moved, {"train": "a"})
     assert own != workdir.identity(other, {"train": "a"})
     assert "config.data.name" not in own  # as older checkpoints hold it
+
+
+def test_what_starts_from_a_workdir_finds_the_modules_of_its_owner(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    (own / "pack_q").mkdir(parents=True)
+    net = (
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n    num_classes: int\n    width: int = 4\n    PARTITION = ()\n"
+    )
+    (own / "net_q.py").write_text(net)
+    (own / "pack_q/net.py").write_text(net)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    for place in ("net_q:Net", "pack_q.net:Net"):
+        monkeypatch.setattr(imports, "_OWN", [])
+        imports.search(own)
+        made = load(f"{DIGITS}:mlp", **{"model.module": place})
+        folders = imports.folders_of(code.own(flatten(made)))
+        assert folders == [str(own)]
+        folder = tmp_path / place.replace(":", "_")
+        workdir.claim(folder, made, {}, write=True, facts={"folders": folders})
+        # Another process, with a config of an older version.
+        sys.path.remove(str(own))
+        for name in ("net_q", "pack_q", "pack_q.net"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(imports, "_OWN", [])
+        del made["model"]["width"]
+        (folder / "config.json").write_text(workdir.to_json(made))
+        assert saved.read_config(folder)["model"]["width"] == 4
+        sys.path.remove(str(own))
+    for text in ("[", "[3]", '[{"folders": 3}]', '[{"folders": [3]}]', "{}", "[]"):
+        (folder / "environment.json").write_text(text)
+        assert workdir.import_folders(folder) == []
+    assert imports.folders_of(["vision.cnn:CNN", "numpy", "no_such"]) == [str(ROOT)]
