@@ -38,6 +38,10 @@ COMMANDS = {
         "600 folders of other libraries' weights with one thing changed, beside transformers",
         [["tests/support/foreign_rival.py", "--tries", "600"]],
     ),
+    "own_data": (
+        "500 folders of pictures and texts, labelled files, prepared sets with one thing changed",
+        [["tests/support/own_data.py", "--tries", "500"]],
+    ),
     "results": (
         "the table of results in configs/README.md, three seeds a row (hours)",
         [["scripts/results.py", "--workdir", "runs/results"]],

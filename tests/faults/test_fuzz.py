@@ -1,17 +1,20 @@
-"""Whatever is changed in a config, a workdir or a folder of weights, at random, comes to what it
-should or to a refusal; `python -m tests.measure fuzz` and `mutations` try more."""
+"""Whatever is changed in a config, a workdir, a folder of weights or data of one's own, at random,
+comes to what it should or to a refusal; `python -m tests.measure fuzz`, `mutations` and `own_data`
+try more."""
 
 import functools
 
 import foreign_folders
 import fuzz
 import mutations
+import own_data
 import pytest
 
 from lm import weights
 
 TRIES = 150
 MUTATIONS = 120
+CHANGES = 100
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +46,14 @@ def test_weights_are_what_their_files_say_or_refused(tmp_path, monkeypatch):
     assert not wrong, "\n\n".join(wrong)
     loaded = sum(outcome.ends["adopt"] == "loaded" for outcome in outcomes)
     assert MUTATIONS / 8 < loaded < MUTATIONS / 2  # or they change too little, or too much
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_are_what_stands_there_or_refused(tmp_path):
+    own_data.prepare(tmp_path / "made")
+    outcomes = [own_data.attempt(i, tmp_path / "made", tmp_path / str(i)) for i in range(CHANGES)]
+    wrong = [own_data.tell(outcome) for outcome in outcomes if outcome.wrong]
+    assert not wrong, "\n".join(wrong)
+    read = {outcome.ground for outcome in outcomes if outcome.end == "read"}
+    refused = {outcome.ground for outcome in outcomes if outcome.end == "refused"}
+    assert read == refused == own_data.GROUNDS.keys()

@@ -145,6 +145,10 @@ def expected(folder: pathlib.Path) -> collections.Counter | None:
     try:
         for path in folder.iterdir():
             low = path.name.lower()
+            if path.is_dir():
+                continue
+            if not path.is_file():
+                raise ValueError
             if low.endswith((".jsonl", ".jsonl.gz")):
                 data = path.read_bytes()
                 data = gzip.decompress(data) if low.endswith(".gz") else data

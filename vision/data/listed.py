@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common import inputs
 from common.data import labels, tables
-from common.errors import brief, nearest, require
+from common.errors import BadInput, brief, nearest, require
 from vision.data import pictures
 
 PREFIX = "images:"
@@ -153,7 +153,12 @@ def _walk(root: str, below: str, above: tuple, files: dict, folders: set, passed
         try:
             status = entry.stat()
         except OSError:  # a link that leads nowhere, or in a circle: reading it says so
-            status = entry.stat(follow_symlinks=False)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError as error:
+                shown = inputs.shown(entry.path)
+                text = f"{WHERE}: {shown} went while it was looked at: {inputs.reason(error)}"
+                raise BadInput(text) from error
         if stat.S_ISDIR(status.st_mode):
             folders.add(path)
             _walk(root, path, (*above, identity), files, folders, passed)

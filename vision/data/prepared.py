@@ -41,9 +41,16 @@ MOST_SCANNED = 200_000  # labels of a set read on demand that are read to learn 
 
 
 def from_tfds(
-    splits: dict[str, str], name: str, folder: str, image_size: int | None, resident: bool | None
+    splits: dict[str, str],
+    name: str,
+    folder: str,
+    image_size: int | None,
+    resident: bool | None,
+    *,
+    compare: bool = True,
 ) -> dict[str, Source]:
-    """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`."""
+    """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`, and
+    `compare` that of `sets.in_memory`."""
     builder = open_prepared(name, folder, SCRIPTED)
     layout = _layout(builder)
     if (layout.image, layout.label) != ("image", "label"):
@@ -71,7 +78,7 @@ def from_tfds(
             names = lambda i: (split, at.start + i)
             return part | {"label": numbered(part["label"], layout, classes, names)}
 
-        sources = sets.in_memory(splits, sizes, take, facts, True)
+        sources = sets.in_memory(splits, sizes, take, facts, True, compare=compare)
         brightest = max(source.resident["image"].max() for source in sources.values())
         if brightest <= DARK:
             logging.warning(

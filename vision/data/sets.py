@@ -89,10 +89,13 @@ def _hashes(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def in_memory(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
+def in_memory(
+    splits, sizes, take, facts, resident: bool, *, compare: bool = True
+) -> dict[str, Source]:
     """Sources in memory; `take(split, slice)` returns the arrays of part of a split.
 
-    Images of other splits that are training images too, by their pixels, are counted in a warning.
+    With `compare`, images of other splits that are training images too, by their pixels, are counted
+    in a warning.
     """
     sources, rows, images = {}, {}, {}
     for name, split in splits.items():
@@ -105,7 +108,8 @@ def in_memory(splits, sizes, take, facts, resident: bool) -> dict[str, Source]:
         )
         sources[name] = loading.from_arrays(arrays, resident, facts)
         images[name] = arrays["image"]
-    _report_duplicates(splits, rows, images)
+    if compare:
+        _report_duplicates(splits, rows, images)
     return sources
 
 

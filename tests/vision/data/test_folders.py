@@ -309,7 +309,7 @@ def test_parts_of_the_user_are_kept_and_what_two_of_them_have_is_told(tmp_path, 
     for _ in range(2):
         caplog.clear()
         assert load(root)["test"].size == 7
-        (said,) = (r.getMessage() for r in caplog.records if "another part" in r.getMessage())
+        (said,) = (r.getMessage() for r in caplog.records if "test" in r.getMessage())
         assert "1 pictures" in said
         assert "train/a/2.png in train and Test/b/copy.png in test" in said
 
