@@ -22,7 +22,7 @@ import sys
 import traceback
 
 from common import cli, config
-from common.errors import BadInput, CannotWrite, NotFinite, Preempted, require
+from common.errors import BadInput, CannotWrite, NotFinite, Preempted, brief, require
 from common.runs import place, workdir
 from common.runs.files import absolute
 from common.runs.history import metric_key, parse_best
@@ -37,7 +37,7 @@ def main(argv=None) -> int:
     args, words = _parser().parse_known_args(argv)
     _check(args)
     if args.overrides is not None:
-        return _train_here([_trial(args, words, config.from_json(args.overrides))], args.workdir)
+        return _train_here([_trial(args, words, _overrides(args.overrides))], args.workdir)
     if args.index is not None:
         return _train_here(_by_index(args.index, _trials(args, words)), args.workdir)
     with _little_memory():
@@ -242,6 +242,17 @@ def _trial(args, words: list[str], overrides: dict) -> trials.Trial:
     """The trial with these overrides."""
     module, arg = config.experiment(args.config)
     return trials.one(module.get_config, arg, 0, overrides, words)
+
+
+def _overrides(text: str) -> dict:
+    """The argument --overrides."""
+    try:
+        found = config.from_json(text)
+    except (ValueError, RecursionError):
+        found = None
+    form = 'is not JSON like \'{"optim.lr": 1e-3, "seed": 0}\''
+    require(isinstance(found, dict), f"--overrides: {brief(text)} {form}")
+    return found
 
 
 def _by_index(text: str, all_trials: list[trials.Trial]) -> list[trials.Trial]:

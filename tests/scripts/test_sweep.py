@@ -213,6 +213,8 @@ def test_two_launchers_share_a_sweep(tmp_path):
     [
         (("--index", "9"), "trials 0 to 3"),
         (("--index", "one"), "trials 0 to 3"),
+        (("--overrides", "x"), "--overrides: 'x' is not JSON like"),
+        (("--overrides", "[1]"), "--overrides: '[1]' is not JSON like"),
         (("--sweep", "none"), "defines no none()"),
         (("--jobs", "0"), "--jobs: 0"),
         (("--jbos", "4"), "unknown argument '--jbos'"),
