@@ -265,6 +265,8 @@ def _by_index(text: str, all_trials: list[trials.Trial]) -> list[trials.Trial]:
 def _train_here(chosen: list[trials.Trial], root: str) -> int:
     """Trains trials in this process, those that share a program together; returns the exit code."""
     folder = lambda trial: os.path.join(root, trial.name)
+    # Another launcher may have trained one while this process was starting.
+    chosen = [t for t in chosen if t.refused or not trials.finished(t, folder(t))]
     for trial in chosen:
         trials.note_failure(folder(trial), trial.refused)
     if len(chosen) == 1:
