@@ -94,8 +94,8 @@ def in_memory(
 ) -> dict[str, Source]:
     """Sources in memory; `take(split, slice)` returns the arrays of part of a split.
 
-    With `compare`, images of other splits that are training images too, by their pixels, are counted
-    in a warning.
+    With `compare`, a warning counts the images of other splits that are training images too, by
+    their pixels.
     """
     sources, rows, images = {}, {}, {}
     for name, split in splits.items():
