@@ -73,13 +73,19 @@ def _agree(a: tuple[str, str] | None, b: tuple[str, str] | None) -> bool:
     return os.path.isabs(long) and not os.path.isabs(short) and long.endswith(f"/{end}")
 
 
-def names(flat: dict) -> dict:
-    """{key: value} of a flat config, with the last part of each path in place of the path."""
+def unplaced(flat: dict) -> dict:
+    """A flat config without the places of its data, of whose name the kind is left, and with the
+    last part of the path of its weights. These have names of their own: older checkpoints keep the
+    paths."""
     own = {}
     for key, value in flat.items():
         parts = _split(key, value)
+        if key == "data.folder":
+            continue
         if parts is None:
             own[key] = value
-        else:  # under a name of its own: older checkpoints keep the path
-            own[f"{key} (its end)"] = parts[0] + os.path.basename(absolute(parts[1]))
+        elif key == "data.name":
+            own["data.name (its kind)"] = parts[0]
+        else:
+            own[f"{key} (its end)"] = os.path.basename(absolute(parts[1]))
     return own

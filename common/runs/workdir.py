@@ -25,15 +25,13 @@ from typing import NamedTuple
 from etils import epath
 
 from common import inputs
-from common.config import flatten, from_json, to_json
+from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime
 from common.devices.agreement import gather, place, together
 from common.errors import BadInput, require
 from common.runs import files, located
 
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "data.workers", "runtime.", "train.duration")
-# Kinds of `data.name` whose files may be moved: the data's fingerprint covers all that is in them.
-MOVABLE = ("images:",)
 # Placement and logging: changing these changes neither the run's identity nor its result.
 LAID_OUT = tuple(key for key in MAY_CHANGE if key != "train.duration")
 SHARED_SECONDS = 15  # in which a network file system shows one process what another has written
@@ -315,17 +313,13 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
 
 def identity(config: dict, fingerprints: dict[str, str]) -> dict:
     """What tells a run from others: {key: value} of its config and its data."""
-    flat = located.names(flatten(config))
-    own = {k: v for k, v in flat.items() if not k.startswith(MAY_CHANGE)}
     sets = {f"the data set {name}": digest for name, digest in fingerprints.items()}
     return {f"config.{key}": value for key, value in _lasting(config).items()} | sets
 
 
 def check_same(folder, old: dict, new: dict) -> None:
     """Raises `BadInput`, naming the keys, if the two configs describe different runs."""
-    differ = {
-        k: v for k, v in located.disagreeing(old, new).items() if not k.startswith(MAY_CHANGE)
-    }
+    differ = differing(_lasting(old), _lasting(new))
     changes = ", ".join(
         f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
     )
@@ -334,13 +328,10 @@ def check_same(folder, old: dict, new: dict) -> None:
 
 
 def _lasting(config: dict) -> dict:
-    """The keys of a config that tell its run from others, flat."""
-    own = {k: v for k, v in flatten(config).items() if not k.startswith(MAY_CHANGE)}
-    kind = next((k for k in MOVABLE if str(own.get("data.name")).startswith(k)), None)
-    if kind is not None:
-        own["data.name"] = kind
-        own.pop("data.folder", None)
-    return own
+    """The keys of a config that tell its run from others, flat. Its data may be moved: what is in
+    them is for their fingerprints to say."""
+    flat = located.unplaced(flatten(config))
+    return {k: v for k, v in flat.items() if not k.startswith(MAY_CHANGE)}
 
 
 def read_config(folder) -> dict:

@@ -24,7 +24,6 @@ a tokenizer, special or not, are one token, as the tokenizer has it.
 """
 
 import array
-import atexit
 import collections
 import contextlib
 import hashlib
@@ -43,8 +42,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common import inputs
-from common.data import fetch
-from common.devices import ending
+from common.data import fetch, made
 from common.errors import BadInput, require
 from lm.data import corpora, tokenizer
 

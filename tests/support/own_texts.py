@@ -16,8 +16,6 @@ LINES = 24  # of a file of texts
 DEEP = 100_000
 
 
-
-
 def texts(rng: random.Random) -> list[dict]:
     words = ["peace", "naïve", "图书", "💥", "union", "a\u2028b", "tab\there", '"quoted"', "x" * 30]
     return [

@@ -83,19 +83,21 @@ def test_a_run_goes_on_from_another_folder_and_with_a_path_saved_relative(tmp_pa
     with contextlib.chdir("elsewhere"):
         claim(kept)
         claim(made)  # the same word on another host, where it is another folder
-        with pytest.raises(BadInput, match=r"config\.data\.folder was '.*sets' and is 'other'"):
-            claim(load(f"{DIGITS}:mlp", **{"data.folder": "other"}))
+        claim(load(f"{DIGITS}:mlp", **{"data.folder": "moved"}))
+        with pytest.raises(BadInput, match=r"the data set train has changed since the run began"):
+            workdir.claim(tmp_path / "run", made, {"train": "b"}, write=True)
+        claim(made)
     (tmp_path / "run/config.json").write_text(workdir.to_json(made))  # of an older version
     claim(made)
     assert workdir.read_config(tmp_path / "run") == kept
 
 
 def test_a_checkpoint_is_of_the_same_run_wherever_its_data_are():
-    relative, moved = config(), config(name="folder:/a/texts")
-    other = config(name="folder:/a/others")
-    own = workdir.identity(relative, {"train": "a"})
-    assert own == workdir.identity(moved, {"train": "a"})
-    assert own != workdir.identity(other, {"train": "a"})
+    own = workdir.identity(config(), {"train": "a"})
+    assert own == workdir.identity(config(name="folder:/a/moved"), {"train": "a"})
+    assert own != workdir.identity(config(name="folder:/a/moved"), {"train": "b"})
+    assert own != workdir.identity(config(name="file:/a/moved"), {"train": "a"})
+    assert own != workdir.identity(config(path="/a/other"), {"train": "a"})
     assert "config.data.name" not in own  # as older checkpoints hold it
 
 
