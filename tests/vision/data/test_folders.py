@@ -15,7 +15,16 @@ from PIL import Image
 
 from common.errors import BadInput, CannotWrite
 from common.runs import workdir
-from vision.data import datasets, folders, listed, packed, photographs, pictures
+from vision.data import (
+    datasets,
+    fashion_mnist,
+    folders,
+    listed,
+    packed,
+    photographs,
+    pictures,
+    sets,
+)
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test"}
 KEYS = {"image_size": None, "broken": "refuse", "columns": ("path", "label"), "resident": None}
@@ -537,13 +546,25 @@ def write_out(folder: pathlib.Path, arrays: dict) -> None:
         Image.fromarray(image[..., 0]).save(folder / str(label) / f"{i:05d}.png", compress_level=1)
 
 
-@pytest.mark.slow
-def test_a_run_on_files_has_the_digest_of_one_on_the_set(tmp_path):
-    for part, source in datasets.load_sources({"train": "train", "test": "test"}).items():
-        write_out(tmp_path / "digits" / part, rows(source))
-    words = ["--config", "configs/vision/digits.py:cnn", "--config.train.duration=40 steps"]
-    of = f"--config.data.name=images:{tmp_path}/digits", f"--config.data.folder={tmp_path}/tfds"
-    of += "--config.data.mean=(0.2873,)", "--config.data.std=(0.3534,)"
+@pytest.mark.parametrize(
+    ("name", "duration"),
+    [
+        pytest.param("digits", "40 steps", marks=pytest.mark.slow),
+        pytest.param("fashion_mnist", "1 epoch", marks=pytest.mark.measure("images")),
+    ],
+)
+def test_a_run_on_files_has_the_digest_of_one_on_the_set(tmp_path, monkeypatch, name, duration):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    if name == "fashion_mnist":
+        fashion_mnist.prepare(str(tmp_path / "tfds"))
+    for part, source in datasets.load_sources(
+        {"train": "train", "test": "test"}, name=name
+    ).items():
+        write_out(tmp_path / name / part, rows(source))
+    words = ["--config", f"configs/vision/{name}.py:cnn", f"--config.train.duration={duration}"]
+    mean, std = sets.NORMALISATION[name]
+    of = f"--config.data.name=images:{tmp_path}/{name}", f"--config.data.folder={tmp_path}/tfds"
+    of += f"--config.data.mean={mean}", f"--config.data.std={std}"
     results = []
     for name, more in (("set", ()), ("files", of)):
         assert exit_code("train", *words, *more, "--workdir", str(tmp_path / name)) == 0
