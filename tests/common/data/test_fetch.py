@@ -10,7 +10,7 @@ from helpers import exit_code
 
 from common.data import fetch
 from common.errors import BadInput
-from lm.data import corpora, labelled
+from lm.data import corpora, labelled, trained
 from lm.pretrained import WEIGHTS
 
 DIGEST = hashlib.sha256(b"contents").hexdigest()
@@ -100,13 +100,22 @@ def test_the_embedded_addresses_are_the_published_ones(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "classes"), [("reviews", 10072, 2), ("topics", 9033, 11)])
-def test_labelled_texts_are_fetched(tmp_path, name, size, classes):
+def test_labelled_texts_are_fetched_and_none_is_on_two_sides(tmp_path, caplog, name, size, classes):
     assert exit_code("prepare", name, "--folder", str(tmp_path)) == 0
     entries = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
     assert len(entries) == size
     assert len({entry["label"] for entry in entries}) == classes
     before = (tmp_path / f"{name}.jsonl").stat().st_mtime_ns
     assert labelled.prepare(name, str(tmp_path)).stat().st_mtime_ns == before
+    trained.train("wordpiece", 600, [e["text"] for e in entries[:200]]).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    parts = {part: part for part in ("train", "valid", "test")}
+    sources = labelled.load_sources(
+        parts, name=name, tokenizer=str(tmp_path / "tokenizer.json"), folder=str(tmp_path)
+    )
+    assert sum(source.size for source in sources.values()) == size
+    assert caplog.messages == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from tokenizers import processors
 
-from common.errors import BadInput, NotPrepared
+from common.errors import BadInput
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 
@@ -77,19 +77,6 @@ def test_splits_are_shares_that_a_text_never_leaves():
     held = {i: labelled.part(one) for i, one in enumerate(texts[:27]) if i > 18}
     assert {i for i, name in held.items() if name == "test"} == {19, 20, 26}
     assert {i for i, name in held.items() if name == "valid"} == {25}
-
-
-@pytest.mark.parametrize("name", ["reviews", "topics"])
-def test_no_text_of_ours_is_on_two_sides(name, tokenizer, caplog):
-    with caplog.at_level(logging.WARNING):
-        try:
-            sources = labelled.load_sources(
-                {"train": "train", "valid": "valid", "test": "test"}, name=name, tokenizer=tokenizer
-            )
-        except NotPrepared as error:
-            pytest.skip(str(error))
-    assert caplog.messages == []
-    assert sum(source.size for source in sources.values()) == labelled.PREPARED[name][1]
 
 
 @pytest.mark.parametrize("lengths", [(3, 4), (20, 3), (3, 20), (20, 30), (1, 1)])
