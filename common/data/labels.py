@@ -2,7 +2,8 @@
 
 import collections
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from common import inputs
 from common.errors import brief, require
 
 MOST_NAMED = 5  # labels of mixed spelling that a warning lists
+WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
 
 
 def numbered(
@@ -18,8 +20,9 @@ def numbered(
     """Numbers the labels of N examples.
 
     Labels that are all text, all whole numbers or all true and false are classes. Labels that are
-    numbers, of which one at least has a decimal point, are numbers. Classes whose names differ only
-    in case or white space remain two, and a warning names them.
+    numbers, of which one at least has a decimal point, are numbers. Classes are in the order of
+    `ordered`. Those whose names differ only in case or white space remain two, and a warning names
+    them (`say_alike`).
 
     Args:
       values: N labels, as read from a table.
@@ -27,7 +30,7 @@ def numbered(
       at: the place of the i-th label, such as "line 3"; by default "label i", counted from 1.
 
     Returns:
-      (i32[N], names of the classes, sorted), or (f32[N], ()) for numbers.
+      (i32[N], names of the classes in order), or (f32[N], ()) for numbers.
 
     Raises:
       BadInput: if a label is missing, is neither text nor a number, or is not finite; or if they
@@ -61,23 +64,40 @@ def numbered(
         "numbers, or all numbers",
     )
     counts = collections.Counter(values)
-    classes = sorted(counts)
+    classes = ordered(counts) if str in first else sorted(counts)
     if str in first:
-        _warn_of_spellings(counts, where)
+        say_alike(counts, where)
     number = {value: i for i, value in enumerate(classes)}
     return np.array([number[value] for value in values], np.int32), tuple(map(str, classes))
 
 
-def _warn_of_spellings(counts: collections.Counter, where: str) -> None:
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of classes in their order: by value if all are whole numbers, so that "2" comes before
+    "10", else as text."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(map(WHOLE.fullmatch, names)) else names
+
+
+def say_alike(counts: Mapping[str, int], where: str) -> None:
+    """Warns of classes whose names differ only in case or white space, and of names with white
+    space around them.
+
+    Args:
+      counts: {name of a class: number of its examples, or 0 if that is not known}.
+      where: the config key and file, which begins the message.
+    """
+    shown = lambda name: brief(name) + (f" ({counts[name]:,})" if counts[name] else "")
     alike = collections.defaultdict(list)
     for name in sorted(counts):
-        alike["".join(name.casefold().split())].append(f"{brief(name)} ({counts[name]:,})")
-    mixed = [" and ".join(names) for names in alike.values() if len(names) > 1]
-    if mixed:
-        more = f"; and {len(mixed) - MOST_NAMED} more" if len(mixed) > MOST_NAMED else ""
-        logging.warning(
-            "%s: labels that differ only in case or white space are classes of their own: %s%s",
-            where,
-            "; ".join(mixed[:MOST_NAMED]),
-            more,
-        )
+        alike["".join(name.casefold().split())].append(name)
+    mixed = [names for names in alike.values() if len(names) > 1]
+    known = {name for names in mixed for name in names}
+    spaced = [[name] for name in sorted(counts) if name != name.strip() and name not in known]
+    for groups, what in (
+        (mixed, "labels that differ only in case or white space are classes of their own"),
+        (spaced, "labels with white space around them keep it"),
+    ):
+        if groups:
+            more = f"; and {len(groups) - MOST_NAMED} more" if len(groups) > MOST_NAMED else ""
+            named = "; ".join(" and ".join(map(shown, names)) for names in groups[:MOST_NAMED])
+            logging.warning("%s: %s: %s%s", where, what, named, more)

@@ -19,6 +19,10 @@ from common.errors import BadInput
         ([10, -2, 10], [1, 0, 1], ("-2", "10")),
         ([True, False], [1, 0], ("False", "True")),
         ([1, 2.5], [1, 2.5], ()),
+        (["10", "2", "-1", "2"], [2, 1, 0, 1], ("-1", "2", "10")),
+        (["10", "2", "02"], [2, 1, 0], ("02", "2", "10")),
+        (["10", "2", "1.5"], [1, 2, 0], ("1.5", "10", "2")),
+        (["10", "2", "²"], [0, 1, 2], ("10", "2", "²")),
     ],
 )
 def test_classes_are_sorted_and_numbers_are_kept(values, numbers, classes):
@@ -55,6 +59,13 @@ def test_labels_of_mixed_spelling_are_named_with_their_counts(caplog):
     caplog.clear()
     labels.numbered(["a", "b", "a b"], "key")
     assert not caplog.records
+    labels.say_alike({"CAT": 0, "cat": 0, "dog": 0}, "key")
+    assert caplog.messages[0].endswith("classes of their own: 'CAT' and 'cat'")
+
+
+def test_white_space_around_labels_is_told_though_all_have_it(caplog):
+    assert labels.numbered([" cat", "dog", " cat"], "key")[1] == (" cat", "dog")
+    assert caplog.messages == ["key: labels with white space around them keep it: ' cat' (2)"]
 
 
 # ------------------------------------------------------------------------------------------- parts
