@@ -105,11 +105,18 @@ def pictures(name: str, feature, images: list[Image.Image], expected, kind: str 
     return Kind(name, feature, CLASSES, {"train": rows}, expected, LABELS[: len(rows)])
 
 
-def encoded(image: Image.Image, kind: str = "png") -> bytes:
+def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
     """The bytes of a picture's file."""
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def keyed(name: str, feature, images: list[Image.Image], keys: list, expected):
+    """A kind by its PNGs, each with a colour that is transparent (tRNS)."""
+    pairs = zip(images, keys, LABELS, strict=False)
+    rows = [(encoded(image, transparency=key), label) for image, key, label in pairs]
+    return Kind(name, feature, CLASSES, {"train": rows}, expected, LABELS[: len(rows)])
 
 
 def _palette(clear: int | None = None) -> list[Image.Image]:
@@ -126,6 +133,13 @@ def _opaque(mode: str, alpha: int = 255) -> list[Image.Image]:
     return made
 
 
+def _alpha_but(row: int, column: int) -> np.ndarray:
+    alpha = np.full((1, 4, 5, 1), 255, np.uint8)
+    alpha[0, row, column] = 0
+    return alpha
+
+
+_UNUSED = (1, 2, 3)
 _GREY = [Image.fromarray(x[..., 0]) for x in U8]
 _DEEP = U8[..., 0].astype(np.uint16) * 257
 _HALF = np.where(U8 > 127, 255, 0).astype(np.uint8)
@@ -159,6 +173,7 @@ PIXELS = [
     pixels("i64", U8.astype(np.int64), U8),
     pixels("i32", U8.astype(np.int32), U8),
     pixels("i32_of_16", U8.astype(np.int32) * 257, r"int32, from 0 to 65535"),
+    pixels("i8", (U8 // 2).astype(np.int8), r"int8, from 0 to 127, which is neither 0 to 255"),
     pixels("i16_signed", U8.astype(np.int16) - 128, r"int16, from -128 to 127"),
     pixels("i64_mask", (U8 > 127).astype(np.int64), r"int64, from 0 to 1, .* store them as bool"),
     pixels(
@@ -203,6 +218,21 @@ ENCODED = [
              np.concatenate([COLOURS, np.full_like(U8, 7)], -1)),
     pictures("transparent", F.Image(shape=(4, 5, 3)), _opaque("RGB", 7),
              r"row 0 of 'train': parts are transparent, and the set has 3 channels"),
+    keyed("key_unused", F.Image(shape=(4, 5, 3)), [Image.fromarray(x) for x in COLOURS],
+          [_UNUSED] * 6, COLOURS),
+    keyed("key_colour", F.Image(shape=(4, 5, 3)), [Image.fromarray(x) for x in COLOURS],
+          [_UNUSED, tuple(COLOURS[1, 2, 3].tolist())],
+          r"row 1 of 'train': parts are transparent, and the set has 3 channels"),
+    keyed("key_grey", F.Image(shape=(4, 5, 1)), _GREY, [int(U8[0, 1, 2, 0])],
+          r"row 0 of 'train': parts are transparent, and the set has 1 channels"),
+    keyed("key_deep", F.Image(shape=(4, 5, 1), dtype=np.uint16),
+          [Image.fromarray(x) for x in _DEEP], [int(_DEEP[0, 1, 2])],
+          r"row 0 of 'train': parts are transparent, and the set has 1 channels"),
+    keyed("key_bits", F.Image(shape=(4, 5, 1)), [i.convert("1", dither=0) for i in _GREY], [1],
+          r"row 0 of 'train': parts are transparent by a colour"),
+    keyed("key_kept", F.Image(shape=(4, 5, 4)), [Image.fromarray(x) for x in COLOURS[:1]],
+          [tuple(COLOURS[0, 2, 3].tolist())],
+          np.concatenate([COLOURS[:1], _alpha_but(2, 3)], -1)),
     pictures("deep_colour", F.Image(shape=(4, 5, 3), dtype=np.uint16),
              [Image.fromarray(x) for x in COLOURS], r"RGB does not hold uint16 of 3 channels"),
     pictures("palette_clear", F.Image(shape=(4, 5, 3)), _palette(0),

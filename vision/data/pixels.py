@@ -78,7 +78,7 @@ def scale_of(seen: Range, where: str) -> str:
         return "sixteen"
     if seen.dtype.kind == "f" and _fits(seen, "unit"):
         return "unit"
-    if _fits(seen, "whole") and seen.high > 1:
+    if _fits(seen, "whole") and seen.high > 1 and seen.dtype != np.int8:
         return "whole"
     if seen.dtype.kind != "f" and seen.low >= 0 and seen.high <= 1:
         hint = "which does not tell what white is; store them as bool, or as uint8 with 255"
@@ -141,7 +141,10 @@ def picture(data: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     if dtype == np.float32 and channels == 1 and image.mode == "RGBA":
         return np.asarray(image).view(np.float32)
     if dtype == np.uint16 and channels == 1 and deep and image.mode != "F":
-        return np.asarray(image).astype(np.uint16)[..., None]
+        array = np.asarray(image).astype(np.uint16)
+        if "transparency" in image.info and (array == image.info["transparency"]).any():
+            raise ValueError(f"parts are transparent, and the set has {channels} channels")
+        return array[..., None]
     if deep or dtype != np.uint8 or channels not in MODES:
         raise ValueError(
             f"a picture that Pillow reads as {image.mode} does not hold {dtype} of {channels} "
@@ -149,8 +152,25 @@ def picture(data: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
         )
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    alpha = image.getchannel("A").getextrema()[0] if "A" in image.getbands() else 255
-    if channels in (1, 3) and alpha < 255:
-        raise ValueError(f"parts are transparent, and the set has {channels} channels")
+    coarse = _transparent_colour_is_coarse(image)
+    if coarse or (channels in (1, 3) and not _opaque(image)):
+        raise ValueError(
+            f"parts are transparent{' by a colour' * coarse}, and the set has {channels} channels"
+        )
     image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _transparent_colour_is_coarse(image: Image.Image) -> bool:
+    """Whether a picture names a colour that is transparent (a tRNS chunk) in 1, 2, 4 or 16 bits,
+    which its pixels of 8 bits no longer tell."""
+    if "transparency" not in image.info or image.mode not in ("1", "L", "RGB"):
+        return False
+    return image.tile[0][3] not in ("L", "RGB")
+
+
+def _opaque(image: Image.Image) -> bool:
+    """Whether no pixel is transparent, by a channel or by a colour that means it."""
+    if "transparency" in image.info and image.mode in ("L", "RGB"):
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    return "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
