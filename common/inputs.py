@@ -28,6 +28,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs"}  # that read a scheme
 LONGEST = 160  # characters of a path in a message
 HALF = "lone surrogate replaced by U+FFFD"
 
@@ -98,9 +99,10 @@ def path(where: str, name: str) -> epath.Path:
         try:
             epath.Path(name).exists()
         except Exception as error:  # no library for this scheme, or no such server
+            how = EXTRAS.get(name.partition("://")[0]) if isinstance(error, ImportError) else None
             raise BadInput(
                 f"{_begun(where)}{shown(name)} cannot be read: {type(error).__name__}: "
-                f"{reason(error)}"
+                f"{reason(error)}{f': {how}' if how else ''}"
             ) from error
     return epath.Path(name).expanduser()
 

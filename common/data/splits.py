@@ -4,6 +4,7 @@
 Prepared sets are opened as array_record files, without TensorFlow.
 """
 
+import codecs
 import contextlib
 import hashlib
 import io
@@ -25,6 +26,7 @@ NAME = re.compile(  # NAME/CONFIG:VERSION
 )
 OWN = "run its own builder (TFDS has none of this name), with file_format='array_record'"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
+MADE = re.compile(r"images_\w*_[0-9a-f]{16,}", re.A)  # sets that `images:` makes of pictures
 
 
 def names(split: str) -> list[str]:
@@ -94,13 +96,26 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
         f"config.data.name: {brief(name)} is not the name of a TFDS set: NAME, NAME/CONFIG or "
         "NAME:1.0.0, in the folder config.data.folder",
     )
+    require(
+        VERSION.fullmatch(parts[2] or "") is None,
+        f"config.data.name: {brief(name)}: {parts[2]} is read as the name of a configuration; for "
+        f"this version, write {parts[1]}:{parts[2]}",
+    )
     first, config = naming.camelcase_to_snakecase(parts[1]), parts[2] or ""
     root = epath.Path(data_dir(folder)) / first
     how = lambda: _how_to_prepare(first, config, folder, scripted)
     for path in _metadata(root):
-        read = inputs.json_object if path.suffix == ".json" else inputs.text
         try:
-            read("config.data.name", path)
+            if path.suffix == ".json":
+                inputs.json_object("config.data.name", path)
+            else:
+                inputs.text("config.data.name", path)
+                marked = path.read_bytes().startswith(codecs.BOM_UTF8)
+                require(
+                    not marked,
+                    f"config.data.name: {path} begins with a byte order mark, which would be part "
+                    "of the first name",
+                )
         except BadInput as error:
             raise BadInput(f"{error}; {_prepare_again(path.parent, scripted)}") from error
     try:
@@ -114,7 +129,8 @@ def open_prepared(name: str, folder: str, scripted: Container[str] = ()):
     except ImportError as error:
         raise BadInput(
             f"config.data.name: {name!r} has features that are read by TensorFlow only, such as "
-            f"video ({inputs.reason(error)})"
+            f"video, or {root}/*/features.json names a type that there is not "
+            f"({inputs.reason(error)})"
         ) from error
     except Exception as error:  # the metadata may be damaged in any way
         again = f"remove that folder and prepare the set again; {how()}"
@@ -161,6 +177,8 @@ def _how_to_prepare(name: str, config: str, folder, scripted: Container[str]) ->
 def _prepare_again(folder, scripted: Container[str]) -> str:
     """What to do about a damaged folder ROOT/NAME/VERSION or ROOT/NAME/CONFIG/VERSION."""
     at = epath.Path(folder).parent
+    if MADE.fullmatch(at.name):
+        return f"remove {at} and start again: its pictures are prepared anew"
     hows = [
         _how_to_prepare(at.name, "", at.parent, scripted),
         _how_to_prepare(at.parent.name, at.name, at.parent.parent, scripted),
@@ -248,7 +266,8 @@ def _records(path) -> int:
 def data_dir(folder: str) -> str:
     """The folder in which TFDS keeps prepared sets. Raises `BadInput` if it is not a folder."""
     path = os.path.expanduser(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return inputs.folder("config.data.folder" if folder else "TFDS_DATA_DIR", path, missing=True)
+    where = "config.data.folder" if folder else "TFDS_DATA_DIR"
+    return inputs.folder(where, os.fspath(inputs.path(where, path)), missing=True)
 
 
 def fingerprint(builder) -> str:

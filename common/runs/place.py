@@ -7,10 +7,9 @@ import zlib
 
 from etils import epath
 
+from common import inputs
 from common.errors import BadInput, require
 from common.runs.files import absolute
-
-EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs"}
 
 
 def workdir(text: str) -> str:
@@ -42,7 +41,7 @@ def folder(text: str, where: str = "") -> str:
         known = "use gs:// or s3://, or a folder of this machine"
         raise BadInput(f"{where}{text}: unknown file system {scheme}://; {known}") from error
     except ImportError as error:
-        how = EXTRAS.get(scheme, " ".join(str(error).split()))
+        how = inputs.EXTRAS.get(scheme, " ".join(str(error).split()))
         raise BadInput(f"{where}{text}: a package for {scheme}:// is missing: {how}") from error
     return text
 

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vision.data import datasets
+
 F = tfds.features
 CLASSES = F.ClassLabel(names=["red", "green", "blue"])
 LABELS = [0, 1, 2, 2, 1, 0]
@@ -79,6 +81,14 @@ def prepare(folder, kind: Kind, file_format: str = "array_record"):
     made = Made(data_dir=str(folder), file_format=file_format)
     made.download_and_prepare()
     return made.data_dir
+
+
+def load(name: str, folder, resident: bool | None, **further):
+    """Sources of the set of this name in TFDS's `folder`."""
+    splits = further.pop("splits", {"train": "train"})
+    return datasets.load_sources(
+        splits, name=f"tfds:{name}", folder=str(folder), resident=resident, **further
+    )
 
 
 def pixels(name: str, images: np.ndarray, expected, test: np.ndarray | None = None, **further):
@@ -196,11 +206,24 @@ LABELLED = [
     labels("unlabelled", CLASSES, [0, 1, -1, 2, -1, 1],
            r"'train': 2 of 6 labels are -1, which means unlabelled, such as -1 in row 2"),
     labels("negative", F.Scalar(np.int64), [0, 1, -3, 2, 1, 1], r"numbers from -3 to 2"),
-    labels("many", F.Scalar(np.int64), [0, 1, 10**9, 2, 1, 1], r"numbers from 0 to 1000000000"),
+    labels("many", F.Scalar(np.int64), [0, 1, 10**9, 2, 1, 1],
+           r"row 2 .*: its label is 1000000000; classes are counted from 0"),
+    labels("large", F.Scalar(np.uint64), [0, 1, 2**63, 2, 1, 1],
+           r"row 2 of 'train': its label is 9223372036854775808; classes are counted from 0"),
+    labels("text_numbers", F.Text(), ["10", "9", "2", "10", "9", "2"], labels=[2, 1, 0, 2, 1, 0],
+           classes=("2", "9", "10")),
+    labels("empty_text", F.Text(), ["a", "b", " ", "a", "b", "a"],
+           r"row 2 of 'train': its label is empty; prepare the set without it, or label it"),
+    labels("latin", F.Text(), [b"a", b"b", b"caf\xe9", b"a", b"b", b"a"],
+           r"row 2 of 'train': its label b'caf\\xe9' is not UTF-8; encode it so, or"),
+    labels("one_class", F.ClassLabel(names=["red"]), [0] * 6, r"but one class, 'red': nothing to"),
+    labels("one_text", F.Text(), ["red"] * 6, r"but one class, 'red': nothing to learn"),
+    labels("all_zero", F.Scalar(np.int64), [0] * 6, r"but one class, '0': nothing to learn"),
     labels("several", F.Sequence(CLASSES), [[0, 1]] * 6, r"'label' is Sequence .* several labels"),
     labels("one_hot", F.Tensor(shape=(3,), dtype=np.float32), list(np.eye(6, 3, dtype="f4")),
            r"'label' is Tensor of shape \[3\].* one-hot"),
-    labels("real", F.Scalar(np.float32), [0.5] * 6, r"'label' is Scalar .* real numbers"),
+    labels("real", F.Scalar(np.float32), [0.5] * 6,
+           r"'label' is Scalar .* real numbers .*; store one"),
     labels("fine", CLASSES, LABELS, keys=("image", "fine_label"), supervised=True),
     labels("img", CLASSES, LABELS, keys=("img", "labels"), supervised=True),
     labels("named", CLASSES, LABELS, r"has no 'label', but (image, kind|kind, image)",

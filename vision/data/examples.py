@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import inputs
+from common.data import labels as numbering
 from common.errors import BadInput, brief, require
 from vision.data import photographs, pixels
 
@@ -63,7 +64,11 @@ def layout_of(builder) -> Layout:
     )
     shape = (*stored.shape, 1) if len(stored.shape) == 2 else tuple(stored.shape)
     require(
-        shape[2] is not None and 0 not in shape,
+        0 not in shape,
+        f"{named(name)}: its {image!r} has shape {list(stored.shape)}: its images have no pixels",
+    )
+    require(
+        shape[2] is not None,
         f"{named(name)}: its {image!r} has shape {list(stored.shape)}, without a fixed number of "
         "channels",
     )
@@ -77,7 +82,8 @@ def layout_of(builder) -> Layout:
     require(
         dtype is not None and kind.shape == () and dtype.kind in "iubOSU",
         f"{named(name)}: its {label!r} is {_described(kind)}, not one class (ClassLabel): several "
-        "labels, one-hot vectors and real numbers cannot be trained on",
+        "labels, one-hot vectors and real numbers cannot be trained on; store one whole number "
+        "from 0, or one text",
     )
     known = isinstance(kind, tfds.features.ClassLabel) and bool(kind.num_classes)
     classes = tuple(kind.names) if known else None
@@ -160,17 +166,35 @@ def label_column(examples: list[dict], names: Callable, layout: Layout) -> np.nd
     """Labels as they are stored: numbers, or texts."""
     labels = [example[layout.label] for example in examples]
     for i, label in enumerate(labels):
-        if isinstance(label, bytes):
-            with row_of(layout, *names(i)):
-                labels[i] = label.decode()
+        with row_of(layout, *names(i)):
+            if isinstance(label, bytes):
+                labels[i] = _text(label)
+            elif isinstance(label, int) and label > MOST_CLASSES:  # perhaps of 64 bits
+                raise ValueError(
+                    f"its label is {label}; classes are counted from 0, and at most "
+                    f"{MOST_CLASSES:,}"
+                )
     return np.array(labels)
 
 
+def _text(label: bytes) -> str:
+    try:
+        text = label.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"its label {brief(label)} is not UTF-8; encode it so, or prepare the set with a "
+            "ClassLabel(names=…)"
+        ) from error
+    if not text.strip():
+        raise ValueError("its label is empty; prepare the set without it, or label it")
+    return text
+
+
 def classes_of(layout: Layout, labels: np.ndarray) -> tuple[str, ...]:
-    """The classes of labels that have no names of their own: texts in order, or 0 to the greatest
-    number."""
+    """The classes of labels that have no names of their own: texts in the order of
+    `common.data.labels.ordered`, or 0 to the greatest number."""
     if labels.dtype.kind == "U":
-        classes = np.unique(labels).tolist()
+        classes = numbering.ordered(np.unique(labels).tolist())
     else:
         top = int(labels.max())
         require(
@@ -195,9 +219,11 @@ def numbered(
       BadInput: if any is none of them: -1 above all, by which TFDS marks images without labels.
     """
     if labels.dtype.kind == "U":
-        order = np.array(classes)
-        numbers = np.minimum(np.searchsorted(order, labels), len(order) - 1)
-        bad = np.flatnonzero(order[numbers] != labels)
+        names_ = np.array(classes)
+        order = np.argsort(names_)
+        places = np.searchsorted(names_, labels, sorter=order)
+        numbers = order[np.minimum(places, len(order) - 1)]
+        bad = np.flatnonzero(names_[numbers] != labels)
     else:
         numbers, bad = labels, np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(bad):

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from etils import epath
 
-from common.data.splits import fingerprint, open_prepared, ranges, reading, source_of
-from common.errors import require
+from common.data import labels as numbering
+from common.data.splits import MADE, fingerprint, open_prepared, ranges, reading, source_of
+from common.errors import brief, require
 from common.task import Source
 from common.task import split_key as where
 from vision.data import pixels, sets
@@ -37,6 +38,7 @@ SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
 DECODING = 2  # of `examples.stack`: another number makes every cache be decoded again
 DARK = 16  # uint8 that never exceeds this is likely not meant to be 0 to 255
 SAMPLED = 256  # rows that tell the scale of a set read on demand, and examples of its labels
+LOOKED_AT = 16  # images of a split read on demand that tell whether it is nearly black
 MOST_SCANNED = 200_000  # labels of a set read on demand that are read to learn its classes
 
 
@@ -71,6 +73,7 @@ def from_tfds(
     if sets.is_resident(resident, image_size, sizes, shape):
         columns = functools.cache(lambda split: decoded(builder, split))
         classes = layout.classes or classes_of(layout, columns(_reference(sizes))["label"])
+        _require_two(layout, classes)
         facts = _facts(builder.name, classes, shape)
 
         def take(split, at):
@@ -79,15 +82,16 @@ def from_tfds(
             return part | {"label": numbered(part["label"], layout, classes, names)}
 
         sources = sets.in_memory(splits, sizes, take, facts, True, compare=compare)
-        brightest = max(source.resident["image"].max() for source in sources.values())
-        if brightest <= DARK:
-            logging.warning(
-                "%s: its pixels never exceed %d of 255: all is nearly black",
-                named(name), brightest,
-            )  # fmt: skip
+        for split, source in {splits[key]: source for key, source in sources.items()}.items():
+            _warn_if_dark(layout, split, source.resident["image"], "never")
+        trained = sources["train"].resident["label"] if "train" in sources else None
+        _warn_of_classes(layout, classes, trained, splits.get("train", ""))
         return sources
-    scale = _scale(builder, SAMPLED)
-    classes = layout.classes or classes_of(layout, _labels(builder, layout, _reference(sizes)))
+    scale, trained = _scale(builder, SAMPLED), None
+    if layout.classes is None:
+        trained = _labels(builder, layout, _reference(sizes))
+    classes = layout.classes or classes_of(layout, trained)
+    _require_two(layout, classes)
     facts = _facts(builder.name, classes, shape)
     digest = fingerprint(builder)
     sources = {}
@@ -104,7 +108,46 @@ def from_tfds(
         sources[key] = Source(
             len(reader.rows), reader, None, sets.spec(shape), f"{digest}:{content}", facts
         )
+    for split, source in {splits[key]: source for key, source in sources.items()}.items():
+        few = source.read(_spread(source.size, LOOKED_AT))["image"]
+        _warn_if_dark(layout, split, few, "in a sample never")
+    _warn_of_classes(layout, classes, trained, _reference(sizes))
     return sources
+
+
+def _require_two(layout: Layout, classes: tuple[str, ...]) -> None:
+    require(
+        len(classes) > 1,
+        f"{named(layout.name)}: there is but one class, {brief(classes[0])}: nothing to learn",
+    )
+
+
+def _warn_if_dark(layout: Layout, split: str, images: np.ndarray, how: str) -> None:
+    """Warns of u8 images that are nearly black."""
+    if images.max() <= DARK:
+        logging.warning(
+            "%s: %r: its pixels %s exceed %d of 255: all is nearly black",
+            named(layout.name), split, how, images.max(),
+        )  # fmt: skip
+
+
+def _warn_of_classes(
+    layout: Layout, classes: tuple[str, ...], trained: np.ndarray | None, split: str
+) -> None:
+    """Warns of classes spelled alike, and of those without an example among the labels `trained` of
+    `split`, if these are known as numbers. Of pictures of the user's own, `folders` does."""
+    if MADE.fullmatch(layout.name):
+        return
+    numbering.say_alike(dict.fromkeys(classes, 0), named(layout.name))
+    known = trained is not None and trained.dtype.kind != "U"
+    empty = np.setdiff1d(np.arange(len(classes)), trained).tolist() if known else []
+    if empty:
+        have = "class has" if len(empty) == 1 else "classes have"
+        logging.warning(
+            "%s: %s of %s %s no example in %r, %s first",
+            named(layout.name), f"{len(empty):,}", f"{len(classes):,}", have, split,
+            brief(classes[empty[0]]),
+        )  # fmt: skip
 
 
 def _facts(name: str, classes: tuple[str, ...], shape: tuple) -> sets.ImageFacts:
@@ -127,9 +170,9 @@ def _reference(sizes: dict[str, int]) -> str:
     return "train" if sizes.get("train") else max(sizes, key=sizes.__getitem__)
 
 
-def _spread(size: int) -> np.ndarray:
-    """At most `SAMPLED` rows, evenly spread over `size`."""
-    return np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64))
+def _spread(size: int, most: int = SAMPLED) -> np.ndarray:
+    """At most `most` rows, evenly spread over `size`."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(np.int64))
 
 
 def _examples_of(builder, layout: Layout, split: str):

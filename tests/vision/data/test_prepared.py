@@ -1,8 +1,5 @@
 """Prepared TFDS sets of every kind: the right pixels and labels, or one line that says why not."""
 
-import json
-import os
-import pathlib
 import pickle
 import shutil
 
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 import tfds_sets
 from PIL import Image
-from tfds_sets import COLOURS, LABELS, U8
+from tfds_sets import COLOURS, LABELS, U8, load
 
 from common.errors import BadInput
 from vision.data import datasets, photographs, pixels, sets
@@ -22,13 +19,6 @@ def folder(tmp_path_factory):
     for kind in tfds_sets.ALL:
         tfds_sets.prepare(path, kind)
     return str(path)
-
-
-def load(name: str, folder, resident: bool, **further):
-    splits = further.pop("splits", {"train": "train"})
-    return datasets.load_sources(
-        splits, name=f"tfds:{name}", folder=str(folder), resident=resident, **further
-    )
 
 
 def everything(source) -> dict[str, np.ndarray]:
@@ -71,10 +61,43 @@ def test_mnist_divided_by_255_is_the_same_set(folder):
     assert len(prints) == 1
 
 
-def test_pixels_that_are_all_nearly_black_are_told(tmp_path, caplog):
-    two_parts(tmp_path, U8 // 128, U8[:1] // 128)
-    load("parts", tmp_path, True)
-    assert "its pixels never exceed 1 of 255" in caplog.text
+DEEP = U8.astype(np.uint16)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    ("train", "test", "dark", "brightest"),
+    [
+        (U8 // 128, U8, "train", 1),
+        (DEEP * 257, DEEP, "test", 1),
+        (U8 // 16, U8 // 14, "train", 15),
+    ],
+    ids=["train of 0 and 1", "test of 8 bits in 16", "test is bright enough"],
+)
+def test_a_split_that_is_nearly_black_is_told(
+    train, test, dark, brightest, resident, tmp_path, caplog
+):
+    splits = {"train": "train", "test": "test", "again": dark}
+    load("parts", two_parts(tmp_path, train, test), resident, splits=splits)
+    (said,) = [text for text in caplog.messages if "black" in text]
+    assert f"{dark!r}: its pixels" in said
+    assert f"never exceed {brightest} of 255: all is nearly black" in said
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["memory", "disk"])
+def test_classes_that_nothing_teaches_are_told(resident, tmp_path, caplog):
+    tfds_sets.prepare(tmp_path, tfds_sets.labels("one", tfds_sets.F.Scalar(np.int64), [1, 3] * 3))
+    load("one", tmp_path, resident)
+    assert "'one': 2 of 4 classes have no example in 'train', '0' first" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["memory", "disk"])
+def test_classes_spelled_alike_are_told(resident, tmp_path, caplog):
+    names = tfds_sets.F.ClassLabel(names=["Cat", "dog", "cat"])
+    tfds_sets.prepare(tmp_path, tfds_sets.labels("spelled", names, LABELS))
+    load("spelled", tmp_path, resident)
+    (said,) = caplog.messages
+    assert said.endswith("classes of their own: 'Cat' and 'cat'")
 
 
 def test_a_set_of_a_known_name_and_other_channels_has_no_known_mean(tmp_path):
@@ -209,142 +232,6 @@ def test_the_features_that_supervised_keys_name_are_told_once(folder, caplog):
     caplog.clear()
     load("u8", folder, True)
     assert "supervised_keys" not in caplog.text
-
-
-# ------------------------------------------------------------------------------- damaged and half
-
-
-def _edited(**changes):
-    def edit(version: pathlib.Path) -> None:
-        path = version / "dataset_info.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return edit
-
-
-def _interrupted(version: pathlib.Path) -> None:
-    version.rename(version.parent / "incomplete.AB12CD_1.0.0")
-
-
-def _other_features(version: pathlib.Path) -> None:
-    path = version / "features.json"
-    path.write_text(path.read_text().replace("tensor_feature.Tensor", "tensor_feature.Tensorial"))
-
-
-def _torn(version: pathlib.Path) -> None:
-    os.truncate(version / "features.json", 100)
-
-
-def _without(pattern: str):
-    def remove(version: pathlib.Path) -> None:
-        for path in version.glob(pattern):
-            path.unlink()
-
-    return remove
-
-
-def _names(text: str):
-    def write(version: pathlib.Path) -> None:
-        (version / "label.labels.txt").write_text(text)
-
-    return write
-
-
-HALF = {
-    "fewer names": (_names("red\n"), r"1 different names, and there are 3 classes\); remove"),
-    "interrupted": (_interrupted, r"not prepared .* interrupted, and left .*incomplete\.AB12CD"),
-    "no features": (
-        _without("features.json"),
-        r"1\.0\.0 has no features\.json; remove that folder",
-    ),
-    "no info": (_without("dataset_info.json"), r"damaged .*dataset_info\.json\); remove"),
-    "no shard": (_without("*train*"), r"no such file: .*train.*; remove .* prepare the set again"),
-    "torn": (_torn, r"features\.json: not JSON .*; remove .* prepare the set again"),
-    "no splits": (_edited(splits=[]), r"damaged .*no split.*; remove .* prepare the set again"),
-    "no example": (
-        _edited(splits=[{"name": "train", "shardLengths": ["0"], "numBytes": "0"}]),
-        r"it holds no example\); remove .* prepare the set again",
-    ),
-    "tfrecord": (
-        _edited(fileFormat="tfrecord"),
-        r"is prepared as \['tfrecord'\], not array_record",
-    ),
-    "unknown format": (_edited(fileFormat="brand_new"), r"damaged .*; remove .* prepare the set"),
-    "other version": (_other_features, r"damaged .*; remove .* prepare the set again"),
-    "duplicate names": (
-        _names("red\nred\nblue\n"),
-        r"2 different names, and .* 3 classes\); remove",
-    ),
-}
-
-
-def _copied(folder, tmp_path, name: str) -> pathlib.Path:
-    """The folder of the version of a sound set of this name."""
-    version = tmp_path / name / "1.0.0"
-    shutil.copytree(pathlib.Path(folder) / "u8" / "1.0.0", version)
-    for path in version.glob("u8-*"):
-        path.rename(version / path.name.replace("u8-", f"{name}-", 1))
-    _edited(name=name)(version)
-    return version
-
-
-@pytest.mark.parametrize(("harm", "says"), HALF.values(), ids=HALF)
-def test_what_is_half_prepared_is_refused_with_the_way_on(harm, says, folder, tmp_path):
-    version = _copied(folder, tmp_path, "mnist")
-    assert load("mnist", tmp_path, True)["train"].size == 6  # and there is a cache of it
-    harm(version)
-    how = f"run: tfds build mnist --file_format=array_record --data_dir={tmp_path}"
-    for resident in (True, False):
-        with pytest.raises(BadInput, match=f"{says}.*{how}"):
-            load("mnist", tmp_path, resident)
-
-
-@pytest.mark.parametrize("harm", [_interrupted, _torn, _without("*train*")])
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        ("mine", r"; run its own builder \(TFDS has none .*\), with file_format='array_record'"),
-        ("fashion_mnist", r"; run: python scripts/prepare\.py fashion_mnist --folder {folder}$"),
-        ("mnist", r"; run: tfds build mnist --file_format=array_record --data_dir={folder} "),
-    ],
-)
-def test_the_way_on_is_that_of_the_set(harm, name, how, folder, tmp_path):
-    harm(_copied(folder, tmp_path, name))
-    with pytest.raises(BadInput, match=how.format(folder=tmp_path)):
-        load(name, tmp_path, True)
-
-
-def test_features_that_need_tensorflow_are_told_in_one_line(folder, tmp_path, capsys):
-    shutil.copytree(pathlib.Path(folder) / "video", tmp_path / "video")
-    path = tmp_path / "video" / "1.0.0" / "features.json"
-    feature = {
-        "pythonClassName": "tensorflow_datasets.core.features.video_feature.Video",
-        "video": {"shape": {"dimensions": ["2", "4", "5", "3"]}, "dtype": "uint8"},
-    }
-    content = json.loads(path.read_text())
-    content["featuresDict"]["features"]["image"] = feature
-    path.write_text(json.dumps(content))
-    with pytest.raises(BadInput, match=r"'video' has features that are read by TensorFlow only"):
-        load("video", tmp_path, True)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_set_beside_an_interrupted_one_is_read(folder, tmp_path):
-    root = tmp_path / "u8"
-    shutil.copytree(pathlib.Path(folder) / "u8", root)
-    (root / "incomplete.AB12CD_1.0.1").mkdir()
-    (root / "incomplete.AB12CD_1.0.1" / "features.json").write_text("{")
-    assert load("u8", tmp_path, True)["train"].size == 6
-    with pytest.raises(BadInput, match=r"'u8:3\.0\.0' is not prepared in .*, but u8/1\.0\.0; run"):
-        load("u8:3.0.0", folder, True)
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "../u8", "/etc", "u8/..", "u8/../u8", "*", "u8:", "u 8", "u8\n", "é"]
-)
-def test_what_is_no_name_is_told_so(name, folder):
-    with pytest.raises(BadInput, match=r"config\.data\.name: .* is not the name of a TFDS set"):
-        load(name, folder, True)
 
 
 # --------------------------------------------------------------------------------------- duplicates
