@@ -8,6 +8,7 @@ wrote (see `prepared`). Splits use TFDS syntax: `train`, `train[:90%]`, `train[9
 
 import gzip
 import importlib.resources
+import os
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,11 @@ OUTLINES = {
     "imagenet2012": ((None, None, 3), 1000, {"train": 1_281_167, "validation": 50_000}),
 }
 
+COLUMNS = ("path", "label")
+# What `std` may be: that of pixels divided by 255 is at most 0.5, and published weights that do not
+# normalise have 1, or 1/255 where theirs go to 255, give or take what they take for 1/255.
+LEAST_STD, MOST_STD = 1e-3, 2
+
 
 def load_sources(
     splits: dict[str, str],
@@ -39,7 +45,7 @@ def load_sources(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     broken: Literal["refuse", "skip"] = "refuse",
-    columns: tuple[str, str] = ("path", "label"),
+    columns: tuple[str, str] = COLUMNS,
 ) -> dict[str, Source]:
     """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
 
@@ -56,7 +62,7 @@ def load_sources(
       resident: whether the training set lives on the device; None decides by its size.
       workers: number of processes that read a set that is not resident; 0 reads in threads.
       mean, std: by which pixels, divided by 255, are normalised: a number per channel, or one for
-        all; () are those of the set. Published weights come with their own.
+        all, such as 0.5; () are those of the set. Published weights come with their own.
       broken: what to do with files of `images:` that cannot be read: "refuse" names the first,
         "skip" leaves them out and counts them.
       columns: the columns of a table of `images:` that hold the path and the class.
@@ -68,20 +74,36 @@ def load_sources(
     own = name.startswith(listed.PREFIX)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
+    _check_use(name, image_size, broken, columns)
     require(
-        image_size is None or (image_size > 0 and (own or not resident)),
-        f"config.data.image_size: {image_size}: must be positive, and the set read on demand "
+        own or image_size is None or not resident,
+        f"config.data.image_size: {image_size}: the set must be read on demand "
         "(config.data.resident=false)",
-    )
-    require(
-        image_size is None or own or name.startswith("tfds:"),
-        f"config.data.image_size: the images of {name} have one size",
     )
     if own:
         sources = folders.load_sources(splits, name, folder, image_size, resident, broken, columns)
     else:
         sources = _read(splits, name, folder, image_size, resident)
     return {k: source._replace(facts=_scaled(source, mean, std)) for k, source in sources.items()}
+
+
+def _check_use(name: str, image_size: int | None, broken: str, columns: tuple) -> None:
+    """Refuses settings that the set `name` does not use."""
+    own, key = name.startswith(listed.PREFIX), "config.data.image_size"
+    require(image_size is None or image_size > 0, f"{key}: {image_size}: must be positive")
+    require(
+        image_size is None or own or name.startswith("tfds:"),
+        f"{key}: the images of {name} have one size",
+    )
+    require(
+        own or broken == "refuse",
+        f"config.data.broken: {broken}: only files of images:DIR and images:TABLE can be left out",
+    )
+    path = os.path.expanduser(name.removeprefix(listed.PREFIX))
+    require(
+        tuple(columns) == COLUMNS or (own and not os.path.isdir(path)),
+        f"config.data.columns: {tuple(columns)}: {name} is no table; leave them at {COLUMNS}",
+    )
 
 
 def _scaled(source: Source, mean: tuple[float, ...], std: tuple[float, ...]) -> sets.ImageFacts:
@@ -94,9 +116,17 @@ def _scaled(source: Source, mean: tuple[float, ...], std: tuple[float, ...]) -> 
             f"{channels} channels",
         )
     require(
-        bool(mean) == bool(std) and all(value > 0 for value in std),
-        f"config.data.std: {std}: a positive number for each of the mean is needed",
+        bool(mean) == bool(std),
+        f"config.data: mean {mean} and std {std}: set both, or neither",
     )
+    for key, values, fits, limits in (
+        ("mean", mean, lambda x: 0 <= x <= 1, "at least 0 and at most 1"),
+        ("std", std, lambda x: LEAST_STD < x < MOST_STD, f"above {LEAST_STD} and below {MOST_STD}"),
+    ):
+        require(
+            all(map(fits, values)),
+            f"config.data.{key}: {values}: of pixels divided by 255, it must be {limits}",
+        )
     return source.facts._replace(mean=mean, std=std) if mean else source.facts
 
 
@@ -126,6 +156,7 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
       section: the completed section `data`.
     """
     name, side = section["name"].removeprefix("tfds:"), section["image_size"]
+    _check_use(section["name"], side, section["broken"], section["columns"])
     if unprepared(section) is not None:
         shape, classes, sizes = folders.outline(section)
         side = None  # they are prepared at their size

@@ -59,13 +59,17 @@ def settings(config: dict) -> dict[str, dict[str, Any]]:
     found = {"model": read.fields(config["init"]["skip"])}
     setup = preprocessor.read(path) if path.is_dir() else None
     if setup is not None:
-        # There pixels are multiplied by `rescale`; here they are divided by 255.
-        unit = 255 * setup.rescale
-        found["data"] = {
-            "mean": tuple(x / unit for x in setup.mean) or (0.0,),
-            "std": tuple(x / unit for x in setup.std) or (1 / unit,),
-        }
+        found["data"] = normalisation(setup)
     return found
+
+
+def normalisation(setup: preprocessor.Preprocessor) -> dict[str, tuple[float, ...]]:
+    """The `mean` and `std` of the section `data` that do what `setup` does."""
+    unit = 255 * setup.rescale  # there pixels are multiplied by `rescale`; here, divided by 255
+    return {
+        "mean": tuple(x / unit for x in setup.mean) or (0.0,),
+        "std": tuple(x / unit for x in setup.std) or (1 / unit,),
+    }
 
 
 def pretrained(

@@ -1,6 +1,7 @@
 """Sets of images: splits, what is refused, and that memory, disk and workers hold the same rows."""
 
 import gzip
+import json
 import os
 import pathlib
 
@@ -10,8 +11,10 @@ import pytest
 
 from common.data import splits
 from common.errors import BadInput
+from vision import weights
 from vision.data import datasets, photographs
 from vision.data.sets import NORMALISATION
+from vision.weights import preprocessor
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +68,80 @@ def test_another_normalisation_is_that_of_the_config(folder):
     splits = {"train": "train", "test": "test"}
     for source in datasets.load_sources(splits, mean=(0.1,), std=(0.2,)).values():
         assert (source.facts.mean, source.facts.std) == ((0.1,), (0.2,))
-    for numbers in ({"mean": (0.1,)}, {"mean": (0.1,), "std": (0.0,)}):
-        with pytest.raises(BadInput, match="a positive number for each of the mean is needed"):
-            datasets.load_sources(splits, **numbers)
+    with pytest.raises(BadInput, match=r"mean \(0\.1,\) and std \(\): set both, or neither"):
+        datasets.load_sources(splits, mean=(0.1,))
     with pytest.raises(BadInput, match="are 2 numbers, and the images have 1 channels"):
         datasets.load_sources(splits, mean=(0.1, 0.1), std=(0.2, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "key"),
+    [
+        ((127.5,), (0.5,), "mean"),
+        ((0.5,), (58.0,), "std"),
+        ((-0.1,), (0.5,), "mean"),
+        ((float("nan"),), (0.5,), "mean"),
+        ((0.5,), (float("inf"),), "std"),
+        ((0.5,), (float("nan"),), "std"),
+        ((0.5,), (0.0,), "std"),
+        ((0.5,), (1e-45,), "std"),
+    ],
+)
+def test_a_normalisation_of_other_pixels_is_refused(mean, std, key):
+    says = rf"^config\.data\.{key}: \(.*,\): of pixels divided by 255, it must be "
+    with pytest.raises(BadInput, match=says):
+        datasets.load_sources({"train": "train"}, mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        {"image_mean": [0.48145466] * 3, "image_std": [0.26862954] * 3},
+        {"image_mean": [127.0] * 3, "image_std": [128.0] * 3, "rescale_factor": 1},
+        {"do_rescale": False, "image_mean": [103.53] * 3, "image_std": [1.0] * 3},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 0.00392, "do_normalize": False},
+        {"rescale_factor": 1 / 256, "image_mean": [0.0] * 3, "image_std": [1.0] * 3},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        {"rescale_factor": 1 / 256, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.2] * 3},
+    ],
+)
+def test_the_normalisation_of_published_weights_is_taken(setup, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor"} | setup)
+    )
+    given = weights.normalisation(preprocessor.read(tmp_path))
+    grey = {key: values[:1] for key, values in given.items()}
+    facts = datasets.load_sources({"train": "train"}, **grey)["train"].facts
+    assert (facts.mean, facts.std) == (grey["mean"], grey["std"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"image_size": 16}, r"image_size: the images of digits have one size"),
+        ({"image_size": -1, "name": "tfds:ragged"}, r"image_size: -1: must be positive$"),
+        ({"image_size": 0, "name": "images:{0}"}, r"image_size: 0: must be positive$"),
+        ({"broken": "skip"}, r"broken: skip: only files of images:DIR"),
+        ({"columns": ("a", "b")}, r"columns: \('a', 'b'\): digits is no table"),
+        ({"columns": ("a", "b"), "name": "images:{0}"}, r"columns: .* is no table"),
+    ],
+)
+def test_settings_that_a_set_does_not_use_are_refused(arguments, says, tmp_path):
+    arguments = {"name": "digits"} | arguments
+    arguments["name"] = arguments["name"].format(tmp_path)
+    section = {"mean": (), "std": (), "train": "train", "resident": None, "image_size": None}
+    section |= {"broken": "refuse", "columns": ("path", "label"), "folder": str(tmp_path)}
+    with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):
+        datasets.load_sources({"train": "train"}, **arguments)
+    with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):
+        datasets.outline_sources({"train": "train"}, section | arguments)
 
 
 def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     splits = {"train": "train[:90%]", "test": "test"}
     section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
-    section |= {"mean": (), "std": ()}
+    section |= {"mean": (), "std": (), "broken": "refuse", "columns": ("path", "label")}
     sets = datasets.load_sources(splits, name="digits", train="train[:90%]")
     for name, outline in datasets.outline_sources(splits, section).items():
         real = sets[name]
