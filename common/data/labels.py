@@ -15,7 +15,7 @@ WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
 
 
 def numbered(
-    values: Sequence, where: str, at: Callable[[int], str] | None = None
+    values: Sequence, where: str, at: Callable[[int], str] | None = None, numbers: bool = True
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers the labels of N examples.
 
@@ -28,13 +28,14 @@ def numbered(
       values: N labels, as read from a table.
       where: the config key and file, which begins each message.
       at: the place of the i-th label, such as "line 3"; by default "label i", counted from 1.
+      numbers: whether labels may be numbers, too, not classes alone.
 
     Returns:
       (i32[N], names of the classes in order), or (f32[N], ()) for numbers.
 
     Raises:
-      BadInput: if a label is missing, is neither text nor a number, or is not finite; or if they
-        are of several kinds.
+      BadInput: if a label is missing, is neither text nor a number, or is not finite; if they
+        are of several kinds; or for a number with a decimal point without `numbers`.
     """
     at = at or (lambda i: f"label {i + 1}")
     first: dict[type, int] = {}  # the first label of each kind
@@ -48,6 +49,13 @@ def numbered(
         require(
             kind is not str or bool(value.strip()),
             f"{where}, {at(i)}: the label is empty; remove the example, or label it",
+        )
+    if float in first:
+        i = first[float]
+        require(
+            numbers,
+            f"{where}, {at(i)}: the label {brief(values[i])} is a number with a decimal point, not "
+            "a class; write classes as text, or as whole numbers (1, not 1.0)",
         )
     if float in first and first.keys() <= {float, int}:
         largest = float(np.finfo(np.float32).max)

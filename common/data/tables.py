@@ -22,6 +22,7 @@ LINES = (".jsonl", ".ndjson", ".json")  # an object a line
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = (*LINES, *DELIMITERS, ".parquet")
 BATCH = 256  # rows of a .parquet in memory
+LISTED = "; a JSON list must become one object a line"
 MOST_NAMED = 8  # columns that a message lists
 
 
@@ -97,13 +98,14 @@ def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, 
             record = inputs.json_line(line, mended)
         except ValueError as error:
             listed = number == 1 and line.lstrip().startswith("[")
-            hint = "; a JSON list must become one object a line" if listed else ""
+            hint = LISTED if listed else ""
             why = inputs.reason(error)
             if isinstance(error, json.JSONDecodeError):
                 why = f"{error.msg} at character {error.pos + 1}"
             raise BadInput(f"{at}, is not JSON: {why}{hint}") from error
         spelled = inputs.spelled_type(record)
-        require(isinstance(record, dict), f"{at}, is not a JSON object, but {spelled}")
+        hint = LISTED if isinstance(record, list) else ""
+        require(isinstance(record, dict), f"{at}, is not a JSON object, but {spelled}{hint}")
         yield number, record
 
 
@@ -133,7 +135,11 @@ def _delimited(
             header = cells
             twice = [name for name, count in collections.Counter(header).items() if count > 1]
             require(not twice, f"{at}, the header, has {brief(twice[:1])[1:-1]} twice")
-            require(all(map(str.strip, header)), f"{at}, the header, has a column without a name")
+            require(
+                all(map(str.strip, header)),
+                f"{at}, the header, has a column without a name; give it one, or, if it is the "
+                "index that pandas writes, leave it out: to_csv(…, index=False)",
+            )
             continue
         fields = "1 field" if len(cells) == 1 else f"{len(cells):,} fields"
         require(len(cells) == len(header), f"{at}, has {fields}, but the header has {len(header)}")
@@ -163,7 +169,7 @@ def _parquet(where: str, path) -> Iterator[tuple[int, dict]]:
         raise
     except UnicodeDecodeError as error:
         at = place(path, number)
-        raise BadInput(f"{where}: {at}, is not UTF-8 ({error.reason})") from error
+        raise BadInput(f"{where}: {at}, is not UTF-8 ({error.reason}); write it so") from error
     except Exception as error:  # Arrow has many
         why = inputs.reason(error)
         raise BadInput(f"{where}: {shown} cannot be read as .parquet: {why}") from error

@@ -257,8 +257,7 @@ def _table(path: str, columns: tuple[str, str]) -> Listing:
         numbers.append(number)
     where = f"{WHERE}: {inputs.shown(path)}"
     at = lambda i: tables.place(path, numbers[i]).rpartition(", ")[2]
-    label, classes = labels.numbered(values, where, at)
-    require(bool(classes), f"{where}: {columns[1]} holds numbers with a decimal point, not classes")
+    label, classes = labels.numbered(values, where, at, numbers=False)
     pictures_ = [
         Picture(file, int(k), part, status.st_size, status.st_mtime_ns)
         for (file, part, status), k in zip(found, label, strict=True)

@@ -50,6 +50,15 @@ def test_a_label_that_is_none_is_named_by_its_line(values, says):
         labels.numbered(values, "key", lambda i: f"line {i + 11}")
 
 
+def test_where_classes_are_wanted_a_number_is_named_by_its_line():
+    says = (
+        r"^key, label 2: the label 2\.0 is a number with a decimal point, not a class; write .*1\.0"
+    )
+    with pytest.raises(BadInput, match=says):
+        labels.numbered([1, 2.0], "key", numbers=False)
+    assert labels.numbered([1, 2], "key", numbers=False)[1] == ("1", "2")
+
+
 def test_labels_of_mixed_spelling_are_named_with_their_counts(caplog):
     values = ["Positive", "positive ", "negative", "positive ", "not so", "Notso"]
     with caplog.at_level(logging.WARNING):
