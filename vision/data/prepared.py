@@ -35,7 +35,7 @@ from vision.data.examples import (
 )
 
 SCRIPTED = ("fashion_mnist",)  # sets that scripts/prepare.py prepares
-DECODING = 2  # of `examples.stack`: another number makes every cache be decoded again
+DECODING = 3  # of `examples.stack`: another number makes every cache be decoded again
 DARK = 16  # uint8 that never exceeds this is likely not meant to be 0 to 255
 SAMPLED = 256  # rows that tell the scale of a set read on demand, and examples of its labels
 LOOKED_AT = 16  # images of a split read on demand that tell whether it is nearly black
@@ -142,9 +142,9 @@ def _warn_of_classes(
     known = trained is not None and trained.dtype.kind != "U"
     empty = np.setdiff1d(np.arange(len(classes)), trained).tolist() if known else []
     if empty:
-        have = "class has" if len(empty) == 1 else "classes have"
+        have = "has" if len(empty) == 1 else "have"
         logging.warning(
-            "%s: %s of %s %s no example in %r, %s first",
+            "%s: %s of %s classes %s no example in %r, %s first",
             named(layout.name), f"{len(empty):,}", f"{len(classes):,}", have, split,
             brief(classes[empty[0]]),
         )  # fmt: skip
