@@ -9,6 +9,7 @@ import tfds_sets
 from PIL import Image
 from tfds_sets import COLOURS, LABELS, U8, load
 
+from common.data.splits import MADE
 from common.errors import BadInput
 from vision.data import datasets, photographs, pixels, sets
 
@@ -98,6 +99,19 @@ def test_classes_spelled_alike_are_told(resident, tmp_path, caplog):
     load("spelled", tmp_path, resident)
     (said,) = caplog.messages
     assert said.endswith("classes of their own: 'Cat' and 'cat'")
+
+
+def test_of_a_set_that_was_made_of_pictures_its_listing_tells(tmp_path, caplog):
+    """Not once more, by the name of the folder that was made."""
+    for i, name in enumerate(("Cat", "cat", "dog") * 2):
+        path = tmp_path / "pets" / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(COLOURS[i]).save(path)
+    splits = {"train": "train"}
+    datasets.load_sources(splits, name=f"images:{tmp_path}/pets", folder=str(tmp_path / "made"))
+    (made,) = (tmp_path / "made").glob("images_*")
+    assert MADE.fullmatch(made.name)
+    assert "images_" not in caplog.text
 
 
 def test_a_set_of_a_known_name_and_other_channels_has_no_known_mean(tmp_path):
