@@ -1,9 +1,9 @@
 """Pictures of your own: `images:DIR`, a folder for each class, and `images:TABLE`, a row for each.
 
 The first time, every picture is decoded, by threads, and its pixels are written next to the sets
-that TFDS prepared (`packed`), in a folder that is named after all that it was made from: names,
-sizes and times of the files, and the settings. From then on it is read as such a set. Another
-listing makes another folder; nobody removes the old one.
+that TFDS prepared (`packed`), in a folder that is named after all that it was made from: where
+the files are, their names, sizes and times, and the settings. From then on it is read as such a
+set. Another listing makes another folder; nobody removes the old one.
 
 Without parts of the user's own, a hash of a picture's pixels decides between train (90%), valid and
 test, so that copies of a picture are always on one side, under whatever name.
@@ -37,8 +37,9 @@ from common.errors import require
 from common.task import Source
 from vision.data import listed, packed, photographs, pictures, prepared, sets
 from vision.data.listed import PARTS, PREFIX, WHERE, Listing, Picture
+from vision.data.pixels import FULL
 
-VERSION = 1  # of what is made: another number makes all of it anew
+VERSION = 2  # of what is made: another number makes all of it anew
 HELD_OUT = 5  # per cent, in valid and in test
 INDEX = "images.json"
 SQUARES = np.arange(256, dtype=np.uint32) ** 2
@@ -154,10 +155,11 @@ def outline(section: dict) -> tuple[tuple[int, int, int], tuple[str, ...], dict[
 
 
 class _Decoded(NamedTuple):
-    """A picture as it is stored, hashes of its pixels at full size and as stored, and the sums of
-    its values and of their squares, per channel."""
+    """A picture as it is stored, its highest value of 16 bits if it has them, hashes of its pixels
+    at full size and as stored, and the sums of its values and of their squares, per channel."""
 
     image: np.ndarray
+    highest: int | None
     full: bytes
     stored: bytes
     sums: tuple[np.ndarray, np.ndarray]
@@ -172,6 +174,7 @@ class _Tally:
         self.crossed: list[tuple[str, str]] = []  # pictures that another part has: "PATH in PART"
         self.sizes: collections.Counter[str] = collections.Counter()
         self.trained: set[int] = set()
+        self.deepest: tuple[int, str] | None = None  # the highest value of 16 bits, and its path
         self.digests = {part: hashlib.sha256() for part in PARTS}
         self.sum, self.squares, self.pixels = [0] * channels, [0] * channels, 0
 
@@ -181,6 +184,8 @@ class _Tally:
         if first != part:
             self.crossed.append((f"{path} in {first}", f"{picture.path} in {part}"))
         self.sizes[part] += 1
+        if decoded.highest is not None:
+            self.deepest = max(self.deepest or (0, ""), (decoded.highest, picture.path))
         self.digests[part].update(decoded.stored + picture.label.to_bytes(4, "big"))
         if part == "train":
             self.trained.add(picture.label)
@@ -230,6 +235,14 @@ def _finish(into: pathlib.Path, listing: Listing, shape, tally: _Tally, left_out
     for part in listing.parts:
         text = f"{WHERE}: {listing.root}: no picture of {part} can be read"
         require(tally.sizes[part] > 0, text)
+    if tally.deepest is not None:
+        highest, path = tally.deepest
+        require(
+            highest >= FULL,
+            f"{WHERE}: {inputs.shown(listing.root / path)}: its 16 bits never exceed {highest:,} "
+            "of 65,535, nor do those of the others, so they are likely 8, 10, 12 or 14: save them "
+            "with 8 bits, divided by their maximum",
+        )
     made_from = [listing.classes, shape, [d.hexdigest() for d in tally.digests.values()]]
     names = sorted(file.name for file in (into / packed.NUMBER).iterdir())
     deviation = lambda s, q: math.sqrt(tally.pixels * q - s * s) / (255 * tally.pixels)
@@ -344,7 +357,8 @@ def _check_space(into: pathlib.Path, count: int, shape: tuple[int, int, int]) ->
 
 
 def _decode(path, shape: tuple[int, int, int], image_size: int | None) -> _Decoded:
-    image = np.ascontiguousarray(pictures.pixels(path, shape[-1]))
+    image, highest = pictures.pixels(path, shape[-1])
+    image = np.ascontiguousarray(image)
     full = hashlib.sha256(f"{image.shape}".encode())
     full.update(image)
     if image_size is not None:
@@ -352,7 +366,7 @@ def _decode(path, shape: tuple[int, int, int], image_size: int | None) -> _Decod
     elif image.shape != shape:  # a PNG that is turned by a note behind its pixels
         raise pictures.Broken(f"it is {image.shape[0]} x {image.shape[1]}, unlike the others")
     sums = image.sum((0, 1), np.uint64), SQUARES[image].sum((0, 1), np.uint64)
-    return _Decoded(image, full.digest(), hashlib.sha256(image).digest(), sums)
+    return _Decoded(image, highest, full.digest(), hashlib.sha256(image).digest(), sums)
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

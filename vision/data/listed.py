@@ -26,12 +26,14 @@ MOST_NAMED = 5  # kinds of files passed over that a warning lists
 
 class Picture(NamedTuple):
     """A file and what is said of it: its path below the root, label, part ("" if a hash decides),
-    size in bytes and time of change."""
+    size in bytes, and the times when its contents and its entry were changed, in ns. The latter
+    cannot be set, by unzip for example."""
 
     path: str
     label: int
     part: str
     size: int
+    modified: int
     changed: int
 
 
@@ -71,9 +73,10 @@ def listing(name: str, columns: tuple[str, str]) -> Listing:
 
 
 def stamp(listing: Listing, *settings) -> str:
-    """A hash of what a listing says and of `settings`: of names, sizes and times, not contents. It
-    does not depend on where the folder is."""
-    made_from = [settings, listing.classes, listing.parts, listing.pictures]
+    """A hash of what a listing says and of `settings`: of where it is, names, sizes and times, not
+    contents."""
+    root = os.path.realpath(listing.root)
+    made_from = [settings, root, listing.classes, listing.parts, listing.pictures]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
@@ -117,7 +120,7 @@ def _folder(root: str) -> Listing:
     classes = tuple(sorted(set().union(*held.values())))
     number = {name: i for i, name in enumerate(classes)}
     pictures_ = [
-        Picture(path, number[name], part, files[path].st_size, files[path].st_mtime_ns)
+        Picture(path, number[name], part, *_facts(files[path]))
         for path, (part, name) in places.items()
     ]
     pictures_.sort(key=lambda p: (natural(p.path.rpartition("/")[2]), p.path))
@@ -212,6 +215,10 @@ def _checked(classes: tuple[str, ...], where) -> tuple[str, ...]:
     return classes
 
 
+def _facts(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def said(passed: dict[str, int]) -> str:
     """What was passed over, for a message: "; passed over: 3 .txt"."""
     most = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
@@ -259,7 +266,7 @@ def _table(path: str, columns: tuple[str, str]) -> Listing:
     at = lambda i: tables.place(path, numbers[i]).rpartition(", ")[2]
     label, classes = labels.numbered(values, where, at, numbers=False)
     pictures_ = [
-        Picture(file, int(k), part, status.st_size, status.st_mtime_ns)
+        Picture(file, int(k), part, *_facts(status))
         for (file, part, status), k in zip(found, label, strict=True)
     ]
     parts = tuple(part for part in PARTS if any(part == p.part for p in pictures_))

@@ -1,4 +1,4 @@
-"""Pictures of one's own: pixels of every mode, parts, what is broken, tables, and that a set which
+"""Pictures of one's own: parts, what is broken, tables, and that a set which
 was written out as files is that set."""
 
 import csv
@@ -22,7 +22,6 @@ from vision.data import (
     listed,
     packed,
     photographs,
-    pictures,
     sets,
 )
 
@@ -54,128 +53,6 @@ def load(root, splits=SPLITS, **arguments):
 
 def rows(source) -> dict:
     return source.read(np.arange(source.size, dtype=np.uint32))
-
-
-# ------------------------------------------------------------------------------------------ pixels
-
-GREY, COLOUR, ALPHA = noise(4, 5), noise(4, 5, 3, seed=1), noise(4, 5, seed=2)
-DEEP = noise(4, 5, seed=3, high=65536, dtype=np.uint16)
-BITS = GREY > 127
-PALETTE, INDICES = noise(8, 3, seed=4), noise(4, 5, seed=5, high=8)
-
-
-def on_white(colour, alpha):
-    """As a painter lays it on white, to the nearest."""
-    alpha = alpha.reshape(4, 5, 1) / 255
-    return np.rint(colour.reshape(4, 5, -1) * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def with_palette() -> Image.Image:
-    image = Image.fromarray(INDICES, "P")
-    image.putpalette(PALETTE.tobytes())
-    return image
-
-
-def turned(orientation: int) -> dict:
-    exif = Image.Exif()
-    exif[pictures.ORIENTATION] = orientation
-    return {"exif": exif}
-
-
-PLAIN = Image.fromarray(COLOUR)
-WITH_ALPHA = Image.fromarray(np.dstack([COLOUR, ALPHA]))
-GREY_WITH_ALPHA = Image.fromarray(np.dstack([GREY, ALPHA]))
-CMYK = Image.merge("CMYK", [Image.fromarray(noise(4, 5, seed=k)) for k in range(4)])
-KEY = np.full((4, 5), 255)
-KEY[np.all(COLOUR[1, 2] == COLOUR, axis=-1)] = 0
-PIXELS = {
-    "1.png": (Image.fromarray(BITS), {}, 255 * BITS[..., None]),
-    "L.png": (Image.fromarray(GREY), {}, GREY[..., None]),
-    "L.bmp": (Image.fromarray(GREY), {}, GREY[..., None]),
-    "L.tif": (Image.fromarray(GREY), {}, GREY[..., None]),
-    "LA.png": (GREY_WITH_ALPHA, {}, on_white(GREY, ALPHA)),
-    "LA.tif": (GREY_WITH_ALPHA, {}, on_white(GREY, ALPHA)),
-    "key.png": (
-        Image.fromarray(GREY),
-        {"transparency": int(GREY[2, 3])},
-        np.where(GREY[2, 3] == GREY, 255, GREY)[..., None],
-    ),
-    "P.png": (with_palette(), {}, PALETTE[INDICES]),
-    "P.gif": (with_palette(), {}, PALETTE[INDICES]),
-    "P key.png": (
-        with_palette(),
-        {"transparency": 3},
-        np.where(INDICES[..., None] == 3, 255, PALETTE[INDICES]),
-    ),
-    "P key.gif": (
-        with_palette(),
-        {"transparency": 3},
-        np.where(INDICES[..., None] == 3, 255, PALETTE[INDICES]),
-    ),
-    "RGB.png": (PLAIN, {}, COLOUR),
-    "RGB.ppm": (PLAIN, {}, COLOUR),
-    "RGB.webp": (PLAIN, {"lossless": True}, COLOUR),
-    "RGB key.png": (
-        PLAIN,
-        {"transparency": tuple(map(int, COLOUR[1, 2]))},
-        on_white(COLOUR, KEY),
-    ),
-    "RGBA.png": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
-    "RGBA.tiff": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
-    "RGBA.TGA": (WITH_ALPHA, {}, on_white(COLOUR, ALPHA)),
-    "I16.png": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
-    "I16.tif": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
-    "I.pgm": (Image.fromarray(DEEP), {}, np.rint(DEEP / 257)[..., None]),
-    "animated.gif": (
-        with_palette(),
-        {"save_all": True, "append_images": [Image.new("P", (5, 4), 1)]},
-        PALETTE[INDICES],
-    ),
-    "pages.tif": (
-        PLAIN,
-        {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]},
-        COLOUR,
-    ),
-    "upside down.png": (PLAIN, turned(3), COLOUR[::-1, ::-1]),
-    "turned.png": (PLAIN, turned(6), np.rot90(COLOUR, -1)),
-    "turned.tif": (PLAIN, turned(8), np.rot90(COLOUR)),
-    "turned deep.png": (
-        Image.fromarray(DEEP),
-        turned(6),
-        np.rint(np.rot90(DEEP, -1) / 257)[..., None],
-    ),
-    "turned to nowhere.png": (PLAIN, turned(77), COLOUR),
-}
-
-
-@pytest.mark.parametrize("name", PIXELS)
-def test_every_mode_gives_its_pixels(tmp_path, name):
-    image, options, expected = PIXELS[name]
-    image.save(tmp_path / name, **options)
-    head = pictures.header(tmp_path / name)
-    assert (head.grey, head[:2]) == (expected.shape[-1] == 1, expected.shape[:2])
-    found = pictures.pixels(tmp_path / name, expected.shape[-1])
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, expected)
-    if head.grey:
-        three = pictures.pixels(tmp_path / name, 3)
-        np.testing.assert_array_equal(three, np.repeat(expected, 3, axis=-1))
-
-
-def test_lossy_and_cmyk_pictures_have_about_their_colours(tmp_path):
-    """JPEG of one colour each; ink by the plain formula, also as Adobe stores it."""
-    for name, image, options, expected in (
-        ("a.jpg", Image.new("RGB", (32, 16), (200, 30, 90)), {}, (200, 30, 90)),
-        ("b.jpg", Image.new("L", (32, 16), 77), {}, (77,)),
-        ("c.jpg", Image.new("CMYK", (32, 16), (20, 200, 90, 40)), {}, (198, 46, 139)),
-        ("d.tif", Image.new("CMYK", (32, 16), (20, 200, 90, 40)), {}, (198, 46, 139)),
-        ("e.jpg", Image.new("RGB", (32, 16), (9, 9, 9)), turned(5), (9, 9, 9)),
-    ):
-        image.save(tmp_path / name, **options)
-        found = pictures.pixels(tmp_path / name, len(expected)).astype(int)
-        shape = (32, 16) if options else (16, 32)
-        assert found.shape[:2] == pictures.header(tmp_path / name)[:2] == shape
-        assert np.abs(found - expected).max() <= 3, name
 
 
 def test_grey_files_make_one_channel_and_one_of_colour_makes_three(tmp_path):
@@ -238,9 +115,9 @@ BROKEN = {
         lambda path: Image.fromarray(noise(4, 5) / np.float32(255)).save(path.with_suffix(".tif")),
         "floats",
     ),
-    "32 bits": (
+    "signs": (
         lambda path: Image.fromarray(noise(4, 5).astype(np.int32)).save(path.with_suffix(".tif")),
-        "32 bits",
+        "signs",
     ),
     "dead link": (lambda path: path.symlink_to("nowhere.png"), "is not there"),
     "circle": (lambda path: path.symlink_to(path.name), "back to itself"),
@@ -513,6 +390,44 @@ def test_prepared_twice_moved_in_memory_and_on_demand_it_is_the_same(tmp_path):
     workdir.check_same("w", config, {"data": {"name": "images:elsewhere", "folder": ""}, "seed": 0})
     with pytest.raises(BadInput, match="another run"):
         workdir.check_same("w", config, {"data": {"name": "digits", "folder": "x"}, "seed": 0})
+
+
+def test_another_set_with_the_same_names_sizes_and_times_is_another(tmp_path):
+    """As unzipped: two folders of one name, and a file that is replaced by one of its size."""
+    roots = [pets(tmp_path / place / "pets", 6) for place in "xy"]
+
+    def swap(root):
+        image = np.asarray(Image.open(root / "a" / "0.bmp"))
+        Image.fromarray(255 - image).save(root / "a" / "0.bmp")
+
+    for root in roots:
+        for path in root.rglob("*.png"):
+            Image.open(path).save(path.with_suffix(".bmp"))
+            path.unlink()
+    swap(roots[1])
+    found = []
+    for change, root in ((None, roots[0]), (None, roots[1]), (swap, roots[1])):
+        if change:
+            change(root)
+        for path in root.rglob("*.bmp"):
+            os.utime(path, (315532800, 315532800))
+        of = {"folder": str(tmp_path / "prepared"), "name": f"images:{root}"}
+        found.append(datasets.load_sources(SPLITS, **of)["train"].fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(("highest", "refused"), [(4095, True), (255, True), (65535, False)])
+def test_12_bits_in_files_of_16_are_refused(tmp_path, highest, refused):
+    root = pets(tmp_path / "pets", 6)
+    for i, path in enumerate(root.rglob("*.png")):
+        deep = noise(4, 5, seed=i, high=min(highest, 4096), dtype=np.uint16)
+        deep[0, 0] = highest if i == 3 else 0  # one of them tells
+        Image.fromarray(deep).save(path)
+    if refused:
+        with pytest.raises(BadInput, match=rf"png: its 16 bits never exceed {highest:,} "):
+            load(root, resident=False)
+    else:
+        assert load(root)["train"].size > 0
 
 
 def test_mean_and_deviation_are_those_of_the_training_pixels(tmp_path):
