@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import stat
+import urllib.parse
 from typing import NamedTuple
 
 from common import inputs
@@ -20,6 +21,7 @@ PREFIX = "images:"
 WHERE = "config.data.name"
 PARTS = ("train", "valid", "test")
 ALIASES = {part: part for part in PARTS} | {"val": "valid", "validation": "valid"}
+ALIASES |= {"training": "train", "testing": "test"}
 FOREIGN = ("__MACOSX", "@eaDir")  # folders that other programs leave
 MOST_NAMED = 5  # kinds of files passed over that a warning lists
 
@@ -39,26 +41,31 @@ class Picture(NamedTuple):
 
 class Listing(NamedTuple):
     """Pictures of a set in order. `parts` are those that the user made, () if there are none;
-    `passed` counts files that are no pictures, by suffix or name."""
+    `passed` counts files that are no pictures, by suffix or name; `deep` are pictures in a folder
+    below that of their class."""
 
     root: pathlib.Path
     pictures: list[Picture]
     classes: tuple[str, ...]
     parts: tuple[str, ...]
     passed: dict[str, int]
+    deep: list[str]
 
 
-def listing(name: str, columns: tuple[str, str]) -> Listing:
+def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> Listing:
     """The pictures of a set `images:DIR` or `images:TABLE`.
 
-    Below DIR there is a folder for each class, or `train` with `valid` (`val`, `validation`) or
-    `test` beside it, and the classes in each. A folder of a class may have folders of its own.
+    Below DIR there is a folder for each class, or `train` (`training`) with `valid` (`val`,
+    `validation`) or `test` (`testing`) beside it, and the classes in each. Two or three folders
+    whose names begin or end with these words, such as training_set, are parts if they hold no
+    pictures but in folders. A folder of a class may have folders of its own.
     Classes are numbered in the order of their names. In each part, files are in the order of their
     names, with numbers by their values, then of their paths: 2.png, 10.png. Links are followed.
 
     A table is a .csv, .tsv, .jsonl or .parquet with a row for each picture, in any order, which is
     kept. Its `columns` hold the path, relative to the table's folder, and the class; a column
-    `split`, if there is one, holds the part.
+    `split` (in any case), if there is one, holds the part. A row without its file is refused, or
+    left to be found broken if `broken` is "skip".
 
     Raises:
       BadInput: for no pictures, a class that not all parts have, a picture without a class, a name
@@ -67,7 +74,7 @@ def listing(name: str, columns: tuple[str, str]) -> Listing:
     path = os.path.expanduser(name.removeprefix(PREFIX))
     require(bool(path) and "://" not in path, f"{WHERE}: {name}: use images:DIR, a local folder")
     if inputs.fault(path) is None:
-        return _table(path, columns)
+        return _table(path, columns, broken)
     inputs.folder(WHERE, path)
     return _folder(path)
 
@@ -107,8 +114,11 @@ def _folder(root: str) -> Listing:
         pieces = folder.split("/")
         if len(pieces) == depth + 1 and (not made or pieces[0] in made):
             part = made[pieces[0]] if made else ""
-            full = pieces[depth] in held[part]
-            require(full, f"{WHERE}: {at(folder)}, the folder of a class, holds no pictures")
+            if pieces[depth] not in held[part]:
+                own: collections.Counter[str] = collections.Counter()
+                _walk(os.path.join(root, folder), "", (), {}, set(), own)
+                text = f"{at(folder)}, the folder of a class, holds no pictures{said(own)}"
+                raise BadInput(f"{WHERE}: {text}")
     for part, names in held.items():
         for other, more in held.items():
             lacking = sorted(more - names)
@@ -125,7 +135,11 @@ def _folder(root: str) -> Listing:
     ]
     pictures_.sort(key=lambda p: (natural(p.path.rpartition("/")[2]), p.path))
     parts = tuple(part for part in PARTS if part in held)
-    return Listing(pathlib.Path(root), pictures_, _checked(classes, root), parts, dict(passed))
+    _checked(classes, root)
+    counts = collections.Counter(name for _, name in places.values())
+    labels.say_alike(counts, f"{WHERE}: {inputs.shown(root)}")
+    deep = [p.path for p in pictures_ if p.path.count("/") > depth + 1]
+    return Listing(pathlib.Path(root), pictures_, classes, parts, dict(passed), deep)
 
 
 def natural(name: str) -> tuple:
@@ -179,7 +193,9 @@ def _parts(files: dict, folders: set, at) -> dict[str, str]:
     """
     loose = {path.split("/")[0] for path in files if path.count("/") == 1}
     deep = {path.split("/")[0] for path in files if path.count("/") > 1}
-    named = {top: ALIASES[top.lower()] for top in loose | deep if top.lower() in ALIASES}
+    named = _spelled(loose, deep, folders, at) or {
+        top: ALIASES[top.lower()] for top in loose | deep if top.lower() in ALIASES
+    }
     others = any(part != "train" and top not in loose for top, part in named.items())
     is_part = lambda top: top not in loose or (top in deep and others)
     training = [top for top, part in named.items() if part == "train" and is_part(top)]
@@ -207,12 +223,35 @@ def _parts(files: dict, folders: set, at) -> dict[str, str]:
     return named
 
 
-def _checked(classes: tuple[str, ...], where) -> tuple[str, ...]:
+def _spelled(loose: set[str], deep: set[str], folders: set, at) -> dict[str, str]:
+    """{folder: part} of two or three folders without pictures of their own, whose names hold the
+    names of parts: training_set, seg_train. Refuses those that hold the same folders, as parts do,
+    under names that tell nothing."""
+    if loose or len(deep) not in (2, 3):
+        return {}
+    found = {}
+    for top in sorted(deep):
+        words = [word for word in re.split("[^a-z]+", top.lower()) if word]
+        known = [ALIASES[w] for w in (*words[:1], *words[-1:]) if w in ALIASES]
+        if known:
+            found[top] = known[0]
+    if len(set(found.values())) == len(deep) and "train" in found.values():
+        return found
+    below = [{f.split("/")[1] for f in folders if f.startswith(f"{top}/")} for top in deep]
+    alike = len(below[0]) > 1 and all(names == below[0] for names in below)
+    require(
+        not alike or any(top.lower() in ALIASES for top in deep),
+        f"{WHERE}: {at(min(deep))} and those beside it hold folders of the same names, as parts "
+        "do: rename them to train, test and valid; if they are classes, rename what is in one",
+    )
+    return {}
+
+
+def _checked(classes: tuple[str, ...], where) -> None:
     where = f"{WHERE}: {inputs.shown(where)}"
     require(
         len(classes) > 1, f"{where}: there is but one class, {brief(classes[0])}: nothing to learn"
     )
-    return classes
 
 
 def _facts(status: os.stat_result) -> tuple[int, int, int]:
@@ -230,9 +269,9 @@ def said(passed: dict[str, int]) -> str:
 # ---------------------------------------------------------------------------------------- tables
 
 
-def _table(path: str, columns: tuple[str, str]) -> Listing:
+def _table(path: str, columns: tuple[str, str], broken: str) -> Listing:
     require(
-        len(set(columns)) == 2 and "split" not in columns,
+        len(set(columns)) == 2 and all(c.strip().casefold() != "split" for c in columns),
         f"config.data.columns: {columns}: two names are needed, of the path and of the class, and "
         "neither is 'split'",
     )
@@ -243,7 +282,9 @@ def _table(path: str, columns: tuple[str, str]) -> Listing:
         for column in columns:
             hint = f"{nearest(column, record)}; or set config.data.columns"
             require(column in record, f"{at}: no column {brief(column)}; {hint}")
-        file, part = record[columns[0]], record.get("split")
+        keys = [key for key in record if key.strip().casefold() == "split"]
+        require(len(keys) < 2, f"{at}: columns {brief(keys)} both name the part; remove one")
+        file, part = record[columns[0]], record[keys[0]] if keys else None
         named = isinstance(file, str) and bool(file.strip())
         require(named, f"{at}: {columns[0]} is {brief(file)}, not the path of a file")
         part = part.strip() if isinstance(part, str) else part
@@ -256,18 +297,18 @@ def _table(path: str, columns: tuple[str, str]) -> Listing:
         known = part in (None, "") or (isinstance(part, str) and part.lower() in ALIASES)
         require(known, f"{at}: split is {brief(part)}; use 'train', 'valid' or 'test'")
         wrong = inputs.fault(root / file)
-        require(wrong is None, f"{at}: {wrong}")
-        status = os.stat(root / file)
+        if wrong is not None and broken == "refuse":
+            raise BadInput(f"{at}: {wrong}{_meant(root, file)}")
         part = ALIASES[part.lower()] if part else ""
-        found.append((file, part, status))
+        found.append((file, part, (0, 0, 0) if wrong else _facts(os.stat(root / file))))
         values.append(record[columns[1]])
         numbers.append(number)
     where = f"{WHERE}: {inputs.shown(path)}"
     at = lambda i: tables.place(path, numbers[i]).rpartition(", ")[2]
     label, classes = labels.numbered(values, where, at, numbers=False)
     pictures_ = [
-        Picture(file, int(k), part, *_facts(status))
-        for (file, part, status), k in zip(found, label, strict=True)
+        Picture(file, int(k), part, *facts)
+        for (file, part, facts), k in zip(found, label, strict=True)
     ]
     parts = tuple(part for part in PARTS if any(part == p.part for p in pictures_))
     require(not parts or "train" in parts, f"{where}: no row has the split 'train'")
@@ -275,4 +316,15 @@ def _table(path: str, columns: tuple[str, str]) -> Listing:
         learnt = {p.label for p in pictures_ if p.part == "train"}
         lacking = [name for i, name in enumerate(classes) if i not in learnt]
         require(not lacking, f"{where}: no row of the class {brief(lacking[:1])[1:-1]} is in train")
-    return Listing(root, pictures_, _checked(classes, path), parts, {})
+    _checked(classes, path)
+    return Listing(root, pictures_, classes, parts, {}, [])
+
+
+def _meant(root: pathlib.Path, file: str) -> str:
+    """How a path that is not there may be meant, for a message."""
+    bare = file.strip().removeprefix("file://")
+    for other in (bare, bare.replace("\\", "/"), urllib.parse.unquote(bare)):
+        other = os.path.expanduser(other)
+        if other != file and inputs.fault(root / other) is None:
+            return f"; {inputs.shown(other)} is there: write it so"
+    return ""

@@ -17,8 +17,9 @@ from common.errors import BadInput, CannotWrite
 from common.runs import workdir
 from vision.data import (
     datasets,
+    decoding,
     fashion_mnist,
-    folders,
+    kept,
     listed,
     packed,
     photographs,
@@ -142,6 +143,22 @@ def test_a_broken_file_is_named_or_left_out_and_counted(tmp_path, kind, caplog):
         np.testing.assert_array_equal(rows(source)["image"], rows(sound[name])["image"])
 
 
+def test_a_picture_that_is_left_out_decides_nothing(tmp_path):
+    """Neither the channels, nor the size; but what can be read does."""
+    root = pets(tmp_path / "pets", 12, shape=(8, 8))
+    odd = root / "a" / "odd.png"
+    Image.fromarray(noise(30, 30, 3)).save(odd)
+    whole = odd.read_bytes()
+    odd.write_bytes(whole[:-500])
+    assert load(root, broken="skip")["train"].spec["image"].shape == (8, 8, 1)
+    one = load(root, broken="skip", image_size=4, resident=True)
+    assert one["train"].spec["image"].shape == (4, 4, 1)
+    odd.write_bytes(whole)
+    assert load(root, broken="skip", image_size=4)["train"].spec["image"].shape == (4, 4, 3)
+    with pytest.raises(BadInput, match="sizes differ"):
+        load(root, broken="skip")
+
+
 def test_what_pillow_says_of_a_picture_it_can_read_is_not_repeated(tmp_path, monkeypatch, recwarn):
     """Of one that is large, or has notes that are damaged."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
@@ -191,13 +208,47 @@ def test_parts_of_the_user_are_kept_and_what_two_of_them_have_is_told(tmp_path, 
     assert {name: source.size for name, source in found.items()} == dict.fromkeys(SPLITS, 6)
     np.testing.assert_array_equal(rows(found["train"])["label"], [0, 1] * 3)
     assert not [record for record in caplog.records if "another part" in record.getMessage()]
-    shutil.copy(root / "train" / "a" / "2.png", root / "Test" / "b" / "copy.png")
+    shutil.copy(root / "train" / "a" / "2.png", root / "Test" / "a" / "copy.png")
     for _ in range(2):
         caplog.clear()
         assert load(root)["test"].size == 7
         (said,) = (r.getMessage() for r in caplog.records if "test" in r.getMessage())
-        assert "1 pictures" in said
-        assert "train/a/2.png in train and Test/b/copy.png in test" in said
+        assert "1 picture," in said
+        assert "train/a/2.png in train and Test/a/copy.png in test" in said
+
+
+def warned(caplog) -> str:
+    """What was warned of since the last call."""
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    caplog.clear()
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_copies_on_both_sides_of_a_slice_are_told_once(tmp_path, caplog, resident):
+    root = pets(tmp_path / "pets", 40)
+    for path in root.rglob("*.png"):
+        shutil.copy(path, path.with_name(f"{100 + int(path.stem)}.png"))
+    splits = {"train": "train[:50%]", "rest": "train[50%:]", "same": "train[:50%]", "test": "test"}
+    found = load(root, splits, train="train[:50%]", resident=resident)
+    images = lambda name: [image.tobytes() for image in rows(found[name])["image"]]
+    count = len(set(images("train")) & set(images("rest")))
+    text = f"{count} of {found['rest'].size} images of 'train[50%:]' are also in 'train[:50%]'"
+    assert warned(caplog).count("also") == 1 == (count > 10)
+    load(root, splits, train="train[:50%]", resident=resident)
+    assert text in warned(caplog)
+    load(root)
+    assert not warned(caplog)
+
+
+def test_a_picture_of_two_classes_is_told(tmp_path, caplog):
+    root = pets(tmp_path / "pets")
+    shutil.copy(root / "a" / "2.png", root / "b" / "copy.png")
+    for _ in range(2):
+        load(root)
+        assert "1 picture, by the pixels, has another class as well: a/2.png and b/copy.png" in (
+            warned(caplog)
+        )
 
 
 def test_squares_that_become_alike_are_told(tmp_path, caplog):
@@ -261,6 +312,14 @@ MISSHAPEN = {
     "circle": (_in_a_circle, "a link to a folder that holds it"),
     "not utf-8": (_not_utf8, "not UTF-8"),
     "gone": (shutil.rmtree, "no such folder"),
+    "parts without their names": (
+        lambda r: [parts(r, "2/a/x.png", "2/b/x.png", train="1")],
+        "1 and those beside it hold folders of the same names",
+    ),
+    "another format": (
+        lambda r: [p.rename(p.with_suffix(".heic")) for p in (r / "b").iterdir()],
+        r"b, the folder of a class, holds no pictures; passed over: 3 \.heic",
+    ),
 }
 
 
@@ -278,6 +337,35 @@ def test_folders_that_cannot_be_meant_are_refused(tmp_path, kind):
     with pytest.raises(BadInput, match=reason) as caught:
         load(root)
     assert "config.data.name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("training_set", "test_set"), ("seg_train", "seg_test")]
+)
+def test_parts_may_have_longer_names(tmp_path, names):
+    root = write(
+        tmp_path / "pets", *(f"{top}/{k}/{i}.png" for top in names for k in "ab" for i in "12")
+    )
+    found = load(root, {"train": "train", "test": "test"})
+    assert (found["train"].size, found["test"].size) == (4, 4)
+    assert found["train"].facts.classes == ("a", "b")
+
+
+def test_folders_below_classes_are_told(tmp_path, caplog):
+    names = "pets/cat", "pets/dog", "cars/bus", "cars/van"
+    load(write(tmp_path / "own", *(f"{top}/{i}.png" for top in names for i in "12")))
+    assert "not classes: 8 pictures in them, such as cars/bus/1.png, of the class cars" in (
+        warned(caplog)
+    )
+
+
+def test_a_part_that_nobody_made_is_refused_with_what_there_is(tmp_path):
+    root = write(tmp_path / "pets", *(f"train/{k}/{i}.png" for k in "ab" for i in "12"))
+    with pytest.raises(
+        BadInput, match=r"evals\.test\.split: .*no part 'test', but train.*\[90%:\]"
+    ):
+        load(root, {"train": "train", "test": "test"})
+    assert load(root, {"train": "train[:50%]"}, train="train[:50%]")["train"].size == 2
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -358,11 +446,30 @@ def test_faults_of_a_table_are_told_by_line(tmp_path):
     _csv(tmp_path / "t.csv", [record | {"split": "exam"} for record in good])
     with pytest.raises(BadInput, match="line 2: split is 'exam'; use 'train'"):
         load(tmp_path / "t.csv")
+    _csv(tmp_path / "t.csv", [record | {"Split": "test"} for record in good])
+    with pytest.raises(BadInput, match="no row has the split 'train'"):
+        load(tmp_path / "t.csv")
+    _csv(tmp_path / "t.csv", [record | {"Split": "test", "split": "train"} for record in good])
+    with pytest.raises(BadInput, match="'Split', 'split'.* both name the part"):
+        load(tmp_path / "t.csv")
+    for spelled in ("files\\a\\0.png", " files/a/0.png ", "files/%61/0.png"):
+        _csv(tmp_path / "t.csv", [good[1], good[2] | {"path": spelled}])
+        with pytest.raises(BadInput, match="line 3: no such file: .*; files/a/0.png is there"):
+            load(tmp_path / "t.csv")
     with pytest.raises(BadInput, match="line 2: no column 'file'; .*config.data.columns"):
         load(tmp_path / "t.csv", columns=("file", "label"))
     _csv(tmp_path / "t.csv", [record | {"split": "test"} for record in good])
     with pytest.raises(BadInput, match="no row has the split 'train'"):
         load(tmp_path / "t.csv")
+
+
+def test_a_row_without_its_file_is_left_out_if_asked(tmp_path, caplog):
+    pets(tmp_path / "files", 12)
+    good = [{"path": f"files/{'ab'[i % 2]}/{i}.png", "label": "ab"[i % 2]} for i in range(12)]
+    _csv(tmp_path / "t.csv", [*good, {"path": "files/a/gone.png", "label": "a"}])
+    found = load(tmp_path / "t.csv", broken="skip")
+    assert sum(source.size for source in found.values()) == 12
+    assert "left out because broken: files/a/gone.png (no such file)" in warned(caplog)
 
 
 # ------------------------------------------------------------------------------------ as a whole
@@ -500,8 +607,8 @@ def test_killed_while_preparing_it_leaves_nothing_half_made(tmp_path, monkeypatc
             raise Killed
         return real(*arguments)
 
-    real = folders._decode
-    monkeypatch.setattr(folders, "_decode", decode)
+    real = decoding.decode
+    monkeypatch.setattr(decoding, "decode", decode)
     with pytest.raises(Killed):
         load(root)
     assert not [p for p in (tmp_path / "prepared").iterdir() if p.name[0] != "." or p.is_dir()]
@@ -529,6 +636,60 @@ def test_a_prepared_set_that_was_damaged_is_made_anew(tmp_path, caplog):
     os.truncate(file, 1000)
     assert load(root)["train"].fingerprint == before
     assert "made anew" in caplog.text
+
+
+def _edited(key, value):
+    def edit(folder):
+        index = json.loads((folder / kept.INDEX).read_text())
+        (folder / kept.INDEX).write_text(json.dumps(index | {key: value}))
+
+    return edit
+
+
+def _blank(name):
+    def blank(folder):
+        (path,) = folder.glob(f"{packed.NUMBER}/{name}")
+        path.write_bytes(b" " * path.stat().st_size)
+
+    return blank
+
+
+DAMAGE = {
+    "classes": _edited("classes", ["b", "a"]),
+    "mean": _edited("mean", [0.1] * 3),
+    "sizes": _edited("sizes", {"train": 3}),
+    "files": _edited("files", {}),
+    "features": _blank("features.json"),
+    "info": _blank("dataset_info.json"),
+    "labels": _blank("label.labels.txt"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_stands_beside_the_pixels_is_not_believed_if_it_was_changed(tmp_path, caplog, kind):
+    root = pets(tmp_path / "pets", 12)
+    before = load(root)["train"]
+    (folder,) = (tmp_path / "prepared").glob("images*")
+    DAMAGE[kind](folder)
+    caplog.clear()
+    after = load(root)["train"]
+    assert (after.facts, after.fingerprint) == (before.facts, before.fingerprint)
+    assert "made anew" in warned(caplog)
+
+
+def test_pixels_that_were_damaged_are_refused_with_what_to_do(tmp_path):
+    root = pets(tmp_path / "pets", 12)
+    load(root)
+    (file,) = (tmp_path / "prepared").glob(f"*/{packed.NUMBER}/*-train.array_record-*")
+    data = bytearray(file.read_bytes())
+    data[64 : len(data) // 2] = bytes(len(data) // 2 - 64)
+    file.write_bytes(data)
+    (folder,) = (tmp_path / "prepared").glob("images*")
+    with pytest.raises(
+        BadInput, match=rf"is damaged .*; remove {folder} and start again"
+    ) as caught:
+        load(root)
+    assert "builder" not in str(caught.value)
 
 
 def test_places_that_cannot_hold_a_set_are_refused(tmp_path, monkeypatch):
