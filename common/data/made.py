@@ -43,7 +43,8 @@ def folder(
         goes with the process, with a warning; otherwise that is refused.
 
     Raises:
-      BadInput: if the folder above cannot be written; whatever `build` raises.
+      BadInput: if the folder above cannot be written, or what is in the way cannot be removed, as
+        the files of another user; whatever `build` raises.
     """
     opened = load(path)
     if opened is not None:
@@ -72,7 +73,7 @@ def folder(
                 logging.warning("%s is damaged; %s are made anew", path, what)
             unfinished = path.with_name(f".{path.name}.unfinished")
             for leftover in (unfinished, path):  # of a killed process; damaged
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
             unfinished.mkdir()
             try:
                 build(unfinished)
@@ -84,9 +85,42 @@ def folder(
     return opened
 
 
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, if there is one."""
+    if not os.path.lexists(path):
+        return
+    wrong = "it is a link" if path.is_symlink() else "it is no folder" if path.is_file() else ""
+    try:
+        if not wrong:
+            shutil.rmtree(path)
+    except OSError as error:
+        wrong = inputs.reason(error)
+    if wrong:
+        raise _in_the_way(path, wrong)
+
+
+def _in_the_way(path: pathlib.Path, reason: str) -> BadInput:
+    return BadInput(
+        f"{inputs.shown(path)} cannot be replaced ({reason}); remove it, or set config.data.folder "
+        "to another folder"
+    )
+
+
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
     """Lets one process at a time make a folder; the lock ends with the process that holds it."""
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    file = path.with_name(f".{path.name}.lock")
+    if os.path.lexists(file) and (not file.is_file() or file.is_symlink()):
+        raise _in_the_way(file, "it is no regular file")
+    try:
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # of another user, who lets it be read
+            lock = os.open(file, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _in_the_way(file, inputs.reason(error)) from error
+    try:
         yield
+    finally:
+        os.close(lock)

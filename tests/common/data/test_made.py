@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shutil
 
 import pytest
 
@@ -54,3 +55,54 @@ def test_a_place_that_cannot_be_written_is_refused_or_replaced(tmp_path):
         made.folder(path, load, build, "the set")
     with pytest.warns(UserWarning, match="the set are kept in"):
         assert made.folder(path, load, build, "the set", elsewhere=True) == "whole"
+
+
+def _shut(folder):
+    """A folder of another user, as far as one who is not root can tell."""
+    folder.mkdir()
+    (folder / "junk").write_text("")
+
+
+IN_THE_WAY = {
+    "a link": ("set", lambda path: path.symlink_to(path.parent / "elsewhere")),
+    "a dead link": ("set", lambda path: path.symlink_to("nowhere")),
+    "a file": ("set", lambda path: path.write_text("")),
+    "of another user": ("set", _shut),
+    "an unfinished file": (".set.unfinished", lambda path: path.write_text("")),
+    "an unfinished folder of another user": (".set.unfinished", _shut),
+    "a lock that is a folder": (".set.lock", lambda path: path.mkdir()),
+    "a lock that is a FIFO": (".set.lock", os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_is_in_the_way_is_refused_before_the_work_begins(tmp_path, monkeypatch, kind):
+    (tmp_path / "elsewhere").mkdir()
+    name, put = IN_THE_WAY[kind]
+    put(tmp_path / name)
+    remove = shutil.rmtree
+
+    def rmtree(path, *arguments, **options):
+        if "another user" in kind and (path / "junk").exists():
+            raise PermissionError(13, "Permission denied")
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BadInput, match=rf"/{name} cannot be replaced \(.*config\.data\.folder"):
+        made.folder(tmp_path / "set", load, pytest.fail, "the set")
+    assert sorted({*tmp_path.iterdir()} - {tmp_path / ".set.lock"} - {*before}) == []
+
+
+def test_the_lock_of_another_user_is_a_lock(tmp_path, monkeypatch):
+    (tmp_path / ".set.lock").write_text("")
+    real = os.open
+
+    def guarded(file, flags, *arguments, **options):
+        if str(file).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(file, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", guarded)
+    build = lambda into: (into / "value").write_text("whole")
+    assert made.folder(tmp_path / "set", load, build, "the set") == "whole"
