@@ -23,7 +23,7 @@ class Tally:
         # {hash as stored: (part, label, path)}
         self.first: dict[bytes, tuple[str, int, str]] = {}
         self.crossed: list[tuple[str, str]] = []  # pictures that another part has: "PATH in PART"
-        self.torn: list[tuple[str, str]] = []  # pictures that another class has, by their paths
+        self.torn: list[tuple[tuple[str, int], ...]] = []  # that another class has: (path, label)
         self.rows = {part: bytearray() for part in PARTS}  # the beginnings of hashes as stored
         self.sizes: collections.Counter[str] = collections.Counter()
         self.trained: set[int] = set()
@@ -38,7 +38,7 @@ class Tally:
         if first != part:
             self.crossed.append((f"{path} in {first}", f"{picture.path} in {part}"))
         if label != picture.label:
-            self.torn.append((path, picture.path))
+            self.torn.append(((path, label), (picture.path, picture.label)))
         self.rows[part] += decoded.stored[:8]
         self.sizes[part] += 1
         if decoded.highest is not None:
@@ -73,15 +73,16 @@ def said(listing: Listing, tally: Tally, left_out: dict[str, str]) -> Iterator[s
             f"folders below that of a class are not classes: {count} in them, such as "
             f"{inputs.shown(listing.deep[0])}, of the class {inputs.shown(listing.classes[name])}"
         )
-    for pairs, one, many in (
-        (tally.crossed, "stands in another part", "stand in another part"),
-        (tally.torn, "has another class", "have another class"),
+    torn = [[f"{path} in {listing.classes[k]}" for path, k in pair] for pair in tally.torn[:1]]
+    for pairs, count, one, many in (
+        (tally.crossed, len(tally.crossed), "stands in another part", "stand in another part"),
+        (torn, len(tally.torn), "has another class", "have another class"),
     ):
         if pairs:
             first, second = map(inputs.shown, pairs[0])
-            count = f"{len(pairs):,} pictures" if len(pairs) > 1 else "1 picture"
-            does, begun = (many, " first") if len(pairs) > 1 else (one, "")
-            yield f"{count}, by the pixels, {does} as well: {first} and {second}{begun}"
+            some = f"{count:,} pictures" if count > 1 else "1 picture"
+            does, begun = (many, " first") if count > 1 else (one, "")
+            yield f"{some}, by the pixels, {does} as well: {first} and {second}{begun}"
     lost = [inputs.shown(name) for k, name in enumerate(listing.classes) if k not in tally.trained]
     if lost:
         some = f"{len(lost)} classes have" if len(lost) > 1 else "1 class has"

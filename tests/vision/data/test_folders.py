@@ -246,8 +246,9 @@ def test_a_picture_of_two_classes_is_told(tmp_path, caplog):
     shutil.copy(root / "a" / "2.png", root / "b" / "copy.png")
     for _ in range(2):
         load(root)
-        assert "1 picture, by the pixels, has another class as well: a/2.png and b/copy.png" in (
-            warned(caplog)
+        assert (
+            "1 picture, by the pixels, has another class as well: a/2.png in a and b/copy.png in b"
+            in (warned(caplog))
         )
 
 
