@@ -181,7 +181,7 @@ def _pictures() -> str:
             if drawn:
                 name = drawn[i].relative_to(OPENCLIPART).parts[0]
                 try:
-                    image = Image.fromarray(pictures.pixels(drawn[i], 3))
+                    image = Image.fromarray(pictures.pixels(drawn[i], 3)[0])
                 except pictures.Broken:
                     continue
             else:

@@ -163,6 +163,8 @@ def _build(
             return tally
 
         tally = write({})
+        none = f"{WHERE}: none of the pictures of {inputs.shown(listing.root)} can be read"
+        require(bool(tally.full), none)
         if not listing.parts:
             moved = moves((full, part, full) for full, part in tally.full.items())
             _require_three(len(tally.full), listing)

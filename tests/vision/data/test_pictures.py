@@ -6,14 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
+from pets import load, noise, pets
 from PIL import Image
 
+from common.errors import BadInput
 from vision.data import pictures
-
-
-def noise(*shape: int, seed: int = 0, high: int = 256, dtype=np.uint8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
-
 
 GREY, COLOUR, ALPHA = noise(4, 5), noise(4, 5, 3, seed=1), noise(4, 5, seed=2)
 DEEP = noise(4, 5, seed=3, high=65536, dtype=np.uint16)
@@ -228,3 +225,17 @@ def test_what_pillow_would_read_as_something_else_is_read_right_or_refused(tmp_p
     head = pictures.header(path)
     assert (head[:2], head.grey) == (expected.shape[:2], expected.shape[-1] == 1)
     np.testing.assert_array_equal(pictures.pixels(path, expected.shape[-1])[0], expected)
+
+
+@pytest.mark.parametrize(("highest", "refused"), [(4095, True), (255, True), (65535, False)])
+def test_12_bits_in_files_of_16_are_refused(tmp_path, highest, refused):
+    root = pets(tmp_path / "pets", 6)
+    for i, path in enumerate(root.rglob("*.png")):
+        deep = noise(4, 5, seed=i, high=min(highest, 4096), dtype=np.uint16)
+        deep[0, 0] = highest if i == 3 else 0  # one of them tells
+        Image.fromarray(deep).save(path)
+    if refused:
+        with pytest.raises(BadInput, match=rf"png: its 16 bits never exceed {highest:,} "):
+            load(root, resident=False)
+    else:
+        assert load(root)["train"].size > 0
