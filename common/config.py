@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from common import imports, inputs
 from common.errors import BadInput, brief, nearest, require
 from common.sections import complete, fits, has_words, parameters
-from common.values import adopted, check_evaluator
+from common.values import adopted, check_evaluator, check_lazy
 
 # Keys that choose a section's function. Overriding one resets the section it governs to the new
 # function's defaults: the old one's arguments would not fit.
@@ -42,18 +42,19 @@ TRACED = ("model", "augment", "loss", "optim")
 # ----------------------------------------------------------------------------------------- loading
 
 
-def experiment(path: str) -> tuple[types.ModuleType, str]:
-    """`FILE.py:ARG` as (the file's module, the argument of its `get_config`).
+def experiment(path: str) -> tuple[types.ModuleType, str | None]:
+    """`FILE.py:ARG` as (the file's module, the argument of its `get_config`; None without a colon).
 
-    The module's `get_config` takes that argument, whether or not the file's own takes one (which
-    may then only be ""), and returns a `ConfigDict` of plain values (`adopted`).
+    The module's `get_config` takes that argument and returns a `ConfigDict` of plain values
+    (`adopted`). For None the file's own is called without an argument, so that its default counts,
+    or with "" if it requires one.
 
     Raises:
       BadInput: if there is no such config file, or it raises, with its line and error.
 
     From then on, modules of the file's folder and of the current one can be imported.
     """
-    file, _, arg = path.partition(":")
+    file, colon, arg = path.partition(":")
     require(bool(file), "--config: it is empty; name a config file: FILE.py or FILE.py:VARIANT")
     inputs.file("--config", file)
     require(file.endswith(".py"), f"--config: {inputs.shown(file)} is not a Python file")
@@ -67,15 +68,20 @@ def experiment(path: str) -> tuple[types.ModuleType, str]:
         f"--config: {file} defines no function get_config",
     )
     module.get_config = functools.partial(_get_config, module.get_config, file)
-    return module, arg
+    return module, arg if colon else None
 
 
-def _get_config(function: Callable, file: str, arg: str = "") -> ml_collections.ConfigDict:
-    """The config that `get_config(arg)` of a file returns, or `get_config()` if it takes none."""
-    takes = inspect.signature(function)
-    arguments = (arg,) if _binds(takes, arg) else ()
+def _get_config(function: Callable, file: str, arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config that a file's `get_config` returns for the argument of `experiment`."""
+    try:
+        takes = inspect.signature(function)
+    except (TypeError, ValueError) as error:  # of a type that is not written in Python
+        text = f"--config: {file}: get_config is {brief(function)}; write a function"
+        raise BadInput(text) from error
+    calls = ((), ("",)) if arg is None else ((arg,), ())
+    arguments = next((call for call in calls if _binds(takes, *call)), None)
     require(
-        _binds(takes, *arguments),
+        arguments is not None,
         f"--config: {file}: get_config{takes} must be callable with one argument, or without any",
     )
     require(
@@ -290,6 +296,7 @@ def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections
             raise BadInput(
                 f"--config.{key}: {text!r} does not fit: the value there is {known[key]!r}{kind}"
             ) from error
+    check_lazy(config, "config")
 
 
 def _bool_or_word(text: str) -> bool | str:

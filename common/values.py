@@ -27,15 +27,17 @@ class _Step(NamedTuple):
 
 
 def adopted(config) -> ml_collections.ConfigDict:
-    """A `ConfigDict` of one that a user made, or of nested dicts, with plain values.
+    """A `ConfigDict`, not locked, of one that a user made, or of nested dicts, with plain values.
 
     Values that follow others lazily (`get_ref`) still do.
 
     Raises:
-      BadInput: if a key is not a name, or a value is an array with dimensions.
+      BadInput: if a key is not a name, a value is an array with dimensions, or one that follows
+        others cannot be computed.
     """
     _check_keys(config, "config")
     config = ml_collections.ConfigDict(config, convert_dict=True)
+    check_lazy(config, "config")
     _to_python(config, "config")
     return config
 
@@ -46,8 +48,6 @@ def python(where: str, value: Any) -> Any:
     if type(value) is tuple:
         items = tuple(python(where, item) for item in value)
         return value if all(a is b for a, b in zip(items, value, strict=True)) else items
-    if isinstance(value, np.generic):
-        return _number(value)
     if not hasattr(value, "__array__") or not hasattr(value, "shape"):
         return value
     require(
@@ -55,9 +55,10 @@ def python(where: str, value: Any) -> Any:
         f"{where}: {brief(value)} is an array, of shape {tuple(value.shape)}; write a number, or "
         "a tuple: tuple(x.tolist())",
     )
+    require(not np.ma.is_masked(value), f"{where}: a masked value is not a number")
     try:
         return _number(np.asarray(value)[()])
-    except Exception as error:  # a tracer, a random key, a tensor elsewhere
+    except Exception as error:  # a tracer, a random key, bytes, a tensor elsewhere
         raise BadInput(f"{where}: {brief(value)} is not a number: {brief(error)}") from error
 
 
@@ -114,17 +115,14 @@ def _check_keys(section, where: str, above: tuple = ()) -> None:
 
 
 def _to_python(section: ml_collections.ConfigDict, where: str) -> None:
-    """Replaces scalars and arrays of a section by plain values, in place."""
+    """Replaces scalars and arrays of a section by plain values and unlocks it, in place."""
+    section.unlock()
     for key, value in _items(section):
-        at = f"{where}.{key}"
+        at, lazy = f"{where}.{key}", isinstance(value, FieldReference)
         if isinstance(value, ml_collections.ConfigDict):
             _to_python(value, at)
             continue
-        lazy = isinstance(value, FieldReference)
-        try:
-            current = value.get() if lazy else value
-        except RequiredValueError as error:
-            raise BadInput(f"{at}: a required placeholder; give it a value in the file") from error
+        current = value.get() if lazy else value
         plain = python(at, current)
         if plain is current:
             continue
@@ -134,3 +132,24 @@ def _to_python(section: ml_collections.ConfigDict, where: str) -> None:
         with section.ignore_type():
             del section[key]
             section[key] = plain
+
+
+def check_lazy(section: ml_collections.ConfigDict, where: str) -> None:
+    """Raises `BadInput`, naming the key, if a value that follows others cannot be computed."""
+    for key, value in _items(section):
+        at = f"{where}.{key}"
+        if isinstance(value, ml_collections.ConfigDict):
+            check_lazy(value, at)
+        if not isinstance(value, FieldReference):
+            continue
+        try:
+            value.get()
+        except RequiredValueError as error:
+            raise BadInput(f"{at}: a required placeholder; give it a value in the file") from error
+        except BadInput:
+            raise
+        except Exception as error:  # whatever computes it
+            kind = type(error).__name__
+            raise BadInput(
+                f"{at}: cannot be computed from the values that it follows: {kind}: {error}"
+            ) from error

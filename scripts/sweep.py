@@ -186,8 +186,8 @@ def _processes(args, words, jobs, board) -> None:
 def _absolute(args, words: list[str]) -> list[str]:
     """`_command` for processes that may start in another folder."""
     args.workdir = os.fspath(absolute(args.workdir))
-    file, _, argument = args.config.partition(":")
-    args.config = os.path.abspath(file) + (f":{argument}" if argument else "")
+    file, *argument = args.config.partition(":")
+    args.config = "".join((os.path.abspath(file), *argument))
     return _command(args, words)
 
 
