@@ -211,7 +211,13 @@ def _choose_evaluators(config: ml_collections.ConfigDict, pairs: dict[str, str])
             for other in list(config.evals):
                 if other == name or not name:
                     del config.evals[other]
-        elif last:
+        else:
+            require(
+                bool(last),
+                f"--config.{key}: {value!r} does not fit: only None does, which drops it; keys are "
+                f"set one by one, --config.{key if name else 'evals.NAME'}.split=test, and names "
+                "of evaluators hold no '='",
+            )
             _add_evaluator(config, name, known)
             # The kind may require these.
             if last in ("split", "every") and name not in known:

@@ -69,7 +69,7 @@ Space = dict[str, LogUniform | Integers | Choice]
 
 def plain_space(space: Space) -> Space:
     """A space with the numbers of numpy or jax that it is written with as Python's. Raises
-    `BadInput` for what is no part of a space."""
+    `BadInput` for what is no part of a space, or contains no value."""
     kinds = LogUniform, Integers, Choice
     for key, spec in space.items():
         known = isinstance(spec, kinds)
@@ -77,7 +77,10 @@ def plain_space(space: Space) -> Space:
             known,
             f"{key}: {brief(spec)} is no part of a space; write LogUniform, Integers or Choice",
         )
-    return {key: type(spec)(*python(key, tuple(spec))) for key, spec in space.items()}
+    plain = {key: type(spec)(*python(key, tuple(spec))) for key, spec in space.items()}
+    for key, spec in plain.items():
+        _check(key, spec)
+    return plain
 
 
 def over(key: str, values: Iterable) -> Iterator[Overrides]:
@@ -143,7 +146,12 @@ def _check(key: str, spec) -> None:
     if isinstance(spec, Choice):
         require(len(spec.options) > 0, f"{key}: a choice without options")
         return
-    low, high = spec
+    low, high = python(key, tuple(spec))
+    if isinstance(spec, Integers):
+        whole = all(isinstance(end, int) for end in (low, high))
+        require(
+            whole, f"{key}: {brief(low)} to {brief(high)} are not integers; write Integers(0, 3)"
+        )
     positive = low > 0 or isinstance(spec, Integers)
     require(low <= high and positive, f"{key}: {type(spec).__name__} from {low} to {high}")
 

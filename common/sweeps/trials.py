@@ -12,7 +12,7 @@ import collections
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -81,6 +81,14 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     names = [trial.name for trial in trials]
     twice = sorted(name for name, times in collections.Counter(names).items() if times > 1)
     require(not twice, f"{name}() of {file} yields a trial twice: {', '.join(twice[:4])}")
+    first: dict[str, str] = {}
+    for trial in trials:
+        key = json.dumps(trial.config, sort_keys=True) if trial.config else trial.name
+        twin = first.setdefault(key, trial.name)
+        require(
+            twin == trial.name,
+            f"{name}() of {file} yields a trial twice: {twin} and {trial.name} are the same config",
+        )
     return trials
 
 
@@ -144,6 +152,10 @@ def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Seq
     """The `Trial` with these overrides; `words` are the overrides of all trials."""
     completed, refused = None, ""
     try:
+        for key, value in overrides.items():
+            section = isinstance(value, ml_collections.ConfigDict | Mapping)
+            form = f"{key}: {brief(value)} is a section; write its keys, such as {key}.KEY"
+            require(not section, form)
         overrides = {key: values.python(key, value) for key, value in overrides.items()}
     except BadInput as error:
         return Trial(index, folder_name(overrides), overrides, tuple(words), None, str(error))

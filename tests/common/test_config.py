@@ -140,10 +140,11 @@ def test_a_required_key_of_a_kind_can_be_given_with_it(tmp_path, monkeypatch):
         ({"evals.new.kind": "no_such"}, "there is no module 'no_such'"),
         ({"evals.a/b.split": "test"}, "the key 'a/b' is not a name of an evaluator"),
         ({"evals..split": "test"}, "the key '' is not a name of an evaluator"),
-        ({"evals.test": 3}, "evals.test: unknown key"),
+        ({"evals.test": 3}, "evals.test: '3' does not fit: only None does, which drops it"),
+        ({"evals.test": "none"}, r"only None does.*one by one, --config\.evals\.test\.split=test"),
+        ({"evals.a=b.split": "test"}, "evals.a: 'b.split=test' .* evaluators hold no '='"),
         ({"evals.new.split": None}, "evals.new.split: cannot be None"),
-        ({"evals.new": 3}, "evals.new: unknown key"),
-        ({"evals": 3}, "evals: unknown key"),
+        ({"evals": 3}, r"evals: '3' does not fit: .* --config\.evals\.NAME\.split=test"),
     ],
 )
 def test_an_evaluator_that_cannot_be_added_or_dropped_is_one_line(override, message):

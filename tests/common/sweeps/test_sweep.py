@@ -9,7 +9,17 @@ from helpers import DIGITS, TOY
 
 from common.errors import BadInput
 from common.sweeps import trials
-from common.sweeps.sweep import Choice, Integers, LogUniform, chain, over, product, sample, zipit
+from common.sweeps.sweep import (
+    Choice,
+    Integers,
+    LogUniform,
+    chain,
+    over,
+    plain_space,
+    product,
+    sample,
+    zipit,
+)
 
 A, B = list(over("a", (1, 2, 3))), list(over("b", "xyz"))
 
@@ -64,11 +74,19 @@ def test_samples_are_spread_as_they_should_be():
 
 
 @pytest.mark.parametrize(
-    "space", [{"lr": LogUniform(0.0, 1.0)}, {"n": Integers(3, 2)}, {"c": Choice(())}]
+    "space",
+    [
+        {"lr": LogUniform(0.0, 1.0)},
+        {"n": Integers(3, 2)},
+        {"n": Integers(0, 2.5)},
+        {"n": Integers(0.0, 3)},
+        {"c": Choice(())},
+    ],
 )
 def test_a_space_with_nothing_in_it_is_refused(space):
-    with pytest.raises(BadInput, match=next(iter(space))):
-        sample(1, space)
+    for use in (lambda: sample(1, space), lambda: plain_space(space)):  # the latter for Optuna
+        with pytest.raises(BadInput, match=next(iter(space))):
+            use()
 
 
 # ------------------------------------------------------------------------------------------- trials
@@ -118,6 +136,27 @@ def test_trials_are_named_by_their_overrides_and_refused_one_by_one(tmp_path):
             trials.of(str(path), name=name, count=count)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ({"optim.lr": 1}, {"optim.lr": 1.0}, r"optim\.lr=1 and optim\.lr=1\.0"),
+        (
+            {"optim.lr": 1.0, "seed": 0},
+            {"seed": 0, "optim.lr": 1.0},
+            r"seed=0 and seed=0,optim\.lr=1\.0",
+        ),
+        ({"model.hidden": 8}, {"model.hidden": (8,)}, r"hidden=8 and model\.hidden=\(8,\)"),
+        ({}, {"seed": 0}, "base and seed=0"),
+    ],
+)
+def test_one_config_is_not_two_trials(first, second, names, tmp_path):
+    path = tmp_path / "config.py"
+    listed = [{"seed": 1}, first, second]
+    path.write_text(f"exec(open({DIGITS!r}).read())\ndef sweep():\n    return {listed}\n")
+    with pytest.raises(BadInput, match=f"yields a trial twice: .*{names} are the same config"):
+        trials.of(f"{path}:mlp")
+
+
 def test_names_tell_long_and_odd_overrides_apart():
     long = [{"data.folder": "/x" * 200 + str(k)} for k in range(2)]
     long += [{"data.folder": "ü語" * 200 + str(k)} for k in range(2)]
@@ -139,6 +178,7 @@ def test_numbers_of_numpy_and_jax_are_overrides(tmp_path):
         "    yield {'optim.lr': np.array(0.25), 'data.resident': np.bool_(False)}\n"
         "    yield {'evals.test': None, 'evals.new.split': 'train[:10]'}\n"
         "    yield {'model.hidden': np.ones(2)}\n"
+        "    yield {'evals.new': {'split': 'test'}}\n"
         "def space():\n"
         "    return {'optim.lr': LogUniform(np.float32(0.1), np.float32(0.2)),"
         " 'seed': Integers(np.int64(1), np.int64(3)),"
@@ -162,6 +202,7 @@ def test_numbers_of_numpy_and_jax_are_overrides(tmp_path):
     assert found[1].config["model"]["hidden"] == (16, 8)
     assert list(found[3].config["evals"]) == ["new"]
     assert "is an array, of shape (2,)" in found[4].refused
+    assert "is a section; write its keys, such as evals.new.KEY" in found[5].refused
     sampled = trials.of(f"{path}:mlp", name="space", count=2)
     assert json.dumps([trial.overrides for trial in sampled])
     assert sampled[0].config["train"]["average"] == 0.9
