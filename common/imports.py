@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -125,24 +126,41 @@ def _warn_once(text: str) -> None:
 def described(error: BaseException, file: str = "") -> str:
     """'FILE.py, line 3: ZeroDivisionError: division by zero', on one line.
 
+    If a module of that name that is not the user's is the cause, it says which to rename.
+
     Args:
       error: as caught.
       file: the file whose line is named; "" names the innermost line.
     """
     lines = str(error).splitlines()
     kind = type(error).__name__
-    what = f"{kind}: {lines[0][:200]}" if lines else kind
+    what = (f"{kind}: {lines[0][:200]}" if lines else kind) + _hidden_by(error)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
     ours = "<", __file__, importlib.__file__
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if (frame.filename == file if file else not frame.filename.startswith(ours))
+        if (_same(frame.filename, file) if file else not frame.filename.startswith(ours))
     ]
     if not frames:
         return f"{file}: {what}" if file else what
-    return f"{frames[-1].filename}, line {frames[-1].lineno}: {what}"
+    return f"{file or frames[-1].filename}, line {frames[-1].lineno}: {what}"
+
+
+def _same(a: str, b: str) -> bool:
+    return os.path.abspath(a) == os.path.abspath(b)
+
+
+def _hidden_by(error: BaseException) -> str:
+    """`hidden` of the module, or of a module of the package, that lacks what was imported."""
+    name = member = ""
+    if isinstance(error, ImportError):
+        lacking = re.match(r"cannot import name '(\w+)'", str(error))
+        name, member = error.name or "", lacking[1] if lacking else ""
+    elif isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
+        name, member = error.obj.__name__, error.name or ""
+    return name and (hidden(name) or (member and hidden(f"{name}.{member}")))
 
 
 @contextlib.contextmanager

@@ -302,3 +302,31 @@ def test_modules_beside_the_config_and_in_the_current_folder_are_imported(
     ):
         words = "--config", path, "--dry-run", f"--config.model.module={name}"
         refused(capsys, "train", *words, says=says)
+
+
+@pytest.mark.parametrize(
+    ("line", "kept", "says"),
+    [
+        ("from random import mine", "random.py", r"the module 'random' is .*, which hides"),
+        ("import random; random.mine()", "random.py", r"'random' is .*, which hides"),
+        ("from vision.nets_x import f", "vision/nets_x.py", r"'vision' is .*, which hides"),
+        ("from common import mine", "common/mine.py", r"'common' is .*, which hides"),
+        ("from common import other", "common/mine.py", r"cannot import name 'other'[^;]*$"),
+        ("from json import mine", "random.py", r"cannot import name 'mine'[^;]*$"),
+    ],
+)
+def test_an_import_that_ours_or_pythons_module_hides_says_what_to_rename(
+    line, kept, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(imports, "_OWN", [])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text("def mine(): pass\n")
+    says += rf" .*{kept}: rename that one$" if says.endswith("hides") else ""
+    (tmp_path / "config_x.py").write_text(f"\n{line}\n{BASE}{RETURN}")
+    with pytest.raises(BadInput, match=rf"^--config: config_x\.py, line 2: .*{says}"):
+        load("config_x.py")  # the usual path: a relative one
+    (tmp_path / "model_x.py").write_text(f"\n{line}\n")
+    with pytest.raises(BadInput, match=rf"'model_x' (cannot .*, line 2:|needs) .*{says}"):
+        imports.module("config.model.module", "model_x", "")
