@@ -146,7 +146,7 @@ class ViT(Transformer, kw_only=True):
             self.positions == "sine" or height == width == size,
             f"config.model.image_size: {size}, but the images are {height} x {width} pixels; "
             "learned positions need square images of one size, config.model.positions='sine' "
-            "takes any",
+            f"takes any whose sides are multiples of config.model.patch_size, which is {patch}",
         )
         require(
             height % patch == 0 and width % patch == 0,

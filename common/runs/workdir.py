@@ -303,10 +303,12 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     starts = read_starts(folder)
     before = starts[-1]["data"] if starts else {}
     changed = sorted(n for n, digest in fingerprints.items() if before.get(n, digest) != digest)
+    name = starts[-1].get("config", {}).get("data.name") if starts else None
+    known = "" if name is None else f" (config.data.name was {name!r})"
     require(
         not changed,
-        f"{folder}: the data set {', '.join(changed)} has changed since the run began; restore "
-        "it, or start another run in another --workdir",
+        f"{folder}: the data set {', '.join(changed)} has changed since the run began{known}; "
+        "restore it, or start another run in another --workdir",
     )
     return starts
 

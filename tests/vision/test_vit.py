@@ -77,7 +77,7 @@ def test_parameters_have_places_and_the_flops_are_those_traced(name):
 def test_images_that_do_not_fit_are_one_line():
     for fields, shape, message in (
         ({}, (1, 16, 16, 3), "config.model.image_size: 12, but the images are 16 x 16 pixels"),
-        ({}, (1, 12, 8, 3), "config.model.image_size: 12, but the images are 12 x 8 pixels"),
+        ({}, (1, 12, 8, 3), "are 12 x 8 pixels;.* of config.model.patch_size, which is 4"),
         ({"patch_size": 5}, (1, 12, 12, 3), "config.model.patch_size: 5 does not divide"),
         ({"positions": "sine"}, (1, 12, 6, 3), "config.model.patch_size: 4 does not divide"),
         ({"positions": "sine", "width": 34, "heads": 1}, (1, 12, 12, 3), "is not a multiple of 4"),

@@ -84,7 +84,8 @@ def test_a_run_goes_on_from_another_folder_and_with_a_path_saved_relative(tmp_pa
         claim(kept)
         claim(made)  # the same word on another host, where it is another folder
         claim(load(f"{DIGITS}:mlp", **{"data.folder": "moved"}))
-        with pytest.raises(BadInput, match=r"the data set train has changed since the run began"):
+        says = r"the data set train has changed since the run began \(config\.data\.name was 'dig"
+        with pytest.raises(BadInput, match=says):
             workdir.claim(tmp_path / "run", made, {"train": "b"}, write=True)
         claim(made)
     (tmp_path / "run/config.json").write_text(workdir.to_json(made))  # of an older version
