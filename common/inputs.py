@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from common.errors import BadInput, require
+from common.errors import BadInput, brief, require
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -30,6 +30,7 @@ KINDS = {
 }
 EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs"}  # that read a scheme
 LONGEST = 160  # characters of a path in a message
+LINE_END = re.compile(r"\r\n|\r|\n")
 HALF = "lone surrogate replaced by U+FFFD"
 
 
@@ -96,6 +97,11 @@ def path(where: str, name: str) -> epath.Path:
     """The path that a user names, with "~" expanded. Raises `BadInput` if it has a scheme, such as
     gs://, that cannot be read here."""
     if "://" in name:
+        require(
+            not name.lower().startswith(("http://", "https://")),
+            f"{_begun(where)}{shown(name)} is not a local file: fetch it, and name what was "
+            "fetched",
+        )
         try:
             epath.Path(name).exists()
         except Exception as error:  # no library for this scheme, or no such server
@@ -144,7 +150,8 @@ def decoded(where: str, path, data: bytes, encoding: str = "utf-8-sig") -> str:
     try:
         return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
+        before = data[: error.start].decode(encoding, "replace")
+        number = len(LINE_END.findall(before)) + 1
         spelled = encoding.removesuffix("-sig").upper()
         raise BadInput(
             f"{_begun(where)}{shown(path)} cannot be read: line {number} is not {spelled} "
@@ -188,12 +195,12 @@ def json_line(line: str | bytes, mended: collections.Counter | None = None) -> A
     """The value of a line of JSON. With `mended`, a string that is not text is mended.
 
     Raises:
-      ValueError: if it is not JSON in UTF-8, is nested too deeply, or one of its strings is not
-        text: "\\ud83d" alone is half of a character.
+      ValueError: if it is not JSON in UTF-8, is nested too deeply, an object has two values for
+        one key, or one of its strings is not text: "\\ud83d" alone is half of a character.
     """
     try:
         line = line.decode("utf-8-sig") if isinstance(line, bytes) else line
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason})") from error
     except RecursionError as error:
@@ -205,6 +212,19 @@ def json_line(line: str | bytes, mended: collections.Counter | None = None) -> A
             raise ValueError(f"\\u{ord(half[0]):x} is half of a character (a lone surrogate)")
         value = value if half is None else json.loads(whole(written, mended))
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of these pairs. Raises `ValueError` if a key has two values."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for key, value in pairs:
+            if value != made[key]:
+                raise ValueError(
+                    f"its key {brief(key)} stands twice, with {_brief(value)} and "
+                    f"{_brief(made[key])}"
+                )
+    return made
 
 
 def json_object(where: str, path) -> dict:

