@@ -21,7 +21,7 @@ from common import cli
 from common.data import fetch, splits
 from common.errors import choice
 from lm import pretrained as lm_pretrained
-from lm.data import labelled, prose
+from lm.data import labelled, prose, reviews
 from vision import pretrained as vision_pretrained
 
 WEIGHTS = lm_pretrained.WEIGHTS | vision_pretrained.WEIGHTS
@@ -48,7 +48,7 @@ def main(argv=None) -> int:
             print(f"{path.stem}: {len(texts):,} documents, {size / 1e6:.1f} MB")
         print(f"in {folder}")
     elif name in labelled.PREPARED:
-        path = labelled.prepare(name, args.folder)
+        path = reviews.prepare(name, args.folder)
         print(f"{name}: {sum(1 for _ in path.open(encoding='utf-8')):,} examples\nin {path}")
     else:
         folder = fetch.weights(name, WEIGHTS, args.folder)

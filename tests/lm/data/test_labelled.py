@@ -197,6 +197,12 @@ def test_fingerprints_and_the_device(tmp_path, tokenizer):
         ),
         (['{"text": "a", "label": 1, "split": ""}'], "line 1: split '' is not a name"),
         (['{"text": "a", "label": 1, "split": 1}'], "line 1: 'split' is a whole number"),
+        (
+            ['{"text": "a", "label": 1, "split": "x"}', '{"text": "a", "label": 1, "split": "X"}'],
+            "the splits 'x', 'X' differ in case only",
+        ),
+        (['{"text": "a", "label": 1, "split": "x", "Split": 1}'], "'split', 'Split' are both"),
+        (['{"text": "a", " Label": 1}'], "its columns are 'text', ' Label'; rename ' Label' to"),
         (['{"text": " ", "label": 1}'], r"has no examples: example without text left out \(once"),
         (["", ""], "holds no records"),
         (['{"text": "a", "label": 1}'] * 9, r"too few different texts \(1, in 9 examples\)"),
@@ -246,7 +252,7 @@ def test_a_table_of_each_kind_is_the_same_set(tmp_path, tokenizer, pair, split):
     rows = [
         {"text": f'{e["text"]}, "and"', "label": e["label"]}
         | ({"text_b": f"the\n{i % 9}"} if pair else {})
-        | ({"split": ("train", "valid", "test")[i % 3]} if split else {})
+        | ({"SPLIT": ("train", "valid", "test")[i % 3]} if split else {})
         for i, e in enumerate(reviews(60))
     ]
     expected = load(write(tmp_path / "a.jsonl", rows), tokenizer)
@@ -292,18 +298,37 @@ def test_texts_on_two_sides_are_counted(tmp_path, tokenizer, caplog):
     )
 
 
+CSV_LABELS = {
+    "1.5 2.0": "labels of a .csv or .tsv are text, here 2 classes; ",
+    "3 4.5 2": "labels of a .csv or .tsv are text, here 3 classes; ",
+    "1 2 01": "here 3 classes, of 2 values; numbers need a .jsonl",
+    "1 2 1e0": "here 3 classes, of 2 values",
+    "1 2 10": "",
+    "1.5 x": "",
+    "0 1 -1": "2 of the examples have the label -1, a class here; if they are unlabelled, remove",
+}
+
+
 def test_what_is_mended_or_doubtful_is_said(tmp_path, tokenizer, caplog):
     rows = [{"text": f"text {i} \ud83d", "label": ("Yes", "yes ", "no")[i % 3]} for i in range(60)]
     rows.append({"text": "\n", "label": "no"})
     with caplog.at_level(logging.WARNING):
         load(write(tmp_path / "a.jsonl", rows), tokenizer)
         spellings, mended = caplog.messages
-        (tmp_path / "b.csv").write_text("text,label\na,1.5\nb,2.0\nc,1.5\n")
-        load(f"file:{tmp_path}/b.csv", tokenizer)
+        for labels, said in CSV_LABELS.items():
+            cells = labels.split()
+            rows = (f"text {i},{cells[i % len(cells)]}\n" for i in range(6))
+            (tmp_path / "b.csv").write_text("text,label\n" + "".join(rows))
+            caplog.clear()
+            load(f"file:{tmp_path}/b.csv", tokenizer)
+            assert (
+                [line for line in caplog.messages if said in line]
+                if said
+                else not [line for line in caplog.messages if "moved" not in line]
+            )
     assert "'Yes' (20) and 'yes ' (20)" in spellings
     assert "example without text left out (once)" in mended
     assert "lone surrogate replaced by U+FFFD (60 times)" in mended
-    assert "labels of a .csv or .tsv are text, here 2 classes" in caplog.text
 
 
 def test_a_prepared_set(tmp_path, tokenizer):
