@@ -3,6 +3,7 @@
 import collections
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -87,22 +88,28 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def say_alike(counts: Mapping[str, int], where: str) -> None:
-    """Warns of classes whose names differ only in case or white space, and of names with white
-    space around them.
+    """Warns of classes whose names differ only in case, in white space, or in what cannot be seen:
+    a zero-width space, an accent of its own. Also of names with white space around them.
 
     Args:
       counts: {name of a class: number of its examples, or 0 if that is not known}.
       where: the config key and file, which begins the message.
     """
-    shown = lambda name: brief(name) + (f" ({counts[name]:,})" if counts[name] else "")
+    composed = lambda name: unicodedata.normalize("NFC", name)
+    spelled = lambda name: brief(name) if name == composed(name) else ascii(name)
+    shown = lambda name: spelled(name) + (f" ({counts[name]:,})" if counts[name] else "")
     alike = collections.defaultdict(list)
     for name in sorted(counts):
-        alike["".join(name.casefold().split())].append(name)
+        seen = [sign for sign in composed(name.casefold()) if unicodedata.category(sign) != "Cf"]
+        alike["".join("".join(seen).split())].append(name)
     mixed = [names for names in alike.values() if len(names) > 1]
     known = {name for names in mixed for name in names}
     spaced = [[name] for name in sorted(counts) if name != name.strip() and name not in known]
     for groups, what in (
-        (mixed, "labels that differ only in case or white space are classes of their own"),
+        (
+            mixed,
+            "labels that differ only in case, space or invisible signs are classes of their own",
+        ),
         (spaced, "labels with white space around them keep it"),
     ):
         if groups:

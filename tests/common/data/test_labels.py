@@ -69,6 +69,9 @@ def test_labels_of_mixed_spelling_are_named_with_their_counts(caplog):
     labels.numbered(["a", "b", "a b"], "key")
     assert not caplog.records
     labels.say_alike({"CAT": 0, "cat": 0, "dog": 0}, "key")
+    unseen = {"café": 1, "cafe\u0301": 2, "pos": 3, "pos\u200b": 4}
+    labels.say_alike(unseen, "key")
+    assert r"'cafe\u0301' (2) and 'café' (1); 'pos' (3) and 'pos\u200b' (4)" in caplog.messages[-1]
     assert caplog.messages[0].endswith("classes of their own: 'CAT' and 'cat'")
 
 
