@@ -212,7 +212,10 @@ def text(result: dict) -> str:
     top, rows, notes = result.get("peak_flops_per_second"), [], []
     for row in result["rows"]:
         if "missing" in row:
-            notes.append(f"{row['name']}: {row['missing']} is missing: pip install -e '.[bench]'\n")
+            extra = "bench-files" if row["missing"] == "torchvision" else "bench"
+            notes.append(
+                f"{row['name']}: {row['missing']} is missing: pip install -e '.[{extra}]'\n"
+            )
             continue
         low, high = row["quartiles"]
         speed = f"{row['per_second']:.4g} {row['unit']}s" if "per_second" in row else ""
