@@ -1,6 +1,7 @@
 """Sweeps as processes: launchers agree, nothing is done twice, bad trials end alone."""
 
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -8,7 +9,7 @@ import time
 
 import pytest
 import slurm
-from helpers import ROOT, exit_code, finish, result, same, start, timeless
+from helpers import ROOT, exit_code, finish, result, same, script, start, timeless
 
 from common.runs import checkpoint, workdir
 from common.sweeps import trials
@@ -239,3 +240,11 @@ def test_what_is_wrong_with_the_command_is_one_line(words, said, tmp_path, capsy
     assert said in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variant", ["", ":", ":mlp:a"])
+def test_processes_that_start_elsewhere_have_the_same_config(variant, tmp_path):
+    made = script("sweep")
+    words = "--config", f"theirs.py{variant}", "--workdir", str(tmp_path)
+    own = made._absolute(made._parser().parse_args(words), [])
+    assert own[own.index("--config") + 1] == f"{pathlib.Path('theirs.py').absolute()}{variant}"
