@@ -1,11 +1,17 @@
 """Small corpora of made-up English, written to a folder."""
 
+import collections
 import json
 import pathlib
 import random
+from collections.abc import Iterable
 
 import numpy as np
+import pytest
 from tokenizers import pre_tokenizers
+
+from common.errors import BadInput
+from lm.data import corpora
 
 WORDS = [
     *("the", "of", "and", "to", "in", "union", "states", "congress", "people", "government"),
@@ -92,3 +98,20 @@ def labelled(folder, classes: int, examples: int = 300) -> str:
         for i in range(examples):
             file.write(json.dumps({"text": text(rng, 2), "label": f"class {i % classes}"}) + "\n")
     return f"file:{path}"
+
+
+def read(folder, notes: collections.Counter | None = None) -> list[corpora.Document]:
+    """The documents of a folder of one's own."""
+    return list(corpora.documents(f"folder:{folder}", notes=notes))
+
+
+def sizes(documents: Iterable[corpora.Document]) -> dict[str, int]:
+    """The number of documents in each part."""
+    return collections.Counter(document.part for document in documents)
+
+
+def refused(folder, says: str) -> None:
+    """A folder of one's own must be refused in one line that matches `says`."""
+    with pytest.raises(BadInput, match=rf"^config\.data\.name: .*{says}") as error:
+        read(folder)
+    assert "\n" not in str(error.value)
