@@ -150,9 +150,14 @@ def expected(folder: pathlib.Path) -> collections.Counter | None:
             if low.endswith((".jsonl", ".jsonl.gz")):
                 data = path.read_bytes()
                 data = gzip.decompress(data) if low.endswith(".gz") else data
+                if b"\0" in data:
+                    raise ValueError
                 found.update(fixed(entry["text"]) for entry in parsed(data))
             elif low.endswith((".txt", ".md")):
-                found[path.read_bytes().decode("utf-8-sig")] += 1
+                text = path.read_bytes().decode("utf-8-sig")
+                if "\0" in text:
+                    raise ValueError
+                found[text] += 1
     except (ValueError, OSError, EOFError, RecursionError):
         return None
     return collections.Counter({k: n for k, n in found.items() if k.strip()})
