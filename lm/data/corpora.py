@@ -127,7 +127,7 @@ def _divided(name: str, folder: str, notes: collections.Counter) -> Iterator[Doc
     told = {} if name.startswith("tfds:") else folders.told(folders.listed(name, folder), notes)
     held: set[str] = {"train"}
     if told:
-        held = _held(_read(name, folder, collections.Counter(), told))
+        held = _held(name, folder, told)
         require("train" in held, f"{where}: all documents in its part 'train' are blank")
         where += ": 'train'"
     missing = set(PARTS) - held
@@ -174,14 +174,14 @@ def _divided(name: str, folder: str, notes: collections.Counter) -> Iterator[Doc
         yield document._replace(part=to)
 
 
-def _held(found: Iterable[Document]) -> set[str]:
-    """The parts of documents that are not blank."""
-    held: set[str] = set()
-    for document in found:
-        if document.text.strip():
-            held.add(document.part)
-            if len(held) == len(PARTS):
-                break
+def _held(name: str, folder: str, told: dict[str, str]) -> set[str]:
+    """The parts with a document that is not blank. Reads of each no more than it takes."""
+    held = set()
+    for part in PARTS:
+        only = {path: by if by in (part, folders.SPLIT) else "" for path, by in told.items()}
+        found = _read(name, folder, collections.Counter(), only)
+        if any(document.part == part and document.text.strip() for document in found):
+            held.add(part)
     return held
 
 
