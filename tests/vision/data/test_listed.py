@@ -97,6 +97,20 @@ def test_parts_may_have_longer_names(tmp_path, names):
     assert found["train"].facts.classes == ("a", "b")
 
 
+def test_a_listing_of_another_place_has_another_stamp(tmp_path):
+    """Also where a file system keeps no times."""
+    found = listed.listing(f"images:{pets(tmp_path / 'pets', 4)}", ("path", "label"))
+    other = found._replace(root=tmp_path / "elsewhere")
+    assert listed.stamp(found, 1) == listed.stamp(found, 1) != listed.stamp(other, 1)
+    assert listed.stamp(found, 1) != listed.stamp(found, 2)
+
+
+def test_classes_that_are_spelled_alike_are_told(tmp_path, caplog):
+    write(tmp_path / "own", *(f"{name}/{i}.png" for name in ("CAT", "cat") for i in "123"))
+    listed.listing(f"images:{tmp_path}/own", ("path", "label"))
+    assert "'CAT' (3) and 'cat' (3)" in warned(caplog)
+
+
 def test_folders_below_classes_are_told(tmp_path, caplog):
     names = "pets/cat", "pets/dog", "cars/bus", "cars/van"
     load(write(tmp_path / "own", *(f"{top}/{i}.png" for top in names for i in "12")))
