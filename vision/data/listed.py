@@ -54,10 +54,11 @@ def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> List
     """The pictures of a set `images:DIR` or `images:TABLE`.
 
     Below DIR there is a folder for each class, or `train` with `valid` or `test` beside it, by
-    these or the other names of `common.data.parts.ALIASES`, and the classes in each. A folder of a
-    class may have folders of its own. Classes are numbered in the order of their names. In each
-    part, files are in the order of their names, with numbers by their values, then of their paths:
-    2.png, 10.png. Links are followed.
+    these or the other names of `common.data.parts.ALIASES`, and the classes in each. Two or three
+    folders whose names begin or end with these words, such as training_set, are parts if they hold
+    no pictures but in folders. A folder of a class may have folders of its own. Classes are
+    numbered in the order of their names. In each part, files are in the order of their names, with
+    numbers by their values, then of their paths: 2.png, 10.png. Links are followed.
 
     A table is a .csv, .tsv, .jsonl or .parquet with a row for each picture, in any order, which is
     kept. Its `columns` hold the path, relative to the table's folder, and the class; a column
