@@ -38,7 +38,8 @@ def wait_for_step(workdir, step: int, seconds: float = 120) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-@pytest.mark.parametrize("calls", [1, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [1, 7])
 def test_killed_and_told_to_end_it_ends_the_same(tmp_path, calls):
     # Several steps a call go by faster.
     total = 1200 if calls == 1 else 6000

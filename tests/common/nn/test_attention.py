@@ -17,14 +17,10 @@ def module(**fields) -> attention.Attention:
     return attention.Attention(heads=4, kv_heads=2, bias=False, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("causal", "window", "segments"),
-    [
-        (True, 30, SEGMENTS),
-        pytest.param(True, None, None, marks=pytest.mark.slow),
-        pytest.param(False, None, SEGMENTS, marks=pytest.mark.slow),
-        pytest.param(False, 20, None, marks=pytest.mark.slow),
-    ],
+    [(True, 30, SEGMENTS), (True, None, None), (False, None, SEGMENTS), (False, 20, None)],
 )
 def test_splash_is_the_plain_map(causal, window, segments):
     """Outputs and gradients, with fewer key heads than heads, on one device and divided over
