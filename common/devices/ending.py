@@ -165,14 +165,17 @@ def now_busy(what: str | Callable[[], str]) -> None:
 
 @contextlib.contextmanager
 def grace(seconds: float) -> Iterator[None]:
-    """Gives the body so many seconds to end once the program is told to."""
+    """Gives the body so many seconds to end once the program is told to. They are not of those that
+    the program has around it, which add up: one that saves again and again, and never ends, is
+    ended."""
     before, _WATCH.grace = _WATCH.grace, seconds
+    begun = time.monotonic()
     try:
         yield
     finally:
         _WATCH.grace = before
         if _WATCH.told is not None:
-            _WATCH.told_at = time.monotonic()
+            _WATCH.told_at += time.monotonic() - max(begun, _WATCH.told_at)
 
 
 def allow(longest: float) -> None:

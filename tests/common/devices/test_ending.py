@@ -89,6 +89,21 @@ def test_what_is_saved_is_waited_for_and_what_hangs_is_not(monkeypatch):
     assert ends[0] - saved_at >= 0.5
 
 
+def test_what_saves_again_and_again_and_never_ends_is_ended(monkeypatch):
+    """As where the notice to the other processes is lost, and the run goes on."""
+    ends = []
+    monkeypatch.setattr(ending._Watch, "end", ends.append)
+    with ending.guarded(), ending.Preemption(), ending.grace(0.5):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        def save() -> bool:
+            with ending.grace(math.inf):
+                time.sleep(0.02)
+            return bool(ends)
+
+        wait_for(save)
+
+
 def test_an_evaluation_is_interrupted_and_a_step_is_not():
     with ending.guarded(), ending.Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
