@@ -92,7 +92,7 @@ def test_what_is_saved_is_waited_for_and_what_hangs_is_not(monkeypatch):
 def test_what_saves_again_and_again_and_never_ends_is_ended(monkeypatch):
     """As where the notice to the other processes is lost, and the run goes on."""
     ends = []
-    monkeypatch.setattr(ending._Watch, "end", ends.append)
+    monkeypatch.setattr(ending._Watch, "end", lambda watch: ends.append(watch.told))
     with ending.guarded(), ending.Preemption(), ending.grace(0.5):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -101,7 +101,7 @@ def test_what_saves_again_and_again_and_never_ends_is_ended(monkeypatch):
                 time.sleep(0.02)
             return bool(ends)
 
-        wait_for(save)
+        wait_for(save, 20)
 
 
 def test_an_evaluation_is_interrupted_and_a_step_is_not():
