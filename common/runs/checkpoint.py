@@ -155,7 +155,7 @@ class Checkpoints:
         with together():
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
-        self._set_aside(*filter(self._nests_too_deep, self._agreed_steps()))
+        self._set_aside(*filter(self._stops_orbax, self._agreed_steps()))
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             preservation_policy=_Preserve(rule, history),
@@ -171,16 +171,16 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         self._empty()
 
-    def _nests_too_deep(self, step: int) -> bool:
+    def _stops_orbax(self, step: int) -> bool:
         """Whether a step's metadata are damaged such that Orbax, which reads those of every step,
-        could not even open the folder."""
+        could not even open the folder: nested too deeply, or JSON but no object."""
         try:
-            json.loads((self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())
+            metadata = json.loads((self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())
         except RecursionError:
             return True
         except (OSError, ValueError):
-            pass
-        return False
+            return False
+        return not isinstance(metadata, dict)
 
     def _empty(self) -> None:
         """Deletes what is no longer kept; no save may be in progress."""

@@ -122,9 +122,10 @@ def test_a_fifo_in_the_place_of_a_file_is_damage(tmp_path):
         restore(tmp_path, 2)
 
 
-def test_metadata_that_nest_too_deep_are_damage(tmp_path):
+@pytest.mark.parametrize("junk", [b"[" * 100_000, b"[]", b"7", b'"x"'])
+def test_metadata_that_orbax_cannot_pass_over_are_damage(tmp_path, junk):
     saved(tmp_path)
-    (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(b"[" * 100_000)
+    (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(junk)
     assert restore(tmp_path)[1] == 2
     assert (tmp_path / "damaged_checkpoint_1").exists()
     saved(tmp_path, steps=(3,))

@@ -57,6 +57,8 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
     first = train.run(config, tmp_path / "a", show=False)
     again = train.run(config, tmp_path / "a", show=False)
     assert again == first
+    (tmp_path / "a/result.json").write_text(json.dumps(first | {"parameters": 7}))
+    assert train.run(config, tmp_path / "a", show=False)["parameters"] == first["parameters"]
     extended = train.run(longer, tmp_path / "a", show=False)
     straight = train.run(longer, tmp_path / "b", show=False)
     assert extended["digest"] == straight["digest"]
