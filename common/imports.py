@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import jax.extend.backend
-from jax._src import xla_bridge  # whether jax has started has no public name
+from jax._src import xla_bridge  # `jax_has_started` has no public counterpart
 
 from common.errors import BadInput, require
 
@@ -175,13 +175,18 @@ def explained(where: str, file: str) -> Iterator[None]:
         raise BadInput(f"{where}: {described(error, file)}") from error
 
 
+def jax_has_started() -> bool:
+    """Whether jax has opened its devices: too late to divide a CPU, or to join other processes."""
+    return xla_bridge.backends_are_initialized()
+
+
 @contextlib.contextmanager
 def _not_starting_jax() -> Iterator[None]:
     """Where the code in it is what starts jax, on a CPU, jax is not started afterwards: the run may
     still divide the CPU into devices, or join other processes. Arrays that were made stay valid."""
-    fresh = not xla_bridge.backends_are_initialized()
+    fresh = not jax_has_started()
     yield
-    if fresh and xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu":
+    if fresh and jax_has_started() and jax.default_backend() == "cpu":
         jax.extend.backend.clear_backends()
 
 

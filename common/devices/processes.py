@@ -36,8 +36,8 @@ import urllib.request
 from collections.abc import Mapping
 
 import jax
-from jax._src import xla_bridge  # whether jax has started has no public name
 
+from common import imports
 from common.devices import agreement, ending
 from common.devices.terminal import say
 from common.errors import require
@@ -75,7 +75,7 @@ def join() -> None:
     if arguments is None:
         return
     require(
-        not xla_bridge.backends_are_initialized(),
+        not imports.jax_has_started(),
         "--config: a file that it is read from computes with jax, before the processes of the run "
         "have joined; use numpy there",
     )

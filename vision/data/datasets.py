@@ -9,7 +9,6 @@ wrote (see `prepared`). Splits use TFDS syntax: `train`, `train[:90%]`, `train[9
 import gzip
 import importlib.resources
 import os
-from typing import Literal
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def load_sources(
     workers: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
-    broken: Literal["refuse", "skip"] = "refuse",
+    broken: folders.Broken = "refuse",
     columns: tuple[str, str] = COLUMNS,
 ) -> dict[str, Source]:
     """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.

@@ -63,15 +63,14 @@ def decode(path, shape: tuple[int, int, int], image_size: int | None) -> Decoded
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     longer, limit = side * max(height, width) / min(height, width), 2 * Image.MAX_IMAGE_PIXELS
     if longer * side > limit:
         raise pictures.Broken(
             f"{height} x {width}, made {side} at its shorter side, has more than {limit:,} pixels; "
             "config.data.image_size is too large for it"
         )
-    colour = image if channels == 3 else np.repeat(image, 3, axis=-1)
-    return np.ascontiguousarray(photographs.shorter_side(colour, side)[..., :channels])
+    return np.ascontiguousarray(photographs.square(image, side))
 
 
 def _ahead(pool, function: Callable, items: Iterable[Picture]) -> Iterator[tuple[Picture, Any]]:

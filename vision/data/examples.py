@@ -149,14 +149,8 @@ def stack(
     for i, example in enumerate(examples):
         with row_of(layout, *names(i)):
             image = pixels.as_u8(image_of(example, layout), scale)
-            images.append(image if image_size is None else _resized(image, image_size))
+            images.append(image if image_size is None else photographs.square(image, image_size))
     return {"image": np.stack(images), "label": label_column(examples, names, layout)}
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    """`photographs.shorter_side`, of grey images too."""
-    colours = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-    return photographs.shorter_side(colours, size)[..., : image.shape[-1]]
 
 
 # ------------------------------------------------------------------------------------------ labels

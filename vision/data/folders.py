@@ -27,7 +27,7 @@ from common.data import made
 from common.data import splits as prepared_sets
 from common.data.parts import moves
 from common.devices import terminal
-from common.errors import BadInput, require
+from common.errors import require
 from common.task import Source, split_key
 from vision.data import decoding, kept, listed, packed, pictures, prepared, sets
 from vision.data.kept import Kept
@@ -58,14 +58,7 @@ def load_sources(
         logging.warning("%s: %s", name, text)
     for key, split in splits.items():
         _check_parts(listing, found.sizes, split, split_key(key))
-    try:
-        sources = prepared.from_tfds(splits, title, folder, None, resident, compare=False)
-    except BadInput as error:
-        damage, _, mend = str(error).partition("; remove ")
-        if not mend:
-            raise
-        again = f"remove {path} and start again, which prepares the pictures again"
-        raise BadInput(f"{damage}; {again}") from error
+    sources = prepared.from_tfds(splits, title, folder, None, resident, listed=True)
     # What two parts share stands in the warnings, with names.
     kept.warn_of_copies(path, found, splits)
     return {key: _content(source, splits[key], found) for key, source in sources.items()}

@@ -4,7 +4,6 @@ it was written.
 
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterable
@@ -12,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.data.fetch import sha256
 from common.data.splits import ranges
 from common.task import split_key
-from vision.data import packed
+from vision.data import packed, sets
 
 INDEX = "images.json"
 ROWS = "rows.npy"  # u64: the beginnings of hashes of the pixels of each row, by part
@@ -49,16 +49,11 @@ def save(path: pathlib.Path, rows: Iterable[bytes], **facts) -> Kept:
     np.save(path / ROWS, np.frombuffer(b"".join(rows), np.uint64))
     files = [path / ROWS, *sorted((path / packed.NUMBER).iterdir())]
     name = lambda file: file.relative_to(path).as_posix()
-    sums = {name(file): _sum(file) for file in files if ".array_record-" not in file.name}
+    sums = {name(file): sha256(file) for file in files if ".array_record-" not in file.name}
     kept = Kept(files={name(f): os.path.getsize(f) for f in files}, sums=sums, **facts)
     index = json.loads(json.dumps(kept._asdict()))
     (path / INDEX).write_text(json.dumps(index | {"sha256": _own_sum(index)}, indent=1))
     return kept
-
-
-def _sum(file: pathlib.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _own_sum(index: dict) -> str:
@@ -74,7 +69,7 @@ def load(path: pathlib.Path) -> Kept | None:
             return None
         kept = Kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in index.items()})
         sound = all(os.path.getsize(path / file) == size for file, size in kept.files.items())
-        sound = sound and all(_sum(path / file) == digest for file, digest in kept.sums.items())
+        sound = sound and all(sha256(path / file) == digest for file, digest in kept.sums.items())
         return kept if sound else None
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None
@@ -102,9 +97,5 @@ def warn_of_copies(path: pathlib.Path, kept: Kept, splits: dict[str, str]) -> No
                     mask[at] = True
             of = hashes[starts[part] : starts[part] + kept.sizes[part]]
             count += int(np.isin(of[own & ~learnt], of[learnt]).sum())
-        if count:
-            size = sum(at.stop - at.start for _, at in rows[key])
-            logging.warning(
-                "%d of %d images of %r are also in %r, which is trained on",
-                count, size, split, splits["train"],
-            )  # fmt: skip
+        size = sum(at.stop - at.start for _, at in rows[key])
+        sets.warn_of_copies(count, size, split, splits.get("train", ""))

@@ -56,6 +56,13 @@ def shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     return resized[top : top + size, left : left + size]
 
 
+def square(image: np.ndarray, size: int) -> np.ndarray:
+    """`shorter_side` of grey images too: u8[H, W, C] with 1 or 3 channels to u8[size, size, C]."""
+    channels = image.shape[-1]
+    colours = np.repeat(image, 3, axis=-1) if channels == 1 else image
+    return shorter_side(colours, size)[..., :channels]
+
+
 def _picture(image: np.ndarray) -> Image.Image:
     image = np.asarray(image)
     require(

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from common.data import labels as numbering
-from common.data.splits import MADE, fingerprint, open_prepared, ranges, reading, source_of
+from common.data.splits import fingerprint, open_prepared, ranges, reading, source_of
 from common.errors import brief, require
 from common.task import Source
 from common.task import split_key as where
@@ -49,10 +49,10 @@ def from_tfds(
     image_size: int | None,
     resident: bool | None,
     *,
-    compare: bool = True,
+    listed: bool = False,
 ) -> dict[str, Source]:
-    """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`, and
-    `compare` that of `sets.in_memory`."""
+    """Sources of a set that TFDS prepared; the arguments are those of `datasets.load_sources`.
+    `listed` is for files of the user's own, of whose classes and copies their listing has told."""
     builder = open_prepared(name, folder, SCRIPTED)
     layout = _layout(builder)
     if (layout.image, layout.label) != ("image", "label"):
@@ -81,11 +81,12 @@ def from_tfds(
             names = lambda i: (split, at.start + i)
             return part | {"label": numbered(part["label"], layout, classes, names)}
 
-        sources = sets.in_memory(splits, sizes, take, facts, True, compare=compare)
+        sources = sets.in_memory(splits, sizes, take, facts, True, compare=not listed)
         for split, source in {splits[key]: source for key, source in sources.items()}.items():
             _warn_if_dark(layout, split, source.resident["image"], "never")
         trained = sources["train"].resident["label"] if "train" in sources else None
-        _warn_of_classes(layout, classes, trained, splits.get("train", ""))
+        if not listed:
+            _warn_of_classes(layout, classes, trained, splits.get("train", ""))
         return sources
     scale, trained = _scale(builder, SAMPLED), None
     if layout.classes is None:
@@ -111,7 +112,8 @@ def from_tfds(
     for split, source in {splits[key]: source for key, source in sources.items()}.items():
         few = source.read(_spread(source.size, LOOKED_AT))["image"]
         _warn_if_dark(layout, split, few, "in a sample never")
-    _warn_of_classes(layout, classes, trained, _reference(sizes))
+    if not listed:
+        _warn_of_classes(layout, classes, trained, _reference(sizes))
     return sources
 
 
@@ -135,9 +137,7 @@ def _warn_of_classes(
     layout: Layout, classes: tuple[str, ...], trained: np.ndarray | None, split: str
 ) -> None:
     """Warns of classes spelled alike, and of those without an example among the labels `trained` of
-    `split`, if these are known as numbers. Of pictures of the user's own, `folders` does."""
-    if MADE.fullmatch(layout.name):
-        return
+    `split`, if these are known as numbers."""
     numbering.say_alike(dict.fromkeys(classes, 0), named(layout.name))
     known = trained is not None and trained.dtype.kind != "U"
     empty = np.setdiff1d(np.arange(len(classes)), trained).tolist() if known else []

@@ -127,8 +127,12 @@ def _report_duplicates(splits: dict[str, str], rows: dict, images: dict[str, np.
             own.append(new)
         new = np.concatenate(own)
         count = len(duplicates(images["train"], images[name][new])) if new.any() else 0
-        if count:
-            logging.warning(
-                "%d of %d images of %r are also in %r, which is trained on",
-                count, len(images[name]), split, splits["train"],
-            )  # fmt: skip
+        warn_of_copies(count, len(images[name]), split, splits["train"])
+
+
+def warn_of_copies(count: int, size: int, split: str, trained: str) -> None:
+    """Warns, if there are any, of images of a split that the split `trained` has, too."""
+    if count:
+        logging.warning(
+            "%d of %d images of %r are also in %r, which is trained on", count, size, split, trained
+        )
