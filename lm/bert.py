@@ -1,4 +1,6 @@
-"""BERT (Devlin et al. 2019): a bidirectional encoder, its pretraining heads, and a classifier.
+"""BERT (Devlin et al. 2019): a bidirectional encoder, its pretraining heads, and heads for whole
+texts (`Classifier`), for every token (`TokenClassifier`) and for an answer within a text
+(`SpanAnswerer`).
 
     from lm import bert
     model = bert.Bert(**bert.SIZES["base"])
@@ -6,7 +8,7 @@
     logits = model.apply({"params": params}, tokens)
     hidden = model.apply({"params": params}, tokens, method="encode")
 
-The three modules share the encoder's parameter names, so a `Classifier` can start from a `Bert`.
+The modules share the encoder's parameter names, so that each of the others can start from a `Bert`.
 Their fields also cover later variants: pre-norm, no biases, a gated MLP and scaled sinusoids make
 the crammed BERT of Geiping & Goldstein 2022; narrower embeddings make an ELECTRA.
 
@@ -295,6 +297,73 @@ class Classifier(Encoder, kw_only=True):
         pooled = self.pool(self.encode(tokens, segments, types, train), segments)
         logits = self.classifier(self.drop(self.constrain(pooled, "batch", None), train))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class TokenClassifier(Encoder, kw_only=True):
+    """The encoder with a linear head on every position: class logits of tokens, for tagging.
+
+    Attributes:
+      num_classes: K.
+      head_dropout: dropout rate on hidden states before the head; None is none. May be traced.
+      Others: see `Encoder`.
+    """
+
+    num_classes: int
+    head_dropout: float | None = None
+
+    @property
+    def PARTITION(self) -> Table:
+        """How parameters are sharded; see `common.devices.mesh`."""
+        return (*super().PARTITION, (r"token_classifier/kernel", ("mlp", None)))
+
+    def setup(self):
+        """Creates the encoder and the head."""
+        super().setup()
+        dense, _ = self.head_layers()
+        self.token_classifier = dense(self.num_classes)
+        self.drop = Dropout(self.head_dropout)
+
+    @nn.nowrap
+    def flops(self, length: int) -> int:
+        """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
+        head = 2 * length * self.width * self.num_classes
+        return self.embedding_flops(length) + self.stack_flops(length) + head
+
+    def __call__(self, tokens, segments=None, types=None, train: bool = False):
+        """Logits f32[B, L, K]; arguments as in `encode`."""
+        hidden = self.encode(tokens, segments, types, train)
+        hidden = self.drop(self.constrain(hidden, "batch", None, None), train)
+        logits = self.token_classifier(hidden)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class SpanAnswerer(Encoder, kw_only=True):
+    """The encoder with a head that points: for every position the logits that an answer begins, and
+    ends, there (Devlin et al. 2019, section 4.2)."""
+
+    @property
+    def PARTITION(self) -> Table:
+        """How parameters are sharded; see `common.devices.mesh`."""
+        return (*super().PARTITION, (r"span/kernel", ("mlp", None)))
+
+    def setup(self):
+        """Creates the encoder and the head."""
+        super().setup()
+        dense, _ = self.head_layers()
+        self.span = dense(2)
+
+    @nn.nowrap
+    def flops(self, length: int) -> int:
+        """FLOPs of the forward pass on one row of L = `length` positions, as in `stack_flops`."""
+        head = 2 * length * self.width * 2
+        return self.embedding_flops(length) + self.stack_flops(length) + head
+
+    def __call__(self, tokens, segments=None, types=None, train: bool = False):
+        """(start logits f32[B, L], end logits f32[B, L]); arguments as in `encode`."""
+        hidden = self.encode(tokens, segments, types, train)
+        logits = self.span(self.constrain(hidden, "batch", None, None))
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return logits[..., 0], logits[..., 1]
 
 
 def mean_pool(hidden, segments=None):

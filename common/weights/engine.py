@@ -23,7 +23,7 @@ from common.weights import names as naming
 from common.weights import tensors
 from common.weights.family import Described, Family
 
-HEADS = "classifier/kernel", "head/kernel"  # of classes
+HEADS = "classifier/kernel", "token_classifier/kernel", "head/kernel"  # of classes
 STATISTICS = {"mean", "var"}  # leaves in the collection batch_stats; all others are parameters
 
 
@@ -111,7 +111,7 @@ def read(
         readings = [
             (family, names, *naming.recognised(names, loaded))
             for family in fitting
-            for names in family.names
+            for names in _layouts(family, config or {})
         ]
         family, names, known, unmatched = max(readings, key=lambda reading: len(reading[2]))
         kinds = " or ".join(dict.fromkeys(each.name for each in fitting))
@@ -129,6 +129,20 @@ def read(
             layers == says, f"its config.json says {says} layers, and its tensors are of {layers}"
         )
         return read
+
+
+def _layouts(family: Family, config: dict) -> tuple[naming.Names, ...]:
+    """The layouts of a family that a file may be in, by the class that its config.json names."""
+    classes = config.get("architectures")
+    listed = classes if isinstance(classes, list) else ()
+    classes = [name for name in listed if isinstance(name, str)]
+    told = [
+        names
+        for names in family.names
+        if names.architecture and any(name.endswith(names.architecture) for name in classes)
+    ]
+    others = [names for names in family.names if not names.architecture]
+    return tuple(told or (others if classes else family.names))
 
 
 @contextlib.contextmanager

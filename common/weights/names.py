@@ -121,6 +121,8 @@ class Names(NamedTuple):
       buffers: regex of names, without prefix, of tensors that are no weights.
       refused: pairs (regex of names, without prefix, why no model here computes what a file with
         such a tensor does).
+      architecture: the end of the names of the classes there that alone have this layout, by
+        config.json's `architectures`, such as "ForTokenClassification"; "" is any other class.
       unused: model -> {name there, without prefix: tensor} that a file there has as well, though
         nothing that is computed here depends on it; None is none.
     """
@@ -132,6 +134,7 @@ class Names(NamedTuple):
     buffers: str = r"(?!)"
     refused: tuple[tuple[str, str], ...] = ()
     unused: Callable | None = None
+    architecture: str = ""
 
 
 class _Tensor(NamedTuple):

@@ -137,7 +137,7 @@ def told(files: Iterable[File], notes: collections.Counter) -> dict[str, str]:
         by_name = next(filter(None, map(parts.named, relative.split("/"))), "")
         found[relative] = SPLIT if column else by_name
         values |= column or ({by_name} - {""})
-    others = [path for path, by in found.items() if not by and not _beside(path)]
+    others = [path for path, by in found.items() if not by and not beside(path)]
     if "train" in values and len(values) > 1 and not others:
         return found
     alike = sorted(path for path, by in found.items() if by)
@@ -149,7 +149,8 @@ def told(files: Iterable[File], notes: collections.Counter) -> dict[str, str]:
     return {}
 
 
-def _beside(path: str) -> bool:
+def beside(path: str) -> bool:
+    """Whether a file accompanies a set, by its name: a readme, a licence."""
     words = re.split(r"[\W_]+", path.rpartition("/")[2].casefold())
     return words[0] in BESIDE and os.path.splitext(path)[1].lower() in TEXTS
 

@@ -8,15 +8,13 @@
     tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
 
 scripts/prepare.py makes `reviews` and `topics` (see `lm.data.reviews`). A set without splits of its
-own is divided by a hash of the text: 20% "test", and of the rest 10% "valid" and 90% "train", so
-that a text is never on two sides; if that leaves a part of a small set empty, the texts with the
-lowest hashes are moved. Splits use TFDS's notation: `train+valid`, `test[:100]`.
+own is divided by a hash of the text (see `lm.data.own`). Splits use TFDS's notation: `train+valid`,
+`test[:100]`.
 
 Letters: L length, N examples.
 """
 
 import collections
-import hashlib
 import logging
 import re
 from typing import NamedTuple
@@ -26,12 +24,12 @@ import numpy as np
 from etils import epath
 
 from common import inputs
-from common.data import fetch, loading, parts, tables, textfiles
+from common.data import fetch, loading, tables, textfiles
 from common.data import labels as numbering
 from common.data import splits as grammar
-from common.errors import BadInput, NotPrepared, brief, require
+from common.errors import BadInput, NotPrepared, require
 from common.task import Source, split_key
-from lm.data import text
+from lm.data import own, text
 from lm.data import tokenizer as tokenizers
 from lm.pretrained import VOCAB_SIZES
 
@@ -100,13 +98,7 @@ def load_sources(
     text.check_length(length)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
-    encoder = text.find_tokenizer(tokenizer, folder)
-    facts = tokenizers.facts(encoder)
-    lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
-    require(
-        bool(facts.layouts[0].special) or not lacking,
-        f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token",
-    )
+    facts = own.text_facts(tokenizer, folder)
     sizes, take, classes = (
         _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
     )
@@ -115,7 +107,7 @@ def load_sources(
     used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
     examples = {part: take(part) for part in used}
     rows = {part: _rows(examples[part], facts) for part in used}
-    _warn_of_repeated(ranges, examples, name)
+    own.warn_of_repeated(ranges, {part: set_.texts for part, set_ in examples.items()}, name)
     sources = {}
     for key, at in ranges.items():
         arrays = {
@@ -124,28 +116,6 @@ def load_sources(
         }
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
     return sources
-
-
-def _warn_of_repeated(
-    ranges: dict[str, list[tuple[str, slice]]], examples: dict[str, Examples], name: str
-) -> None:
-    """Warns of each Source some of whose examples, though not trained on, have the text of one that
-    is."""
-    trained, texts = collections.defaultdict(set), set()
-    for part, at in ranges.get("train", ()):
-        trained[part].update(range(at.start, at.stop))
-        texts.update(examples[part].texts[at])
-    for key, pieces in ranges.items():
-        held = [(part, row) for part, at in pieces for row in range(at.start, at.stop)]
-        held = [examples[part].texts[row] for part, row in held if row not in trained[part]]
-        twice = [each for each in held if each in texts]
-        if twice:
-            logging.warning(
-                "%s: %s: %s of the %s examples of %s that are not trained on have the text of "
-                "one that is, first %s",
-                *(WHERE, inputs.shown(name), f"{len(twice):,}", f"{len(held):,}", split_key(key)),
-                brief(twice[0][0]),
-            )
 
 
 def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
@@ -182,17 +152,6 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
         read = lambda rows: empty(len(rows))
         sources[key] = Source(size, read, resident, spec, "outline", facts)
     return sources
-
-
-def part(texts: tuple[str, ...]) -> str:
-    """The split of an example, by a hash of its texts: 72% "train", 8% "valid", 20% "test"."""
-    digest = _rank(texts)
-    first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
-    return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
-
-
-def _rank(texts: tuple[str, ...]) -> bytes:
-    return hashlib.sha256("\x1e".join(texts).encode()).digest()
 
 
 def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
@@ -250,14 +209,8 @@ def _from_file(path: epath.Path):
         else:
             notes["example without text left out"] += 1
     require(bool(examples), f"{shown} has no examples: {inputs.said(notes)}")
-    having = {
-        "split": [split is not None for split, _, _ in examples],
-        "text_b": [len(texts) == 2 for _, texts, _ in examples],
-    }
-    for key, has in having.items():
-        if len(set(has)) > 1:
-            one, other = (lines[has.index(value)] for value in (True, False))
-            raise BadInput(f"{shown}: {one} has a {key}, and {other} has none")
+    own.check_same([split is not None for split, *_ in examples], "split", lines, shown)
+    own.check_same([len(texts) == 2 for _, texts, _ in examples], "text_b", lines, shown)
     labels, classes = numbering.numbered([each[2] for each in examples], shown, lines.__getitem__)
     if delimited:
         _warn_of_numbers(classes, shown)
@@ -265,7 +218,7 @@ def _from_file(path: epath.Path):
         count = int((labels == classes.index(UNLABELLED)).sum())
         warning = "%s: %s of the examples have the label -1, a class here; if they are unlabelled, "
         logging.warning(warning + "remove them", shown, f"{count:,}")
-    names = np.array(_splits(examples, shown, notes))
+    names = np.array(own.assign_splits(examples, shown, notes))
     if notes:
         logging.warning("%s: %s", shown, inputs.said(notes))
 
@@ -289,31 +242,6 @@ def _warn_of_numbers(classes: tuple[str, ...], shown: str) -> None:
             )
 
 
-def _splits(examples: list[tuple], shown: str, notes: collections.Counter) -> list[str]:
-    """The split of each example: its own, or by the hash of its texts, with no part empty."""
-    if examples[0][0] is not None:
-        splits = [split for split, _, _ in examples]
-        alike = collections.defaultdict(list)
-        for split in dict.fromkeys(splits):
-            alike[split.casefold()].append(split)
-        twice = next((names for names in alike.values() if len(names) > 1), None)
-        require(
-            twice is None,
-            f"{shown}: the splits {brief(twice)[1:-1]} differ in case only; spell them alike",
-        )
-        return splits
-    moved = parts.moves((texts, part(texts), _rank(texts)) for _, texts, _ in examples)
-    distinct = len({texts for _, texts, _ in examples})
-    require(
-        moved is not None,
-        f"{shown}: too few different texts ({distinct}, in {len(examples):,} examples) for "
-        "'train', 'valid' and 'test'; add examples, or a split to each",
-    )
-    for to in moved.values():
-        notes[f"text moved into '{to}', which had none by the hash of its texts"] += 1
-    return [moved.get(texts) or part(texts) for _, texts, _ in examples]
-
-
 def _used(names: list[str]) -> list[str]:
     """The columns of a table that are read; all, for a message, if one is lacking."""
     known = ("text", "sentence", "label", "text_b")
@@ -333,16 +261,9 @@ def _example(record: dict, where: str, path) -> tuple[str | None, tuple[str, ...
     second = record.get("text_b")
     second = None if textfiles.kind_of(path)[0] in tables.DELIMITERS and not second else second
     texts = {first: record[first]} | ({} if second is None else {"text_b": second})
-    named = [key for key in record if key.strip().casefold() == "split"]
-    require(len(named) < 2, f"{where}: {brief(named)[1:-1]} are both the split; remove one")
-    split = record[named[0]] if named else None
-    split = split.strip() if isinstance(split, str) else split
-    for key, value in (texts | ({} if split is None else {"split": split})).items():
-        spelled = inputs.spelled_type(value)
-        require(isinstance(value, str), f"{where}: {key!r} is {spelled}, not a string")
-    named = split is None or bool(re.fullmatch(r"[\w-]+", split))
-    require(named, f"{where}: split {brief(split)} is not a name of letters, digits, _ and -")
-    return split, tuple(texts.values()), record["label"]
+    for key, value in texts.items():
+        own.check_string(value, key, where)
+    return own.split_of(record, where), tuple(texts.values()), record["label"]
 
 
 # -------------------------------------------------------------------------------------------- TFDS

@@ -111,7 +111,8 @@ class Loaded(NamedTuple):
     """A published model, ready to use.
 
     Attributes:
-      model: a `GPT`, `Bert`, `Classifier` or, of a file without heads, an `Encoder`.
+      model: a `GPT`, `Bert`, `Classifier`, `TokenClassifier`, `SpanAnswerer` or, of a file without
+        heads, an `Encoder`.
       params: its parameters, f32 on the host.
       facts: of its tokenizer.
       classes: the names of a classifier's classes; () if they have none.
@@ -147,6 +148,11 @@ def load(name: str, folder: str = "", where: str = "weights") -> Loaded:
     cls = read.family.model
     if "classifier/kernel" in values:
         cls, own = classifiers.Classifier, {"num_classes": values["classifier/kernel"].shape[1]}
+    elif "token_classifier/kernel" in values:
+        cls = classifiers.TokenClassifier
+        own = {"num_classes": values["token_classifier/kernel"].shape[1]}
+    elif "span/kernel" in values:
+        cls = classifiers.SpanAnswerer
     elif "head_bias" in values:
         cls, own = classifiers.Bert, {"next_sentence": "next/kernel" in values}
     fields = read.fields()

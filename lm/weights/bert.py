@@ -1,6 +1,7 @@
 """BERT and its descendants in the Hugging Face layout: RoBERTa, DistilBERT, ELECTRA.
 
-A `lm.bert.Encoder` of any kind: with the masked-LM head a `Bert`, with a classifier a `Classifier`.
+A `lm.bert.Encoder` of any kind: with the masked-LM head a `Bert`; with a head for texts, tokens or
+answers a `Classifier`, `TokenClassifier` or `SpanAnswerer`.
 """
 
 from common.weights.family import Family
@@ -72,6 +73,15 @@ _FIELDS = {
 }
 
 
+def _classes(prefix: str) -> tuple[tuple[str, str], ...]:
+    """The classes there of models with a head for texts, tokens or answers."""
+    return (
+        ("classifier/kernel", f"{prefix}ForSequenceClassification"),
+        ("token_classifier/kernel", f"{prefix}ForTokenClassification"),
+        ("span/kernel", f"{prefix}ForQuestionAnswering"),
+    )
+
+
 def _heads(pooler_activation: str) -> dict:
     return {
         "head": (True, "head_dense/kernel"),
@@ -80,34 +90,53 @@ def _heads(pooler_activation: str) -> dict:
     }
 
 
+_TOKENS = ("token_classifier", "classifier", "dense")
+_SPANS = ("span", "qa_outputs", "dense")
+
+
+def _by_classifier(names: Names, pooler: tuple[str, str, str]) -> tuple[Names, Names]:
+    """The layouts of a family whose classifiers of tokens and of texts have one name, `classifier`:
+    config.json tells them apart, else the dense layer before that of texts.
+
+    Args:
+      names: the layout without classifiers.
+      pooler: the row of that dense layer.
+    """
+    texts = ("classifier", "classifier", "dense")
+    return (
+        names._replace(rows=(*names.rows, _TOKENS), architecture="ForTokenClassification"),
+        names._replace(rows=(*names.rows, pooler, texts)),
+    )
+
+
 BERT = Family(
     "bert",
     bert.Encoder,
-    (
+    _by_classifier(
         Names(
             (
                 *_embeddings(),
                 *_BLOCKS,
-                ("pooler", "pooler.dense", "dense"),
                 ("head_dense", "cls.predictions.transform.dense", "dense"),
                 ("head_norm", "cls.predictions.transform.LayerNorm", "norm"),
                 ("head_bias", "cls.predictions.bias", "vector"),
                 ("next", "cls.seq_relationship", "dense"),
-                ("classifier", "classifier", "dense"),
+                _SPANS,
             ),
             prefix="bert.",
-            heads=("cls.", "classifier."),
+            heads=("cls.", "classifier.", "qa_outputs."),
             copies=(
                 ("cls.predictions.decoder.weight", _WORDS),
                 ("cls.predictions.decoder.bias", "cls.predictions.bias"),
             ),
             buffers=_BUFFERS,
         ),
+        ("pooler", "pooler.dense", "dense"),
     ),
     _FIELDS,
     PLAIN,
     (
-        ("classifier/kernel", "BertForSequenceClassification"),
+        *_classes("Bert"),
         ("next/kernel", "BertForPreTraining"),
         ("head_bias", "BertForMaskedLM"),
         ("", "BertModel"),
@@ -137,9 +166,11 @@ def _roberta(name: str, prefix: str, cls: str, vocab_size: int) -> Family:
                     ("head_bias", "lm_head.bias", "vector"),
                     ("pooler", "classifier.dense", "dense"),
                     ("classifier", "classifier.out_proj", "dense"),
+                    _TOKENS,
+                    _SPANS,
                 ),
                 prefix=prefix,
-                heads=("lm_head.", "classifier."),
+                heads=("lm_head.", "classifier.", "qa_outputs."),
                 copies=(
                     ("lm_head.decoder.weight", _WORDS),
                     ("lm_head.decoder.bias", "lm_head.bias"),
@@ -150,7 +181,7 @@ def _roberta(name: str, prefix: str, cls: str, vocab_size: int) -> Family:
         _FIELDS | {"vocab_size": ("vocab_size", vocab_size)},
         PLAIN,
         (
-            ("classifier/kernel", f"{cls}ForSequenceClassification"),
+            *_classes(cls),
             ("head_bias", f"{cls}ForMaskedLM"),
             ("", f"{cls}Model"),
         ),
@@ -171,7 +202,7 @@ XLM_ROBERTA = _roberta("xlm-roberta", "roberta.", "XLMRoberta", 30522)
 DISTILBERT = Family(
     "distilbert",
     bert.Encoder,
-    (
+    _by_classifier(
         Names(
             (
                 ("token", "embeddings.word_embeddings", "vocabulary"),
@@ -191,14 +222,14 @@ DISTILBERT = Family(
                 ("head_dense", "vocab_transform", "dense"),
                 ("head_norm", "vocab_layer_norm", "norm"),
                 ("head_bias", "vocab_projector.bias", "vector"),
-                ("pooler", "pre_classifier", "dense"),
-                ("classifier", "classifier", "dense"),
+                _SPANS,
             ),
             prefix="distilbert.",
-            heads=("vocab_", "pre_classifier.", "classifier."),
+            heads=("vocab_", "pre_classifier.", "classifier.", "qa_outputs."),
             copies=(("vocab_projector.weight", _WORDS),),
             buffers=_BUFFERS,
         ),
+        ("pooler", "pre_classifier", "dense"),
     ),
     {
         "vocab_size": ("vocab_size", 30522),
@@ -211,7 +242,7 @@ DISTILBERT = Family(
     },
     PLAIN | {"types": 0, "norm_eps": 1e-12},
     (
-        ("classifier/kernel", "DistilBertForSequenceClassification"),
+        *_classes("DistilBert"),
         ("head_bias", "DistilBertForMaskedLM"),
         ("", "DistilBertModel"),
     ),
@@ -235,9 +266,11 @@ ELECTRA = Family(
                 ("head_bias", "generator_lm_head.bias", "vector"),
                 ("pooler", "classifier.dense", "dense"),
                 ("classifier", "classifier.out_proj", "dense"),
+                _TOKENS,
+                _SPANS,
             ),
             prefix="electra.",
-            heads=("generator_", "classifier.", "discriminator_"),
+            heads=("generator_", "classifier.", "discriminator_", "qa_outputs."),
             copies=(("generator_lm_head.weight", _WORDS),),
             buffers=_BUFFERS,
         ),
@@ -251,7 +284,7 @@ ELECTRA = Family(
     },
     PLAIN | {"activation": "gelu"},  # its heads have this one whatever the blocks have
     (
-        ("classifier/kernel", "ElectraForSequenceClassification"),
+        *_classes("Electra"),
         ("head_bias", "ElectraForMaskedLM"),
         ("", "ElectraModel"),
     ),

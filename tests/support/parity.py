@@ -22,7 +22,7 @@ import numpy as np
 
 from common import losses, tree
 from common.weights import engine, tensors
-from lm import bert, gpt
+from lm import answer, bert, gpt
 from lm import weights as texts
 from vision import convnext, resnet, vit
 from vision import weights as images
@@ -93,7 +93,8 @@ _IMAGES = {
 }
 _DINO = {k: v for k, v in _IMAGES.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
 IMAGES = vit.ViT, resnet.ResNet, convnext.ConvNeXt
-_WHOLE = 11, 11, 11  # their lengths count for the batch, ours for a row
+# Their lengths count for the batch, ours for a row; and their answers may lie in padding.
+_WHOLE = 11, 11, 11
 
 
 def _llama(**settings) -> Case:
@@ -113,9 +114,21 @@ CASES = {
         _ENCODER | {"hidden_act": "relu"},
         {"num_classes": K},
     ),
+    "bert, tokens": Case(
+        "BertForTokenClassification", bert.TokenClassifier, _ENCODER, {"num_classes": K}
+    ),
+    "bert, answers": Case(
+        "BertForQuestionAnswering",
+        bert.SpanAnswerer,
+        {k: v for k, v in _ENCODER.items() if k != "num_labels"},
+        lengths=_WHOLE,
+    ),
     "roberta": Case("RobertaForMaskedLM", bert.Bert, _ENCODER | {"type_vocab_size": 1}),
     "roberta, classes": Case(
         "RobertaForSequenceClassification", bert.Classifier, _ENCODER, {"num_classes": K}
+    ),
+    "roberta, tokens": Case(
+        "RobertaForTokenClassification", bert.TokenClassifier, _ENCODER, {"num_classes": K}
     ),
     "xlm-roberta": Case("XLMRobertaForMaskedLM", bert.Bert, _ENCODER | {"type_vocab_size": 1}),
     "distilbert": Case("DistilBertForMaskedLM", bert.Bert, _DISTIL),
@@ -125,12 +138,27 @@ CASES = {
         _DISTIL,
         {"num_classes": K, "pooler_activation": "relu"},
     ),
+    "distilbert, tokens": Case(
+        "DistilBertForTokenClassification", bert.TokenClassifier, _DISTIL, {"num_classes": K}
+    ),
+    "distilbert, answers": Case(
+        "DistilBertForQuestionAnswering",
+        bert.SpanAnswerer,
+        {k: v for k, v in _DISTIL.items() if k != "num_labels"},
+        lengths=_WHOLE,
+    ),
     "electra": Case("ElectraForMaskedLM", bert.Bert, _ENCODER | {"embedding_size": 14}),
     "electra, classes": Case(
         "ElectraForSequenceClassification",
         bert.Classifier,
         _ENCODER | {"embedding_size": 24},
         {"num_classes": K, "pooler_activation": "gelu"},
+    ),
+    "electra, answers": Case(
+        "ElectraForQuestionAnswering",
+        bert.SpanAnswerer,
+        {k: v for k, v in _ENCODER.items() if k != "num_labels"} | {"embedding_size": 14},
+        lengths=_WHOLE,
     ),
     "gpt2": Case(
         "GPT2LMHeadModel",
@@ -317,6 +345,10 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     labels = np.where(there, rng.integers(0, V, (rows, length)), -100)
     if case.model is bert.Classifier:
         labels = rng.integers(0, K, rows)
+    if case.model is bert.TokenClassifier:
+        labels = np.where(there, rng.integers(0, K, (rows, length)), -100)
+    if case.model is bert.SpanAnswerer:
+        labels = rng.integers(0, length, (rows, 2))
     if case.model is gpt.GPT:
         labels = np.where(there, tokens, -100)
     return {
@@ -342,7 +374,10 @@ def theirs(model, data: dict, precision: str):
             outputs["loss"] = torch.nn.functional.cross_entropy(outputs.logits, tensor["labels"])
     else:
         arguments = {"input_ids": tensor["tokens"], "attention_mask": tensor["there"]}
-        arguments["labels"] = tensor["labels"]
+        if type(model).__name__.endswith("ForQuestionAnswering"):
+            arguments["start_positions"], arguments["end_positions"] = tensor["labels"].T
+        else:
+            arguments["labels"] = tensor["labels"]
         if model.config.model_type in ("bert", "roberta", "xlm-roberta", "electra"):
             arguments["token_type_ids"] = tensor["types"].int()
         if type(model).__name__.endswith("ForPreTraining"):
@@ -355,9 +390,8 @@ def theirs(model, data: dict, precision: str):
             parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
         model.save_pretrained(folder)
         gradients = tensors.read(folder)
-    keys = [
-        key for key in ("prediction_logits", "seq_relationship_logits", "logits") if key in outputs
-    ]
+    known = "prediction_logits", "seq_relationship_logits", "logits", "start_logits", "end_logits"
+    keys = [key for key in known if key in outputs]
     return [outputs[key].detach().numpy() for key in keys], float(outputs.loss.detach()), gradients
 
 
@@ -396,6 +430,9 @@ def ours(model, variables: dict, data: dict, precision: str):
 
 def _loss(model, outputs, labels, data):
     logits = outputs[0]
+    if isinstance(model, bert.SpanAnswerer):
+        total, weight = answer.span_loss(*outputs, labels, jnp.asarray(data["there"]), 1.0)
+        return total / weight
     if isinstance(model, gpt.GPT):
         logits, labels = logits[:, :-1], labels[:, 1:]
     rows = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import processors
 
 from common.errors import BadInput
-from lm.data import labelled
+from lm.data import labelled, own
 from lm.data import tokenizer as tokenizers
 
 
@@ -53,7 +53,7 @@ def test_a_text_and_its_class(tmp_path, tokenizer):
     facts = sources["train"].facts
     assert facts.classes == ("negative", "positive")
     assert facts.length == 16
-    kept = [e for e in entries if labelled.part((e["text"],)) == "test"]
+    kept = [e for e in entries if own.part((e["text"],)) == "test"]
     rows = every(sources["test"])
     assert sources["test"].size == len(kept)
     assert sources["train"].size == len(entries) - len(kept)
@@ -70,11 +70,11 @@ def test_a_text_and_its_class(tmp_path, tokenizer):
 def test_splits_are_shares_that_a_text_never_leaves():
     """Also a golden: texts that moved would be trained on and tested on."""
     texts = [(f"text {i}",) for i in range(20000)]
-    shares = collections.Counter(map(labelled.part, texts))
+    shares = collections.Counter(map(own.part, texts))
     for name, share in {"train": 0.72, "valid": 0.08, "test": 0.2}.items():
         spread = np.sqrt(share * (1 - share) / len(texts))
         assert shares[name] / len(texts) == pytest.approx(share, abs=4 * spread)
-    held = {i: labelled.part(one) for i, one in enumerate(texts[:27]) if i > 18}
+    held = {i: own.part(one) for i, one in enumerate(texts[:27]) if i > 18}
     assert {i for i, name in held.items() if name == "test"} == {19, 20, 26}
     assert {i for i, name in held.items() if name == "valid"} == {25}
 
@@ -269,7 +269,7 @@ def test_a_table_of_each_kind_is_the_same_set(tmp_path, tokenizer, pair, split):
 
 
 def test_a_small_set_has_no_empty_part(tmp_path, tokenizer, caplog):
-    texts = [text for i in range(60) if labelled.part((text := f"text {i}",)) == "train"]
+    texts = [text for i in range(60) if own.part((text := f"text {i}",)) == "train"]
     rows = [{"text": text, "label": "a"} for text in texts[:19]]
     with caplog.at_level(logging.WARNING):
         found = load(write(tmp_path / "a.jsonl", rows), tokenizer)
