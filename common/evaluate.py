@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from common import imports
 from common.config import EVALUATOR_KEYS
@@ -42,6 +43,52 @@ def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *,
             totals = add(totals, previous)
             previous = current
         return finish(add(totals, previous))
+
+    return run
+
+
+def row_evaluator(source: Source, outputs: Callable, finish: Callable, *, batch_size: int):
+    """`mean_evaluator` for metrics of several rows together: it also gathers something small of
+    every row, such as predicted classes.
+
+    Args:
+      source: the set.
+      outputs: (params, extra, batch, key) -> (Terms, {name: [B, ...]}); jitted here, once.
+      finish: ({name: (sum f64[...], weight f64)}, {name: np[N, ...], in the order of the set}) ->
+        {name: float | str | ndarray}.
+      batch_size: rows at a time; affects the result only by rounding.
+
+    Returns:
+      EvalContext -> the result of `finish`.
+    """
+
+    @jax.jit
+    def compiled(params, extra, batch, key):
+        terms, rows = outputs(params, extra, batch, key)
+        rows = rows, batch["index"], batch["valid"]
+        # On every device, so that each process has all rows.
+        return terms, jax.lax.with_sharding_constraint(rows, PartitionSpec())
+
+    def run(context: EvalContext) -> dict:
+        totals: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        gathered: dict[str, np.ndarray] = {}
+        previous = None
+
+        def fetch(totals, made):
+            if made is None:
+                return totals
+            rows, index, valid = jax.device_get(made[1])
+            for name, values in rows.items():
+                if name not in gathered:
+                    gathered[name] = np.zeros((source.size, *values.shape[1:]), values.dtype)
+                gathered[name][index[valid > 0]] = values[valid > 0]
+            return add(totals, made[0])
+
+        for batch in context.batches(source, batch_size):
+            current = compiled(context.params, context.extra, batch, context.key)
+            totals = fetch(totals, previous)
+            previous = current
+        return finish(fetch(totals, previous), gathered)
 
     return run
 

@@ -13,12 +13,12 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from common import inputs
-from common.data import parts
+from common.data import parts, tables
 from common.errors import BadInput, brief, require
 from common.task import split_key
 from lm.data import folders, text
@@ -31,8 +31,20 @@ Ranges = dict[str, list[tuple[str, slice]]]  # of each Source: pieces of splits
 # ------------------------------------------------------------------------------------------- files
 
 
-def files(name: str) -> list[tuple[str | None, epath.Path]]:
-    """(part that the file's name tells, or None; path) of "file:PATH" or "folder:DIR", in order.
+class File(NamedTuple):
+    """A file of a set: the part that its name tells, None for a set in one file; and its path."""
+
+    part: str | None
+    path: epath.Path
+
+    def place(self, number: int) -> str:
+        """Where a record is within the set: "line 3", or "train.jsonl, line 3" of a folder."""
+        line = tables.line(self.path, number)
+        return line if self.part is None else f"{self.path.name}, {line}"
+
+
+def files(name: str) -> list[File]:
+    """The files of "file:PATH" or "folder:DIR", in order.
 
     Raises:
       BadInput: for another name, what cannot be read, or a file of the folder that is named for no
@@ -43,7 +55,7 @@ def files(name: str) -> list[tuple[str | None, epath.Path]]:
     require(known, f"{WHERE}: unknown {brief(name)}; write 'file:PATH' or 'folder:DIR'")
     path = inputs.path(WHERE, argument)
     if kind == "file":
-        return [(None, inputs.file(WHERE, path))]
+        return [File(None, inputs.file(WHERE, path))]
     inputs.folder(WHERE, path)
     told = []
     for file in sorted(path.iterdir()):
@@ -56,7 +68,7 @@ def files(name: str) -> list[tuple[str | None, epath.Path]]:
             f"{WHERE}: {inputs.shown(file)} is not named for one part of the set: train, valid (or "
             "dev) or test; rename it, or move it away",
         )
-        told.append((part, file))
+        told.append(File(part, file))
     require(bool(told), f"{WHERE}: {inputs.shown(path)} holds no files")
     return told
 
@@ -93,26 +105,29 @@ def check_string(value: Any, key: str, where: str) -> None:
 # ------------------------------------------------------------------------------------------ splits
 
 
-def split_of(record: dict, where: str) -> str | None:
+def split_of(record: dict, where: str, part: str | None = None) -> str | None:
     """The split that a record names, in a column `split` in upper or lower case; None for none.
 
     Args:
       record: {column: value}.
       where: the file and line, which begins messages.
+      part: the part that the name of the record's file tells, if any.
 
     Raises:
-      BadInput: if that is not a name, or there are two such columns.
+      BadInput: if that is not a name, there are two such columns, or the file tells another part.
     """
     named = [key for key in record if key.strip().casefold() == "split"]
     require(len(named) < 2, f"{where}: {brief(named)[1:-1]} are both the split; remove one")
     split = record[named[0]] if named else None
     if split is None:
-        return None
+        return part
     check_string(split, "split", where)
     split = split.strip()
     valid = bool(re.fullmatch(r"[\w-]+", split))
     require(valid, f"{where}: split {brief(split)} is not a name of letters, digits, _ and -")
-    return split
+    same = part in (None, parts.ALIASES.get(split.casefold()))
+    require(same, f"{where}: split {brief(split)}, in a file that is named for {part!r}")
+    return part or split
 
 
 def part(texts: tuple[str, ...]) -> str:

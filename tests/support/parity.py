@@ -431,7 +431,8 @@ def ours(model, variables: dict, data: dict, precision: str):
 def _loss(model, outputs, labels, data):
     logits = outputs[0]
     if isinstance(model, bert.SpanAnswerer):
-        total, weight = answer.span_loss(*outputs, labels, jnp.asarray(data["there"]), 1.0)
+        ones = jnp.ones(len(labels), logits.dtype)
+        total, weight = answer.span_loss(*outputs, labels, jnp.asarray(data["there"]), ones)
         return total / weight
     if isinstance(model, gpt.GPT):
         logits, labels = logits[:, :-1], labels[:, 1:]

@@ -1,0 +1,189 @@
+"""The task of extractive question answering: find the span of a context that answers a question,
+or say that none does.
+
+The model is named by its import path, `config.model.module = "lm.bert:SpanAnswerer"`, and called as
+`model(tokens, segments, types, train)`, for the logits of where an answer begins and ends; it needs
+a field `vocab_size`. Its optional `flops(L)` counts a row's forward pass, for MFU.
+`config.init.path` names the initial parameters, as in `lm.classify`.
+
+Letters: B batch, L positions.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from common import evaluate, losses
+from common.errors import require
+from common.nn import model as models
+from common.sections import call
+from common.task import Evaluator, Source, Task, padding, splits, training_flops
+from lm import spans, weights
+from lm.data import questions, tokenizer
+from lm.data.questions import Asked
+
+MODEL = "lm.bert:SpanAnswerer"
+GIVEN = ("vocab_size",)
+SIGNS = {"exact_match": 1}  # see `common.losses.SIGNS`
+
+
+def sections(config) -> dict[str, Callable]:
+    """{section: the function that it feeds}; see `common.task`."""
+    return {
+        "model": models.section(config, MODEL, GIVEN),
+        "data": questions.load_sources,
+        **evaluate.sections(config, evaluator),
+    }
+
+
+def sources(config: dict) -> dict[str, Source]:
+    """The training set, and each evaluator's set under the evaluator's name."""
+    return call(questions.load_sources, config["data"], splits(config))
+
+
+def span_loss(start, end, span, segments, valid):
+    """The mean of two cross-entropies, of where an answer begins and where it ends, over all
+    positions but padding (Devlin et al. 2019, section 4.2).
+
+    Args:
+      start, end: f32[B, L] logits.
+      span: i32[B, 2], the positions of the answer's first and last token; 0 for none.
+      segments: i32[B, L], 0 on padding.
+      valid: f32[B] weights.
+
+    Returns:
+      (sum f32[], weight f32[]) in nats.
+    """
+    each = [
+        losses.softmax_cross_entropy(_unpadded(logits, segments), span[:, i], valid)
+        for i, logits in enumerate((start, end))
+    ]
+    return (each[0][0] + each[1][0]) / 2, each[0][1]
+
+
+def _unpadded(logits, segments):
+    """Logits with no probability on padding."""
+    return jnp.where(segments > 0, logits, jnp.finfo(logits.dtype).min)
+
+
+def evaluator(
+    source: Source,
+    logits: Callable,
+    *,
+    split: str = "valid",
+    every: str = "1 epoch",
+    batch_size: int = 64,
+    max_answer_length: int = 30,
+    null_threshold: float = 0.0,
+) -> Evaluator:
+    """A section `evals.NAME`: loss per window and, over questions, exact match and F1 by SQuAD's
+    rules, from 0 to 1. The answer is the best span of all windows of a question. If the data set
+    has questions without an answer, no span may be the answer, too, and the metrics of either kind
+    of question are told apart: `answerable_f1` and `unanswerable_accuracy`.
+
+    Args:
+      source: the set.
+      logits: (params, extra, batch, key) -> (start f32[B, L], end f32[B, L]), as in evaluation.
+      split: the split to evaluate, e.g. "valid" or "test[:500]".
+      every: how often to evaluate, as a duration; the last step is always evaluated.
+      batch_size: rows evaluated at a time; affects the result only by rounding.
+      max_answer_length: the most tokens of an answer.
+      null_threshold: how far, in logits, the score of no answer must lie above that of the best
+        span for the answer to be none.
+    """
+    del split  # `sources` has read it
+    asked: Asked = source.facts
+    positive = f"config.evals: max_answer_length = {max_answer_length} is not positive"
+    require(max_answer_length > 0, positive)
+
+    def outputs(params, extra, batch, key):
+        start, end = logits(params, extra, batch, key)
+        score, first, last = spans.likeliest(start, end, batch["context"], max_answer_length)
+        rows = {"null": start[:, 0] + end[:, 0], "score": score, "first": first, "last": last}
+        loss = span_loss(start, end, batch["span"], batch["segments"], batch["valid"])
+        return {"loss": loss}, rows
+
+    def finish(totals, rows):
+        context = source.read(np.arange(source.size, dtype=np.uint32))["context"]
+        best = best_answers(asked, rows, context[:, 0], null_threshold)
+        right = [[text for text, _ in question.answers] for question in asked.questions]
+        values = np.array([spans.scores(*pair) for pair in zip(best, right, strict=True)])
+        values = values.reshape(-1, 2)
+        means = {"exact_match": values[:, 0].mean(), "f1": values[:, 1].mean()}
+        if asked.unanswerable:
+            answerable = np.array([bool(texts) for texts in right])
+            sums = {
+                "answerable_f1": (values[answerable, 1].sum(), answerable.sum()),
+                "unanswerable_accuracy": (values[~answerable, 0].sum(), (~answerable).sum()),
+            }
+            totals = totals | sums
+        return losses.ratio(totals) | {name: float(mean) for name, mean in means.items()}
+
+    return Evaluator(every, evaluate.row_evaluator(source, outputs, finish, batch_size=batch_size))
+
+
+def best_answers(asked: Asked, rows: dict, begins: np.ndarray, null_threshold: float) -> list[str]:
+    """The answer to each question, "" for none: the best span of its windows.
+
+    Args:
+      asked: the questions.
+      rows: {"score", "first", "last": [N, 1], of the best span of each window; "null": [N]}.
+      begins: i32[N], the position of each row at which its window begins.
+      null_threshold: as in `evaluator`.
+    """
+    answers = []
+    bounds = np.searchsorted(asked.question, np.arange(len(asked.questions) + 1))
+    for number, question in enumerate(asked.questions):
+        windows = range(bounds[number], bounds[number + 1])
+        best = max(windows, key=lambda row: rows["score"][row, 0])
+        none = min(rows["null"][row] for row in windows)
+        if asked.unanswerable and none - rows["score"][best, 0] > null_threshold:
+            answers.append("")
+            continue
+        shift = asked.first[best] - begins[best]
+        ends = (int(rows[key][best, 0] + shift) for key in ("first", "last"))
+        (start, _), (_, end) = (asked.characters[number][token] for token in ends)
+        answers.append(question.context[start:end])
+    return answers
+
+
+weights_settings = weights.settings  # see `common.task`
+
+
+def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
+    """The task; see `common.task`."""
+    facts = sources["train"].facts.text
+    model = models.build(config["model"], constrain, vocab_size=facts.vocab_size)
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+
+    def apply(params, batch, train=False, rngs=None):
+        inputs = batch["tokens"], batch["segments"], batch["types"], train
+        return model.apply({"params": params}, *inputs, rngs=rngs)
+
+    def loss(params, extra, batch, key):
+        start, end = apply(params, batch, True, {"dropout": key})
+        return {
+            "loss": span_loss(start, end, batch["span"], batch["segments"], batch["valid"])
+        }, extra
+
+    def logits(params, extra, batch, key):
+        return apply(params, batch)
+
+    return Task(
+        init=init,
+        prepare=lambda key, batch, train: batch,
+        loss=loss,
+        objective={"loss": 1.0},
+        sources=sources,
+        evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
+        partition=model.PARTITION,
+        rows_independent=True,
+        padding=padding(model),
+        files=tokenizer.files(facts.tokenizer),
+        pretrained=weights.reader(facts, config, model),
+        flops=training_flops(model, facts.length),
+        tokens=facts.length,
+    )
