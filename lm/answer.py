@@ -69,7 +69,7 @@ def _unpadded(logits, segments):
 
 def evaluator(
     source: Source,
-    logits: Callable,
+    span_logits: Callable,
     *,
     split: str = "valid",
     every: str = "1 epoch",
@@ -84,7 +84,8 @@ def evaluator(
 
     Args:
       source: the set.
-      logits: (params, extra, batch, key) -> (start f32[B, L], end f32[B, L]), as in evaluation.
+      span_logits: (params, extra, batch, key) -> (start f32[B, L], end f32[B, L]), as in
+        evaluation.
       split: the split to evaluate, e.g. "valid" or "test[:500]".
       every: how often to evaluate, as a duration; the last step is always evaluated.
       batch_size: rows evaluated at a time; affects the result only by rounding.
@@ -98,7 +99,7 @@ def evaluator(
     require(max_answer_length > 0, positive)
 
     def outputs(params, extra, batch, key):
-        start, end = logits(params, extra, batch, key)
+        start, end = span_logits(params, extra, batch, key)
         score, first, last = spans.likeliest(start, end, batch["context"], max_answer_length)
         rows = {"null": start[:, 0] + end[:, 0], "score": score, "first": first, "last": last}
         loss = span_loss(start, end, batch["span"], batch["segments"], batch["valid"])
@@ -169,7 +170,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             "loss": span_loss(start, end, batch["span"], batch["segments"], batch["valid"])
         }, extra
 
-    def logits(params, extra, batch, key):
+    def span_logits(params, extra, batch, key):
         return apply(params, batch)
 
     return Task(
@@ -178,7 +179,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         loss=loss,
         objective={"loss": 1.0},
         sources=sources,
-        evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
+        evaluators=evaluate.evaluators(config, evaluator, sources, span_logits=span_logits),
         partition=model.PARTITION,
         rows_independent=True,
         padding=padding(model),

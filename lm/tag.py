@@ -51,7 +51,7 @@ def _words(logits, batch: dict):
 
 def evaluator(
     source: Source,
-    logits: Callable,
+    word_logits: Callable,
     *,
     split: str = "valid",
     every: str = "1 epoch",
@@ -63,7 +63,7 @@ def evaluator(
 
     Args:
       source: the set.
-      logits: (params, extra, batch, key) -> f32[B, L, K], as in evaluation.
+      word_logits: (params, extra, batch, key) -> f32[B, L, K], as in evaluation.
       split: the split to evaluate, e.g. "valid" or "test[:500]".
       every: how often to evaluate, as a duration; the last step is always evaluated.
       batch_size: rows evaluated at a time; affects the result only by rounding.
@@ -73,7 +73,7 @@ def evaluator(
     of_entities = entities.are_entities(classes)
 
     def outputs(params, extra, batch, key):
-        values = logits(params, extra, batch, key)
+        values = word_logits(params, extra, batch, key)
         rows = _words(values, batch)
         terms = {
             "loss": losses.softmax_cross_entropy(*rows),
@@ -132,7 +132,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         }
         return terms, extra
 
-    def logits(params, extra, batch, key):
+    def word_logits(params, extra, batch, key):
         return apply(params, batch)
 
     return Task(
@@ -141,7 +141,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         loss=loss,
         objective={"loss": 1.0},
         sources=sources,
-        evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
+        evaluators=evaluate.evaluators(config, evaluator, sources, word_logits=word_logits),
         partition=model.PARTITION,
         rows_independent=True,
         padding=padding(model),

@@ -39,6 +39,8 @@ VARIANTS = {
     "lm/gpt_7b": ("",),
     "lm/finetune_reviews": ("",),
     "lm/finetune_topics": ("",),
+    "lm/tag": ("",),
+    "lm/answer": ("",),
 }
 NAMES = [f"{file}:{arg}".rstrip(":") for file, args in VARIANTS.items() for arg in args]
 
@@ -72,10 +74,12 @@ def built(name: str, folder) -> dict:
     if name.startswith("lm/"):
         classes = {"reviews": 2, "topics": 11}.get(data["name"])
         kind, size = data["tokenizer"], data.get("vocab_size", 30522)
-        kind = "wordpiece" if classes else kind
+        kind = "wordpiece" if kind == "minilm" else kind
         kept = folder / f"{kind}_{size}"
         tokenizer = str(kept) if kept.exists() else corpus.tokenizer(folder, kind, size)
-        texts = corpus.labelled(folder, classes) if classes else f"folder:{folder / 'texts'}"
+        own = {"lm.tag": corpus.tagged, "lm.answer": corpus.questions}.get(config["task"])
+        texts = own(folder) if own else f"folder:{folder / 'texts'}"
+        texts = corpus.labelled(folder, classes) if classes else texts
         others |= {"data.name": texts, "data.tokenizer": tokenizer}
         others |= {"init.path": "", "init.skip": ()}
         for key, section in config["evals"].items():  # the slices are of sets that are large
@@ -122,6 +126,13 @@ LARGE = {
     "lm/gpt_sotu:llama": {},
     "lm/finetune_reviews": {"model.layers": 1},
     "lm/finetune_topics": {"model.layers": 1},
+    "lm/tag": {"model.layers": 1, "data.length": 32},
+    "lm/answer": {
+        "model.layers": 1,
+        "data.length": 32,
+        "data.question_length": 8,
+        "data.stride": 8,
+    },
 }
 SOME_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES]
 

@@ -100,6 +100,44 @@ def labelled(folder, classes: int, examples: int = 300) -> str:
     return f"file:{path}"
 
 
+def tagged(folder, sentences: int = 120, seed: int = 0) -> str:
+    """A .jsonl of sentences of up to 12 words, in which "people" and "congress" begin entities that
+    go on for a word where "of" follows; returns the set's name."""
+    rng, path = random.Random(seed), pathlib.Path(folder, f"tagged_{sentences}.jsonl")
+    kinds = {"people": "PER", "congress": "ORG"}
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(sentences):
+            words = rng.choices(WORDS, k=rng.randint(2, 12))
+            words[rng.randrange(len(words))] = rng.choice([*kinds])
+            tags = []
+            for i, word in enumerate(words):
+                inside = word == "of" and i and words[i - 1] in kinds
+                tag = f"I-{kinds[words[i - 1]]}" if inside else "O"
+                tags.append(f"B-{kinds[word]}" if word in kinds else tag)
+            file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
+    return f"file:{path}"
+
+
+def questions(folder, count: int = 120, seed: int = 0, sentences: int = 3) -> str:
+    """A .jsonl of questions for the words after "treaty of" in their context, or without an answer
+    where there is no such thing; returns the set's name."""
+    rng, path = random.Random(seed), pathlib.Path(folder, f"questions_{count}.jsonl")
+    others = [word for word in WORDS if word not in ("treaty", "peace", "war")]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            words = rng.choices(others, k=8 * sentences)
+            answers = {"text": [], "answer_start": []}
+            if i % 4:
+                at = rng.randrange(len(words) - 2)
+                answer = rng.choice(("peace", "war"))
+                words[at : at + 3] = "treaty", "of", answer
+                start = len(" ".join(words[: at + 2])) + 1
+                answers = {"text": [answer], "answer_start": [start]}
+            record = {"id": f"q{i}", "question": "what treaty", "context": " ".join(words)}
+            file.write(json.dumps(record | {"answers": answers}) + "\n")
+    return f"file:{path}"
+
+
 def read(folder, notes: collections.Counter | None = None) -> list[corpora.Document]:
     """The documents of a folder of one's own."""
     return list(corpora.documents(f"folder:{folder}", notes=notes))

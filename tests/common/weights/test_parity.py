@@ -24,7 +24,7 @@ def slow(names, but=()):
 
 
 @pytest.mark.parametrize("name", slow(parity.CASES, FAST))
-def test_outputs_loss_and_every_gradient(name, tmp_path):
+def test_outputs_loss_and_every_gradient(name, tmp_path, compiled_in_haste):
     errors = parity.compare(parity.CASES[name], "float64", tmp_path)
     assert max(errors[:3]) < parity.TOLERANCE["float64"], errors
 
