@@ -42,6 +42,11 @@ def shown(path) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
 
 
+def natural(name: str) -> tuple:
+    """A key that sorts names with numbers by their values: a2 before a10."""
+    return tuple(int(x) if i % 2 else x for i, x in enumerate(re.split("([0-9]+)", name)))
+
+
 def _begun(where: str) -> str:
     return f"{where}: " if where else ""
 

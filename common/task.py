@@ -16,6 +16,12 @@ defines
                        with it, --dry-run takes the outline instead
     weights_settings(config) -> {section: {key: value}}: what the weights at `config.init.path` say
                        of their model, and of the data for it. Optional: for `config.init.adopt`
+    kept(config, folder) -> sources as of `outline`, {"train": Source}, from the config and what the
+                       run keeps in its workdir (`Task.files`, `Task.facts`), without the data; None
+                       if an older version kept less, and the data have to be read. Needed by
+    predictor(config, sources, constrain) -> Predictor: how raw inputs become predictions. Optional:
+                       for scripts/predict.py and whatever else serves a model
+    embedder(config, sources, constrain) -> Predictor of {"vector": [...]}, for --embed. Optional
 
 A section `evals.NAME` may have a `batch_size`, which the devices that split a batch must divide,
 and a `split`, which scripts/evaluate.py can override; the section `data` may have `workers`, the
@@ -28,7 +34,8 @@ While the step is traced, `make` is called again with tracers in place of the fl
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +123,10 @@ class Task(NamedTuple):
       pretrained: None, or path -> nested dicts of host arrays under this model's names: reads the
         weights at `config.init.path`, a file or folder that another library wrote. Parameters and
         statistics (`extra`) share one tree, without collection names.
-      files: None, or {name: contents} of small files to keep in the workdir: a tokenizer, say.
+      files: None, or {name: contents} of small files to keep in the workdir: a tokenizer, say. Runs
+        that begin with the parameters of this one need the same.
+      facts: None, or {name: JSON value} of the data, kept in the workdir for `kept`: names of
+        classes, say (`common.runs.facts`).
       flops: model FLOPs to train on one example (`training_flops`); None if unknown.
       tokens: positions per example that the model reads, padding included; None if not text.
       padding: parameters in rows that only pad a table; counts of parameters leave them out.
@@ -133,9 +143,54 @@ class Task(NamedTuple):
     gradients: Callable | None = None
     pretrained: Callable | None = None
     files: dict[str, str] | None = None
+    facts: dict[str, Any] | None = None
     flops: float | None = None
     tokens: int | None = None
     padding: int = 0
+
+
+class Predictor(NamedTuple):
+    """How raw inputs become predictions: pure functions, which `common.predict` batches, compiles
+    and spreads over the devices.
+
+    A raw input is what a user has: a text, two texts, the path of a picture. It becomes one row, or
+    several where a model sees a long input in parts. Rows whose arrays have the same shapes, after
+    padding, are batched together.
+
+    Attributes:
+      read: (input, options) -> [{name: np.ndarray}], the rows of an input. On the host, safe to
+        call from threads. Raises `BadInput` for an input that has no prediction.
+      apply: (params, extra, batch, options) -> {name: [B, ...]}, traced. `batch` holds the rows'
+        arrays, and `index u32[B]`, the number of the input: fold it into random keys, so that a
+        prediction does not depend on those beside it. Padding rows repeat another row.
+      result: (input, rows, outputs, options) -> a dict that JSON can write. `rows` is what `read`
+        returned, `outputs` [{name: np.ndarray}], what `apply` returned for each of them.
+      line: result -> what people read, of one line or more.
+      options: its keyword-only arguments, with defaults and an `Args:` section, are the options of
+        a prediction, and flags of scripts/predict.py. It checks them and returns {name: value} for
+        the functions above. Floats and arrays are traced, and a new value compiles nothing; all
+        others are static, and must be hashable.
+      pads: {name: value}: arrays of a row whose first dimension varies, and what they are padded
+        with, to one of a few lengths (`common.predict.bucket`).
+      longest: the most that they are padded to; None is no limit.
+      columns: of a table of inputs, that hold an input: the value of the only one, or, of several,
+        {column: value}, without those of `optional`, if they are not there.
+      optional: columns that a table may lack.
+      suffixes: of the files that are inputs, such as ".png"; none if inputs are texts.
+      model: the model, for those who want more of it; called with {"params": params, **extra}.
+    """
+
+    read: Callable
+    apply: Callable
+    result: Callable
+    line: Callable
+    options: Callable
+    pads: Mapping[str, Any] = MappingProxyType({})
+    longest: int | None = None
+    columns: tuple[str, ...] = ("text",)
+    optional: tuple[str, ...] = ()
+    suffixes: frozenset[str] = frozenset()
+    model: Any = None
 
 
 def training_flops(model: Any, *sizes) -> float | None:

@@ -10,17 +10,22 @@ Letters: B batch, L positions, K classes.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
+from common.nn.layers import identity
+from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, splits, training_flops
-from lm import weights
+from common.task import Evaluator, Predictor, Source, Task, padding, splits, training_flops
+from lm import predict, weights
 from lm.data import labelled, tokenizer
+from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.bert:Classifier"
 GIVEN = ("vocab_size", "num_classes")
@@ -102,6 +107,12 @@ def _loss(logits, label, valid, label_smoothing=None):
     return losses.squared_error(logits, label[:, None], valid)
 
 
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
+    """The model that a config describes, for texts and classes with these facts."""
+    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
+    return models.build(config["model"], constrain, **fields)
+
+
 weights_settings = weights.settings  # see `common.task`
 
 
@@ -112,8 +123,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         len(facts.classes) != 1,
         f"config.data.name: every label is {facts.classes[:1]}; at least two classes are needed",
     )
-    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
-    model = models.build(config["model"], constrain, **fields)
+    model = model_of(config, facts, constrain)
     label_smoothing = call(losses.smoothing, config["loss"])
     require(
         label_smoothing is None or bool(facts.classes),
@@ -151,4 +161,36 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
+        facts=Kept(facts.classes, facts.texts)._asdict(),
     )
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+class Kept(NamedTuple):
+    """What a run keeps of its data, beside the tokenizer: `classes` and `texts` of `TextFacts`."""
+
+    classes: tuple[str, ...]
+    texts: int
+
+
+def kept(config: dict, folder) -> dict[str, Source] | None:
+    """The training set without contents, by what its run keeps; see `common.task`."""
+    encoder, known = tokenizer.kept(folder), run_facts.read(folder, Kept)
+    if encoder is None or known is None:
+        return None
+    facts = tokenizer.facts(encoder)._replace(length=config["data"]["length"], **known._asdict())
+    return {"train": labelled.empty(facts, config["train"]["batch_size"], resident=False)}
+
+
+def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """Classes with their probabilities, or a number; see `common.task` and `lm.predict`."""
+    facts = sources["train"].facts
+    return predict.classifies(model_of(config, facts, constrain), facts)
+
+
+def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """What the classifier classifies, a vector; see `common.task` and `lm.predict`."""
+    facts = sources["train"].facts
+    return predict.vectors(model_of(config, facts, constrain), facts)

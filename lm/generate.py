@@ -46,10 +46,11 @@ def generate(
     top_k: int | None = None,
     top_p=None,
     end: int | None = None,
+    index=None,
 ) -> Written:
     """Continues prompts, in one compiled program with a cache.
 
-    A row's text depends on its prompt, its index in the batch and the key, not on the other rows;
+    A row's text depends on its prompt, its index and the key, not on the other rows;
     its first tokens do not depend on `steps`. Compiled once per shapes, `model`, `steps` and
     `top_k`.
 
@@ -66,29 +67,49 @@ def generate(
       top_p: of those, sample from the smallest set whose total probability is at least this
         (Holtzman et al. 2020); None is all. May be traced.
       end: token that ends a text; None is none. May be traced.
+      index: i32[B], the index of each row; None is 0, 1, … May be traced.
 
     Raises:
-      BadInput: if a setting is out of range, a prompt is empty, or the model has too few positions.
+      BadInput: if a setting is out of range, a prompt is empty, or the model has too few positions;
+        numbers that are traced, prompts' lengths among them, are not checked.
     """
+    check_model(model)
+    check_settings(steps, temperature, top_k, top_p)
+    if not isinstance(lengths, jax.core.Tracer):
+        check_room(model, prompts.shape[1], steps)
+        _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
+    index = jnp.arange(len(prompts)) if index is None else index
+    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "end": end}
+    return _generate(model, params, prompts, lengths, key, index, steps=steps, **rule)
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises `BadInput` unless a model can generate."""
     require(
         hasattr(model, "decode") and hasattr(model, "empty_cache"),
         f"config.model.module: {type(model).__name__} cannot generate: it has no decode and "
         "empty_cache, as lm.gpt:GPT has",
     )
+
+
+def check_settings(steps: int, temperature=None, top_k: int | None = None, top_p=None) -> None:
+    """Raises `BadInput` if a setting of `generate` is out of range."""
     require(steps > 0, f"tokens: {steps} is not a positive number of tokens to write")
-    left = room(model, prompts.shape[1])
-    require(
-        left is None or steps <= left,
-        f"tokens: {steps} after a prompt of {prompts.shape[1]}, and the model has "
-        f"{getattr(model, 'max_length', 0)} positions; write "
-        + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
-    )
     require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
     _check("temperature", temperature, lambda t: t >= 0, "is negative")
     _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
-    _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
-    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "end": end}
-    return _generate(model, params, prompts, lengths, key, steps=steps, **rule)
+
+
+def check_room(model: nn.Module, length: int, steps: int) -> None:
+    """Raises `BadInput` if a model has too few positions for `steps` tokens after a prompt of this
+    length."""
+    left = room(model, length)
+    require(
+        left is None or steps <= left,
+        f"tokens: {steps} after a prompt of {length}, and the model has "
+        f"{getattr(model, 'max_length', 0)} positions; write "
+        + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
+    )
 
 
 def room(model: nn.Module, length: int) -> int | None:
@@ -106,10 +127,12 @@ def _check(name: str, value, holds, wrong: str) -> None:
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "top_k"))
-def _generate(model, params, prompts, lengths, key, *, steps, temperature, top_k, top_p, end):
+def _generate(
+    model, params, prompts, lengths, key, index, *, steps, temperature, top_k, top_p, end
+):
     rows, width = prompts.shape
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     decode = partial(model.apply, {"params": params}, method="decode")
 
     def advance(carry):

@@ -117,6 +117,16 @@ class GPT(SequenceTransformer, kw_only=True):
         x = self.with_positions(self.token(tokens), places, lambda at: self.position(at))
         return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
 
+    def encode(self, tokens, segments=None, train: bool = False):
+        """The hidden state of every position, [B, L, D]; arguments as in `__call__`."""
+        tokens = tokens.astype(jnp.int32)
+        if segments is None:
+            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        else:
+            segments = segments.astype(jnp.int32)
+            places = attention.places(segments)
+        return self.stack(self._embed(tokens, places, train), places, segments, train)
+
     def __call__(self, tokens, segments=None, train: bool = False):
         """Logits f32[B, L, V]: position i predicts token i + 1.
 
@@ -126,13 +136,7 @@ class GPT(SequenceTransformer, kw_only=True):
             count from its start. Padding is segment 0.
           train: whether dropout is active; it needs an rng "dropout".
         """
-        tokens = tokens.astype(jnp.int32)
-        if segments is None:
-            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        else:
-            segments = segments.astype(jnp.int32)
-            places = attention.places(segments)
-        x = self.stack(self._embed(tokens, places, train), places, segments, train)
+        x = self.encode(tokens, segments, train)
         return self.constrain(self.output.logits(x), "batch", None, "vocab")
 
     @nn.nowrap

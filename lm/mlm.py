@@ -22,8 +22,17 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, row_keys, splits, training_flops
-from lm import baseline, fill, masking, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    padding,
+    row_keys,
+    splits,
+    training_flops,
+)
+from lm import baseline, fill, masking, predict, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -224,3 +233,23 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         flops=training_flops(model, facts.length, predictions),
         tokens=facts.length,
     )
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+def kept(config: dict, folder) -> dict[str, Source] | None:
+    """The training set without contents, by the tokenizer that its run keeps; see `common.task`."""
+    return text.kept_source(_form(config), config["data"], folder)
+
+
+def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """Hidden words of a text; see `common.task` and `lm.predict`."""
+    facts = sources["train"].facts
+    return predict.fills(model_of(config, facts, constrain), facts)
+
+
+def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """The mean of a text's hidden states; see `common.task` and `lm.predict`."""
+    facts = sources["train"].facts
+    return predict.vectors(model_of(config, facts, constrain), facts)

@@ -13,7 +13,9 @@ Letters: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,13 @@ from common import evaluate, losses
 from common.data import order
 from common.errors import require
 from common.nn import model as models
+from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, splits, training_flops
-from vision import weights
-from vision.data import augment, datasets
-from vision.data.views import Views, centre_crop, normalise, weighted_views
+from common.task import Evaluator, Predictor, Source, Task, splits, training_flops
+from vision import predict, weights
+from vision.data import augment, datasets, sets
+from vision.data.sets import ImageFacts
+from vision.data.views import Views, evaluated, normalise, weighted_views
 
 FITTED_TO = 1000  # training images passed to `fitted`
 
@@ -133,9 +137,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     classes = len(facts.classes)
     mean, std = np.float32(facts.mean), np.float32(facts.std)
     size = config["augment"]["resized_crop"]
-    shape = train_set.spec["image"].shape
-    shape = shape if size is None else (size, size, shape[-1])
-    model = models.build(config["model"], constrain, num_classes=classes)
+    own = train_set.spec["image"].shape
+    shape = own if size is None else (size, size, own[-1])
+    model = _model(config, facts, constrain)
     augmented = call(augment.make_augment, config["augment"], mean)
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
     label_smoothing, auxiliary = call(loss_section, config["loss"])
@@ -155,8 +159,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def prepare(key, batch, train):
         images = batch["image"]
         if not train:
-            images = images if size is None else centre_crop(images, size)
-            return batch | {"image": normalise(scaled(images), mean, std)}
+            return batch | {"image": evaluated(images, size, mean, std)}
         labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
         rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
@@ -204,4 +207,51 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent="batch_stats" not in shapes[1],
         pretrained=weights.reader(config, model, facts.classes),
         flops=training_flops(model, shape),
+        facts=Kept(*facts, shape=own)._asdict(),
     )
+
+
+def _model(config: dict, facts: ImageFacts, constrain: Callable) -> nn.Module:
+    return models.build(config["model"], constrain, num_classes=len(facts.classes))
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+class Kept(NamedTuple):
+    """What a run keeps of its data: `ImageFacts`, and the shape (H, W, C) of an image."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shape: tuple[int, int, int]
+
+
+def kept(config: dict, folder) -> dict[str, Source] | None:
+    """The training set without contents, by what its run keeps; see `common.task`."""
+    known = run_facts.read(folder, Kept)
+    if known is None:
+        return None
+    facts = ImageFacts(*(getattr(known, name) for name in ImageFacts._fields))
+    return {"train": sets.outline(known.shape, config["train"]["batch_size"], facts, None)}
+
+
+def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """Classes with their probabilities, of pictures; see `common.task` and `vision.predict`."""
+    facts = sources["train"].facts
+    names = [getattr(facts, "multi_label", False)]
+    usual = next((e["views"] for e in config["evals"].values() if e.get("views")), "none")
+    return predict.classifier(*_seen(config, sources, constrain), facts.classes, *names, usual)
+
+
+def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """The model's features, of pictures; see `common.task` and `vision.predict`."""
+    return predict.vectors(*_seen(config, sources, constrain))
+
+
+def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:
+    """(the model, picture -> pixels, pixels -> images as evaluation sees them)."""
+    train_set, facts = sources["train"], sources["train"].facts
+    numbers = config["augment"]["resized_crop"], np.float32(facts.mean), np.float32(facts.std)
+    model, read = _model(config, facts, constrain), predict.reader(train_set.spec["image"].shape)
+    return model, read, lambda images: evaluated(images, *numbers)

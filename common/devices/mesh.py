@@ -180,14 +180,19 @@ def constrainer(layout: Layout) -> Callable:
     return constrain
 
 
+def ways(layout: Layout) -> int:
+    """The number of parts that the batch is split into."""
+    return math.prod(layout.mesh.shape[a] for a in layout.rules.get("batch", ()))
+
+
 def check_batch(layout: Layout, batch_size: int, where: str) -> None:
     """Raises `BadInput` unless the number of devices that split the batch divides its size."""
     require(batch_size > 0, f"{where}: {batch_size} is not a positive number of examples")
-    ways = math.prod(layout.mesh.shape[a] for a in layout.rules.get("batch", ()))
+    parts = ways(layout)
     require(
-        batch_size % ways == 0,
-        f"{where}: {batch_size} examples cannot be divided over {ways} devices; "
-        f"take {max(batch_size // ways, 1) * ways}",
+        batch_size % parts == 0,
+        f"{where}: {batch_size} examples cannot be divided over {parts} devices; "
+        f"take {max(batch_size // parts, 1) * parts}",
     )
 
 

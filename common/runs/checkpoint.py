@@ -149,6 +149,7 @@ class Checkpoints:
         self._folder = absolute(workdir) / "checkpoints"
         self._run = json.loads(json.dumps(run or {}))
         self._states, self._records = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+        self._parts = ocp.PyTreeCheckpointHandler()
         self._manager = None
         if rule is None:
             return
@@ -209,13 +210,14 @@ class Checkpoints:
         with refusals(self._folder):
             self._manager.save(step, args=args, force=True)
 
-    def restore(self, like, step: int | None = None) -> tuple[Any, int] | None:
+    def restore(self, like, step: int | None = None, part: bool = False) -> tuple[Any, int] | None:
         """Reads and verifies a state, onto the shardings of `like`.
 
         Args:
           like: a tree of ShapeDtypeStructs with shardings.
           step: the step to read; None is the newest intact one. Damaged ones are skipped with a
             warning, and then moved to `workdir/damaged_checkpoint_STEP` unless opened read-only.
+          part: whether `like` may be part of what was saved: nothing else is read or verified.
 
         With several processes, each reads its part of the files, and all agree on each candidate:
         if one finds it damaged, all skip it. No Orbax barrier is crossed, and if one raises, all
@@ -237,13 +239,13 @@ class Checkpoints:
                 step in steps, f"no checkpoint of step {step} in {self._folder}; there are {steps}"
             )
             try:
-                return self._read(like, step), step
+                return self._read(like, step, part), step
             except Damaged as damage:
                 raise BadInput(f"the checkpoint of step {step} is damaged: {damage}") from damage
         damaged = []
         for candidate in reversed(steps):
             try:
-                state = self._read(like, candidate)
+                state = self._read(like, candidate, part)
             except Damaged as damage:
                 logging.warning("checkpoint %d is damaged (%s)", candidate, damage)
                 damaged.append(candidate)
@@ -254,7 +256,7 @@ class Checkpoints:
                     self._set_aside(bad)
             return state, candidate
         if not self._manager and self._agreed_steps() != steps:
-            return self.restore(like)  # a live run has saved and deleted meanwhile
+            return self.restore(like, part=part)  # a live run has saved and deleted meanwhile
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
 
@@ -296,7 +298,7 @@ class Checkpoints:
             where = f"the checkpoint of step {step} in {self._folder}"
             raise BadInput(f"{where} cannot be read: {_first_line(error)}") from error
 
-    def _read(self, like, step: int):
+    def _read(self, like, step: int, part: bool):
         folder, wanted = self._folder / str(step), structure(like)
         with together(Damaged), self._reading(step):
             self._check_files(step)
@@ -305,20 +307,21 @@ class Checkpoints:
             saved = {path: [shape, dtype] for path, (shape, dtype, _) in record.tensors.items()}
             if saved != structure(self._stored(step)):
                 raise Damaged("its two records of names, shapes and dtypes differ")
+            if part:
+                saved = {path: entry for path, entry in saved.items() if path in wanted}
             require(
                 saved == wanted,
                 f"the checkpoint of step {step} in {self._folder} is of another model or "
                 f"optimizer: {differences(saved, wanted)}",
             )
         with together(Damaged), self._reading(step):
-            args = ocp.args.StandardRestore(_as_dicts(like))
-            leaves = tree.flatten(self._states.restore(folder / "state", args=args))
+            leaves = tree.flatten(self._tensors(folder / "state", _as_dicts(like), part))
             state = jax.tree.unflatten(
                 jax.tree.structure(like), [leaves[p] for p in tree.flatten(like)]
             )
         # All processes compute the digests together, so they get the same values.
         digests = jax.device_get(tree.digests(state))
-        entries = record.tensors.items()
+        entries = ((path, record.tensors[path]) for path in wanted)
         wrong = [path for path, entry in entries if int(digests[path]) != entry[2]]
         if wrong:
             raise Damaged(f"{len(wrong)} tensors differ from what was saved, {wrong[0]} first")
@@ -326,6 +329,14 @@ class Checkpoints:
         if number is not None and number.ndim == 0 and int(number) != step:
             raise Damaged(f"its state is that of step {int(number)}")
         return state
+
+    def _tensors(self, folder: epath.Path, like: dict, part: bool) -> dict:
+        """The tensors of a step as `like` has them."""
+        if not part:
+            return self._states.restore(folder, args=ocp.args.StandardRestore(like))
+        targets = ocp.checkpoint_utils.construct_restore_args(like)
+        args = ocp.args.PyTreeRestore(like, restore_args=targets, partial_restore=True)
+        return self._parts.restore(folder, args=args)
 
     def _check_files(self, step: int) -> None:
         """Raises `Damaged` for a FIFO or a device in the place of a file: reading it may wait for
@@ -386,6 +397,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and closes; raises as `wait` does."""
         self._states.close()
+        self._parts.close()
         if self._manager:
             with refusals(self._folder):
                 self._manager.close()

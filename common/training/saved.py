@@ -122,24 +122,42 @@ def opened(config: dict, folder, step: str = "latest", sources: dict | None = No
         fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
         workdir.check_data(files.absolute(folder), fingerprints)
     else:
-        fingerprints = next((start["data"] for start in workdir.read_starts(folder)[-1:]), {})
-    own = workdir.identity(workdir.read_config(folder), fingerprints)
-    with contextlib.closing(checkpoint.Checkpoints(folder, run=own)) as checkpoints:
-        number = None
-        if step == "best":
-            best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
-            require(best is not None, "--step best: the run's config.checkpoint.best is not set")
-            saved_steps = checkpoints.steps()
-            kept = [s for s in best_steps(best, log.read_lines(folder)) if s in saved_steps]
-            require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
-            number = kept[0]
-        elif step != "latest":
-            require(
-                step.isascii() and step.isdigit(),
-                f"--step: {step!r} is not 'latest', 'best' or a number",
-            )
-            number = int(step)
+        fingerprints = None
+    with reading(folder, fingerprints) as checkpoints:
+        number = step_number(config, folder, checkpoints, step)
         with jax.set_mesh(program.layout.mesh):
             restored = checkpoints.restore(program.like, number)
             require(restored is not None, f"{folder}: no checkpoint there")
             yield program, *restored
+
+
+@contextlib.contextmanager
+def reading(folder, fingerprints: dict[str, str] | None = None):
+    """The `Checkpoints` of a run, to read; a checkpoint of another run is damage.
+
+    Args:
+      folder: the workdir.
+      fingerprints: of its data sets; None is what its last start says of them.
+    """
+    if fingerprints is None:
+        fingerprints = next((start["data"] for start in workdir.read_starts(folder)[-1:]), {})
+    own = workdir.identity(workdir.read_config(folder), fingerprints)
+    with contextlib.closing(checkpoint.Checkpoints(folder, run=own)) as checkpoints:
+        yield checkpoints
+
+
+def step_number(config: dict, folder, checkpoints: checkpoint.Checkpoints, step: str) -> int | None:
+    """The number of a run's step that is "latest" (None), "best" or a number. Raises `BadInput` if
+    it is none of these, or none is best."""
+    if step == "latest":
+        return None
+    if step != "best":
+        number = step.isascii() and step.isdigit()
+        require(number, f"--step: {step!r} is not 'latest', 'best' or a number")
+        return int(step)
+    best = parse_best("config.checkpoint.best", config["checkpoint"]["best"])
+    require(best is not None, "--step best: the run's config.checkpoint.best is not set")
+    saved_steps = checkpoints.steps()
+    kept = [s for s in best_steps(best, log.read_lines(folder)) if s in saved_steps]
+    require(bool(kept), f"--step best: no checkpoint in {folder} has that evaluation")
+    return kept[0]

@@ -18,6 +18,7 @@ from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
 from common.errors import BadInput, CannotWrite, NotFinite, require
 from common.runs import checkpoint, files, log, mending, workdir
+from common.runs import facts as run_facts
 from common.runs.history import last_speeds, last_values
 from common.runs.progress import Progress
 from common.sections import call
@@ -141,7 +142,7 @@ def begun(
             read=read_config,
             write=main,
             lock=lock,
-            keep=program.task.files or {},
+            keep=run_facts.contents(program.task),
             facts={
                 "steps": program.plan.total,
                 "population": population,

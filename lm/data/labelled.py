@@ -106,6 +106,7 @@ def load_sources(
     ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
     used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
     examples = {part: take(part) for part in used}
+    facts = facts._replace(texts=next(len(each.texts[0]) for each in examples.values()))
     rows = {part: _rows(examples[part], facts) for part in used}
     own.warn_of_repeated(ranges, {part: set_.texts for part, set_ in examples.items()}, name)
     sources = {}
@@ -138,20 +139,35 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     except NotPrepared:
         tokenizer = tokenizers.stand_in("wordpiece", VOCAB_SIZES[section["tokenizer"]])
     facts = tokenizers.facts(tokenizer)._replace(classes=classes, length=length)
-    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    row = {"tokens": dtype, "segments": np.uint8, "types": np.uint8}
-    spec = {key: jax.ShapeDtypeStruct((length,), kind) for key, kind in row.items()}
-    spec["label"] = jax.ShapeDtypeStruct((), np.int32)
     sizes = {part: round(share * count) for part, share in SHARES.items()}
-    empty = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
     sources = {}
     for key, split in splits.items():
         ranges = grammar.ranges(split, sizes, split_key(key))
         size = sum(at.stop - at.start for _, at in ranges)
-        resident = empty(size) if section["resident"] is not False else None
-        read = lambda rows: empty(len(rows))
-        sources[key] = Source(size, read, resident, spec, "outline", facts)
+        sources[key] = empty(facts, size, section["resident"] is not False)
     return sources
+
+
+def empty(facts: tokenizers.TextFacts, size: int, resident: bool) -> Source:
+    """A set of `size` rows of zeros, in the right shapes."""
+    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
+    row = {"tokens": dtype, "segments": np.uint8, "types": np.uint8}
+    spec = {key: jax.ShapeDtypeStruct((facts.length,), kind) for key, kind in row.items()}
+    spec["label"] = jax.ShapeDtypeStruct((), np.int32 if facts.classes else np.float32)
+    zeros = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
+    arrays = zeros(size) if resident else None
+    return Source(size, lambda rows: zeros(len(rows)), arrays, spec, "outline", facts)
+
+
+def part(texts: tuple[str, ...]) -> str:
+    """The split of an example, by a hash of its texts: 72% "train", 8% "valid", 20% "test"."""
+    digest = _rank(texts)
+    first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
+    return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
+
+
+def _rank(texts: tuple[str, ...]) -> bytes:
+    return hashlib.sha256("\x1e".join(texts).encode()).digest()
 
 
 def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
@@ -164,14 +180,19 @@ def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarr
     flat = [each for texts in examples.texts for each in texts]
     ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
     for row, texts in enumerate(examples.texts):
-        first, second = next(ids), next(ids) if len(texts) == 2 else []
-        layout = facts.layouts[len(texts) - 1]
-        room = length - len(layout.special)
-        second = second[: max(room // 2, room - len(first))]
-        line, kinds = layout.row(*(first[: room - len(second)], second)[: len(texts)])
+        line, kinds = laid_out(facts, *(next(ids) for _ in texts))
         tokens[row, : len(line)], types[row, : len(line)] = line, kinds
         segments[row, : len(line)] = 1
     return {"tokens": tokens, "segments": segments, "types": types, "label": examples.labels}
+
+
+def laid_out(facts: tokenizers.TextFacts, first: list, *second: list) -> tuple:
+    """(tokens i64[L], types i64[L]) of the ids of one text, or of two, in the tokenizer's template;
+    what exceeds `facts.length` is cut from the longer."""
+    layout = facts.layouts[len(second)]
+    room = facts.length - len(layout.special)
+    second = [ids[: max(room // 2, room - len(first))] for ids in second]
+    return layout.row(first[: room - sum(map(len, second))], *second)
 
 
 # ------------------------------------------------------------------------------------- from a file

@@ -143,6 +143,17 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
         if trained
         else find_tokenizer(kind, section["folder"])
     )
+    return dict.fromkeys(("train", *splits), _outline(tokenizer, form, length))
+
+
+def kept_source(form: Form, section: dict, folder) -> dict[str, Source] | None:
+    """{"train": a Source without contents}, by the tokenizer that the run in `folder` keeps; None
+    if it keeps none."""
+    tokenizer = tokenizers.kept(folder)
+    return None if tokenizer is None else {"train": _outline(tokenizer, form, section["length"])}
+
+
+def _outline(tokenizer: Tokenizer, form: Form, length: int) -> Source:
     facts = tokenizers.facts(tokenizer)
     counts = np.ones(facts.vocab_size, np.int64)
     facts = facts._replace(counts=counts, length=length, form=form)
@@ -158,8 +169,7 @@ def outline_sources(splits: dict[str, str], form: Form, section: dict) -> dict[s
     )
     row = np.array([[0, 1, 1, 2, 1] if form == "pairs" else [0, length + 2]])
     reader = _Reader(empty, facts, row)
-    source = _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
-    return dict.fromkeys(("train", *splits), source)
+    return _source(reader, False, facts, "outline")._replace(size=OUTLINE_ROWS)
 
 
 def tokenizer_of(section: dict) -> Tokenizer:

@@ -8,16 +8,18 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from tokenizers import Tokenizer
 
+from common import inputs
 from common.errors import require
 from lm.data.published import files, has_files, load, roles_of
 from lm.data.templates import Layout, classic, layout
 from lm.data.trained import END, KINDS, SPECIAL, stand_in, train
 
 __all__ = [
-    "END", "KINDS", "ROLES", "SPECIAL", "TextFacts", "facts", "files", "has_files", "load",
-    "reading", "stand_in", "train",
+    "END", "KINDS", "ROLES", "SPECIAL", "TextFacts", "facts", "files", "has_files", "kept",
+    "load", "reading", "stand_in", "train",
 ]  # fmt: skip
 
 # The role of a token, and its names in tokenizers whose files name no roles.
@@ -47,6 +49,7 @@ class TextFacts(NamedTuple):
       counts: i64[V], token counts of the training stream; None for labelled texts.
       form: of the rows, see `lm.data.text.Form`; "" for labelled texts.
       classes: names of the labels; () for numbers, and for text without labels.
+      texts: of a labelled example, 1 or 2; 0 if nobody knows.
       begin, end: what stands before and after a document, by the tokenizer's template: [CLS] and
         [SEP], `<s>` and `</s>`. After a text that its template leaves open comes the token of the
         role "end"; without a template, <|endoftext|> is on both sides. With a mask token, `begin`
@@ -66,6 +69,7 @@ class TextFacts(NamedTuple):
     counts: np.ndarray | None = None
     form: str = ""
     classes: tuple[str, ...] = ()
+    texts: int = 0
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
     layouts: tuple[Layout, ...] = ()
@@ -159,6 +163,12 @@ def _layouts(tokenizer: Tokenizer, special: dict, size: int) -> tuple[Layout, ..
 def _mentions_byte_level(part: dict | None) -> bool:
     parts = (part or {}).get("pretokenizers", [part or {}])
     return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def kept(folder) -> Tokenizer | None:
+    """The tokenizer that a run keeps in its workdir; None if one of an older version keeps none."""
+    path = epath.Path(folder) / "tokenizer.json"
+    return load(path) if inputs.present(path) else None
 
 
 def reading(facts: TextFacts) -> Tokenizer:

@@ -93,7 +93,7 @@ def pretrained(path: epath.PathLike) -> dict:
 
 def settings(config: dict) -> dict[str, dict[str, Any]]:
     """What the weights at `config.init.path` say: `weights_settings` of a task (`common.task`)."""
-    path = _path("config.init.path", config["init"]["path"], config["data"]["folder"])
+    path = folder_of(config["init"]["path"], "config.init.path", config["data"]["folder"])
     read = _read(path)
     known = read.described is not None
     require(known, f"config.init.adopt: {path}: there is no config.json to adopt")
@@ -103,7 +103,8 @@ def settings(config: dict) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _path(where: str, name: str, folder: str = "") -> epath.Path:
+def folder_of(name: str, where: str = "weights", folder: str = "") -> epath.Path:
+    """The path of published weights, as `load` finds it. Raises `BadInput` if there are none."""
     return fetch.find_pretrained(name, folder, known=WEIGHTS, where=where)
 
 
@@ -137,7 +138,7 @@ def load(name: str, folder: str = "", where: str = "weights") -> Loaded:
       BadInput: as `engine.read`; if there is no config.json or no tokenizer, or the tensors are not
         exactly those of the model that it describes.
     """
-    path = _path(where, name, folder)
+    path = folder_of(name, where, folder)
     read = _read(path)
     described = read.described
     require(described is not None, f"{where}: {path}: no config.json names the model")
@@ -185,7 +186,7 @@ def reader(facts: TextFacts, config: dict, model: nn.Module) -> Callable:
 
     def read_path(name: str) -> dict:
         where = f"config.init.path: {name}"
-        path = _path("config.init.path", name, config["data"]["folder"])
+        path = folder_of(name, "config.init.path", config["data"]["folder"])
         read = _read(path)
         paths = tree.flatten(_shapes(model)).keys()
         engine.check(where, read, model, paths, config.get("init", {}), facts.classes)

@@ -6,7 +6,7 @@ and, for the classes, 2_Dense with one layer without an activation.
 """
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -47,6 +47,34 @@ def read(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]
             known = kind in ("Transformer", "Normalize")
             require(known, f"{file}: a module of type {brief(kind)} is not supported")
     return fields, values
+
+
+class Vectors(NamedTuple):
+    """How a folder makes vectors of texts.
+
+    Attributes:
+      pooling: "mean", or "first" token; "" if it does not say.
+      unit: whether they are divided by their Euclidean length.
+      longest: tokens of a text, at which longer ones are cut; None if it does not say.
+    """
+
+    pooling: str
+    unit: bool
+    longest: int | None
+
+
+def vectors(folder: epath.PathLike) -> Vectors:
+    """What its modules.json and sentence_bert_config.json say. Raises `BadInput` as `read`."""
+    fields, _ = read(folder)
+    if not fields:
+        return Vectors("", False, None)
+    folder, longest = epath.Path(folder), None
+    kinds = [module["type"] for module in inputs.json_list("", folder / "modules.json")]
+    file = folder / "sentence_bert_config.json"
+    if inputs.present(file):
+        longest = inputs.field(inputs.json_object("", file), "max_seq_length", int, None, str(file))
+    unit = any(kind.rpartition(".")[2] == "Normalize" for kind in kinds)
+    return Vectors(fields["pooling"], unit, longest)
 
 
 def _pooling(file: epath.Path) -> str:

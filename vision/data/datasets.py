@@ -166,14 +166,12 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     else:
         return load_sources(splits, **section)
     require(None not in shape, f"config.data.image_size: the images of {name} vary; set it to 256")
-    facts, spec = sets.known(name, classes), sets.spec(shape)
-    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
+    facts = sets.known(name, classes)
     resident = sets.is_resident(section["resident"], side, sizes, shape)
     outlines = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
-        arrays = black(size) if resident else None  # untouched zeros take no memory
-        source = Source(size, lambda rows: black(len(rows)), arrays, spec, "outline", facts)
+        source = sets.outline(shape, size, facts, resident)
         facts = _scaled(source, section["mean"], section["std"])
         outlines[key] = source._replace(facts=facts)
     return outlines

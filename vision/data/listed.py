@@ -131,18 +131,13 @@ def _folder(root: str) -> Listing:
         Picture(path, number[name], part, *_facts(files[path]))
         for path, (part, name) in places.items()
     ]
-    pictures_.sort(key=lambda p: (natural(p.path.rpartition("/")[2]), p.path))
+    pictures_.sort(key=lambda p: (inputs.natural(p.path.rpartition("/")[2]), p.path))
     parts = tuple(part for part in PARTS if part in held)
     _checked(classes, root)
     counts = collections.Counter(name for _, name in places.values())
     labels.say_alike(counts, f"{WHERE}: {inputs.shown(root)}")
     deep = [p.path for p in pictures_ if p.path.count("/") > depth + 1]
     return Listing(pathlib.Path(root), pictures_, classes, parts, dict(passed), deep)
-
-
-def natural(name: str) -> tuple:
-    """A key that sorts names with numbers by their values: a2 before a10."""
-    return tuple(int(x) if i % 2 else x for i, x in enumerate(re.split("([0-9]+)", name)))
 
 
 def _walk(root: str, below: str, above: tuple, files: dict, folders: set, passed) -> None:

@@ -47,6 +47,14 @@ def spec(shape: tuple[int, ...]) -> dict:
     return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
 
 
+def outline(shape: tuple[int, ...], size: int, facts: ImageFacts, resident: bool) -> Source:
+    """A set of `size` black images without contents."""
+    row = spec(shape)
+    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in row.items()}
+    arrays = black(size) if resident else None  # untouched zeros take no memory
+    return Source(size, lambda rows: black(len(rows)), arrays, row, "outline", facts)
+
+
 def is_resident(resident: bool | None, image_size: int | None, sizes: dict, shape) -> bool:
     """Whether a set lives on the device: as the config sets it, else if it is small."""
     small = image_size is None and sum(sizes.values()) * int(np.prod(shape)) <= RESIDENT_BYTES

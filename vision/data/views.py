@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 
 from common.errors import choice, require
 
@@ -28,6 +29,13 @@ def centre_crop(images, size: int):
     )
     top, left = (height - size) // 2, (width - size) // 2
     return images[:, top : top + size, left : left + size]
+
+
+def evaluated(images, size: int | None, mean, std):
+    """Images u8[B, H, W, C] as evaluation sees them, f32: their centre square of this size, unless
+    it is None, with pixels divided by 255 and normalised."""
+    images = images if size is None else centre_crop(images, size)
+    return normalise(images.astype(np.float32) / 255.0, mean, std)
 
 
 def weighted_views(images, name: Views) -> tuple:

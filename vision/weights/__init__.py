@@ -108,7 +108,7 @@ def pretrained(
         )
         model, classes = read.family.model(**sizes(path)), read.described.classes
     with engine.within(path / "config.json") if whole else contextlib.nullcontext():
-        outline = _outline(model, read.values)
+        outline = shapes_of(model, read.values)
     engine.check(str(path), read, model, outline, init, classes)
     if "image_size" in init.get("allow", ()) and isinstance(model, ViT):
         read = read._replace(values=_resized(read, model, outline, str(path)))
@@ -158,7 +158,7 @@ def reader(config: dict, model: nn.Module, classes: tuple[str, ...]) -> Callable
     return read_path
 
 
-def _outline(model: nn.Module, values: dict) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: nn.Module, values: dict) -> dict[str, tuple[int, ...]]:
     """{"stem/kernel": shape, …} of a model, for images with as many channels as the file's."""
     side, channels = getattr(model, "image_size", 32), channels_of(model, values)
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)

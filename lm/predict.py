@@ -1,0 +1,348 @@
+"""Predictions of language models, from texts: hidden words, what comes next, a class or a number,
+or a vector.
+
+Each function makes a `common.task.Predictor` of a model and the facts of its tokenizer, for runs
+and for published weights alike. `params` has no statistics beside it.
+
+Letters: B batch, L positions, P masks, D width, K classes.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from common import classes as ranking
+from common.errors import brief, require
+from common.task import Predictor, purpose_key
+from lm import bert, fill, generate
+from lm.data import labelled, tokenizer
+from lm.data.tokenizer import TextFacts
+
+TOKENS = 64  # the default of `tokens`
+
+
+def longest_of(model: nn.Module) -> int | None:
+    """The most positions that a model has; None is no limit."""
+    return model.max_length if getattr(model, "positions", None) == "learned" else None
+
+
+def _pads(facts: TextFacts, *names: str) -> dict[str, int]:
+    """What arrays of a row are padded with; padding is segment 0."""
+    return {name: facts.special["pad"] or 0 if name == "tokens" else 0 for name in names}
+
+
+def _text(given: Any) -> str:
+    """A text that is alone in its input."""
+    require(isinstance(given, str), f"{brief(given)} is not a text")
+    return given
+
+
+# ------------------------------------------------------------------------------------ hidden words
+
+
+def fills(model: nn.Module, facts: TextFacts) -> Predictor:
+    """Of a text with [MASK] or the tokenizer's own mask tokens: {"text": with the likeliest token
+    in each, "masks": for each mask [{"token", "probability"}, …]}. Masks are independent.
+
+    Args:
+      model: called as `lm.mlm` calls it.
+      facts: of its tokenizer, which has a mask token.
+    """
+    encoder, longest = facts.tokenizer, longest_of(model)
+    mask, frame = facts.special["mask"], len(facts.begin) + len(facts.end)
+
+    def options(*, top: int = 5) -> dict:
+        """The options of a prediction.
+
+        Args:
+          top: number of tokens to tell for each mask, likeliest first.
+        """
+        size = facts.vocab_size
+        require(0 < top <= size, f"top: {top} is not in [1, {size}], the size of the vocabulary")
+        return {"top": top}
+
+    def read(text, options) -> list[dict]:
+        text = _text(text).replace(fill.MASK, encoder.id_to_token(mask))
+        ids = encoder.encode(text, add_special_tokens=False).ids
+        require(mask in ids, f"it has no {fill.MASK}; write one in place of a word")
+        length = len(ids) + frame
+        require(
+            longest is None or length <= longest,
+            f"{length} tokens, and the model has {longest} positions; write a shorter text",
+        )
+        tokens = np.array([*facts.begin, *ids, *facts.end], np.int32)
+        picked = np.flatnonzero(tokens == mask).astype(np.int32)
+        return [{"tokens": tokens, "segments": np.ones(length, np.int32), "picked": picked}]
+
+    def apply(params, extra, batch, options):
+        inputs = batch["tokens"], batch["segments"], batch.get("types"), batch["picked"]
+        outputs = model.apply({"params": params}, *inputs)
+        # A model with a next-sentence head returns two outputs.
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        ids, shares = fill.guesses(logits, options["top"])
+        return {"ids": ids, "shares": shares}
+
+    def result(text, rows, outputs, options) -> dict:
+        tokens, picked = rows[0]["tokens"].copy(), rows[0]["picked"]
+        ids, shares = (outputs[0][name][: len(picked)] for name in ("ids", "shares"))
+        tokens[picked] = ids[:, 0]
+        inner = tokens[len(facts.begin) : len(tokens) - len(facts.end)]
+        guesses = [
+            [
+                {"token": encoder.id_to_token(i), "probability": share}
+                for i, share in zip(*of_mask, strict=True)
+            ]
+            for of_mask in zip(ids.tolist(), shares.tolist(), strict=True)
+        ]
+        return {
+            "text": encoder.decode(inner.tolist(), skip_special_tokens=False),
+            "masks": guesses,
+        }
+
+    def line(result) -> str:
+        lines = [result["text"]]
+        for guesses in result["masks"]:
+            told = (f"{each['token']} {each['probability']:.1%}" for each in guesses)
+            lines.append("    " + ", ".join(told))
+        return "\n".join(lines)
+
+    pads = _pads(facts, "tokens", "segments", "picked")
+    return Predictor(read, apply, result, line, options, pads, longest, model=model)
+
+
+# --------------------------------------------------------------------------------- what comes next
+
+
+def continues(model: nn.Module, facts: TextFacts) -> Predictor:
+    """Of a text, the start of a document: {"text": the same with the model's continuation}.
+
+    Args:
+      model: with the methods of `lm.generate`.
+      facts: of its tokenizer.
+    """
+    end, longest = generate.end_of(facts), longest_of(model)
+    generate.check_model(model)
+
+    def options(
+        *,
+        tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool = False,
+        seed: int = 0,
+    ) -> dict:
+        """The options of a prediction.
+
+        Args:
+          tokens: number of tokens to write; by default 64, or as many as the model has room for.
+          temperature: divides the logits: lower favours likely tokens.
+          top_k: sample from the K most likely tokens; by default from all.
+          top_p: sample from the likeliest tokens that have this probability together; by default
+            from all.
+          greedy: always take the most likely token.
+          seed: random seed: the same one gives the same text.
+        """
+        require(0 <= seed < 2**32, f"seed: {seed} is not in [0, 2^32)")
+        steps = TOKENS if tokens is None else tokens
+        generate.check_settings(steps, temperature, top_k, top_p)
+        return {
+            "steps": steps,
+            "temperature": None if greedy else float(temperature),
+            "top_k": top_k,
+            "top_p": None if top_p is None else float(top_p),
+            "key": purpose_key(seed, "generate"),
+            "exactly": tokens is not None,
+        }
+
+    def read(text, options) -> list[dict]:
+        (prompt,), (length,) = generate.encode(facts, [_text(text)])
+        wanted = options["steps"] if options["exactly"] else 1
+        generate.check_room(model, int(length), wanted)
+        return [{"tokens": prompt, "length": length}]
+
+    def apply(params, extra, batch, options):
+        rule = {name: options[name] for name in ("steps", "temperature", "top_k", "top_p")}
+        written = generate.generate(
+            *(model, params, batch["tokens"], batch["length"], options["key"]),
+            **rule,
+            end=end,
+            index=batch["index"],
+        )
+        return {"tokens": written.tokens, "length": written.lengths}
+
+    def result(text, rows, outputs, options) -> dict:
+        prompt, count = rows[0]["tokens"], outputs[0]["length"]
+        room = generate.room(model, len(prompt))
+        count = count if room is None else min(count, room)
+        written = generate.Written(outputs[0]["tokens"][None], np.array([count]))
+        (text,) = generate.decode(facts, prompt[None], np.array([len(prompt)]), written)
+        return {"text": text}
+
+    line = lambda result: f"{result['text']}\n"
+    pads = _pads(facts, "tokens")
+    return Predictor(read, apply, result, line, options, pads, longest, model=model)
+
+
+# ----------------------------------------------------------------------------- classes and numbers
+
+
+def texts_of(given: Any, count: int = 0) -> tuple[str, ...]:
+    """The texts of an input: one, or a pair.
+
+    Args:
+      given: a text; two texts as a tuple, or as one with a tab between them; or {"text": …} with
+        "text_b" of a pair, as a dict or as JSON.
+      count: texts that the model is for, 1 or 2; 0 is either, without tabs.
+
+    Raises:
+      BadInput: if it is none of these, is blank, or has another number of texts.
+    """
+    texts = given
+    if isinstance(given, str):
+        texts = (given,)
+        if given.lstrip().startswith("{"):
+            try:
+                value = json.loads(given)
+            except ValueError:
+                value = None
+            texts = value if isinstance(value, dict) and "text" in value else texts
+        if texts == (given,) and count == 2:
+            texts = tuple(given.split("\t"))
+    if isinstance(texts, dict):
+        unknown = sorted(texts.keys() - {"text", "text_b"})
+        require(
+            not unknown, f"{brief(unknown)[1:-1]}: an input has a 'text' and a 'text_b' at most"
+        )
+        texts = tuple(texts[key] for key in ("text", "text_b") if texts.get(key) is not None)
+    valid = isinstance(texts, tuple | list) and len(texts) in (1, 2)
+    valid = valid and all(isinstance(text, str) for text in texts)
+    two = 'two texts, with a tab between them, or as {"text": …, "text_b": …}'
+    require(valid, f"{brief(given)} is neither a text nor {two}")
+    require(
+        count in (0, len(texts)),
+        f"it has {'one text' if len(texts) == 1 else 'two texts'}, and the model is for "
+        + ("one" if count == 1 else two),
+    )
+    require(any(map(str.strip, texts)), "it is blank")
+    return tuple(texts)
+
+
+def _reader(facts: TextFacts) -> Callable:
+    """(input, options) -> its row as the texts of `lm.data.labelled` have them, as long as it is;
+    what exceeds `facts.length` is cut."""
+    plain = tokenizer.reading(facts)
+
+    def read(given, options) -> list[dict]:
+        texts = texts_of(given, facts.texts)
+        encodings = plain.encode_batch(list(texts), add_special_tokens=False)
+        tokens, types = labelled.laid_out(facts, *(each.ids for each in encodings))
+        ones = np.ones(len(tokens), np.int32)
+        return [
+            {"tokens": tokens.astype(np.int32), "segments": ones, "types": types.astype(np.int32)}
+        ]
+
+    return read
+
+
+def classifies(model: nn.Module, facts: TextFacts) -> Predictor:
+    """Of a text or a pair, {"class", "probability", "probabilities"} (`common.classes`); or
+    {"value": a number}, of a regression.
+
+    Args:
+      model: called as `lm.classify` calls it.
+      facts: of its tokenizer, with the classes, and the length at which texts are cut; `texts` is
+        the number of texts it is for.
+    """
+    names, multi_label = facts.classes, getattr(facts, "multi_label", False)
+
+    def classes(*, top: int = 5) -> dict:
+        """The options of a prediction.
+
+        Args:
+          top: number of classes to tell, likeliest first.
+        """
+        return {"top": ranking.check_top(top, len(names))}
+
+    def number() -> dict:
+        """No options."""
+        return {}
+
+    def apply(params, extra, batch, options):
+        inputs = batch["tokens"], batch["segments"], batch["types"]
+        return {"logits": model.apply({"params": params}, *inputs)}
+
+    def result(given, rows, outputs, options) -> dict:
+        logits = outputs[0]["logits"]
+        if not names:
+            return {"value": float(logits[0])}
+        return ranking.result(logits, names, options["top"], multi_label)
+
+    return Predictor(
+        read=_reader(facts),
+        apply=apply,
+        result=result,
+        line=ranking.line if names else lambda result: f"{result['value']:.6g}",
+        options=classes if names else number,
+        pads=_pads(facts, "tokens", "segments", "types"),
+        longest=longest_of(model),
+        columns=("text", "text_b"),
+        optional=("text_b",) if facts.texts != 2 else (),
+        model=model,
+    )
+
+
+# ----------------------------------------------------------------------------------------- vectors
+
+
+def vectors(model: nn.Module, facts: TextFacts, pooling: str = "", unit: bool = False) -> Predictor:
+    """Of a text or a pair, {"vector": D numbers}: its hidden states, pooled.
+
+    Args:
+      model: with the method `encode`, as `lm.bert.Encoder` has it.
+      facts: of its tokenizer, with the length at which texts are cut.
+      pooling: "mean" of all tokens, those of the template included; "first", the first of them; ""
+        is what a classifier classifies, and the mean for other models.
+      unit: divide by the Euclidean length.
+
+    Raises:
+      BadInput: if the model has no such method.
+    """
+    name = type(model).__name__
+    require(hasattr(model, "encode"), f"config.model.module: {name} has no method `encode`")
+    own = not pooling and hasattr(model, "pool")
+
+    def pooled(module, tokens, segments, types):
+        inputs = (tokens, segments, types) if hasattr(module, "types") else (tokens, segments)
+        hidden = module.encode(*inputs)
+        if own:
+            return module.pool(hidden, segments)
+        return hidden[:, 0] if pooling == "first" else bert.mean_pool(hidden, segments)
+
+    def options() -> dict:
+        """No options."""
+        return {}
+
+    def apply(params, extra, batch, options):
+        inputs = batch["tokens"], batch["segments"], batch["types"]
+        vector = model.apply({"params": params}, *inputs, method=pooled).astype(jnp.float32)
+        if unit:
+            vector /= jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
+        return {"vector": vector}
+
+    return Predictor(
+        read=_reader(facts),
+        apply=apply,
+        result=lambda given, rows, outputs, options: {"vector": outputs[0]["vector"].tolist()},
+        line=lambda result: " ".join(f"{x:.6g}" for x in result["vector"]),
+        options=options,
+        pads=_pads(facts, "tokens", "segments", "types"),
+        longest=longest_of(model),
+        columns=("text", "text_b"),
+        optional=("text_b",) if facts.texts != 2 else (),
+        model=model,
+    )

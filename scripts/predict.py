@@ -1,0 +1,238 @@
+"""Predict: python scripts/predict.py --workdir runs/digits three.png more/ [--top 3]
+
+What a run's task predicts, with its options, which --workdir RUN --help lists: classes of pictures
+or texts with their probabilities, hidden words ("the [MASK] of peace"), what comes next. Published
+weights predict, too: --weights FOLDER, or a name that scripts/prepare.py fetches. --embed predicts
+vectors.
+
+An input is a text, or a picture's file. A file of texts is read: a .txt or .md has a text in each
+line, a .jsonl, .csv, .tsv or .parquet one in each record, by its --column. So is a table of
+pictures, whose paths are relative to it. A folder is all of its files, in order of their names, "-"
+the lines of standard input. Two texts stand in a line with a tab between them, or as {"text": …,
+"text_b": …}.
+
+Good inputs are predicted, in order; each that cannot be is one line on standard error, and the exit
+code is then 2.
+"""
+
+import csv
+import json
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+from common import cli, inputs, predict
+from common.data import tables, textfiles
+from common.devices import terminal
+from common.errors import BadInput, require
+from common.planning.keys import meanings
+from common.sections import Parameter, parameters
+from common.task import Predictor
+
+LINES = (".txt", ".md", ".text")
+
+
+class Named(NamedTuple):
+    """An input, where it stands, for messages, and what it is called in the output."""
+
+    value: Any
+    place: str
+    name: Any
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = cli.parser(__doc__)
+    _add_own(first)
+    named = any(word.partition("=")[0] in ("--workdir", "--weights") for word in argv)
+    if not named:
+        first.parse_args(argv)  # says what is needed, or shows the help without options
+    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    if known.workdir is not None:
+        loaded = predict.of_run(known.workdir, known.step, known.embed)
+    else:
+        loaded = predict.of_weights(known.weights, known.embed)
+    parser = cli.parser(__doc__)
+    _add_own(parser)
+    _add_options(parser, loaded.predictor)
+    args = parser.parse_intermixed_args(argv)
+    options = {name: getattr(args, name) for name in parameters(loaded.predictor.options)}
+    return _predict(loaded, args, options)
+
+
+def _add_own(parser) -> None:
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="texts, files, folders or -")
+    cli.add_model(parser)
+    parser.add_argument("--embed", action="store_true", help="predict vectors")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print an object a line")
+    output.add_argument("--csv", action="store_true", help="print a table, nested values as JSON")
+    parser.add_argument(
+        "--column",
+        action="append",
+        help="column of a table that holds the input, or, the second time, its second text "
+        "(default: text and text_b, or path)",
+    )
+
+
+def _add_options(parser, predictor: Predictor) -> None:
+    """Adds the options of a prediction as flags."""
+    group = parser.add_argument_group("options of the prediction")
+    described = meanings(predictor.options)
+    for name, parameter in parameters(predictor.options).items():
+        shown = "" if parameter.default in (None, False) else f" (default: {parameter.default})"
+        text = (described.get(name, "") + shown).replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", help=text, **_flag(parameter))
+
+
+def _flag(parameter: Parameter) -> dict:
+    """How argparse reads an option."""
+    if parameter.annotation is bool:
+        return {"action": "store_true"}
+    kinds = get_args(parameter.annotation) or (parameter.annotation,)
+    kind = next((kind for kind in (int, float) if kind in kinds), str)
+    return {"type": kind, "default": parameter.default}
+
+
+# ------------------------------------------------------------------------------------------ inputs
+
+
+def _inputs(words: list[str], predictor: Predictor, columns: list[str] | None) -> Iterator[Named]:
+    """The inputs that words on a command line name; a file that cannot be read, or not further, is
+    one, whose value is the error."""
+    own = predictor.columns
+    most = len(own)
+    require(len(columns or ()) <= most, f"--column: {columns}: an input has {most} at most: {own}")
+    # {the task's name of a column: the table's}
+    named = dict(zip(own, columns or own, strict=False))
+    for word in words:
+        try:
+            yield from _named(word, predictor, named)
+        except BadInput as error:
+            yield Named(error, "", word)
+
+
+def _named(word: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
+    """The inputs that a word names."""
+    if word == "-":
+        for number, line in enumerate(sys.stdin, 1):
+            line = line.rstrip("\r\n")
+            if line.strip():
+                yield Named(line, f"standard input, line {number}", line)
+    elif os.path.isdir(word):
+        yield from _folder(word, predictor, columns)
+    elif predictor.suffixes or os.path.lexists(word):
+        yield from _file(word, predictor, columns)
+    else:
+        yield Named(word, "", word)
+
+
+def _folder(root: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
+    """The inputs of all files in a folder and those below it, in order of their names."""
+    kinds = predictor.suffixes or {*LINES, *tables.KINDS}
+    passed: Counter = Counter()
+    count = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names, key=inputs.natural):
+            path = os.path.join(folder, name)
+            suffix = name[name.rfind(".") :].lower() if predictor.suffixes else _kind(name)
+            if name.startswith(".") or suffix not in kinds:
+                passed[suffix or "without a suffix"] += 1
+                continue
+            count += 1
+            yield from _file(path, predictor, columns)
+    require(count > 0, f"{inputs.shown(root)} holds no file that is an input")
+    if passed:
+        logging.warning("%s: passed over: %s", inputs.shown(root), inputs.said(passed))
+
+
+def _kind(path: str) -> str:
+    return textfiles.kind_of(path)[0]
+
+
+def _file(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
+    """The inputs of a file: its lines, its records, or itself."""
+    kind = _kind(path)
+    if kind in tables.KINDS:
+        yield from _records(path, predictor, columns)
+    elif predictor.suffixes:
+        yield Named(path, inputs.shown(path), path)
+    else:
+        mended: Counter = Counter()
+        for number, line in enumerate(textfiles.lines("input", path, mended), 1):
+            line = line.rstrip("\n")
+            if line.strip():
+                yield Named(line, f"{inputs.shown(path)}, line {number}", line)
+            else:
+                mended["blank line passed over"] += 1
+        if mended:
+            logging.warning("%s: %s", inputs.shown(path), inputs.said(mended))
+
+
+def _records(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
+    """The inputs of a table's records."""
+    for number, record in tables.rows("input", path):
+        place = tables.place(path, number)
+        for name, column in columns.items():
+            if column not in record and name not in predictor.optional:
+                hint = f"{tables.lacking(path, record, column)}; or name it with --column"
+                raise BadInput(f"{place}: there is no column {column!r}{hint}")
+        values = {name: record.get(column) for name, column in columns.items()}
+        values = {name: value for name, value in values.items() if value not in (None, "")}
+        value = next(iter(values.values()), "") if len(values) < 2 else values
+        if predictor.suffixes and isinstance(value, str):
+            value = os.path.join(os.path.dirname(path), value)
+        yield Named(value, place, value)
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+def _predict(loaded: predict.Loaded, args, options: dict) -> int:
+    """Prints the predictions of all inputs; returns the exit code."""
+    require(bool(args.inputs), "an input is needed: a text, a file, a folder, or - for its lines")
+    # Of pictures that are large, or have notes that are damaged.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    places: list[Named] = []
+
+    def values() -> Iterator[Any]:
+        for each in _inputs(args.inputs, loaded.predictor, args.column):
+            places.append(each)
+            yield each.value
+
+    show = not sys.stdout.isatty()
+    bad, table = 0, None
+    for number, (_, result) in enumerate(loaded.each(values(), options, show)):
+        at, places[number] = places[number], None
+        if isinstance(result, BadInput):
+            told = isinstance(at.value, BadInput)  # its message names the place
+            place = at.place or inputs.shown(repr(at.name))
+            terminal.say(f"error: {result}" if told else f"error: {place}: {result}")
+            bad += 1
+        elif args.json:
+            print(json.dumps({"input": at.name, **result}, ensure_ascii=False))
+        elif args.csv:
+            row = {"input": at.name, **result}
+            if table is None:
+                table = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
+                table.writeheader()
+            table.writerow({k: _cell(v) for k, v in row.items()})
+        else:
+            line = loaded.predictor.line(result)
+            print(f"{at.name}: {line}" if loaded.predictor.suffixes else line)
+    return 2 if bad else 0
+
+
+def _cell(value: Any) -> Any:
+    plain = isinstance(value, str | int | float)
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    cli.exit(main)
