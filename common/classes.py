@@ -1,11 +1,17 @@
-"""Classes and their probabilities as predictions: what classifiers of pictures and texts share.
+"""Classes by name: their probabilities as predictions, and the labels of another set as those of a
+run. What classifiers of pictures and of texts share.
 
-Letters: K classes.
+Letters: K classes, b rows.
 """
 
+import logging
+from typing import Any
+
+import jax
 import numpy as np
 
-from common.errors import require
+from common.errors import brief, require
+from common.task import Source
 
 
 def check_top(top: int, count: int) -> int:
@@ -43,3 +49,63 @@ def line(result: dict) -> str:
     """'seven 98.2%, one 1.1%': what people read of `result`."""
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["probabilities"].items())
     return shares if "class" in result else f"[{', '.join(result['classes'])}] {shares}"
+
+
+# ------------------------------------------------------------------------------------ another set
+
+
+def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
+    """Sets whose labels are numbered as a run's, by the names of the classes, with its facts.
+
+    Classes that a set lacks are told in a warning.
+
+    Args:
+      sources: the parts of one set, by name, with `label`, i32[b] or, of several classes each,
+        u8[b, K].
+      facts: of the run, with `classes`; () for numbers.
+
+    Raises:
+      BadInput: if the set has a class that the run has not, or numbers where the run has classes.
+    """
+    (theirs,) = {source.facts.classes for source in sources.values()}
+    ours, where = facts.classes, "config.data.name"
+    kinds = {True: "classes", False: "numbers"}
+    require(
+        bool(theirs) == bool(ours),
+        f"{where}: its labels are {kinds[bool(theirs)]}, and those of the run {kinds[bool(ours)]}",
+    )
+    strange = [name for name in theirs if name not in ours]
+    absent = [name for name in ours if name not in theirs]
+    counted = lambda names: "a class" if len(names) == 1 else f"{len(names)} classes"
+    known = f"; the run has {brief(absent)[1:-1]}, which the set lacks" if absent else ""
+    require(
+        not strange,
+        f"{where}: the set has {counted(strange)} that the run has not, {brief(strange)[1:-1]}"
+        f"{known}: rename them",
+    )
+    if absent:
+        logging.warning("%s: it lacks %s: %s", where, counted(absent), brief(absent)[1:-1])
+    number = np.array([ours.index(name) for name in theirs], np.int32)
+    return {
+        name: _numbered(source, number, len(ours))._replace(facts=facts)
+        for name, source in sources.items()
+    }
+
+
+def _numbered(source: Source, number: np.ndarray, count: int) -> Source:
+    """A set whose class i is the class number[i] of `count`; unchanged if it has none."""
+    if not count:
+        return source
+
+    def read(rows):
+        batch = source.read(rows)
+        label = batch["label"]
+        if label.ndim == 1:
+            return batch | {"label": number[label]}
+        wide = np.zeros((len(label), count), label.dtype)
+        wide[:, number] = label
+        return batch | {"label": wide}
+
+    own = source.spec["label"]
+    label = jax.ShapeDtypeStruct((count,) if own.shape else (), own.dtype)
+    return source._replace(read=read, resident=None, spec=source.spec | {"label": label})

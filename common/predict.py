@@ -28,10 +28,11 @@ from common import imports
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, brief, nearest, require
-from common.runs import facts, files, workdir
+from common.runs import workdir
 from common.sections import call, fits, parameters, spelled
 from common.task import Predictor
-from common.training import saved
+from common.training import optim, saved
+from common.training.loop import eval_context
 from common.training.program import task_module
 
 # Modules with a function `published(name, embed) -> Published | None`: None if the weights are not
@@ -99,29 +100,43 @@ def of_run(folder, step: str = "latest", embed: bool = False) -> Loaded:
     has = hasattr(module, what) and hasattr(module, "kept")
     text = "vectors" if embed else "predictions"
     require(has, f"{folder}: {config['task']} has no {text}: its module has no {what} and kept")
-    layout = _layout(config["mesh"])
-    constrain = mesh.constrainer(layout)
-    sources = module.kept(config, files.absolute(folder))
-    if sources is None:
-        sources = _from_data(module, config, folder)
-    task = module.make(config | {"evals": {}}, sources, constrain)
-    predictor = getattr(module, what)(config, sources, constrain)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    params, extra = shapes
-    like = {"params": mesh.shardings(layout, task.partition, params)}
-    like["extra"] = jax.tree.map(lambda _: mesh.replicated(layout), extra)
-    structs = {"params": params, "extra": extra}
+    layout, section = _layout(config["mesh"])
+    config |= {"mesh": section}
+    sources = saved.kept_sources(module, config, folder)
+    predictor = getattr(module, what)(config, sources, mesh.constrainer(layout))
+    config |= {"evals": {}}
+    read = _whole_state if optim.keeps_own(config["optim"]) else _parameters
+    params, extra, number = read(config, folder, step, sources, layout)
+    return loaded(predictor, layout, params, extra, number)
+
+
+def _parameters(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
+    """(parameters to evaluate, statistics, step) of a checkpoint, of which nothing else is read."""
+    task = task_module(config["task"]).make(config, sources, mesh.constrainer(layout))
+    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = (
+        mesh.shardings(layout, task.partition, params),
+        jax.tree.map(lambda _: mesh.replicated(layout), extra),
+    )
     place = lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at)
-    like = jax.tree.map(place, structs, like)
+    params, extra = jax.tree.map(place, (params, extra), shardings)
+    like = {"params": params, "extra": extra}
     averaged = config["train"]["average"] is not None
-    like = {"average": like} if averaged else like
     with jax.set_mesh(layout.mesh), saved.reading(folder) as checkpoints:
         number = saved.step_number(config, folder, checkpoints, step)
+        like = {"average": like} if averaged else like
         restored = checkpoints.restore(like, number, part=True)
     require(restored is not None, f"{folder}: no checkpoint there")
     state, number = restored
     state = state["average"] if averaged else state
-    return _loaded(predictor, layout, state["params"], state["extra"], number)
+    return state["params"], state["extra"], number
+
+
+def _whole_state(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
+    """`_parameters` that the optimizer's state has to tell."""
+    with saved.opened(saved.endless(config), folder, step, sources) as (program, state, number):
+        context = eval_context(program, state, number)
+        return context.params, context.extra, number
 
 
 def of_weights(name, embed: bool = False) -> Loaded:
@@ -132,30 +147,18 @@ def of_weights(name, embed: bool = False) -> Loaded:
         if published is not None:
             layout = mesh.make_layout()
             state = mesh.put_replicated(layout, (published.params, published.extra))
-            return _loaded(published.predictor, layout, *state, None)
+            return loaded(published.predictor, layout, *state, None)
     raise BadInput(f"{name}: neither a run nor weights of a model that there is here")
 
 
-def _layout(section: dict) -> mesh.Layout:
-    """The run's own mesh, if these devices make one, else all of them along the batch."""
+def _layout(section: dict) -> tuple[mesh.Layout, dict]:
+    """The run's own mesh, if these devices make one, else all of them along the batch; and its
+    section."""
     try:
-        return call(mesh.make_layout, section)
+        return call(mesh.make_layout, section), section
     except BadInput:
-        return mesh.make_layout(rules=section["rules"])
-
-
-def _from_data(module, config: dict, folder) -> dict:
-    """The sources of a run of an older version, which kept less of them. What it lacks is kept from
-    now on."""
-    whole = saved.read_config(folder)
-    whole |= {"data": whole["data"] | {"resident": False}} if "resident" in whole["data"] else {}
-    sources = module.sources(whole)
-    fingerprints = {name: source.fingerprint for name, source in sources.items()}
-    workdir.check_data(files.absolute(folder), fingerprints)
-    task = module.make(whole, sources, lambda x, *_: x)
-    with contextlib.suppress(OSError):  # where it cannot be written
-        facts.write(folder, task)
-    return sources
+        section = section | {"data": -1, "fsdp": 1, "tensor": 1}
+        return call(mesh.make_layout, section), section
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -235,8 +238,10 @@ def _size(count: int, ways: int) -> int:
     return size * ways
 
 
-def _loaded(predictor: Predictor, layout: mesh.Layout, params, extra, step) -> Loaded:
-    """`Loaded` of parameters and statistics that are on the devices."""
+def loaded(
+    predictor: Predictor, layout: mesh.Layout, params, extra, step: int | None = None
+) -> Loaded:
+    """`Loaded` of a predictor, and parameters and statistics that are on the devices of a mesh."""
     require(jax.process_count() == 1, "predictions are of one process: start it alone")
     ways = mesh.ways(layout)
 

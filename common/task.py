@@ -22,6 +22,10 @@ defines
     predictor(config, sources, constrain) -> Predictor: how raw inputs become predictions. Optional:
                        for scripts/predict.py and whatever else serves a model
     embedder(config, sources, constrain) -> Predictor of {"vector": [...]}, for --embed. Optional
+    elsewhere(config, own, folder, sources) -> {name of an evaluation set: Source}: the sets that
+                       `config` names, to evaluate a run on others than its own: `own` is its
+                       config, `folder` its workdir, `sources` of `kept`. Labels are numbered as the
+                       run's. Optional: for scripts/evaluate.py --config.data.name
 
 A section `evals.NAME` may have a `batch_size`, which the devices that split a batch must divide,
 and a `split`, which scripts/evaluate.py can override; the section `data` may have `workers`, the
@@ -223,6 +227,11 @@ def splits(config: dict) -> dict[str, str]:
     evals = config.get("evals", {})
     require("train" not in evals, "config.evals.train: this name is reserved for the training set")
     return {"train": config["data"]["train"]} | {name: e["split"] for name, e in evals.items()}
+
+
+def held_out(config: dict) -> dict[str, str]:
+    """`splits` without "train"."""
+    return {name: split for name, split in splits(config).items() if name != "train"}
 
 
 def split_key(name: str) -> str:

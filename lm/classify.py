@@ -16,13 +16,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from common import evaluate, losses
+from common import classes, evaluate, losses
 from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Predictor, Source, Task, padding, splits, training_flops
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    split_key,
+    splits,
+    training_flops,
+)
 from lm import predict, weights
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
@@ -182,6 +192,17 @@ def kept(config: dict, folder) -> dict[str, Source] | None:
         return None
     facts = tokenizer.facts(encoder)._replace(length=config["data"]["length"], **known._asdict())
     return {"train": labelled.empty(facts, config["train"]["batch_size"], resident=False)}
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Other labelled texts, by the run's tokenizer; see `common.task`."""
+    wanted = tokenizer.elsewhere(config, own, folder)
+    others = call(labelled.load_sources, wanted["data"], held_out(wanted))
+    facts = sources["train"].facts
+    for name, source in others.items():
+        texts = f"{split_key(name)}: its examples have {source.facts.texts} texts, those of the run"
+        require(source.facts.texts == facts.texts, f"{texts} {facts.texts}")
+    return classes.renumbered(others, facts)
 
 
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:

@@ -17,7 +17,16 @@ from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Predictor, Source, Task, padding, splits, training_flops
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    splits,
+    training_flops,
+)
 from lm import baseline, predict, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
@@ -160,6 +169,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 def kept(config: dict, folder) -> dict[str, Source] | None:
     """The training set without contents, by the tokenizer that its run keeps; see `common.task`."""
     return text.kept_source("clm", config["data"], folder)
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Other texts, by the run's tokenizer; see `common.task`."""
+    wanted = tokenizer.elsewhere(config, own, folder)
+    return call(text.load_sources, wanted["data"], held_out(wanted), "clm")
 
 
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:

@@ -27,6 +27,7 @@ from common.task import (
     Predictor,
     Source,
     Task,
+    held_out,
     padding,
     row_keys,
     splits,
@@ -241,6 +242,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 def kept(config: dict, folder) -> dict[str, Source] | None:
     """The training set without contents, by the tokenizer that its run keeps; see `common.task`."""
     return text.kept_source(_form(config), config["data"], folder)
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Other texts, by the run's tokenizer; see `common.task`."""
+    wanted = tokenizer.elsewhere(config, own, folder)
+    return call(text.load_sources, wanted["data"], held_out(wanted), _form(own))
 
 
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:

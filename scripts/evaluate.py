@@ -4,6 +4,10 @@
 splits of its data set such as 'test[:1000]'. Prints one JSON object, with the same numbers that
 training logs.
 
+On another set of the same kind: --config.data.name=images:other --config.evals.test.split=train, or
+any key of `data` and `evals`. Classes are matched by their names; tokenizer, mean and deviation
+stay the run's, whose own data need not be there.
+
 Published weights are evaluated on the data of a config, whose model and tokenizer give way to
 theirs: python scripts/evaluate.py --weights FOLDER --config configs/lm/gpt_sotu.py
 """
@@ -23,10 +27,11 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--set", nargs="*", dest="sets", help="evaluators or splits (default: all evaluators)"
     )
-    args, config = cli.parse_model(parser, argv)
-    if config is None:
-        found = evaluate_run(args.workdir, args.step, args.sets)
+    args, overrides = parser.parse_known_args(argv)
+    if args.workdir is not None and args.config is None:
+        found = evaluate_run(args.workdir, args.step, args.sets, overrides=overrides)
     else:
+        args, config = cli.parse_model(parser, argv)
         found = evaluate_weights(config, args.weights, args.sets)
     print(json.dumps(encode(found)))
     return 0

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import evaluate, losses
+from common import classes, evaluate, losses
 from common.data import order
 from common.errors import require
 from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Predictor, Source, Task, splits, training_flops
+from common.task import Evaluator, Predictor, Source, Task, held_out, splits, training_flops
 from vision import predict, weights
 from vision.data import augment, datasets, sets
 from vision.data.sets import ImageFacts
@@ -134,7 +134,7 @@ weights_settings = weights.settings  # see `common.task`
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     train_set, facts = sources["train"], sources["train"].facts
-    classes = len(facts.classes)
+    count = len(facts.classes)
     mean, std = np.float32(facts.mean), np.float32(facts.std)
     size = config["augment"]["resized_crop"]
     own = train_set.spec["image"].shape
@@ -160,7 +160,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         images = batch["image"]
         if not train:
             return batch | {"image": evaluated(images, size, mean, std)}
-        labels = jax.nn.one_hot(batch["label"], classes) if mixes else batch["label"]
+        labels = jax.nn.one_hot(batch["label"], count) if mixes else batch["label"]
         rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": normalise(images, mean, std), "target": labels}
@@ -247,6 +247,19 @@ def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> 
 def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
     """The model's features, of pictures; see `common.task` and `vision.predict`."""
     return predict.vectors(*_seen(config, sources, constrain))
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Another set of images, as a run sees its own; see `common.task`."""
+    for key in ("mean", "std"):
+        same = config["data"][key] == own["data"][key]
+        require(
+            same, f"--config.data.{key}: images are normalised as the run has them; leave it out"
+        )
+    others = call(datasets.load_sources, config["data"], held_out(config))
+    others = classes.renumbered(others, sources["train"].facts)
+    shape = sources["train"].spec["image"].shape
+    return {name: predict.shaped(name, source, shape) for name, source in others.items()}
 
 
 def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:

@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from common import classes as ranking
 from common.errors import BadInput, require
-from common.task import Predictor
+from common.task import Predictor, Source, split_key
 from vision.data import photographs, pictures
 from vision.data.views import Views, weighted_views
 
@@ -179,3 +180,33 @@ def reader(shape: tuple[int, int, int]) -> Callable:
         return np.ascontiguousarray(array)
 
     return read
+
+
+def shaped(key: str, source: Source, shape: tuple[int, int, int]) -> Source:
+    """A set whose images have a run's channels, as of `pixels`.
+
+    Args:
+      key: its name, for messages.
+      source: with `image`, u8[b, H, W, C].
+      shape: (H, W, C) of the run's images.
+
+    Raises:
+      BadInput: if they are of another size.
+    """
+    theirs = source.spec["image"].shape
+    if theirs == shape:
+        return source
+    spelled = lambda shape: " x ".join(map(str, shape))
+    channels = {theirs[-1], shape[-1]}
+    require(
+        theirs[:2] == shape[:2] and (len(channels) == 1 or channels == {1, 3}),
+        f"{split_key(key)}: its images are {spelled(theirs)}, and those of the run "
+        f"{spelled(shape)}; set config.data.image_size, or resize them",
+    )
+
+    def read(rows):
+        batch = source.read(rows)
+        return batch | {"image": np.stack([pixels(x, shape[-1]) for x in batch["image"]])}
+
+    spec = source.spec | {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+    return source._replace(read=read, resident=None, spec=spec)

@@ -164,6 +164,12 @@ def make_optimizer(
     return look_ahead(optimizer, to_steps(lookahead, "config.optim.lookahead"))
 
 
+def keeps_own(section: dict) -> bool:
+    """Whether the parameters to evaluate are part of the optimizer's state; see
+    `Optimizer.eval_params`."""
+    return section["name"] == "schedule_free" or section["lookahead"] is not None
+
+
 def look_ahead(fast: Optimizer, steps: int) -> Optimizer:
     """Lookahead (Zhang et al. 2019): every `steps` updates, slow parameters move half-way to the
     fast ones, which continue from there. Evaluation uses the slow ones."""

@@ -5,18 +5,24 @@ with saved.opened(saved.read_config("runs/a"), "runs/a", "best") as (program, st
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import jax
+import ml_collections
 
 from common import imports
-from common.config import completed
+from common.config import completed, overridden, plain
 from common.devices import runtime
 from common.errors import require
-from common.runs import checkpoint, files, log, workdir
+from common.nn.layers import identity
+from common.runs import checkpoint, facts, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
+from common.task import MOST_STEPS
 from common.training.loop import eval_context
-from common.training.program import initial_state, prepare, sections
+from common.training.program import initial_state, prepare, sections, task_module
+
+EVALUATED = ("--config.data.", "--config.evals.")  # overrides that an evaluation heeds
 
 
 def read_config(folder) -> dict:
@@ -32,24 +38,94 @@ def read_config(folder) -> dict:
     return completed(config, sections)
 
 
-def evaluate_run(folder, step: str = "latest", sets: list[str] | None = None) -> dict:
-    """Evaluates a checkpoint of a finished or unfinished run, exactly as training does.
+def evaluate_run(
+    folder,
+    step: str = "latest",
+    sets: list[str] | None = None,
+    data: dict | None = None,
+    overrides: Sequence[str] = (),
+) -> dict:
+    """Evaluates a checkpoint of a finished or unfinished run, exactly as training does, on its own
+    data or on another set of the same kind.
 
     Args:
       folder: the workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
       sets: names of the run's evaluators, or splits of its data set such as "test[:1000]", read
         by the run's first evaluator; None is all of its evaluators.
+      data: keys of the section `data` that name another set: {"name": "images:other"}. Classes are
+        matched by their names; tokenizer, mean and deviation stay the run's, whose own data are not
+        read.
+      overrides: the same, and keys of the evaluators, as on a command line:
+        ["--config.data.name=images:other"].
 
     Returns:
       {"step": …, "eval": {NAME or SPLIT: {metric: value}}}.
 
     Raises:
-      BadInput: if there is no such run, step or set.
+      BadInput: if there is no such run, step or set, or the other set has other classes.
     """
-    config, keys = with_sets(read_config(folder), sets, str(folder))
-    with opened(config, folder, step) as (program, state, number):
+    own = read_config(folder)
+    config, keys = with_sets(_overridden(own, data or {}, overrides), sets, str(folder))
+    sources = None
+    if config["data"] != own["data"]:
+        config |= {"evals": {key: config["evals"][key] for key in keys.values()}}
+        sources = _elsewhere(config, own, folder)
+        config = endless(own) | {"evals": config["evals"]}
+    with opened(config, folder, step, sources) as (program, state, number):
         return _evaluated(eval_context(program, state, number, folder), program, keys)
+
+
+def _overridden(config: dict, data: dict, overrides: Sequence[str]) -> dict:
+    """The config of a run with other keys of `data` and `evals`."""
+    if not (data or overrides):
+        return config
+    for word in overrides:
+        other = word.startswith("--config.") and not word.startswith(EVALUATED)
+        require(
+            not other,
+            f"{word.partition('=')[0]}: of a run, data and evals alone can be another's; all else "
+            "is its own",
+        )
+    given = ml_collections.ConfigDict(config | {"data": config["data"] | data})
+    return plain(overridden(given, overrides, sections))
+
+
+def _elsewhere(config: dict, own: dict, folder) -> dict:
+    """The sources to evaluate a run on the data of `config`."""
+    module, folder = task_module(own["task"]), files.absolute(folder)
+    can = hasattr(module, "elsewhere") and hasattr(module, "kept")
+    require(can, f"{own['task']}: its runs are evaluated on their own data alone: no `elsewhere`")
+    kept = kept_sources(module, own, folder)
+    return {"train": kept["train"]} | module.elsewhere(config, own, folder, kept)
+
+
+def endless(config: dict) -> dict:
+    """The config of a run without an end: an epoch has no length without the training data, and
+    nothing of the model depends on it."""
+    return config | {"train": config["train"] | {"duration": f"{MOST_STEPS} steps"}}
+
+
+def kept_sources(module, config: dict, folder) -> dict:
+    """The run's sources without contents, by what it keeps. Of a run of an older version, which
+    kept less, its data are read, and it is kept from now on.
+
+    Args:
+      module: the task's, with `kept`.
+      config: of the run.
+      folder: its workdir.
+    """
+    sources = module.kept(config, files.absolute(folder))
+    if sources is not None:
+        return sources
+    keys = config["data"] | ({"resident": False} if "resident" in config["data"] else {})
+    whole = config | {"data": keys}
+    sources = module.sources(whole)
+    fingerprints = {name: source.fingerprint for name, source in sources.items()}
+    workdir.check_data(files.absolute(folder), fingerprints)
+    with contextlib.suppress(OSError):  # where it cannot be written
+        facts.write(folder, module.make(whole, sources, identity))
+    return sources
 
 
 def evaluate_weights(config: dict, name: str, sets: list[str] | None = None) -> dict:

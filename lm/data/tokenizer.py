@@ -18,8 +18,8 @@ from lm.data.templates import Layout, classic, layout
 from lm.data.trained import END, KINDS, SPECIAL, stand_in, train
 
 __all__ = [
-    "END", "KINDS", "ROLES", "SPECIAL", "TextFacts", "facts", "files", "has_files", "kept",
-    "load", "reading", "stand_in", "train",
+    "END", "KINDS", "ROLES", "SPECIAL", "TextFacts", "elsewhere", "facts", "files", "has_files",
+    "kept", "load", "reading", "stand_in", "train",
 ]  # fmt: skip
 
 # The role of a token, and its names in tokenizers whose files name no roles.
@@ -169,6 +169,24 @@ def kept(folder) -> Tokenizer | None:
     """The tokenizer that a run keeps in its workdir; None if one of an older version keeps none."""
     path = epath.Path(folder) / "tokenizer.json"
     return load(path) if inputs.present(path) else None
+
+
+def elsewhere(config: dict, own: dict, folder) -> dict:
+    """A config that names other texts, with the tokenizer and the length of a run.
+
+    Args:
+      config: nested dicts.
+      own: the config of the run.
+      folder: its workdir.
+
+    Raises:
+      BadInput: if it names another tokenizer or length.
+    """
+    for key in ("tokenizer", "vocab_size", "length"):
+        same = config["data"].get(key) == own["data"].get(key)
+        require(same, f"--config.data.{key}: texts are read as the run reads its own; leave it out")
+    kept_there = str(epath.Path(folder) / "tokenizer.json")
+    return config | {"data": config["data"] | {"tokenizer": kept_there}}
 
 
 def reading(facts: TextFacts) -> Tokenizer:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
+from common import predict as predicting
+from common.devices import mesh
 from common.errors import BadInput
-from lm import baseline, fill
+from lm import baseline, predict
 from lm.data import tokenizer
 
 
@@ -36,14 +38,15 @@ def facts():
 def test_masks_are_written_either_way(facts):
     model = Copy(facts.vocab_size)
     texts = ["of[MASK] the", "of«» the", "[MASK] of«»"]
-    one, two, both = fill.fill(model, {}, facts, texts, k=1)
+    fill = predicting.loaded(predict.fills(model, facts), mesh.make_layout(), {}, {}).predict
+    one, two, both = fill(texts, top=1)
     assert one == two
-    assert one.text == "ofof the"
-    assert one.guesses[0][0][0] == "of"
+    assert one["text"] == "ofof the"
+    assert one["masks"][0][0]["token"] == "of"
     # What stands in front of the first word is what begins a text.
-    assert [guesses[0][0] for guesses in both.guesses] == ["<s>", "Ġof"]
-    with pytest.raises(BadInput, match=r"'of <mask>' has no \[MASK\]; write one"):
-        fill.fill(model, {}, facts, ["[MASK]", "of <mask>"])
+    assert [guesses[0]["token"] for guesses in both["masks"]] == ["<s>", "Ġof"]
+    with pytest.raises(BadInput, match=r"'of <mask>': it has no \[MASK\]; write one"):
+        fill(["[MASK]", "of <mask>"])
 
 
 def test_the_baseline_counts_what_is_predicted(facts):

@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from common import inputs
 from common.errors import CannotWrite
@@ -54,6 +53,8 @@ class _Shards:
 
 def _builder(folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: tuple[str, ...]):
     """A builder of TFDS that knows the set's features, and prepares nothing."""
+    import tensorflow_datasets as tfds  # half a second, for those who write alone
+
     plain = all(label.isprintable() and label == label.strip() for label in classes)
     labels = {"names": classes} if plain else {"num_classes": len(classes)}
 

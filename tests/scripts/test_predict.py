@@ -1,6 +1,9 @@
-"""scripts/generate.py and scripts/fill_mask.py: they say what the model of a run says."""
+"""scripts/predict.py on runs of language models: it says what their models say."""
 
 import contextlib
+import io
+import json
+import os
 import pathlib
 
 import jax
@@ -69,16 +72,16 @@ def test_texts_are_what_the_model_finds_likeliest(writer, capsys):
                 break
         expected.append(tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}"))
     words = ("--workdir", folder, "--tokens", "8")
-    assert exit_code("generate", *words, "--greedy", *prompts) == 0
-    assert capsys.readouterr().out == "\n\n".join(expected) + "\n"
+    assert exit_code("predict", *words, "--greedy", *prompts) == 0
+    assert capsys.readouterr().out == "\n\n".join(expected) + "\n\n"
     drawn = []
     for seed in "12":
-        assert exit_code("generate", *words, "--temperature", "2", "--seed", seed, *prompts) == 0
+        assert exit_code("predict", *words, "--temperature", "2", "--seed", seed, *prompts) == 0
         drawn.append(capsys.readouterr().out)
     assert drawn[0] != drawn[1]
     assert drawn[0].startswith("one two")
-    assert exit_code("generate", *words, "--temperature", "0", *prompts) == 0
-    assert capsys.readouterr().out == "\n\n".join(expected) + "\n"
+    assert exit_code("predict", *words, "--temperature", "0", *prompts) == 0
+    assert capsys.readouterr().out == "\n\n".join(expected) + "\n\n"
 
 
 def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
@@ -99,7 +102,7 @@ def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
             ids[0, at] = best[0]
         whole = tokenizer.decode(ids[0, 1 : len(found) - 1].tolist(), skip_special_tokens=False)
         expected += [whole, *lines]
-    assert exit_code("fill_mask", "--workdir", folder, "--top", "3", *texts) == 0
+    assert exit_code("predict", "--workdir", folder, "--top", "3", *texts) == 0
     assert capsys.readouterr().out == "\n".join(expected) + "\n"
 
 
@@ -107,13 +110,13 @@ def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
 def test_a_run_whose_corpus_is_gone_speaks_with_the_tokenizer_that_it_keeps(
     writer, filler, data, capsys, tmp_path, monkeypatch
 ):
-    def said(name, folder, *words):
-        assert exit_code(name, "--workdir", folder, *words) == 0
+    def said(folder, *words):
+        assert exit_code("predict", "--workdir", folder, *words) == 0
         return capsys.readouterr().out
 
     commands = (
-        ("generate", writer[0], "--greedy", "--tokens", "8", "one two", "seven"),
-        ("fill_mask", filler[0], "one [MASK] three"),
+        (writer[0], "--greedy", "--tokens", "8", "one two", "seven"),
+        (filler[0], "one [MASK] three"),
     )
     before = [said(*words) for words in commands]  # also keeps tokenizers that are not there yet
     corpus = pathlib.Path(data["data.name"].removeprefix("folder:"))
@@ -132,27 +135,67 @@ def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, 
     empty = tmp_path / "empty"
     config = read_config(writer[0])
     workdir.claim(empty, config, {}, write=True)
-    run = {"generate": writer[0], "fill_mask": filler[0]}
-    for name, where, words, message in (
-        ("generate", filler[0], ["one"], "a run of lm.mlm; only a causal LM"),
-        ("generate", empty, ["one"], "no checkpoint there"),
-        ("generate", tmp_path, ["one"], "no run there"),
-        ("generate", None, ["one", "--step", "7"], "no checkpoint of step 7"),
-        ("generate", None, ["one", "--tokens", "99"], "the model has 16 positions; write 14 or"),
-        ("generate", None, ["one", "--top-p", "2"], "top-p: 2.0 is not in (0, 1]"),
-        ("generate", None, ["one", "--seed", "-1"], "--seed: -1 is not in"),
-        ("generate", None, [], "required: PROMPT"),
-        ("fill_mask", writer[0], ["[MASK]"], "a run of lm.clm; only a masked LM"),
-        ("fill_mask", tmp_path, ["[MASK]"], "no run there"),
-        ("fill_mask", None, ["[MASK]", "two three"], "'two three' has no [MASK]"),
-        ("fill_mask", None, ["[MASK]", "--top", "0"], "top: 0 is not in [1, "),
-        ("fill_mask", None, [f"[MASK] {'one ' * 20}"], "23 tokens, and the model has 16"),
+    for where, words, message in (
+        (empty, ["one"], "no checkpoint there"),
+        (tmp_path, ["one"], "no run there"),
+        (writer[0], ["one", "--step", "7"], "no checkpoint of step 7"),
+        (writer[0], ["one", "--tokens", "99"], "the model has 16 positions; write 14 or"),
+        (writer[0], ["one", "--top-p", "2"], "top-p: 2.0 is not in (0, 1]"),
+        (writer[0], ["one", "--seed", "-1"], "seed: -1 is not in"),
+        (writer[0], ["one", "--top", "3"], "unrecognized arguments: --top"),
+        (writer[0], [], "an input is needed"),
+        (filler[0], ["two three"], "'two three': it has no [MASK]"),
+        (filler[0], ["[MASK]", "--top", "0"], "top: 0 is not in [1, "),
+        (filler[0], [f"[MASK] {'one ' * 20}"], "23 tokens, and the model has 16"),
+        (filler[0], ["[MASK]", str(tmp_path / "texts")], "is a FIFO"),
     ):
-        assert exit_code(name, "--workdir", str(where or run[name]), *words) == 2, message
+        if words[-1].endswith("texts"):
+            os.mkfifo(words[-1])
+        assert exit_code("predict", "--workdir", str(where), *words) == 2, message
         lines = capsys.readouterr().err.strip().splitlines()
         (error,) = (line for line in lines if not line.startswith("WARNING: "))
         assert message in error
         assert error.startswith("error: ")
+
+
+def test_inputs_are_texts_files_tables_folders_and_standard_input(
+    filler, tmp_path, capsys, monkeypatch
+):
+    """All in the order in which they are named; what is bad does not stop the others."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "10.txt").write_text("ten [MASK]\n\neight [MASK]\n")
+    (tmp_path / "texts" / "9.csv").write_text("said,text\nx,nine [MASK]\n")
+    (tmp_path / "texts" / "more.png").write_text("no text")
+    (tmp_path / "torn.jsonl").write_text('{"text": "[MASK] four"}\n{"text": "[MA\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO("five [MASK]\nno mask\n"))
+    words = ["[MASK] one", str(tmp_path / "torn.jsonl"), "-", str(tmp_path / "texts"), "--json"]
+    assert exit_code("predict", "--workdir", filler[0], *words, "--top", "1") == 2
+    out, err = capsys.readouterr()
+    results = [json.loads(line) for line in out.splitlines()]
+    expected = ["[MASK] one", "[MASK] four", "five [MASK]", "nine [MASK]", "ten [MASK]"]
+    assert [each["input"] for each in results] == [*expected, "eight [MASK]"]
+    assert all(len(each["masks"][0]) == 1 for each in results)
+    for message in (
+        "torn.jsonl, line 2, is not JSON",
+        "error: standard input, line 2: it has no [MASK]",
+        "passed over: .png (once)",
+        "10.txt: blank line passed over (once)",
+    ):
+        assert message in err
+    table = str(tmp_path / "texts" / "9.csv")
+    assert exit_code("predict", "--workdir", filler[0], table, "--column", "said") == 2
+    assert "9.csv, line 2: it has no [MASK]" in capsys.readouterr().err
+    assert exit_code("predict", "--workdir", filler[0], table, "--column", "none") == 2
+    assert "no column 'none': its columns are 'said', 'text'" in capsys.readouterr().err
+
+
+def test_the_options_of_a_run_are_in_its_help(writer, capsys):
+    assert exit_code("predict", "--workdir", writer[0], "--help") == 0
+    told = capsys.readouterr().out
+    assert "--top-k" in told
+    assert "lower favours likely tokens. (default: 0.8)" in " ".join(told.split())
+    assert exit_code("predict", "--help") == 0
+    assert "--top-k" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -165,7 +208,7 @@ def test_models_that_have_learned_to_count(data, tmp_path):
         given = ("--config", f"{CONFIG}:{task}", "--workdir", folders[task], *words, *more)
         finish(start("train", *given))
     prompts = ("three four", "nine ten one", "six")
-    write = ("generate", "--workdir", folders["clm"], *prompts)
+    write = ("predict", "--workdir", folders["clm"], *prompts)
     out = finish(start(*write, "--greedy"))
     for surely in (("--top-k", "1"), ("--top-p", "0.01")):
         assert finish(start(*write, *surely)) == out
@@ -178,7 +221,7 @@ def test_models_that_have_learned_to_count(data, tmp_path):
         assert len(found) > 8
         assert found[:9] == [numbers[(first + i) % 10] for i in range(9)]
     texts = ("two three [MASK] five six seven eight nine [MASK] one", "six [MASK] eight nine")
-    out = finish(start("fill_mask", "--workdir", folders["mlm"], *texts, "--top", "2"))
+    out = finish(start("predict", "--workdir", folders["mlm"], *texts, "--top", "2"))
     lines = out.splitlines()
     assert lines[0] == "two three four five six seven eight nine ten one"
     assert lines[3] == "six seven eight nine"
