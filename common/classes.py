@@ -60,8 +60,8 @@ def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
     Classes that a set lacks are told in a warning.
 
     Args:
-      sources: the parts of one set, by name, with `label`, i32[b] or, of several classes each,
-        u8[b, K].
+      sources: the parts of one set, by name, with `label`: i32[b] or, of words, i32[b, L], below
+        0 for none; or, of several classes each, u8[b, K].
       facts: of the run, with `classes`; () for numbers.
 
     Raises:
@@ -100,12 +100,13 @@ def _numbered(source: Source, number: np.ndarray, count: int) -> Source:
     def read(rows):
         batch = source.read(rows)
         label = batch["label"]
-        if label.ndim == 1:
-            return batch | {"label": number[label]}
+        if single:
+            return batch | {"label": np.where(label < 0, label, number[label])}
         wide = np.zeros((len(label), count), label.dtype)
         wide[:, number] = label
         return batch | {"label": wide}
 
     own = source.spec["label"]
-    label = jax.ShapeDtypeStruct((count,) if own.shape else (), own.dtype)
+    single = np.issubdtype(own.dtype, np.signedinteger)
+    label = own if single else jax.ShapeDtypeStruct((count,), own.dtype)
     return source._replace(read=read, resident=None, spec=source.spec | {"label": label})

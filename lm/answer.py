@@ -10,18 +10,32 @@ Letters: B batch, L positions.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
+from common.nn.layers import identity
+from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, splits, training_flops
-from lm import spans, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    splits,
+    training_flops,
+)
+from lm import predict_spans, spans, weights
 from lm.data import questions, tokenizer
-from lm.data.questions import Asked
+from lm.data.questions import QuestionFacts
+from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.bert:SpanAnswerer"
 GIVEN = ("vocab_size",)
@@ -94,7 +108,7 @@ def evaluator(
         span for the answer to be none.
     """
     del split  # `sources` has read it
-    asked: Asked = source.facts
+    facts: QuestionFacts = source.facts
     positive = f"config.evals: max_answer_length = {max_answer_length} is not positive"
     require(max_answer_length > 0, positive)
 
@@ -107,12 +121,12 @@ def evaluator(
 
     def finish(totals, rows):
         context = source.read(np.arange(source.size, dtype=np.uint32))["context"]
-        best = best_answers(asked, rows, context[:, 0], null_threshold)
-        right = [[text for text, _ in question.answers] for question in asked.questions]
+        best = best_answers(facts, rows, context[:, 0], null_threshold)
+        right = [[text for text, _ in question.answers] for question in facts.questions]
         values = np.array([spans.scores(*pair) for pair in zip(best, right, strict=True)])
         values = values.reshape(-1, 2)
         means = {"exact_match": values[:, 0].mean(), "f1": values[:, 1].mean()}
-        if asked.unanswerable:
+        if facts.unanswerable:
             answerable = np.array([bool(texts) for texts in right])
             sums = {
                 "answerable_f1": (values[answerable, 1].sum(), answerable.sum()),
@@ -124,27 +138,29 @@ def evaluator(
     return Evaluator(every, evaluate.row_evaluator(source, outputs, finish, batch_size=batch_size))
 
 
-def best_answers(asked: Asked, rows: dict, begins: np.ndarray, null_threshold: float) -> list[str]:
+def best_answers(
+    facts: QuestionFacts, rows: dict, begins: np.ndarray, null_threshold: float
+) -> list[str]:
     """The answer to each question, "" for none: the best span of its windows.
 
     Args:
-      asked: the questions.
+      facts: of the set.
       rows: {"score", "first", "last": [N, 1], of the best span of each window; "null": [N]}.
       begins: i32[N], the position of each row at which its window begins.
       null_threshold: as in `evaluator`.
     """
     answers = []
-    bounds = np.searchsorted(asked.question, np.arange(len(asked.questions) + 1))
-    for number, question in enumerate(asked.questions):
+    bounds = np.searchsorted(facts.question, np.arange(len(facts.questions) + 1))
+    for number, question in enumerate(facts.questions):
         windows = range(bounds[number], bounds[number + 1])
         best = max(windows, key=lambda row: rows["score"][row, 0])
         none = min(rows["null"][row] for row in windows)
-        if asked.unanswerable and none - rows["score"][best, 0] > null_threshold:
+        if facts.unanswerable and none - rows["score"][best, 0] > null_threshold:
             answers.append("")
             continue
-        shift = asked.first[best] - begins[best]
+        shift = facts.first[best] - begins[best]
         ends = (int(rows[key][best, 0] + shift) for key in ("first", "last"))
-        (start, _), (_, end) = (asked.characters[number][token] for token in ends)
+        (start, _), (_, end) = (facts.characters[number][token] for token in ends)
         answers.append(question.context[start:end])
     return answers
 
@@ -152,10 +168,16 @@ def best_answers(asked: Asked, rows: dict, begins: np.ndarray, null_threshold: f
 weights_settings = weights.settings  # see `common.task`
 
 
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
+    """The model that a config describes, for the facts of a tokenizer. `constrain` pins activations
+    to a mesh."""
+    return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
+
+
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
-    facts = sources["train"].facts.text
-    model = models.build(config["model"], constrain, vocab_size=facts.vocab_size)
+    facts: TextFacts = sources["train"].facts.text
+    model = model_of(config, facts, constrain)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
@@ -187,4 +209,37 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
+        facts=Kept(sources["train"].facts.unanswerable)._asdict(),
     )
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+class Kept(NamedTuple):
+    """What a run keeps of its data, beside the tokenizer: whether any question has no answer."""
+
+    unanswerable: bool
+
+
+def kept(config: dict, folder) -> dict[str, Source] | None:
+    """The training set without contents, by what its run keeps; see `common.task`."""
+    encoder, known = tokenizer.kept(folder), run_facts.read(folder, Kept)
+    if encoder is None or known is None:
+        return None
+    facts = tokenizer.facts(encoder)._replace(length=config["data"]["length"])
+    return {"train": questions.empty(facts, known.unanswerable, config["train"]["batch_size"])}
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Other questions, by the run's tokenizer; see `common.task`."""
+    wanted = tokenizer.elsewhere(config, own, folder)
+    return call(questions.load_sources, wanted["data"], held_out(wanted))
+
+
+def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """Answers; see `common.task` and `lm.predict_spans`."""
+    facts: QuestionFacts = sources["train"].facts
+    model = model_of(config, facts.text, constrain)
+    sizes = config["data"]["stride"], config["data"]["question_length"]
+    return predict_spans.answers(model, facts.text, facts.unanswerable, *sizes)

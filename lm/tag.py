@@ -9,17 +9,31 @@ Letters: B batch, L positions, K classes.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from common import evaluate, losses
+from common import classes, evaluate, losses
 from common.errors import require
 from common.nn import model as models
+from common.nn.layers import identity
+from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, splits, training_flops
-from lm import entities, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    splits,
+    training_flops,
+)
+from lm import entities, predict_spans, weights
 from lm.data import tagged, tokenizer
+from lm.data.tokenizer import TextFacts
 
 MODEL = "lm.bert:TokenClassifier"
 GIVEN = ("vocab_size", "num_classes")
@@ -69,8 +83,7 @@ def evaluator(
       batch_size: rows evaluated at a time; affects the result only by rounding.
     """
     del split  # `sources` has read it
-    classes = source.facts.classes
-    of_entities = entities.are_entities(classes)
+    of_entities = entities.are_entities(source.facts.classes)
 
     def outputs(params, extra, batch, key):
         values = word_logits(params, extra, batch, key)
@@ -94,17 +107,24 @@ def evaluator(
 
 def _sentences(source: Source, predicted: np.ndarray) -> list[tuple[list[str], list[str]]]:
     """(true tags, predicted tags) of each sentence, which may be several rows."""
-    rows, classes = source.read(np.arange(source.size, dtype=np.uint32)), source.facts.classes
+    rows, names = source.read(np.arange(source.size, dtype=np.uint32)), source.facts.classes
     sentences = []
     for begins, label, guess in zip(rows["begins"], rows["label"], predicted, strict=True):
         if begins:
             sentences.append(([], []))
         for tags, numbers in zip(sentences[-1], (label, guess), strict=True):
-            tags += [classes[i] for i in numbers[label >= 0]]
+            tags += [names[i] for i in numbers[label >= 0]]
     return sentences
 
 
 weights_settings = weights.settings  # see `common.task`
+
+
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
+    """The model that a config describes, for the facts of a training set. `constrain` pins
+    activations to a mesh."""
+    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes)}
+    return models.build(config["model"], constrain, **fields)
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
@@ -114,8 +134,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         len(facts.classes) != 1,
         f"config.data.name: every tag is {facts.classes[:1]}; at least two are needed",
     )
-    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes)}
-    model = models.build(config["model"], constrain, **fields)
+    model = model_of(config, facts, constrain)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
@@ -149,4 +168,36 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
+        facts=Kept(facts.classes)._asdict(),
     )
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+class Kept(NamedTuple):
+    """What a run keeps of its data, beside the tokenizer: the tags."""
+
+    classes: tuple[str, ...]
+
+
+def kept(config: dict, folder) -> dict[str, Source] | None:
+    """The training set without contents, by what its run keeps; see `common.task`."""
+    encoder, known = tokenizer.kept(folder), run_facts.read(folder, Kept)
+    if encoder is None or known is None:
+        return None
+    facts = tokenizer.facts(encoder)._replace(length=config["data"]["length"], **known._asdict())
+    return {"train": tagged.empty(facts, config["train"]["batch_size"])}
+
+
+def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
+    """Other tagged sentences, by the run's tokenizer; see `common.task`."""
+    wanted = tokenizer.elsewhere(config, own, folder)
+    others = call(tagged.load_sources, wanted["data"], held_out(wanted))
+    return classes.renumbered(others, sources["train"].facts)
+
+
+def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
+    """Tags of words, and entities; see `common.task` and `lm.predict_spans`."""
+    facts = sources["train"].facts
+    return predict_spans.tags(model_of(config, facts, constrain), facts)

@@ -136,13 +136,13 @@ def _layouts(family: Family, config: dict) -> tuple[naming.Names, ...]:
     classes = config.get("architectures")
     listed = classes if isinstance(classes, list) else ()
     classes = [name for name in listed if isinstance(name, str)]
-    told = [
+    alone = [
         names
         for names in family.names
         if names.architecture and any(name.endswith(names.architecture) for name in classes)
     ]
     others = [names for names in family.names if not names.architecture]
-    return tuple(told or (others if classes else family.names))
+    return tuple(alone or (others if classes else family.names))
 
 
 @contextlib.contextmanager

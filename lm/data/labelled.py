@@ -150,13 +150,10 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
 
 def empty(facts: tokenizers.TextFacts, size: int, resident: bool) -> Source:
     """A set of `size` rows of zeros, in the right shapes."""
-    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    row = {"tokens": dtype, "segments": np.uint8, "types": np.uint8}
-    spec = {key: jax.ShapeDtypeStruct((facts.length,), kind) for key, kind in row.items()}
+    spec = own.row_spec(facts)
     spec["label"] = jax.ShapeDtypeStruct((), np.int32 if facts.classes else np.float32)
-    zeros = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
-    arrays = zeros(size) if resident else None
-    return Source(size, lambda rows: zeros(len(rows)), arrays, spec, "outline", facts)
+    source = own.empty(spec, size, facts)
+    return source._replace(resident=source.read(range(size)) if resident else None)
 
 
 def part(texts: tuple[str, ...]) -> str:
@@ -173,17 +170,10 @@ def _rank(texts: tuple[str, ...]) -> bytes:
 def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
     """{"tokens", "segments", "types", "label"} of all examples."""
     plain = tokenizers.reading(facts)
-    length, count = facts.length, len(examples.texts)
-    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    tokens = np.full((count, length), facts.special["pad"] or 0, dtype)
-    segments, types = np.zeros((2, count, length), np.uint8)
     flat = [each for texts in examples.texts for each in texts]
     ids = iter([e.ids for e in plain.encode_batch_fast(flat, add_special_tokens=False)])
-    for row, texts in enumerate(examples.texts):
-        line, kinds = laid_out(facts, *(next(ids) for _ in texts))
-        tokens[row, : len(line)], types[row, : len(line)] = line, kinds
-        segments[row, : len(line)] = 1
-    return {"tokens": tokens, "segments": segments, "types": types, "label": examples.labels}
+    lines = [laid_out(facts, *(next(ids) for _ in texts)) for texts in examples.texts]
+    return own.rows_of(lines, facts) | {"label": examples.labels}
 
 
 def laid_out(facts: tokenizers.TextFacts, first: list, *second: list) -> tuple:

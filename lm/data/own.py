@@ -15,12 +15,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from etils import epath
 
 from common import inputs
 from common.data import parts, tables
 from common.errors import BadInput, brief, require
-from common.task import split_key
+from common.task import Source, split_key
 from lm.data import folders, text
 from lm.data import tokenizer as tokenizers
 
@@ -57,7 +59,7 @@ def files(name: str) -> list[File]:
     if kind == "file":
         return [File(None, inputs.file(WHERE, path))]
     inputs.folder(WHERE, path)
-    told = []
+    named = []
     for file in sorted(path.iterdir()):
         if file.name.startswith(".") or folders.beside(file.name):
             continue
@@ -68,9 +70,9 @@ def files(name: str) -> list[File]:
             f"{WHERE}: {inputs.shown(file)} is not named for one part of the set: train, valid (or "
             "dev) or test; rename it, or move it away",
         )
-        told.append(File(part, file))
-    require(bool(told), f"{WHERE}: {inputs.shown(path)} holds no files")
-    return told
+        named.append(File(part, file))
+    require(bool(named), f"{WHERE}: {inputs.shown(path)} holds no files")
+    return named
 
 
 def shown(name: str) -> str:
@@ -94,6 +96,36 @@ def text_facts(tokenizer: str, folder: str) -> tokenizers.TextFacts:
         f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token",
     )
     return facts
+
+
+def empty(spec: dict[str, jax.ShapeDtypeStruct], size: int, facts: Any) -> Source:
+    """A set of `size` rows of zeros."""
+    zeros = lambda rows: {k: np.zeros((len(rows), *s.shape), s.dtype) for k, s in spec.items()}
+    return Source(size, zeros, None, spec, "outline", facts)
+
+
+def row_spec(facts: tokenizers.TextFacts) -> dict[str, jax.ShapeDtypeStruct]:
+    """What each row of a set has: {"tokens", "segments", "types"}."""
+    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
+    row = {"tokens": dtype, "segments": np.uint8, "types": np.uint8}
+    return {name: jax.ShapeDtypeStruct((facts.length,), kind) for name, kind in row.items()}
+
+
+def rows_of(
+    lines: Sequence[tuple[np.ndarray, np.ndarray]], facts: tokenizers.TextFacts
+) -> dict[str, np.ndarray]:
+    """{"tokens", "segments" (0 is padding), "types"} of N rows [N, L].
+
+    Args:
+      lines: (tokens, types) of each, as `lm.data.templates.Layout.row` has them.
+      facts: of the tokenizer, with the length L.
+    """
+    columns = {k: np.zeros((len(lines), *s.shape), s.dtype) for k, s in row_spec(facts).items()}
+    columns["tokens"] += facts.special["pad"] or 0
+    for row, (tokens, types) in enumerate(lines):
+        columns["tokens"][row, : len(tokens)], columns["types"][row, : len(tokens)] = tokens, types
+        columns["segments"][row, : len(tokens)] = 1
+    return columns
 
 
 def check_string(value: Any, key: str, where: str) -> None:

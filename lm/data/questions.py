@@ -15,6 +15,7 @@ import hashlib
 import logging
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from common import inputs
@@ -28,7 +29,7 @@ from lm.data.squad import Question
 from lm.data.tokenizer import TextFacts
 
 
-class Asked(NamedTuple):
+class QuestionFacts(NamedTuple):
     """What a set of questions adds to its rows, to turn positions into text: `Source.facts`.
 
     Attributes:
@@ -83,7 +84,7 @@ def load_sources(
       workers: number of processes that read a set that is not resident; 0 uses threads.
 
     Returns:
-      Sources whose facts are `Asked`.
+      Sources whose facts are `QuestionFacts`.
 
     Raises:
       BadInput: if a set, split or tokenizer does not exist, a record is no question, or an answer
@@ -93,12 +94,12 @@ def load_sources(
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     facts = own.text_facts(tokenizer, folder)._replace(length=length)
-    _check_room(facts, length, stride, question_length)
-    asked = squad.read(name)
-    sizes = dict(collections.Counter(question.split for question in asked))
+    check_room(facts, stride, question_length)
+    records = squad.read(name)
+    sizes = dict(collections.Counter(question.split for question in records))
     ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
     members = {
-        part: [question for question in asked if question.split == part]
+        part: [question for question in records if question.split == part]
         for part in dict.fromkeys(part for at in ranges.values() for part, _ in at)
     }
     texts = {part: [(each.text, each.context) for each in of] for part, of in members.items()}
@@ -109,7 +110,7 @@ def load_sources(
     }
     if notes := +notes:
         logging.warning("%s: %s", own.shown(name), inputs.said(notes))
-    unanswerable = any(not question.answers for question in asked)
+    unanswerable = any(not question.answers for question in records)
     sources = {}
     for key, pieces in ranges.items():
         pieces = [(members[part][at], encoded[part].of(at)) for part, at in pieces]
@@ -125,14 +126,15 @@ def load_sources(
         row_of = np.repeat(np.arange(len(left)), counts[counts > 0])
         first = np.concatenate([rows.first for _, rows in pieces])
         source = loading.from_arrays(columns, resident is not False)
-        told = hashlib.sha256(f"{source.fingerprint} {left}".encode()).hexdigest()[:16]
-        known = Asked(facts, unanswerable, left, characters, row_of, first)
-        sources[key] = source._replace(fingerprint=told, facts=known)
+        digest = hashlib.sha256(f"{source.fingerprint} {left}".encode()).hexdigest()[:16]
+        known = QuestionFacts(facts, unanswerable, left, characters, row_of, first)
+        sources[key] = source._replace(fingerprint=digest, facts=known)
     return sources
 
 
-def _check_room(facts: TextFacts, length: int, stride: int, question_length: int) -> None:
-    layout = facts.layouts[1]
+def check_room(facts: TextFacts, stride: int, question_length: int) -> None:
+    """Raises `BadInput` unless windows of rows of `facts.length` tokens cover every context."""
+    layout, length = facts.layouts[1], facts.length
     require(
         bool(layout.ids[0]),
         "config.data.tokenizer: its template of two texts begins with no token, such as [CLS], "
@@ -182,14 +184,40 @@ def covered(characters: np.ndarray, start: int, end: int) -> tuple[int, int] | N
     return (int(at[0]), int(at[-1])) if len(at) else None
 
 
+class Row(NamedTuple):
+    """A question and a window of its context.
+
+    Attributes:
+      tokens, types: i64[L], with special tokens, as long as they are.
+      context: the positions of the window, a half-open range.
+      first: the number of its first token in the context.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray
+    context: tuple[int, int]
+    first: int
+
+
+def rows_of(question: list[int], context: list[int], facts: TextFacts, stride: int) -> list[Row]:
+    """The rows of a question and a context, as ids: one for each window; see `windows`."""
+    layout, rows = facts.layouts[1], []
+    at = len(layout.ids[0]) + len(question) + len(layout.ids[1])
+    room = facts.length - len(layout.special) - len(question)
+    for begin, end in windows(len(context), room, stride):
+        tokens, types = layout.row(question, context[begin:end])
+        rows.append(Row(tokens, types, (at, at + end - begin), begin))
+    return rows
+
+
 class Rows(NamedTuple):
     """The rows of questions.
 
     Attributes:
       columns: {name: np[N, ...]}.
-      first: i32[N], as in `Asked`.
+      first: i32[N], as in `QuestionFacts`.
       counts: i64 of each question, the number of its rows.
-      characters: of each question, as in `Asked`; None if it has no rows.
+      characters: of each question, as in `QuestionFacts`; None if it has no rows.
     """
 
     columns: dict[str, np.ndarray]
@@ -212,7 +240,7 @@ def _rows(
     question_length: int,
     notes: collections.Counter,
 ) -> Rows:
-    plain, layout, length = tokenizers.reading(facts), facts.layouts[1], facts.length
+    plain = tokenizers.reading(facts)
     encode = lambda texts: dict(
         zip(texts, plain.encode_batch(texts, add_special_tokens=False), strict=True)
     )
@@ -232,26 +260,25 @@ def _rows(
             continue
         ids = texts[question.text].ids
         notes[f"question cut after {question_length} tokens"] += len(ids) > question_length
-        ids = ids[:question_length]
-        at = len(layout.ids[0]) + len(ids) + len(layout.ids[1])
-        ranges = windows(len(tokens), length - len(layout.special) - len(ids), stride)
-        for begin, end in ranges:
-            holds = answer is not None and begin <= answer[0] and answer[1] < end
-            span.append([at + token - begin for token in answer] if holds else [0, 0])
-            lines.append(layout.row(ids, tokens[begin:end]))
-            context.append((at, at + end - begin))
-            first.append(begin)
-        counts.append(len(ranges))
+        rows = rows_of(ids[:question_length], tokens, facts, stride)
+        for row in rows:
+            end = row.first + row.context[1] - row.context[0]
+            holds = answer is not None and row.first <= answer[0] and answer[1] < end
+            shift = row.context[0] - row.first
+            span.append([token + shift for token in answer] if holds else [0, 0])
+            lines.append((row.tokens, row.types))
+            context.append(row.context)
+            first.append(row.first)
+        counts.append(len(rows))
         characters.append(here)
-    dtype = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    columns = {
-        "tokens": np.full((len(lines), length), facts.special["pad"] or 0, dtype),
-        "segments": np.zeros((len(lines), length), np.uint8),
-        "types": np.zeros((len(lines), length), np.uint8),
-        "context": np.array(context, np.int32).reshape(-1, 2),
-        "span": np.array(span, np.int32).reshape(-1, 2),
-    }
-    for row, (line, kinds) in enumerate(lines):
-        columns["tokens"][row, : len(line)], columns["types"][row, : len(line)] = line, kinds
-        columns["segments"][row, : len(line)] = 1
+    columns = own.rows_of(lines, facts)
+    columns["context"] = np.array(context, np.int32).reshape(-1, 2)
+    columns["span"] = np.array(span, np.int32).reshape(-1, 2)
     return Rows(columns, np.array(first, np.int32), np.array(counts), characters)
+
+
+def empty(facts: TextFacts, unanswerable: bool, size: int) -> Source:
+    """A set of `size` rows of zeros, in the right shapes, without questions."""
+    pair, none = jax.ShapeDtypeStruct((2,), np.int32), np.zeros(0, np.int32)
+    known = QuestionFacts(facts, unanswerable, [], [], none, none)
+    return own.empty(own.row_spec(facts) | {"context": pair, "span": pair}, size, known)

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from tokenizers import Encoding
 
@@ -86,7 +87,7 @@ def load_sources(
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
     facts = own.text_facts(tokenizer, folder)._replace(length=length)
-    sentences, labels, classes = _sentences(name)
+    sentences, labels, classes = read(name)
     facts, notes = facts._replace(classes=classes), collections.Counter()
     named = np.array([sentence.split for sentence in sentences])
     sizes = {str(split): int((named == split).sum()) for split in np.unique(named)}
@@ -103,7 +104,8 @@ def load_sources(
         logging.warning("%s: %s", own.shown(name), inputs.said(notes))
     sources = {}
     for key, pieces in ranges.items():
-        pieces = [(rows[part][0], _within(rows[part][1], at)) for part, at in pieces]
+        pieces = [(*rows[part], at) for part, at in pieces]
+        pieces = [(columns, slice(*bounds[[at.start, at.stop]])) for columns, bounds, at in pieces]
         arrays = {
             column: np.concatenate([columns[column][at] for columns, at in pieces])
             for column in pieces[0][0]
@@ -115,8 +117,15 @@ def load_sources(
 # ------------------------------------------------------------------------------------------- files
 
 
-def _sentences(name: str) -> tuple[list[Sentence], list[np.ndarray], tuple[str, ...]]:
-    """(sentences that each have a split, the numbers of their tags, the names of the tags)."""
+def read(name: str) -> tuple[list[Sentence], list[np.ndarray], tuple[str, ...]]:
+    """(sentences that each have a split, the numbers of their tags, the names of the tags).
+
+    Args:
+      name: "file:PATH" or "folder:DIR".
+
+    Raises:
+      BadInput: if a file cannot be read, or a line is not of a tagged sentence.
+    """
     notes, sentences, shown = collections.Counter(), [], own.shown(name)
     for file in own.files(name):
         of_table = textfiles.kind_of(file.path)[0] in (*tables.LINES, ".parquet")
@@ -208,7 +217,7 @@ class Tokens(NamedTuple):
 
 
 def tokens_of(
-    words: tuple[str, ...], encoding: Encoding, facts: tokenizers.TextFacts, where: str
+    words: tuple[str, ...], encoding: Encoding, facts: tokenizers.TextFacts, where: str = ""
 ) -> Tokens:
     """Matches the words of a sentence with its tokens. A token belongs to the word in which it
     begins, white space before it left aside; a word without one gets the unknown token.
@@ -217,7 +226,7 @@ def tokens_of(
       words: W words.
       encoding: of " ".join(words), without special tokens.
       facts: of the tokenizer.
-      where: the file and line, which begins the message.
+      where: begins the message.
 
     Raises:
       BadInput: for such a word, if the tokenizer has no unknown token.
@@ -231,7 +240,7 @@ def tokens_of(
         unknown = facts.special["unk"]
         require(
             unknown is not None,
-            f"{where}: the tokenizer leaves nothing of the word {words[word]!r}; remove it",
+            f"{where}the tokenizer leaves nothing of the word {words[word]!r}; remove it",
         )
         place = int(np.searchsorted(owner, word))
         ids.insert(place, unknown)
@@ -244,28 +253,36 @@ def _spaces(piece: str) -> int:
 
 
 class Row(NamedTuple):
-    """A part of a sentence: its words, a half-open range, and its tokens, likewise."""
+    """A row of a sentence, or of a part of it.
 
-    words: tuple[int, int]
-    tokens: tuple[int, int]
+    Attributes:
+      tokens, types: i64[L], with special tokens, as long as they are.
+      word: i64[L], the number of the word whose first token this is; -1 on other tokens.
+      cut: whether tokens of its last word are left out.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray
+    word: np.ndarray
+    cut: bool
 
 
-def rows_of(tokens: Tokens, room: int) -> Iterator[Row]:
-    """Divides a sentence between words into rows of at most `room` tokens, each as full as can be.
-    A word that is longer than that is cut."""
-    ends = [*tokens.first[1:].tolist(), len(tokens.ids)]
-    word = 0
-    while word < len(ends):
-        begin, last = int(tokens.first[word]), word + 1
+def rows_of(tokens: Tokens, facts: tokenizers.TextFacts) -> list[Row]:
+    """Divides a sentence between words into rows of at most `facts.length` tokens, each as full as
+    can be. A word that is longer than a row is cut."""
+    layout = facts.layouts[0]
+    room, before = facts.length - len(layout.special), len(layout.ids[0])
+    ends, rows, first = [*tokens.first[1:].tolist(), len(tokens.ids)], [], 0
+    while first < len(ends):
+        begin, last = int(tokens.first[first]), first + 1
         while last < len(ends) and ends[last] - begin <= room:
             last += 1
-        yield Row((word, last), (begin, min(ends[last - 1], begin + room)))
-        word = last
-
-
-def _within(bounds: np.ndarray, sentences: slice) -> slice:
-    """The rows of some sentences; `bounds` is of `_rows`."""
-    return slice(bounds[sentences.start], bounds[sentences.stop])
+        line, types = layout.row(tokens.ids[begin : ends[last - 1]][:room])
+        word = np.full(len(line), -1)
+        word[tokens.first[first:last] - begin + before] = np.arange(first, last)
+        rows.append(Row(line, types, word, ends[last - 1] - begin > room))
+        first = last
+    return rows
 
 
 def _rows(
@@ -276,39 +293,32 @@ def _rows(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(columns of the rows, bounds: the rows of sentence i are those from bounds[i] to bounds[i +
     1])."""
-    plain, layout, length = tokenizers.reading(facts), facts.layouts[0], facts.length
-    room, before = length - len(layout.special), len(layout.ids[0])
-    require(room > 0, f"config.data.length: {length} leaves no room between special tokens")
-    encodings = plain.encode_batch(
-        [" ".join(each.words) for each in sentences], add_special_tokens=False
-    )
-    made, bounds = [], [0]
-    for sentence, numbers, encoding in zip(sentences, labels, encodings, strict=True):
-        tokens = tokens_of(sentence.words, encoding, facts, f"{WHERE}: {sentence.places[0]}")
+    plain = tokenizers.reading(facts)
+    texts = [" ".join(each.words) for each in sentences]
+    encodings = plain.encode_batch(texts, add_special_tokens=False)
+    made, numbers, bounds = [], [], [0]
+    for sentence, label, encoding in zip(sentences, labels, encodings, strict=True):
+        tokens = tokens_of(sentence.words, encoding, facts, f"{WHERE}: {sentence.places[0]}: ")
+        rows = rows_of(tokens, facts)
         notes[WORDLESS] += len(tokens.ids) - len(encoding.ids)
-        rows = list(rows_of(tokens, room))
         notes["sentence longer than a row divided between words"] += len(rows) > 1
-        notes["word longer than a row cut"] += sum(
-            int(tokens.first[last] if last < len(tokens.first) else len(tokens.ids)) > end
-            for (_, last), (_, end) in rows
-        )
-        for row in rows:
-            at = tokens.first[slice(*row.words)] - row.tokens[0] + before
-            made.append(
-                (tokens.ids[slice(*row.tokens)], at, numbers[slice(*row.words)], row is rows[0])
-            )
+        notes["word longer than a row cut"] += sum(row.cut for row in rows)
+        made += rows
+        numbers += [np.where(row.word < 0, -1, label[row.word]) for row in rows]
         bounds.append(len(made))
-    count, dtype = len(made), np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
-    columns = {
-        "tokens": np.full((count, length), facts.special["pad"] or 0, dtype),
-        "segments": np.zeros((count, length), np.uint8),
-        "types": np.zeros((count, length), np.uint8),
-        "label": np.full((count, length), -1, np.int32),
-        "begins": np.array([begins for *_, begins in made], np.uint8),
-    }
-    for row, (ids, at, numbers, _) in enumerate(made):
-        line, kinds = layout.row(ids)
-        columns["tokens"][row, : len(line)], columns["types"][row, : len(line)] = line, kinds
-        columns["segments"][row, : len(line)] = 1
-        columns["label"][row, at] = numbers
+    columns = own.rows_of([(row.tokens, row.types) for row in made], facts)
+    columns["label"] = np.full((len(made), facts.length), -1, np.int32)
+    for row, label in enumerate(numbers):
+        columns["label"][row, : len(label)] = label
+    columns["begins"] = np.zeros(len(made), np.uint8)
+    columns["begins"][bounds[:-1]] = 1
     return columns, np.array(bounds)
+
+
+def empty(facts: tokenizers.TextFacts, size: int) -> Source:
+    """A set of `size` rows of zeros, in the right shapes."""
+    more = {
+        "label": jax.ShapeDtypeStruct((facts.length,), np.int32),
+        "begins": jax.ShapeDtypeStruct((), np.uint8),
+    }
+    return own.empty(own.row_spec(facts) | more, size, facts)

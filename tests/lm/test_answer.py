@@ -29,20 +29,20 @@ def config(made_up: dict, **overrides) -> dict:
     return load(f"{ROOT}/configs/lm/answer.py", **(SMALL | made_up | overrides))
 
 
-def reference(asked, rows, start, end, longest: int) -> list[tuple[float, float, str]]:
+def reference(facts, rows, start, end, longest: int) -> list[tuple[float, float, str]]:
     """(score of no answer, score of the best span, its text) of each question, by loops."""
-    best = [(np.inf, -np.inf, "") for _ in asked.questions]
-    for row, number in enumerate(asked.question):
+    best = [(np.inf, -np.inf, "") for _ in facts.questions]
+    for row, number in enumerate(facts.question):
         none, score, text = best[number]
         begin, stop = rows["context"][row]
         for i in range(begin, stop):
             for j in range(i, min(i + longest, stop)):
                 if start[row, i] + end[row, j] > score:
                     score = start[row, i] + end[row, j]
-                    tokens = asked.characters[number][
-                        [asked.first[row] + k - begin for k in (i, j)]
+                    tokens = facts.characters[number][
+                        [facts.first[row] + k - begin for k in (i, j)]
                     ]
-                    text = asked.questions[number].context[tokens[0, 0] : tokens[1, 1]]
+                    text = facts.questions[number].context[tokens[0, 0] : tokens[1, 1]]
         best[number] = min(none, start[row, 0] + end[row, 0]), score, text
     return best
 
@@ -53,8 +53,8 @@ def test_metrics_are_of_questions_whatever_the_windows(made_up):
         state = program.initial_state(made)
     state = state._replace(params=jax.tree.map(lambda x: x * 3, state.params))
     source = made.task.sources["test"]
-    asked, rows = source.facts, source.read(np.arange(source.size))
-    assert source.size > 1.5 * len(asked.questions) > 0
+    facts, rows = source.facts, source.read(np.arange(source.size))
+    assert source.size > 1.5 * len(facts.questions) > 0
     fields = {k: v for k, v in made.config["model"].items() if k != "module"}
     model = bert.SpanAnswerer(vocab_size=300, **fields)
     inputs = rows["tokens"], rows["segments"], rows["types"]
@@ -65,7 +65,7 @@ def test_metrics_are_of_questions_whatever_the_windows(made_up):
         for row, at in enumerate(place):
             real = logits[row, : rows["segments"][row].sum()].astype(np.float64)
             losses.append(np.log(np.exp(real).sum()) - real[at])
-    best = reference(asked, rows, start, end, 3)
+    best = reference(facts, rows, start, end, 3)
     margins = [none - score for none, score, _ in best]
     threshold = float(np.median(margins))
     apply = lambda params, extra, batch, key: model.apply(
@@ -76,10 +76,10 @@ def test_metrics_are_of_questions_whatever_the_windows(made_up):
     )
     with jax.set_mesh(made.layout.mesh):
         found = evaluator.run(eval_context(made, state, 0))
-    right = [[text for text, _ in question.answers] for question in asked.questions]
-    told = ["" if none - score > threshold else text for none, score, text in best]
-    assert 0 < told.count("") < len(told)
-    values = np.array([spans.scores(*pair) for pair in zip(told, right, strict=True)])
+    right = [[text for text, _ in question.answers] for question in facts.questions]
+    guesses = ["" if none - score > threshold else text for none, score, text in best]
+    assert 0 < guesses.count("") < len(guesses)
+    values = np.array([spans.scores(*pair) for pair in zip(guesses, right, strict=True)])
     assert found["exact_match"] == pytest.approx(values[:, 0].mean())
     assert found["f1"] == pytest.approx(values[:, 1].mean())
     none = np.array([not texts for texts in right])

@@ -64,14 +64,14 @@ def test_every_window_that_holds_an_answer_has_it(tmp_path, wordpiece, length):
         placed = {"text": [answer], "answer_start": [start]}
         entries.append(entry(context, id=i) | {"answers": placed})
     source = load(write(tmp_path / "a.jsonl", *entries), wordpiece, length=length)
-    rows, asked = every(source), source.facts
-    tokenizer, held = asked.text.tokenizer, set()
+    rows, facts = every(source), source.facts
+    tokenizer, held = facts.text.tokenizer, set()
     for row in range(source.size):
-        question = asked.questions[asked.question[row]]
+        question = facts.questions[facts.question[row]]
         begin, end = rows["context"][row]
         tokens = rows["tokens"][row].tolist()
         encoded = tokenizer.encode(question.context, add_special_tokens=False)
-        first = asked.first[row]
+        first = facts.first[row]
         assert tokens[begin:end] == encoded.ids[first : first + end - begin]
         asking = tokenizer.encode(question.text, add_special_tokens=False).ids[:6]
         assert tokens[:begin] == [2, *asking, 3]
@@ -86,8 +86,8 @@ def test_every_window_that_holds_an_answer_has_it(tmp_path, wordpiece, length):
         within = first <= inside[0] and inside[-1] < first + end - begin
         expected = [begin + i - first for i in (inside[0], inside[-1])] if within else [0, 0]
         assert [start, last] == expected
-        held |= {int(asked.question[row])} if within else set()
-        characters = asked.characters[asked.question[row]]
+        held |= {int(facts.question[row])} if within else set()
+        characters = facts.characters[facts.question[row]]
         assert question.context[characters[inside[0]][0] : characters[inside[-1]][1]] == answer
     assert len(held) >= 18  # an answer may be longer than two windows share
 

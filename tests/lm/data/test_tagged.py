@@ -200,4 +200,4 @@ def test_a_tokenizer_that_leaves_nothing_of_a_word_is_named(tmp_path):
     source = tokenizers.facts(tokenizers.load(byte_level(tmp_path)))
     encoding = source.tokenizer.encode(" a", add_special_tokens=False)
     with pytest.raises(BadInput, match="here: the tokenizer leaves nothing of the word ''"):
-        tagged.tokens_of(("", "a"), encoding, source, "here")
+        tagged.tokens_of(("", "a"), encoding, source, "here: ")
