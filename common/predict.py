@@ -40,7 +40,7 @@ from common.training.program import task_module
 READERS = ("vision.published", "lm.published")
 SHORTEST = 8  # that rows are padded to
 BATCH = 64  # the most rows of a batch, for each device
-WINDOW = 16  # batches of inputs that are read before the first of them is predicted
+WINDOW = 4  # batches of inputs that are read before the first of them is predicted
 
 
 class Published(NamedTuple):

@@ -68,10 +68,10 @@ def begun(root, kind: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classes", "pairs", "numbers"])
+@pytest.mark.parametrize("kind", ["pairs", "numbers"])
 def test_predictions_are_those_of_evaluation_and_need_no_data(kind, tmp_path):
     run, test = begun(tmp_path, kind)
-    rows = [f"test[{i}:{i + 1}]" for i in range(3)]
+    rows = ["test[:1]", "test[1:2]"]
     told = evaluate_run(run, sets=[*rows, "test"])["eval"]
     (tmp_path / "data.jsonl").rename(tmp_path / "away.jsonl")
     (tmp_path / "tokenizer.json").unlink()
@@ -84,7 +84,7 @@ def test_predictions_are_those_of_evaluation_and_need_no_data(kind, tmp_path):
         shares = [r["probabilities"][e["label"]] for r, e in zip(results, test, strict=True)]
         losses = [-math.log(share) for share in shares]
     expected = [told[row]["loss"] for row in rows]
-    np.testing.assert_allclose(losses[:3], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses[:2], expected, rtol=1e-4, atol=1e-5)
     assert np.mean(losses) == pytest.approx(told["test"]["loss"], rel=1e-4)
     assert np.ptp(expected) > 0.01
     if kind == "pairs":
@@ -93,17 +93,15 @@ def test_predictions_are_those_of_evaluation_and_need_no_data(kind, tmp_path):
         assert predict.load(run).predict(spelled + written) == results
         with pytest.raises(BadInput, match="'one': it has one text, and the model is for two"):
             predict.load(run).predict(["one"])
-    # Other texts: classes by name, the tokenizer the run's.
-    other = [record | {"split": "test"} for record in test if record["label"] != "no"]
-    data = {"name": write(tmp_path / "other.jsonl", other)}
-    loss = evaluate_run(run, data=data)["eval"]["test"]["loss"]
-    chosen = [x for x, record in zip(losses, test, strict=True) if record["label"] != "no"]
-    assert loss == pytest.approx(np.mean(chosen), rel=1e-4)
-    if kind == "classes":
+        # Other texts: classes by name, the tokenizer the run's.
+        other = [record | {"split": "test"} for record in test if record["label"] != "no"]
+        data = {"name": write(tmp_path / "other.jsonl", other)}
+        loss = evaluate_run(run, data=data)["eval"]["test"]["loss"]
+        chosen = [x for x, record in zip(losses, test, strict=True) if record["label"] != "no"]
+        assert loss == pytest.approx(np.mean(chosen), rel=1e-4)
         strange = [other[0] | {"label": "maybe"}, *other]
-        data = {"name": write(tmp_path / "strange.jsonl", strange)}
         with pytest.raises(BadInput, match="a class that the run has not, 'maybe'"):
-            evaluate_run(run, data=data)
+            evaluate_run(run, data={"name": write(tmp_path / "strange.jsonl", strange)})
         with pytest.raises(BadInput, match=r"data\.length: texts are read as the run reads"):
             evaluate_run(run, data=data | {"length": 16})
 

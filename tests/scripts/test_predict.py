@@ -131,10 +131,11 @@ def test_a_run_whose_corpus_is_gone_speaks_with_the_tokenizer_that_it_keeps(
             new.rename(old)
 
 
-def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, capsys):
+def test_what_cannot_be_predicted_is_one_line(writer, filler, tmp_path, capsys):
     empty = tmp_path / "empty"
     config = read_config(writer[0])
     workdir.claim(empty, config, {}, write=True)
+    os.mkfifo(tmp_path / "texts")
     for where, words, message in (
         (empty, ["one"], "no checkpoint there"),
         (tmp_path, ["one"], "no run there"),
@@ -149,8 +150,6 @@ def test_what_cannot_be_written_or_filled_is_one_line(writer, filler, tmp_path, 
         (filler[0], [f"[MASK] {'one ' * 20}"], "23 tokens, and the model has 16"),
         (filler[0], ["[MASK]", str(tmp_path / "texts")], "is a FIFO"),
     ):
-        if words[-1].endswith("texts"):
-            os.mkfifo(words[-1])
         assert exit_code("predict", "--workdir", str(where), *words) == 2, message
         lines = capsys.readouterr().err.strip().splitlines()
         (error,) = (line for line in lines if not line.startswith("WARNING: "))

@@ -4,6 +4,7 @@ evaluated on another set, whose classes are matched by name."""
 import contextlib
 import json
 import math
+import pathlib
 import shutil
 import zlib
 
@@ -156,6 +157,19 @@ def test_pictures_of_any_size_and_colour_are_read_as_those_of_the_run(digits, tm
     assert all(other == one for other in others)
     with pytest.raises(BadInput, match="a picture is a path or u8"):
         loaded.predict([wide / 255])
+
+
+def test_a_run_of_an_older_version_reads_its_data_once(digits):
+    image = [np.full((8, 8), 99, np.uint8)]
+    before, kept = predict.load(digits).predict(image), pathlib.Path(digits, facts.FILE)
+    text = kept.read_text()
+    kept.unlink()
+    assert predict.load(digits).predict(image) == before
+    assert kept.read_text() == text
+    kept.write_text(text.replace("8, 8, 1", "8, 8"))
+    with pytest.raises(BadInput, match=r"facts\.json: shape is \(8, 8\), not a tuple"):
+        predict.load(digits)
+    kept.write_text(text)
 
 
 @pytest.mark.slow
