@@ -8,6 +8,7 @@ Letters: B batch, L positions, P masks, D width, K classes.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,15 @@ def _pads(facts: TextFacts, *names: str) -> dict[str, int]:
 def _text(given: Any) -> str:
     """A text that is alone in its input."""
     require(isinstance(given, str), f"{brief(given)} is not a text")
+    _check_text(given)
     return given
+
+
+def _check_text(text: str) -> None:
+    half = re.search("[\ud800-\udfff]", text)
+    require(
+        half is None, "it holds bytes that are not UTF-8, or half of a character: it is no text"
+    )
 
 
 # ------------------------------------------------------------------------------------ hidden words
@@ -228,6 +237,8 @@ def texts_of(given: Any, count: int = 0) -> tuple[str, ...]:
         f"it has {'one text' if len(texts) == 1 else 'two texts'}, and the model is for "
         + ("one" if count == 1 else two),
     )
+    for text in texts:
+        _check_text(text)
     require(any(map(str.strip, texts)), "it is blank")
     return tuple(texts)
 

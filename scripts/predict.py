@@ -120,16 +120,24 @@ def _inputs(words: list[str], predictor: Predictor, columns: list[str] | None) -
 def _named(word: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
     """The inputs that a word names."""
     if word == "-":
-        for number, line in enumerate(sys.stdin, 1):
-            line = line.rstrip("\r\n")
-            if line.strip():
-                yield Named(line, f"standard input, line {number}", line)
+        yield from _standard_input()
     elif os.path.isdir(word):
         yield from _folder(word, predictor, columns)
     elif predictor.suffixes or os.path.lexists(word):
         yield from _file(word, predictor, columns)
     else:
         yield Named(word, "", word)
+
+
+def _standard_input() -> Iterator[Named]:
+    """The inputs in the lines of standard input."""
+    try:
+        for number, line in enumerate(sys.stdin, 1):
+            line = line.rstrip("\r\n")
+            if line.strip():
+                yield Named(line, f"standard input, line {number}", line)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"standard input is not UTF-8 ({error.reason})") from error
 
 
 def _folder(root: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
@@ -162,7 +170,8 @@ def _file(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[
     if kind in tables.KINDS:
         yield from _records(path, predictor, columns)
     elif predictor.suffixes:
-        yield Named(path, inputs.shown(path), path)
+        # A name that is no text is written with its bytes.
+        yield Named(path, inputs.shown(path), path.encode(errors="backslashreplace").decode())
     else:
         mended: Counter = Counter()
         for number, line in enumerate(textfiles.lines("input", path, mended), 1):

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from helpers import ROOT, exit_code, finish, load, start
 
+from common import predict
+from common.devices import mesh
 from common.runs import checkpoint, workdir
+from common.task import purpose_key, row_keys
 from common.training import program
-from common.training.saved import read_config
-from lm import clm, mlm
+from common.training.saved import evaluate_run, read_config
+from lm import clm, masking, mlm
 
 CONFIG = str(ROOT / "tests/support/language_config.py")
 TASKS = {"clm": clm, "mlm": mlm}
@@ -32,7 +35,7 @@ def data(tmp_path_factory):
 def begun(task: str, data: dict, folder: pathlib.Path):
     """(workdir, tokenizer, model, params) of a run that has taken no step; it keeps an average of
     the parameters, which is what scripts are to use."""
-    changes = {"train.average": 0.9, "optim.name": "sgd"}
+    changes = {"train.average": 0.9, "optim.name": "sgd", "evals.test.batch_size": 8}
     config = load(f"{CONFIG}:{task}", **data, **changes)
     prepared = program.prepare(config)
     with jax.set_mesh(prepared.layout.mesh):
@@ -104,6 +107,50 @@ def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
         expected += [whole, *lines]
     assert exit_code("predict", "--workdir", folder, "--top", "3", *texts) == 0
     assert capsys.readouterr().out == "\n".join(expected) + "\n"
+
+
+def predicted(folder: str, rows: list[dict], result, **options) -> list:
+    """What the predictor of a run makes of rows that are read already."""
+    loaded = predict.load(folder)
+    made = loaded.predictor._replace(read=lambda row, options: [row], result=result)
+    params = loaded.variables["params"]
+    return predict.loaded(made, mesh.make_layout(), params, {}).predict(rows, **options)
+
+
+@pytest.mark.slow
+def test_tokens_are_predicted_as_evaluation_does(writer, filler):
+    """All of some rows of the test set: the share that is right is that of evaluation."""
+    at = np.arange(3, dtype=np.uint32)
+    told = [
+        evaluate_run(run, sets=["test[:3]"])["eval"]["test[:3]"] for run, *_ in (writer, filler)
+    ]
+    rows = clm.sources(read_config(writer[0]))["test"].read(at)
+    prefixes, targets = [], []
+    for tokens, segments in zip(rows["tokens"], rows["segments"], strict=True):
+        for i in range(1, len(tokens)):
+            if segments[i] and segments[i] == segments[i - 1]:
+                start = int(np.argmax(segments == segments[i]))
+                prefix = tokens[start:i].astype(np.int32)
+                prefixes.append({"tokens": prefix, "length": np.int32(len(prefix))})
+                targets.append(int(tokens[i]))
+    first = lambda given, rows, outputs, options: int(outputs[0]["tokens"][0])
+    found = predicted(writer[0], prefixes, first, greedy=True, tokens=1)
+    assert np.mean(np.equal(found, targets)) == pytest.approx(told[0]["accuracy"])
+    source = mlm.sources(config := read_config(filler[0]))["test"]
+    rows = source.read(at)
+    keys = row_keys(purpose_key(config["seed"], "evaluate"), {"index": at})
+    hidden = masking.make_masking(source.facts, source.facts.length)(
+        keys, rows["tokens"], rows["segments"]
+    )
+    inputs = [
+        {"tokens": tokens, "segments": segments.astype(np.int32), "picked": picked}
+        for tokens, segments, picked in zip(
+            np.asarray(hidden.tokens), rows["segments"], np.asarray(hidden.picked), strict=True
+        )
+    ]
+    best = lambda given, rows, outputs, options: outputs[0]["ids"][: len(given["picked"]), 0]
+    right = np.equal(predicted(filler[0], inputs, best), hidden.targets)[hidden.weights > 0]
+    assert right.mean() == pytest.approx(told[1]["accuracy"])
 
 
 @pytest.mark.slow
@@ -209,9 +256,12 @@ def test_models_that_have_learned_to_count(data, tmp_path):
     prompts = ("three four", "nine ten one", "six")
     write = ("predict", "--workdir", folders["clm"], *prompts)
     out = finish(start(*write, "--greedy"))
-    for surely in (("--top-k", "1"), ("--top-p", "0.01")):
-        assert finish(start(*write, *surely)) == out
-    assert finish(start(*write)) == finish(start(*write))
+    loaded = predict.load(folders["clm"])
+    texts = loaded.predict(prompts, greedy=True)
+    assert out == "".join(f"{each['text']}\n\n" for each in texts)
+    for surely in ({"top_k": 1}, {"top_p": 0.01}):
+        assert loaded.predict(prompts, **surely) == texts
+    assert loaded.predict(prompts) == loaded.predict(prompts)
     numbers = language_config.NUMBERS
     for prompt, text in zip(prompts, out.strip().split("\n\n"), strict=True):
         found = text.split()
