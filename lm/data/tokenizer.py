@@ -58,6 +58,7 @@ class TextFacts(NamedTuple):
       structural: ids of the special tokens that have a role or stand in the template. Text that
         spells one of them is text.
       added: ids of the other special tokens, such as a user's own [URL]. Text may hold them.
+      multi_label: whether an example has any number of classes: its label is u8[K], 0 or 1.
     """
 
     tokenizer: Tokenizer
@@ -75,6 +76,7 @@ class TextFacts(NamedTuple):
     layouts: tuple[Layout, ...] = ()
     structural: tuple[int, ...] = ()
     added: tuple[int, ...] = ()
+    multi_label: bool = False
 
     @property
     def special_ids(self) -> list[int]:

@@ -28,11 +28,13 @@ class ImageFacts(NamedTuple):
     Attributes:
       classes: class names, in the order of the labels.
       mean, std: of the training pixels divided by 255: a number per channel, or one for all.
+      multi_label: whether an example has any number of classes: its label is u8[K], 0 or 1.
     """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    multi_label: bool = False
 
 
 def known(name: str, classes: tuple[str, ...]) -> ImageFacts:
