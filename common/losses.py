@@ -5,15 +5,20 @@ depends on the parameters. Metrics that are not means (F1, perplexity, RMSE) are
 end, from float64 totals, by the functions at the bottom.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.errors import require
+from common.errors import brief, choice, require
 
 # By the end of a metric's key: 1 if more is better, -1 if less is. Tasks add their own `SIGNS`.
-SIGNS = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "top_5"), 1)
+SIGNS = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "precision", "top_5"), 1)
 SIGNS |= dict.fromkeys(("loss", "perplexity", "error", "rmse", "ece", "mce", "brier"), -1)
+
+# Of a class: NAME=NUMBER. The name may hold ',' and '=', since it ends before a number and ','.
+WEIGHT = re.compile(r"\s*(.+?)\s*=\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:,|$)")
 
 
 def _weighted(values, valid):
@@ -46,7 +51,7 @@ def _backward(residuals, gradient):
 _negative_log_likelihood.defvjp(_forward, _backward)
 
 
-def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
+def softmax_cross_entropy(logits, labels, valid, label_smoothing=None, class_weights=None):
     """Cross-entropy with labels or with distributions over the classes.
 
     Args:
@@ -55,11 +60,16 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
       valid: f32[B].
       label_smoothing: None, or the share of the target mass spread evenly over all classes; may be
         traced (Szegedy et al. 2016).
+      class_weights: None, or f32[C], which multiplies the part of the loss that each class of the
+        target contributes. A row then weighs as much as its label, or its mean over the
+        distribution: for labels, the mean is that of `torch.nn.CrossEntropyLoss(weight=…)`.
 
     Returns:
       (sum f32[], weight f32[]) in nats.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if class_weights is not None:
+        return _class_weighted(logits, labels, valid, label_smoothing, class_weights)
     if labels.ndim == logits.ndim:
         losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)
     else:
@@ -70,6 +80,21 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None):
     return _weighted(losses, valid)
 
 
+def _class_weighted(logits, labels, valid, label_smoothing, class_weights):
+    classes = logits.shape[-1]
+    targets = jax.nn.one_hot(labels, classes) if labels.ndim < logits.ndim else labels
+    row_weights = targets @ class_weights
+    if label_smoothing is not None:
+        targets = (1 - label_smoothing) * targets + label_smoothing / classes
+    losses = -jnp.sum(class_weights * targets * jax.nn.log_softmax(logits), axis=-1)
+    weights = jnp.where(valid > 0, row_weights * valid, 0)
+    return _weighted(losses, valid)[0], jnp.sum(weights)
+
+
+def _binary_cross_entropy(logits, targets):
+    return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
 def sigmoid_cross_entropy(logits, targets, valid):
     """Binary cross-entropy in nats, summed over the outputs of a row.
 
@@ -77,9 +102,29 @@ def sigmoid_cross_entropy(logits, targets, valid):
       logits, targets: f32[B, D]; targets lie in [0, 1].
       valid: f32[B].
     """
-    logits = logits.astype(jnp.float32)
-    losses = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    losses = _binary_cross_entropy(logits.astype(jnp.float32), targets)
     return _weighted(losses.sum(axis=-1), valid)
+
+
+def multi_label_cross_entropy(logits, targets, valid, label_smoothing=None, class_weights=None):
+    """Binary cross-entropy in nats, averaged over the classes of a row, as in
+    `torch.nn.BCEWithLogitsLoss(pos_weight=class_weights)`.
+
+    Args:
+      logits: f32[B, C].
+      targets: u8 or f32[B, C] in [0, 1]: 1 for each class of the row.
+      valid: f32[B].
+      label_smoothing: None, or e: targets become (1 - e) target + e / 2. May be traced.
+      class_weights: None, or f32[C], which multiplies the loss of positives: that of a target y is
+        -(w y log p + (1 - y) log(1 - p)). The weight of a row remains 1.
+    """
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    if label_smoothing is not None:
+        targets = (1 - label_smoothing) * targets + label_smoothing / 2
+    losses = _binary_cross_entropy(logits, targets)
+    if class_weights is not None:
+        losses += (class_weights - 1) * targets * jax.nn.softplus(-logits)
+    return _weighted(losses.mean(axis=-1), valid)
 
 
 def squared_error(predictions, targets, valid):
@@ -111,6 +156,13 @@ def top_k(logits, labels, valid, k: int):
     return _weighted((_rank(logits, labels) < k).astype(jnp.float32), valid)
 
 
+def subset_accuracy(logits, targets, valid):
+    """Counts rows whose classes are all predicted and no other: those of positive logits, that is
+    of probabilities above 0.5. logits f32[B, C], targets [B, C] of 0 and 1, valid f32[B]."""
+    exact = jnp.all((logits > 0) == (targets > 0), axis=-1)
+    return _weighted(exact.astype(jnp.float32), valid)
+
+
 def confusion_matrix(logits, labels, valid):
     """(f32[C, C] counts by true class (row) and predicted class (column), weight f32[])."""
     classes = logits.shape[-1]
@@ -129,16 +181,73 @@ def moments(x, y, valid):
     return jnp.sum(jnp.where(valid > 0, rows, 0) * valid, axis=-1), jnp.sum(valid)
 
 
-def smoothing(*, label_smoothing: float | None = None) -> float | None:
+def classification(
+    *, label_smoothing: float | None = None, class_weights: str = ""
+) -> tuple[float | None, str]:
     """The section `loss` of classification.
 
     Args:
-      label_smoothing: share of each training target spread over all classes; None disables it.
+      label_smoothing: share of each training target spread over all classes; None disables it. With
+        several labels an example, the targets 1 and 0 become 1 - share / 2 and share / 2.
+      class_weights: weights of the classes in the training loss; evaluation has none. "balanced"
+        gives each class the same total weight: N / (K n) for one of K classes that has n of N
+        examples; "cat=2,dog=0.5" names weights, 1 for other classes; "" is 1 for all. With several
+        labels an example they multiply the loss of a class's positives, and "balanced" is its
+        negatives / positives.
     """
     if isinstance(label_smoothing, float):
         ok = 0 <= label_smoothing < 1
         require(ok, f"config.loss.label_smoothing: {label_smoothing} is not in [0, 1)")
-    return label_smoothing
+    return label_smoothing, class_weights
+
+
+def class_weights(setting: str, source, classes: tuple[str, ...]) -> np.ndarray | None:
+    """The weights f32[C] that `config.loss.class_weights` sets; None for "".
+
+    Args:
+      setting: see `classification`. Of "balanced" classes, one without training examples weighs 1,
+        and K counts the others, as in scikit-learn; so does one without positives or negatives.
+      source: the training set; "balanced" reads its labels i32[N], or u8[N, C] if examples have
+        several.
+      classes: the names of the C classes.
+
+    Raises:
+      BadInput: for a class that does not exist, or a weight that is not positive.
+    """
+    where = "config.loss.class_weights"
+    if not setting.strip():
+        return None
+    require(bool(classes), f"{where}: weights are for classes, and the labels are numbers")
+    weights = np.ones(len(classes), np.float32)
+    if setting == "balanced":
+        require(
+            source.labels is not None,
+            f"{where}: this set does not tell the labels of its examples (`Source.labels`); name "
+            f"the weights: {brief(classes[0])[1:-1]}=2",
+        )
+        labels = source.labels()
+        if labels.ndim == 2:
+            with_class = labels.sum(axis=0, dtype=np.int64)
+            ok = (with_class > 0) & (with_class < len(labels))
+            balanced = (len(labels) - with_class) / np.maximum(with_class, 1)
+        else:
+            with_class = np.bincount(labels, minlength=len(classes))
+            ok = with_class > 0
+            balanced = len(labels) / (ok.sum() * np.maximum(with_class, 1))
+        return np.where(ok, balanced, weights).astype(np.float32)
+    pairs = WEIGHT.findall(setting)
+    require(
+        bool(pairs) and not WEIGHT.sub("", setting).strip(),
+        f"{where}: {brief(setting)}: write 'balanced', or CLASS=NUMBER,CLASS=NUMBER",
+    )
+    names = [choice(f"{where}, class", name, classes) for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"{where}: class {brief(twice)} is named twice")
+    for name, number in pairs:
+        fits = 1e-30 <= float(number) <= 1e30
+        require(fits, f"{where}: {name}={number}: a weight is in 1e-30 to 1e30")
+        weights[classes.index(name)] = float(number)
+    return weights
 
 
 # ------------------------------------------------------------------ at the end, on float64 totals
@@ -154,10 +263,12 @@ def ratio(totals: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float |
 def precision_recall_f1(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Per-class scores from a confusion matrix [C, C]; 0 where the divisor is 0, as in
     scikit-learn."""
-    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return _scores(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
 
+
+def _scores(hits, true, predicted) -> dict[str, np.ndarray]:
     def divide(a, b):
-        return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
+        return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
 
     return {
         "precision": divide(hits, predicted),
@@ -170,6 +281,41 @@ def macro_f1(confusion: np.ndarray) -> float:
     """The mean F1 of the classes that occur among the labels or the predictions."""
     occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
     return float(precision_recall_f1(confusion)["f1"][occurs].mean())
+
+
+def multi_label_scores(logits: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """{"precision", "recall", "f1", "average_precision": f64[K]} by class and {"micro_f1": f64[]}
+    over all decisions, of examples that each have any number of K classes; 0 where the divisor is 0,
+    as in scikit-learn. A class is predicted if its probability is above 0.5.
+
+    Args:
+      logits: f32[N, K].
+      targets: [N, K] of 0 and 1.
+    """
+    predicted, true = logits > 0, targets > 0
+    counts = [x.sum(axis=0, dtype=np.int64) for x in (predicted & true, true, predicted)]
+    by_class = _scores(*counts)
+    ranked = zip(logits.T, true.T, strict=True)
+    by_class["average_precision"] = np.array([average_precision(*columns) for columns in ranked])
+    return by_class | {"micro_f1": _scores(*(count.sum() for count in counts))["f1"]}
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The mean over positives of the precision at the score of each, the area under the steps of the
+    precision-recall curve: examples of equal score are taken together. 0 without positives, as in
+    scikit-learn; NaN if a score is.
+
+    Args:
+      scores: f[N].
+      targets: bool[N].
+    """
+    if np.isnan(scores).any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(targets[order])
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of each score
+    gained = np.diff(hits[last], prepend=0)
+    return float(gained @ (hits[last] / (last + 1)) / max(hits[-1], 1))
 
 
 def matthews(confusion: np.ndarray) -> float:

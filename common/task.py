@@ -64,6 +64,11 @@ class Source(NamedTuple):
       fingerprint: a string that changes when the data does.
       facts: what its task knows about the set: a NamedTuple of the domain, such as
         `vision.data.sets.ImageFacts`.
+      labels: () -> the label of every row, i32[N], or u8[N, K] of 0 and 1 if examples have several
+        labels, without reading what else rows hold; None if they have none, or it cannot. For
+        class weights and balanced sampling.
+      by_class: `common.data.order.ByClass` if training samples classes equally often; set by the
+        program.
     """
 
     size: int
@@ -72,6 +77,13 @@ class Source(NamedTuple):
     spec: dict
     fingerprint: str
     facts: Any = None
+    labels: Callable | None = None
+    by_class: Any = None
+
+    @property
+    def order(self) -> Any:
+        """What decides the order of rows, for `common.data.order.rows`."""
+        return self.size if self.by_class is None else self.by_class
 
 
 class EvalContext(NamedTuple):

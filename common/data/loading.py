@@ -57,6 +57,7 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any
         spec={n: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for n, a in arrays.items()},
         fingerprint=sha.hexdigest()[:16],
         facts=facts,
+        labels=(lambda: arrays["label"]) if "label" in arrays else None,
     )
 
 

@@ -1,5 +1,7 @@
 """Losses and metrics against formulas written another way, and against padding."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 from common import losses
+from common.data import loading
+from common.errors import BadInput
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(12, 5)).astype(np.float32)
@@ -117,3 +121,120 @@ def test_what_is_not_a_number_is_never_right():
     logits = jnp.full((3, 4), jnp.nan)
     hits, weight = losses.accuracy(logits, jnp.array([0, 1, 3]), jnp.ones(3))
     assert (float(hits), float(weight)) == (0, 3)
+
+
+# ------------------------------------------------------------------ class weights, several labels
+
+WEIGHTS = np.float32([0.2, 1, 3, 1, 7])
+MANY = (RNG.random((12, 5)) < 0.3).astype(np.uint8)
+
+
+def labelled(labels):
+    return loading.from_arrays({"label": labels})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_class_weights_are_those_of_torch(smoothing):
+    torch = pytest.importorskip("torch")
+    total, weight = losses.softmax_cross_entropy(LOGITS, LABELS, VALID, smoothing, WEIGHTS)
+    of = torch.nn.CrossEntropyLoss(weight=torch.tensor(WEIGHTS), label_smoothing=smoothing)
+    theirs = of(torch.tensor(LOGITS[:9]), torch.tensor(LABELS[:9]))
+    np.testing.assert_allclose(total / weight, theirs, rtol=1e-6)
+    np.testing.assert_allclose(weight, WEIGHTS[LABELS[:9]].sum(), rtol=1e-6)
+    one_hot = jax.nn.one_hot(LABELS, 5)
+    soft = losses.softmax_cross_entropy(LOGITS, one_hot, VALID, smoothing, WEIGHTS)
+    np.testing.assert_allclose(soft, (total, weight), rtol=1e-6)
+    mixed = 0.7 * one_hot + 0.3 * one_hot[::-1]  # as mixup does
+    total, _ = losses.softmax_cross_entropy(LOGITS, mixed, VALID, smoothing, WEIGHTS)
+    of = torch.nn.CrossEntropyLoss(
+        weight=torch.tensor(WEIGHTS), label_smoothing=smoothing, reduction="sum"
+    )
+    theirs = of(torch.tensor(LOGITS[:9]), torch.tensor(np.array(mixed[:9])))
+    np.testing.assert_allclose(total, theirs, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_several_labels_cost_what_they_cost_in_torch(weights):
+    torch = pytest.importorskip("torch")
+    total, weight = losses.multi_label_cross_entropy(LOGITS, MANY, VALID, 0.2, weights)
+    of = torch.nn.BCEWithLogitsLoss(pos_weight=None if weights is None else torch.tensor(weights))
+    targets = torch.tensor(0.8 * MANY[:9] + 0.1, dtype=torch.float32)
+    np.testing.assert_allclose(total / weight, of(torch.tensor(LOGITS[:9]), targets), rtol=1e-6)
+    assert weight == 9
+    far, _ = losses.multi_label_cross_entropy(1e4 * LOGITS, MANY, VALID, None, weights)
+    assert np.isfinite(far)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 12, 400])
+def test_scores_of_several_labels_are_those_of_scikit_learn(rows):
+    metrics = pytest.importorskip("sklearn.metrics")
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(size=(rows, 4)).astype(np.float32)
+        logits = np.round(logits, 1) if seed % 2 else logits  # with ties
+        targets = rng.random((rows, 4)) < [0.3, 0.01, 0.9, 0.5]
+        targets[:, 1] &= seed > 2  # a class without positives
+        found = losses.multi_label_scores(logits, targets)
+        sure = {"zero_division": 0, "average": None}
+        theirs = metrics.precision_recall_fscore_support(targets, logits > 0, **sure)
+        for name, values in zip(("precision", "recall", "f1"), theirs, strict=False):
+            np.testing.assert_allclose(found[name], values, atol=1e-12)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes without positives
+            wanted = metrics.average_precision_score(targets, logits, average=None)
+        np.testing.assert_allclose(found["average_precision"], wanted, atol=1e-12)
+        micro = metrics.f1_score(targets, logits > 0, average="micro", zero_division=0)
+        assert found["micro_f1"] == pytest.approx(micro)
+        exact = losses.subset_accuracy(logits, targets, np.ones(rows, np.float32))
+        assert exact[0] / exact[1] == pytest.approx(metrics.accuracy_score(targets, logits > 0))
+
+
+def test_precision_is_averaged_over_positives():
+    scores, targets = np.float32([3, 2, 2, 1]), np.array([0, 1, 0, 1], bool)
+    assert losses.average_precision(scores, targets) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert losses.average_precision(scores, targets < 0) == 0
+
+
+def test_a_score_that_is_not_a_number_ranks_nothing():
+    assert np.isnan(losses.average_precision(np.float32([1, np.nan]), np.array([True, False])))
+
+
+def test_balanced_classes_weigh_the_same_in_all():
+    labels = np.int32([0, 2, 2, 2, 3, 3])  # as in scikit-learn: 6 / (3 * [1, 3, 2])
+    found = losses.class_weights("balanced", labelled(labels), ("a", "b", "c", "d"))
+    np.testing.assert_allclose(found, [2, 1, 2 / 3, 1])
+    many = np.uint8([[1, 0, 1], [0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 1]])
+    found = losses.class_weights("balanced", labelled(many), ("a", "b", "c"))
+    np.testing.assert_allclose(found, [2 / 3, 1, 1])
+
+
+def test_weights_are_named():
+    named = lambda text: losses.class_weights(text, None, ("cat", "a, b=c", "dog")).tolist()
+    assert named("cat=2") == [2, 1, 1]
+    assert named(" dog = 1e-1 , cat=.5") == [0.5, 1, pytest.approx(0.1)]
+    assert named("a, b=c=3,dog=2") == [1, 3, 2]
+    assert losses.class_weights("", None, ("cat",)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cow=2", "class: unknown 'cow'"),
+        ("balance", "'balance': write 'balanced', or CLASS=NUMBER,CLASS=NUMBER"),
+        ("cat=2,dog", "'cat=2,dog': write"),
+        ("cat=nan", "'cat=nan': write"),
+        ("cat=0", "cat=0: a weight is in 1e-30 to 1e30"),
+        ("cat=-1", "cat=-1: a weight is"),
+        ("cat=1e99", "cat=1e99: a weight is"),
+        ("cat=1,cat=2", "class 'cat' is named twice"),
+        ("balanced", "does not tell the labels"),
+    ],
+)
+def test_weights_that_are_refused(text, message):
+    source = labelled(np.int32([0, 1]))._replace(labels=None)
+    with pytest.raises(BadInput, match=r"^config\.loss\.class_weights") as error:
+        losses.class_weights(text, source, ("cat", "dog"))
+    assert message in str(error.value)
