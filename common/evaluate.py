@@ -6,12 +6,13 @@ Each batch is summed on the device, and the sums are added up on the host in flo
 fetches a batch's sums while the next batch runs. `finish` computes metrics that are not means.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from common import imports
 from common.config import EVALUATOR_KEYS
@@ -47,50 +48,49 @@ def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *,
     return run
 
 
-def row_evaluator(source: Source, outputs: Callable, finish: Callable, *, batch_size: int):
-    """`mean_evaluator` for metrics of several rows together: it also gathers something small of
-    every row, such as predicted classes.
+def collecting_evaluator(source: Source, rows: Callable, finish: Callable, *, batch_size: int):
+    """An evaluator for metrics of all rows together, such as those of a ranking.
+
+    Each process holds what `rows` returns for the whole set in host memory.
 
     Args:
       source: the set.
-      outputs: (params, extra, batch, key) -> (Terms, {name: [B, ...]}); jitted here, once.
-      finish: ({name: (sum f64[...], weight f64)}, {name: np[N, ...], in the order of the set}) ->
-        {name: float | str | ndarray}.
-      batch_size: rows at a time; affects the result only by rounding.
+      rows: (params, extra, batch, key) -> {name: [B, ...]}, among them the batch's `valid`; jitted
+        here, once.
+      finish: {name: np[N, ...], in the order of the set} -> {name: float | str | ndarray}.
+      batch_size: rows at a time.
 
     Returns:
       EvalContext -> the result of `finish`.
     """
 
-    @jax.jit
-    def compiled(params, extra, batch, key):
-        terms, rows = outputs(params, extra, batch, key)
-        rows = rows, batch["index"], batch["valid"]
-        # On every device, so that each process has all rows.
-        return terms, jax.lax.with_sharding_constraint(rows, PartitionSpec())
+    @functools.cache
+    def compiled(sharding):
+        """Returns all rows to every process, as only whole arrays can be fetched."""
+        several = isinstance(sharding, NamedSharding)
+        replicated = NamedSharding(sharding.mesh, PartitionSpec()) if several else None
+        return jax.jit(rows, out_shardings=replicated)
 
     def run(context: EvalContext) -> dict:
-        totals: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        gathered: dict[str, np.ndarray] = {}
+        parts: list[dict[str, np.ndarray]] = []
         previous = None
-
-        def fetch(totals, made):
-            if made is None:
-                return totals
-            rows, index, valid = jax.device_get(made[1])
-            for name, values in rows.items():
-                if name not in gathered:
-                    gathered[name] = np.zeros((source.size, *values.shape[1:]), values.dtype)
-                gathered[name][index[valid > 0]] = values[valid > 0]
-            return add(totals, made[0])
-
         for batch in context.batches(source, batch_size):
-            current = compiled(context.params, context.extra, batch, context.key)
-            totals = fetch(totals, previous)
+            outputs = compiled(batch["valid"].sharding)
+            current = outputs(context.params, context.extra, batch, context.key)
+            parts += _valid_rows(previous)
             previous = current
-        return finish(fetch(totals, previous), gathered)
+        parts += _valid_rows(previous)
+        return finish({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     return run
+
+
+def _valid_rows(outputs: dict | None) -> list[dict[str, np.ndarray]]:
+    if outputs is None:
+        return []
+    outputs = jax.device_get(outputs)
+    valid = outputs.pop("valid") > 0
+    return [{name: array[valid] for name, array in outputs.items()}]
 
 
 def add(totals: dict, terms: Terms | None) -> dict:

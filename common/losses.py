@@ -6,6 +6,7 @@ end, from float64 totals, by the functions at the bottom.
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,12 @@ def moments(x, y, valid):
     return jnp.sum(jnp.where(valid > 0, rows, 0) * valid, axis=-1), jnp.sum(valid)
 
 
+def of_labels(multi_label: bool) -> tuple[Callable, Callable]:
+    """(the training loss, the metric logged beside it) for one label an example, or several."""
+    one, several = (softmax_cross_entropy, accuracy), (multi_label_cross_entropy, subset_accuracy)
+    return several if multi_label else one
+
+
 def classification(
     *, label_smoothing: float | None = None, class_weights: str = ""
 ) -> tuple[float | None, str]:
@@ -285,8 +292,8 @@ def macro_f1(confusion: np.ndarray) -> float:
 
 def multi_label_scores(logits: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     """{"precision", "recall", "f1", "average_precision": f64[K]} by class and {"micro_f1": f64[]}
-    over all decisions, of examples that each have any number of K classes; 0 where the divisor is 0,
-    as in scikit-learn. A class is predicted if its probability is above 0.5.
+    over all decisions, of examples that each have any number of K classes; 0 where the divisor is
+    0, as in scikit-learn. A class is predicted if its probability is above 0.5.
 
     Args:
       logits: f32[N, K].
@@ -301,9 +308,9 @@ def multi_label_scores(logits: np.ndarray, targets: np.ndarray) -> dict[str, np.
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The mean over positives of the precision at the score of each, the area under the steps of the
-    precision-recall curve: examples of equal score are taken together. 0 without positives, as in
-    scikit-learn; NaN if a score is.
+    """The mean over positives of the precision at the score of each, which is the area below the
+    steps of the precision-recall curve: examples of equal score are taken together. 0 without
+    positives, as in scikit-learn; NaN if a score is.
 
     Args:
       scores: f[N].

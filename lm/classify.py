@@ -18,6 +18,7 @@ import numpy as np
 
 from common import classes, evaluate, losses
 from common.errors import require
+from common.evaluators import multi_label
 from common.nn import model as models
 from common.nn.layers import identity
 from common.runs import facts as run_facts
@@ -46,7 +47,7 @@ def sections(config) -> dict[str, Callable]:
     return {
         "model": models.section(config, MODEL, GIVEN),
         "data": labelled.load_sources,
-        "loss": losses.smoothing,
+        "loss": losses.classification,
         **evaluate.sections(config, evaluator),
     }
 
@@ -69,8 +70,9 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 128,
 ) -> Evaluator:
-    """A section `evals.NAME`: for classes, loss (without smoothing), accuracy, macro F1 and
-    Matthews' correlation; for numbers, mean squared error as loss, and Pearson's correlation.
+    """A section `evals.NAME`: for classes, loss (without smoothing and weights), accuracy, macro F1
+    and Matthews' correlation; for several labels an example, what `common.evaluators.multi_label`
+    logs; for numbers, mean squared error as loss, and Pearson's correlation.
 
     Args:
       source: the set.
@@ -79,6 +81,9 @@ def evaluator(
       every: how often to evaluate, as a duration; the last step is always evaluated.
       batch_size: rows evaluated at a time; affects the result only by rounding.
     """
+    if source.facts.multi_label:
+        kept = {"split": split, "every": every, "batch_size": batch_size}
+        return multi_label.evaluator(source, logits, **kept)
     del split  # `sources` has read it
     regression = not source.facts.classes
     centre = 0.0
@@ -91,13 +96,13 @@ def evaluator(
         rows = outputs, batch["label"], batch["valid"]
         if regression:
             guess, label = outputs[:, 0] - centre, batch["label"] - centre
-            metrics = {"moments": losses.moments(guess, label, batch["valid"])}
-        else:
-            metrics = {
-                "accuracy": losses.accuracy(*rows),
-                "confusion": losses.confusion_matrix(*rows),
-            }
-        return metrics | {"loss": _loss(*rows)}
+            squared = losses.squared_error(outputs, batch["label"][:, None], batch["valid"])
+            return {"moments": losses.moments(guess, label, batch["valid"]), "loss": squared}
+        return {
+            "accuracy": losses.accuracy(*rows),
+            "confusion": losses.confusion_matrix(*rows),
+            "loss": losses.softmax_cross_entropy(*rows),
+        }
 
     def finish(totals):
         if regression:
@@ -110,19 +115,6 @@ def evaluator(
     return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
 
 
-def _loss(logits, label, valid, label_smoothing=None):
-    """Cross-entropy for classes, squared error for numbers."""
-    if jnp.issubdtype(label.dtype, jnp.integer):
-        return losses.softmax_cross_entropy(logits, label, valid, label_smoothing)
-    return losses.squared_error(logits, label[:, None], valid)
-
-
-def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
-    """The model that a config describes, for texts and classes with these facts."""
-    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
-    return models.build(config["model"], constrain, **fields)
-
-
 weights_settings = weights.settings  # see `common.task`
 
 
@@ -130,11 +122,13 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
     require(
-        len(facts.classes) != 1,
+        len(facts.classes) != 1 or facts.multi_label,
         f"config.data.name: every label is {facts.classes[:1]}; at least two classes are needed",
     )
-    model = model_of(config, facts, constrain)
-    label_smoothing = call(losses.smoothing, config["loss"])
+    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
+    model = models.build(config["model"], constrain, **fields)
+    label_smoothing, class_weights = call(losses.classification, config["loss"])
+    class_weights = losses.class_weights(class_weights, sources["train"], facts.classes)
     require(
         label_smoothing is None or bool(facts.classes),
         "config.loss.label_smoothing: smoothing is for classes, and the labels are numbers",
@@ -149,10 +143,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
     def loss(params, extra, batch, key):
         logits = apply(params, batch, True, {"dropout": key})
-        terms = {"loss": _loss(logits, batch["label"], batch["valid"], label_smoothing)}
-        if facts.classes:
-            terms["accuracy"] = losses.accuracy(logits, batch["label"], batch["valid"])
-        return terms, extra
+        rows = logits, batch["label"], batch["valid"]
+        if not facts.classes:
+            return {"loss": losses.squared_error(logits, rows[1][:, None], rows[2])}, extra
+        loss, metric = losses.of_labels(facts.multi_label)
+        terms = {"loss": loss(*rows, label_smoothing, class_weights)}
+        return terms | {metric.__name__: metric(*rows)}, extra
 
     def logits(params, extra, batch, key):
         return apply(params, batch)

@@ -23,6 +23,7 @@ import numpy as np
 from common import classes, evaluate, losses
 from common.data import order
 from common.errors import require
+from common.evaluators import multi_label
 from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
@@ -45,7 +46,8 @@ def evaluator(
     per_class: bool = False,
     views: Views = "none",
 ) -> Evaluator:
-    """A section `evals.NAME`: loss (without smoothing), accuracy, top-5 accuracy, macro F1.
+    """A section `evals.NAME`: loss (without smoothing and weights), accuracy, top-5 accuracy, macro
+    F1. Where examples have several labels, that of `common.evaluators.multi_label`.
 
     Args:
       source: the set to evaluate.
@@ -58,6 +60,10 @@ def evaluator(
       views: views of an image over which its logits are averaged: the image alone ("none"), with
         its mirror image ("flip"), or six mirrored and shifted ones ("flip_shift", Jordan 2024).
     """
+    if source.facts.multi_label:
+        viewed = lambda *arguments: logits(*arguments, views)
+        kept = {"split": split, "every": every, "batch_size": batch_size, "per_class": per_class}
+        return multi_label.evaluator(source, viewed, **kept)
     del split  # already read by `sources`
 
     def terms(params, extra, batch, key):
@@ -85,12 +91,21 @@ def evaluator(
 
 
 def loss_section(
-    *, label_smoothing: float | None = None, auxiliary: float | None = None
-) -> tuple[float | None, float | None]:
-    """The section `loss`.
+    *,
+    label_smoothing: float | None = None,
+    class_weights: str = "",
+    auxiliary: float | None = None,
+) -> tuple[tuple[float | None, str], float | None]:
+    """The section `loss`: (what `losses.classification` returns, auxiliary).
 
     Args:
-      label_smoothing: share of each training target spread over all classes; None disables it.
+      label_smoothing: share of each training target spread over all classes; None disables it. With
+        several labels an example, the targets 1 and 0 become 1 - share / 2 and share / 2.
+      class_weights: weights of the classes in the training loss; evaluation has none. "balanced"
+        gives each class the same total weight: N / (K n) for one of K classes that has n of N
+        examples; "cat=2,dog=0.5" names weights, 1 for other classes; "" is 1 for all. With several
+        labels an example they multiply the loss of a class's positives, and "balanced" is its
+        negatives / positives.
       auxiliary: weight of the auxiliary head's loss, for models that have such a head; None ignores
         it. 0.4 for Inception-v3, as in torchvision.
 
@@ -99,7 +114,10 @@ def loss_section(
     """
     if isinstance(auxiliary, float):
         require(auxiliary >= 0, f"config.loss.auxiliary: {auxiliary} is negative")
-    return losses.smoothing(label_smoothing=label_smoothing), auxiliary
+    classification = losses.classification(
+        label_smoothing=label_smoothing, class_weights=class_weights
+    )
+    return classification, auxiliary
 
 
 def sections(config) -> dict[str, Callable]:
@@ -142,7 +160,8 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     model = _model(config, facts, constrain)
     augmented = call(augment.make_augment, config["augment"], mean)
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
-    label_smoothing, auxiliary = call(loss_section, config["loss"])
+    (label_smoothing, weights_), auxiliary = call(loss_section, config["loss"])
+    class_weights = losses.class_weights(weights_, train_set, facts.classes)
 
     def scaled(images):
         return images.astype(np.float32) / 255.0
@@ -159,9 +178,14 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def prepare(key, batch, train):
         images = batch["image"]
         if not train:
-            return batch | {"image": evaluated(images, size, mean, std)}
-        labels = jax.nn.one_hot(batch["label"], count) if mixes else batch["label"]
-        rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.size, jnp)
+            images = images if size is None else centre_crop(images, size)
+            return batch | {"image": normalise(scaled(images), mean, std)}
+        labels = batch["label"]
+        if facts.multi_label:
+            labels = labels.astype(jnp.float32)
+        elif mixes:
+            labels = jax.nn.one_hot(labels, classes)
+        rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.order, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": normalise(images, mean, std), "target": labels}
 
@@ -175,13 +199,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         )
         changed = dict(changed)
         auxiliary_logits = jax.tree.leaves(changed.pop("auxiliary", ()))
-        entropy = lambda logits: losses.softmax_cross_entropy(
-            logits, batch["target"], batch["valid"], label_smoothing=label_smoothing
+        loss, metric = losses.of_labels(facts.multi_label)
+        entropy = lambda logits: loss(
+            logits, batch["target"], batch["valid"], label_smoothing, class_weights
         )
-        terms = {
-            "loss": entropy(logits),
-            "accuracy": losses.accuracy(logits, batch["label"], batch["valid"]),
-        }
+        terms = {"loss": entropy(logits)}
+        terms |= {metric.__name__: metric(logits, batch["label"], batch["valid"])}
         if auxiliary is not None:
             require(
                 len(auxiliary_logits) == 1,

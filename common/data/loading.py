@@ -61,6 +61,22 @@ def from_arrays(arrays: dict[str, np.ndarray], resident: bool = True, facts: Any
     )
 
 
+def balanced(source: Source) -> Source:
+    """The training set in an order in which classes are equally likely (`order.ByClass`).
+
+    Raises:
+      BadInput: unless each example has one class, known without reading the example.
+    """
+    labels = None if source.labels is None else source.labels()
+    has_classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+    require(
+        has_classes,
+        "config.train.sampling: 'balanced' is for sets whose examples have one class each, known "
+        "without reading them (`Source.labels`); leave it at 'uniform'",
+    )
+    return source._replace(by_class=order.by_class(labels))
+
+
 # ----------------------------------------------------------------------------------------- batches
 
 MOST_WORKERS = 1024
@@ -90,9 +106,10 @@ def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
     }
 
 
-def gather(seed, step, batch_size: int, size: int, resident: dict) -> dict:
-    """Gathers the training batch of `step` from resident arrays, inside the compiled step."""
-    rows = order.rows(seed, step, batch_size, size, jnp)
+def gather(seed, step, batch_size: int, ordered: int | order.ByClass, resident: dict) -> dict:
+    """Gathers the training batch of `step` from resident arrays, inside the compiled step;
+    `ordered` is `Source.order`."""
+    rows = order.rows(seed, step, batch_size, ordered, jnp)
     batch = {name: array[rows] for name, array in resident.items()}
     return batch | {
         "index": order.stream_index(step, batch_size, jnp),
@@ -107,7 +124,7 @@ class _ReadStep:
         self.source, self.seed, self.batch_size, self.local = source, seed, batch_size, local
 
     def __call__(self, step):
-        rows = order.rows_on_host(self.seed, step, self.batch_size, self.source.size)[self.local]
+        rows = order.rows_on_host(self.seed, step, self.batch_size, self.source.order)[self.local]
         index = order.stream_index(step, self.batch_size)[self.local]
         return self.source.read(rows) | {"index": index, "valid": np.ones(len(rows), np.float32)}
 

@@ -3,9 +3,14 @@
 Each epoch is a keyed permutation of the set; a checkpoint saves nothing about the data. Numpy on
 the host and jax.numpy inside the compiled step compute the same numbers.
 
-Letters: B global batch, N examples in a set.
+With `ByClass`, classes are drawn equally often: the stream is a sequence of blocks, each a keyed
+permutation of the K classes; in block b each class yields its b-th row, and its rows have epochs of
+their own, each a keyed permutation.
+
+Letters: B global batch, N examples in a set, K classes that have examples.
 """
 
+import dataclasses
 import functools
 import threading
 
@@ -19,6 +24,30 @@ MOST_BATCH = 1 << 24  # examples: the numbers of a batch's rows alone are comput
 ROUNDS = 24
 BLOCK = 4096  # rows
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive numbers
+CLASSES = 0x636C6173  # sets the order of classes apart from that of rows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: arrays cannot be hashed
+class ByClass:
+    """The rows of a set by class, for an order in which classes are equally likely.
+
+    Attributes:
+      rows: u32[N], those of the first class, then those of the next.
+      starts: u32[K], where the rows of each class begin.
+      sizes: u32[K], how many it has, at least 1.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+
+def by_class(labels: np.ndarray) -> ByClass:
+    """The rows of a set by their `labels i32[N]`; classes without examples are left out."""
+    sizes = np.bincount(labels)
+    sizes = sizes[sizes > 0].astype(np.uint32)
+    starts = np.cumsum(sizes, dtype=np.uint32) - sizes
+    return ByClass(np.argsort(labels, kind="stable").astype(np.uint32), starts, sizes)
 
 
 def _divide(step, batch_size: int, size: int, xp):
@@ -38,7 +67,7 @@ def _divide(step, batch_size: int, size: int, xp):
     return quotient, remainder
 
 
-def rows(seed, step, batch_size: int, size: int, xp=np):
+def rows(seed, step, batch_size: int, order: int | ByClass, xp=np):
     """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed,
     epoch).
 
@@ -49,30 +78,44 @@ def rows(seed, step, batch_size: int, size: int, xp=np):
     Args:
       seed, step: u32[]; integers, or tracers with `xp=jax.numpy`.
       batch_size: B.
-      size: N, at most `MOST_ROWS`.
+      order: N, at most `MOST_ROWS`; or the rows by class, of which every K positions hold one of
+        each class, and a class's epoch each of its rows once. Blocks are counted modulo 2^32.
       xp: numpy or jax.numpy; both compute the same numbers.
     """
     with np.errstate(over="ignore"):
         seed, step = xp.asarray(seed, xp.uint32), xp.asarray(step, xp.uint32)
+        size = len(order.sizes) if isinstance(order, ByClass) else order
         epoch, start = _divide(step, batch_size, size, xp)
         position = start + xp.arange(batch_size, dtype=xp.uint32)
         n = xp.uint32(size)
-        return _shuffled(seed, epoch + position // n, position % n, n, xp)
+        epoch, position = epoch + position // n, position % n
+        if isinstance(order, ByClass):
+            return _balanced(seed, epoch, position, order, xp)[0]
+        return _shuffled(seed, epoch, position, n, xp)
 
 
-def rows_on_host(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+def _balanced(seed, block, position, order: ByClass, xp):
+    """(rows u32[B], epochs u32[B] of their classes) at a position in each block."""
+    rows, starts, sizes = map(xp.asarray, (order.rows, order.starts, order.sizes))
+    number = _shuffled(mix(seed ^ xp.uint32(CLASSES)), block, position, xp.uint32(len(sizes)), xp)
+    n, epoch = sizes[number], block // sizes[number]
+    own = mix(seed ^ mix(number + xp.uint32(1)))  # a seed for each class
+    return rows[starts[number] + _shuffled(own, epoch, block % n, n, xp)], epoch
+
+
+def rows_on_host(seed: int, step: int, batch_size: int, order: int | ByClass) -> np.ndarray:
     """`rows` in numpy, which takes as long for a few thousand rows as for a hundred: computed for
     several steps at once, and cached for the next ones."""
     steps = max(1, BLOCK // batch_size)
     with _block_lock:  # one thread per step: they request the same block concurrently
-        block = _block(int(seed), int(step) // steps, batch_size * steps, size)
+        block = _block(int(seed), int(step) // steps, batch_size * steps, order)
     start = int(step) % steps * batch_size
     return block[start : start + batch_size]
 
 
 @functools.lru_cache(maxsize=4)
-def _block(seed: int, number: int, count: int, size: int) -> np.ndarray:
-    block = rows(seed, number, count, size)
+def _block(seed: int, number: int, count: int, order: int | ByClass) -> np.ndarray:
+    block = rows(seed, number, count, order)
     block.flags.writeable = False
     return block
 
@@ -80,14 +123,19 @@ def _block(seed: int, number: int, count: int, size: int) -> np.ndarray:
 _block_lock = threading.Lock()
 
 
-def rows_at(seed, index, size: int, xp=np):
+def rows_at(seed, index, order: int | ByClass, xp=np):
     """(rows of the set u32[B], epochs u32[B]) at positions `index u32[B]` of the stream, as `rows`
-    computes them: for a task that needs to know which rows its batch holds.
+    computes them: for a task that needs to know which rows its batch holds. By class, the epochs
+    are those of the row's class: how often the row has been used.
 
     Positions are modulo 2^32; beyond that many examples the result differs from `rows`.
     """
     with np.errstate(over="ignore"):
-        seed, index, n = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32), xp.uint32(size)
+        seed, index = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32)
+        if isinstance(order, ByClass):
+            n = xp.uint32(len(order.sizes))
+            return _balanced(seed, index // n, index % n, order, xp)
+        n = xp.uint32(order)
         return _shuffled(seed, index // n, index % n, n, xp), index // n
 
 

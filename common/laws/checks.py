@@ -55,13 +55,18 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     made = prepare(config, jax.devices()[:1])
     source, seed, size = made.task.sources["train"], made.config["seed"], made.plan.batch_size
     epoch = math.ceil(source.size / size)
-    rows = np.concatenate([order.rows(seed, s, size, source.size) for s in range(epoch)])
-    first = np.sort(rows[: source.size])
-    hold(np.array_equal(first, np.arange(source.size)), "an epoch does not visit every row once")
-    on_device = jax.jit(lambda s: order.rows(jnp.uint32(seed), s, size, source.size, jnp))
+    rows = np.concatenate([order.rows(seed, s, size, source.order) for s in range(epoch)])
+    rows = rows[: source.size]
+    if source.by_class is None:
+        once = np.array_equal(np.sort(rows), np.arange(source.size))
+        hold(once, "an epoch does not visit every row once")
+    else:
+        counts = np.unique(source.labels()[rows], return_counts=True)[1]
+        hold(np.ptp(counts) <= 1, "an epoch does not draw the classes equally often")
+    on_device = jax.jit(lambda s: order.rows(jnp.uint32(seed), s, size, source.order, jnp))
     steps = (0, 1, epoch - 1, epoch, 12_345_678)
     for s in steps:
-        same = np.array_equal(order.rows(seed, s, size, source.size), on_device(jnp.uint32(s)))
+        same = np.array_equal(order.rows(seed, s, size, source.order), on_device(jnp.uint32(s)))
         hold(same, f"step {s}: host and device order the rows differently")
 
     def prepared(batch, step):
@@ -71,7 +76,7 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
     start, stop = 3, 7
     expected = [
         prepared(
-            source.read(order.rows(seed, s, size, source.size))
+            source.read(order.rows(seed, s, size, source.order))
             | {"index": order.stream_index(s, size), "valid": np.ones(size, np.float32)},
             s,
         )
@@ -87,7 +92,7 @@ def position_is_step(config, workers: tuple[int, ...] = (0,)) -> str:
                 hold(same, f"step {s}, {count} workers: {name} differs")
     if source.resident is not None:
         resident = jax.tree.map(jnp.asarray, source.resident)
-        gather = jax.jit(lambda s, resident: loading.gather(seed, s, size, source.size, resident))
+        gather = jax.jit(lambda s, resident: loading.gather(seed, s, size, source.order, resident))
         for s, want in enumerate(expected, start):
             for name, value in prepared(gather(np.uint32(s), resident), s).items():
                 hold(np.array_equal(value, want[name]), f"step {s}, on the device: {name} differs")
@@ -226,7 +231,7 @@ def rows_are_independent(config, rows: int = 8, tolerance: float = 1e-5) -> str:
     if not task.rows_independent:
         raise DoesNotApply("the task declares that its loss mixes rows (rows_independent=False)")
     source = task.sources["train"]
-    batch = source.read(order.rows(seed, 0, rows, source.size))
+    batch = source.read(order.rows(seed, 0, rows, source.order))
     batch |= {"index": order.stream_index(0, rows), "valid": np.ones(rows, np.float32)}
     with jax.set_mesh(made.layout.mesh), jax.default_matmul_precision("highest"):
         state = initial_state(made)

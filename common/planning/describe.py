@@ -117,7 +117,7 @@ def dry_run(config) -> str:
         memory.append(("working memory of the step", spelled_bytes(analysis.temp_size_in_bytes)))
     steps = sorted({round(i * (plan.total - 1) / 8) for i in range(9)})
     rates = [(s, f"{float(program.optimizer.learning_rate(np.uint32(s))):.6g}") for s in steps]
-    rows = order.rows(program.config["seed"], 0, plan.batch_size, source.size)[:8]
+    rows = order.rows(program.config["seed"], 0, plan.batch_size, source.order)[:8]
     rows = ", ".join(map(str, rows))
     intervals = [f"{name} {every}" for name, every in program.every.items()]
     notes = [f"not prepared: {text}" for text in missing]

@@ -5,7 +5,7 @@ Training, evaluation, the laws, benchmarks and dry runs all start here.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,7 @@ def plan(
     average: float | None = None,
     log_every: str = "50 steps",
     steps_per_call: int = 1,
+    sampling: Literal["uniform", "balanced"] = "uniform",
 ) -> Plan:
     """The section `train`: batches, duration and logging, checked and converted to steps.
 
@@ -121,6 +122,8 @@ def plan(
       steps_per_call: most steps in one call of the compiled program, which returns early if
         something is due; saves about 0.15 ms a step. Needs a resident training set; preemption
         waits for up to two calls. Not for convolutions on CPU, ten times slower in a loop.
+      sampling: "uniform" uses each example once an epoch; "balanced" draws all classes equally
+        often, each class's examples in turn. An epoch remains as many examples.
 
     Raises:
       BadInput: for a value out of range.
@@ -144,7 +147,7 @@ def plan(
         total=total,
         low=1,
     )
-    return Plan(batch_size, total, accumulate, average, every, steps_per_call)
+    return Plan(batch_size, total, accumulate, average, every, steps_per_call, sampling)
 
 
 def _check_batch_size(where: str, batch_size: int) -> None:
@@ -198,6 +201,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         require(source.size <= order.MOST_ROWS, f"{split_key(name)}: {most}")
     size = sources["train"].size
     schedule = call(plan, config["train"], size)
+    if schedule.sampling == "balanced":
+        sources = sources | {"train": loading.balanced(sources["train"])}
     require(
         schedule.steps_per_call == 1 or bool(sources["train"].resident),
         "config.train.steps_per_call: this training set is read on the host, a step at a time",
@@ -258,7 +263,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         shardings,
     )
     replicated = mesh.replicated(layout)
-    step = make_step(build, layout, schedule, size)
+    step = make_step(build, layout, schedule, sources["train"].order)
     compiled = partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated, replicated))
     return Program(
         config=config,

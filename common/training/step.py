@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     average: float | None
     log_every: int
     steps_per_call: int
+    sampling: str = "uniform"
 
 
 def _gradients(
@@ -93,14 +94,14 @@ def _gradients(
     return grads, value, jax.tree.map(lambda x: x.sum(axis=0), terms), extra
 
 
-def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Callable:
+def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callable:
     """The pure step: (hypers, state, batch, resident) -> (state, Terms, finite).
 
     Args:
       build: hypers -> (Task, Optimizer), called while tracing.
       layout: where batches live.
       plan: batch size, accumulation, average.
-      size: examples in the training set.
+      order: of the training set: `Source.order`.
 
     The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
     The Terms are the task's plus `loss` (the objective), `learning_rate`, `gradient_norm` and
@@ -125,7 +126,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, size: int) -> Ca
         task, optimizer = build(hypers)
         seed = hypers["seed"]
         if resident:
-            batch = loading.gather(seed, state.step, plan.batch_size, size, resident)
+            batch = loading.gather(seed, state.step, plan.batch_size, order, resident)
             batch = jax.lax.with_sharding_constraint(batch, by_rows)
         batch = task.prepare(purpose_key(seed, "prepare", state.step), batch, True)
         grads, loss, terms, extra = _gradients(

@@ -54,6 +54,57 @@ def test_rows_are_known_from_their_positions():
         np.testing.assert_array_equal(rows, order.rows_at(5, index, size)[0])
 
 
+def classes_of(counts) -> np.ndarray:
+    """Labels of a set with so many examples of each class, in some order."""
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return np.random.default_rng(0).permutation(labels)
+
+
+@pytest.mark.parametrize("counts", [(1, 40, 7), (90, 0, 10), (5,)])
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_classes_are_drawn_equally_often_and_their_rows_evenly(counts, batch_size):
+    labels, steps = classes_of(counts), 12
+    balanced = order.by_class(labels)
+    rows = np.concatenate([order.rows(5, s, batch_size, balanced) for s in range(steps)])
+    present = np.flatnonzero(counts)
+    drawn = labels[rows]
+    whole = len(rows) // len(present) * len(present)
+    assert (np.sort(drawn[:whole].reshape(-1, len(present))) == present).all()
+    for number in present:  # each epoch of a class is a permutation of its rows
+        own, size = rows[drawn == number], counts[number]
+        for epoch in range(len(own) // size):
+            part = own[epoch * size : (epoch + 1) * size]
+            assert sorted(part) == np.flatnonzero(labels == number).tolist()
+    if len(own) > 2 * size > 8:
+        assert not np.array_equal(own[:size], own[size : 2 * size])
+
+
+def test_balanced_rows_are_the_same_on_host_and_device_and_by_position():
+    balanced = order.by_class(classes_of((1, 40, 7)))
+    traced = jax.jit(lambda seed, step: order.rows(seed, step, 16, balanced, jnp))
+    for seed, step in [(0, 0), (2**32 - 1, 5), (1, 4_000_000_000), (0, 3)]:
+        expected = order.rows(seed, step, 16, balanced)
+        np.testing.assert_array_equal(expected, traced(np.uint32(seed), np.uint32(step)))
+        np.testing.assert_array_equal(expected, order.rows_on_host(seed, step, 16, balanced))
+    index = order.stream_index(3, 16)
+    at, epochs = jax.jit(lambda index: order.rows_at(0, index, balanced, jnp))(index)
+    np.testing.assert_array_equal(at, expected)
+    np.testing.assert_array_equal(
+        epochs,
+        [index[i] // 3 // [1, 40, 7][k] for i, k in enumerate(classes_of((1, 40, 7))[expected])],
+    )
+    assert not np.array_equal(expected, order.rows(1, 3, 16, balanced))
+
+
+def test_classes_of_one_size_have_orders_of_their_own():
+    labels = np.repeat(np.int32([0, 1]), 50)
+    rows = order.rows(0, 0, 100, order.by_class(labels)).astype(int)
+    first, second = rows[labels[rows] == 0], rows[labels[rows] == 1] - 50
+    assert (first == second).mean() < 0.2
+    turns = labels[rows].reshape(-1, 2)[:, 0]  # which class a block begins with
+    assert 10 < turns.sum() < 40
+
+
 def test_seeds_and_epochs_differ():
     first = order.rows(0, 0, 100, 100)
     assert not np.array_equal(first, order.rows(1, 0, 100, 100))
