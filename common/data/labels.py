@@ -1,4 +1,5 @@
-"""Labels of one's own, as numbers: classes in sorted order, or numbers as they are."""
+"""Labels of one's own, as numbers: classes in sorted order, one or several an example, or numbers
+as they are."""
 
 import collections
 import logging
@@ -12,33 +13,47 @@ from common import inputs
 from common.errors import brief, require
 
 MOST_NAMED = 5  # labels of mixed spelling that a warning lists
+MOST_CELLS = 1 << 32  # examples times classes, where examples have several labels
+SEPARATORS = ";|"  # of labels in a cell
 WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
 
 
 def numbered(
-    values: Sequence, where: str, at: Callable[[int], str] | None = None, numbers: bool = True
+    values: Sequence,
+    where: str,
+    at: Callable[[int], str] | None = None,
+    numbers: bool = True,
+    separator: str = "",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers the labels of N examples.
 
     Labels that are all text, all whole numbers or all true and false are classes. Labels that are
-    numbers, of which one at least has a decimal point, are numbers. Classes are in the order of
-    `ordered`. Those whose names differ only in case or white space remain two, and a warning names
-    them (`say_alike`).
+    numbers, of which one at least has a decimal point, are numbers. Labels that are lists, even
+    empty ones, are several an example; so are texts that a `separator` divides. Classes are in the
+    order of `ordered`. Those whose names differ only in case or white space remain two, and a
+    warning names them (`say_alike`).
 
     Args:
       values: N labels, as read from a table.
       where: the config key and file, which begins each message.
       at: the place of the i-th label, such as "line 3"; by default "label i", counted from 1.
       numbers: whether labels may be numbers, too, not classes alone.
+      separator: divides each text into labels, from which white space around them is taken.
 
     Returns:
-      (i32[N], names of the classes in order), or (f32[N], ()) for numbers.
+      (i32[N], names of the classes in order), (u8[N, K] of 0 and 1, names) for lists, or (f32[N],
+      ()) for numbers.
 
     Raises:
       BadInput: if a label is missing, is neither text nor a number, or is not finite; if they
         are of several kinds; or for a number with a decimal point without `numbers`.
     """
     at = at or (lambda i: f"label {i + 1}")
+    if separator:
+        parts = lambda text: [part.strip() for part in text.split(separator) if part.strip()]
+        values = [parts(value) if isinstance(value, str) else value for value in values]
+    if any(isinstance(value, list) for value in values):
+        return _several(values, where, at)
     first: dict[type, int] = {}  # the first label of each kind
     for i, value in enumerate(values):
         kind = next((k for k in (str, bool, int, float) if isinstance(value, k)), type(value))
@@ -76,8 +91,59 @@ def numbered(
     classes = ordered(counts) if str in first else sorted(counts)
     if str in first:
         say_alike(counts, where)
+        _say_divisible(classes, where)
     number = {value: i for i, value in enumerate(classes)}
     return np.array([number[value] for value in values], np.int32), tuple(map(str, classes))
+
+
+def _several(
+    values: Sequence, where: str, at: Callable[[int], str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`numbered` of lists of labels."""
+    listed = next(i for i, value in enumerate(values) if isinstance(value, list))
+    for i, value in enumerate(values):
+        kind = inputs.spelled_type(value)
+        require(
+            isinstance(value, list),
+            f"{where}, {at(i)}: the label is {kind}, but a list in {at(listed)}; write a list of "
+            "labels for each example, [] for none",
+        )
+    rows = np.repeat(np.arange(len(values)), [len(value) for value in values])
+    require(len(rows) > 0, f"{where}: none of the {len(values):,} examples has a label")
+    flat = [label for value in values for label in value]
+    labels, classes = numbered(flat, where, lambda i: at(int(rows[i])), numbers=False)
+    needed = len(values) * len(classes)
+    require(
+        needed <= MOST_CELLS,
+        f"{where}: {len(values):,} examples with labels of {len(classes):,} classes take "
+        f"{needed:,} bytes, more than {MOST_CELLS:,}; leave out rare classes",
+    )
+    hot = multi_hot(labels, rows, (len(values), len(classes)))
+    repeated = len(labels) - int(hot.sum(dtype=np.int64))
+    if repeated:
+        logging.warning("%s: labels repeated within an example count once: %d", where, repeated)
+    return hot, classes
+
+
+def multi_hot(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """u8[N, K], the `shape`, with 1 for each label in its row."""
+    hot = np.zeros(shape, np.uint8)
+    hot[rows, labels] = 1
+    return hot
+
+
+def _say_divisible(classes: Sequence[str], where: str) -> None:
+    """Warns of classes that look like several: their parts stand in other classes, too."""
+    for sign in SEPARATORS:
+        parts = {name: [part.strip() for part in name.split(sign)] for name in classes}
+        counts = collections.Counter(part for of in parts.values() for part in of)
+        like = [n for n, of in parts.items() if len(of) > 1 and all(counts[p] > 1 for p in of)]
+        if like:
+            logging.warning(
+                "%s: %s is read as the name of one class; if it is several labels, set "
+                "config.data.label_separator=%r",
+                *(where, brief(like[0]), sign),
+            )
 
 
 def ordered(names: Iterable[str]) -> list[str]:

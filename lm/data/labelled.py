@@ -4,7 +4,7 @@
     topics           first paragraphs of Wikipedia articles by topic (11 classes; CC BY-SA 4.0)
     file:PATH        your own: a .jsonl, .csv, .tsv or .parquet (see `common.data.tables`) whose
                      records have `text` (or `sentence`) and `label`, and may have a second text
-                     `text_b` and a `split`
+                     `text_b` and a `split`; a label may be a list of classes
     tfds:NAME        a prepared TFDS set, such as `tfds:glue/sst2`, with its own splits
 
 scripts/prepare.py makes `reviews` and `topics` (see `lm.data.reviews`). A set without splits of its
@@ -15,6 +15,8 @@ Letters: L length, N examples.
 """
 
 import collections
+import functools
+import hashlib
 import logging
 import re
 from typing import NamedTuple
@@ -50,8 +52,8 @@ TFDS_TEXTS = (
 
 
 class Examples(NamedTuple):
-    """A set in memory: texts [(first,) or (first, second)], labels, and the names of its classes,
-    () for numbers."""
+    """A set in memory: texts [(first,) or (first, second)], labels i32[N], f32[N] or u8[N, K], and
+    the names of its classes, () for numbers."""
 
     texts: list[tuple[str, ...]]
     labels: np.ndarray
@@ -68,13 +70,14 @@ def load_sources(
     folder: str = "",
     resident: bool | None = None,
     workers: int = 0,
+    label_separator: str = "",
 ) -> dict[str, Source]:
     """The section `data` of fine-tuning.
 
     Rows: tokens[L] (u16, or i32 for more than 65,536 tokens), segments u8[L] (0 for padding),
-    types u8[L] (1 for the second text and its [SEP]), label i32[] (or f32[] for numbers):
-    [CLS] first [SEP], or [CLS] first [SEP] second [SEP]; or the tokenizer's own template, with its
-    type ids. If two texts do not fit, the longer is cut.
+    types u8[L] (1 for the second text and its [SEP]), label i32[] (f32[] for numbers, u8[K] of 0
+    and 1 for several classes): [CLS] first [SEP], or [CLS] first [SEP] second [SEP]; or the
+    tokenizer's own template, with its type ids. If two texts do not fit, the longer is cut.
 
     Args:
       splits: {name of the Source: split}; its "train", if any, must equal `train`.
@@ -88,6 +91,8 @@ def load_sources(
         ~/.cache/touchstone/data. For a tfds set, the folder where TFDS keeps its sets.
       resident: False keeps the rows off the device.
       workers: number of processes that read a set that is not resident; 0 uses threads.
+      label_separator: what divides the labels of an example in a file, such as ";" in a .csv, where
+        each may have several; "" is none. A .jsonl or .parquet may have lists instead.
 
     Returns:
       Sources whose facts are `lm.data.tokenizer.TextFacts`.
@@ -98,15 +103,24 @@ def load_sources(
     text.check_length(length)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
-    facts = own.text_facts(tokenizer, folder)
-    sizes, take, classes = (
-        _from_tfds(name, folder) if name.startswith("tfds:") else _from_file(_path(name, folder))
+    require(
+        not label_separator or name.startswith("file:"),
+        f"config.data.label_separator: it divides the labels of a file:PATH, and not of {name!r}",
     )
-    facts = facts._replace(classes=classes, length=length)
+    encoder = text.find_tokenizer(tokenizer, folder)
+    facts = tokenizers.facts(encoder)
+    lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
+    require(
+        bool(facts.layouts[0].special) or not lacking,
+        f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token",
+    )
+    own = lambda: _from_file(_path(name, folder), label_separator)
+    sizes, take, classes = _from_tfds(name, folder) if name.startswith("tfds:") else own()
     ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
     used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
     examples = {part: take(part) for part in used}
-    facts = facts._replace(texts=next(len(each.texts[0]) for each in examples.values()))
+    several = any(each.labels.ndim == 2 for each in examples.values())
+    facts = facts._replace(classes=classes, length=length, multi_label=several)
     rows = {part: _rows(examples[part], facts) for part in used}
     own.warn_of_repeated(ranges, {part: set_.texts for part, set_ in examples.items()}, name)
     sources = {}
@@ -144,16 +158,15 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     for key, split in splits.items():
         ranges = grammar.ranges(split, sizes, split_key(key))
         size = sum(at.stop - at.start for _, at in ranges)
-        sources[key] = empty(facts, size, section["resident"] is not False)
+        resident = empty(size) if section["resident"] is not False else None
+        read = lambda rows: empty(len(rows))
+        labels = functools.partial(_some_labels, size, len(classes))
+        sources[key] = Source(size, read, resident, spec, "outline", facts, labels)
     return sources
 
 
-def empty(facts: tokenizers.TextFacts, size: int, resident: bool) -> Source:
-    """A set of `size` rows of zeros, in the right shapes."""
-    spec = own.row_spec(facts)
-    spec["label"] = jax.ShapeDtypeStruct((), np.int32 if facts.classes else np.float32)
-    source = own.empty(spec, size, facts)
-    return source._replace(resident=source.read(range(size)) if resident else None)
+def _some_labels(size: int, classes: int) -> np.ndarray:
+    return np.arange(size, dtype=np.int32) % classes
 
 
 def part(texts: tuple[str, ...]) -> str:
@@ -205,7 +218,7 @@ def _path(name: str, folder: str) -> epath.Path:
     return path
 
 
-def _from_file(path: epath.Path):
+def _from_file(path: epath.Path, separator: str):
     """({split: size}, split -> Examples, classes)."""
     examples: list[tuple[str | None, tuple[str, ...], object]] = []
     lines, notes = [], collections.Counter()
@@ -220,13 +233,21 @@ def _from_file(path: epath.Path):
         else:
             notes["example without text left out"] += 1
     require(bool(examples), f"{shown} has no examples: {inputs.said(notes)}")
-    own.check_same([split is not None for split, *_ in examples], "split", lines, shown)
-    own.check_same([len(texts) == 2 for _, texts, _ in examples], "text_b", lines, shown)
-    labels, classes = numbering.numbered([each[2] for each in examples], shown, lines.__getitem__)
+    having = {
+        "split": [split is not None for split, _, _ in examples],
+        "text_b": [len(texts) == 2 for _, texts, _ in examples],
+    }
+    for key, has in having.items():
+        if len(set(has)) > 1:
+            one, other = (lines[has.index(value)] for value in (True, False))
+            raise BadInput(f"{shown}: {one} has a {key}, and {other} has none")
+    given = [each[2] for each in examples]
+    labels, classes = numbering.numbered(given, shown, lines.__getitem__, separator=separator)
     if delimited:
         _warn_of_numbers(classes, shown)
     if UNLABELLED in classes:
-        count = int((labels == classes.index(UNLABELLED)).sum())
+        number = classes.index(UNLABELLED)
+        count = int((labels[:, number] if labels.ndim == 2 else labels == number).sum())
         warning = "%s: %s of the examples have the label -1, a class here; if they are unlabelled, "
         logging.warning(warning + "remove them", shown, f"{count:,}")
     names = np.array(own.assign_splits(examples, shown, notes))
@@ -282,6 +303,8 @@ def _example(record: dict, where: str, path) -> tuple[str | None, tuple[str, ...
 
 def _from_tfds(name: str, folder: str):
     """({split: size}, split -> Examples, classes)."""
+    import tensorflow_datasets as tfds  # takes long
+
     builder = grammar.open_prepared(name.removeprefix("tfds:"), folder)
     features = builder.info.features
     keys = next((keys for keys in TFDS_TEXTS if all(key in features for key in keys)), None)
@@ -289,14 +312,22 @@ def _from_tfds(name: str, folder: str):
         keys is not None and "label" in features,
         f"{WHERE}: {name!r} has no text with a label, but {', '.join(features)}",
     )
-    classes = tuple(getattr(features["label"], "names", None) or ())
+    label = features["label"]
+    several = isinstance(label, tfds.features.Sequence)
+    classes = tuple(getattr(label.feature if several else label, "names", None) or ())
+    require(
+        bool(classes) or not several,
+        f"{WHERE}: {name!r}: its examples have several labels each, without names of classes",
+    )
     decode = lambda value: value.decode() if isinstance(value, bytes) else value
 
     def take(split: str) -> Examples:
         source = grammar.source_of(builder, split)
         with grammar.reading(builder.data_dir):
             examples = source.__getitems__(list(range(len(source))))
-            labels = np.array([e["label"] for e in examples], np.int32 if classes else np.float32)
+            given = [e["label"] for e in examples]
+            flat = np.concatenate([np.zeros(0, int), *given]) if several else given
+            labels = np.array(flat, np.int32 if classes else np.float32)
             texts = [tuple(decode(example[key]) for key in keys) for example in examples]
         text_of = all(isinstance(each, str) for one in texts for each in one)
         require(text_of, f"{WHERE}: {name!r}: {' or '.join(keys)} of {split!r} is not text")
@@ -305,6 +336,9 @@ def _from_tfds(name: str, folder: str):
         require(known, f"{WHERE}: {name!r} has no labels in {split!r}")
         fit = not classes or (labels < len(classes)).all()
         require(fit, f"{WHERE}: {name!r}: a label of {split!r} is none of its classes")
+        if several:
+            rows = np.repeat(np.arange(len(texts)), list(map(len, given)))
+            labels = numbering.multi_hot(labels, rows, (len(texts), len(classes)))
         return Examples(texts, labels, classes)
 
     return {split: info.num_examples for split, info in builder.info.splits.items()}, take, classes

@@ -6,6 +6,7 @@ pictures of your own.
 wrote (see `prepared`). Splits use TFDS syntax: `train`, `train[:90%]`, `train[90%:]+test`.
 """
 
+import functools
 import gzip
 import importlib.resources
 import os
@@ -13,6 +14,7 @@ import os
 import numpy as np
 
 from common.data import loading
+from common.data.labels import multi_hot
 from common.data.splits import ranges
 from common.errors import require
 from common.task import Source, split_key
@@ -45,8 +47,10 @@ def load_sources(
     std: tuple[float, ...] = (),
     broken: folders.Broken = "refuse",
     columns: tuple[str, str] = COLUMNS,
+    label_separator: str = "",
 ) -> dict[str, Source]:
-    """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`.
+    """The section `data`: Sources of `image u8[N, H, W, C]` and `label i32[N]`, or `label u8[N, K]`
+    of 0 and 1 if examples have any number of K classes.
 
     Args:
       splits: {name of the Source: split}; its "train" is the argument `train`.
@@ -65,6 +69,9 @@ def load_sources(
       broken: what to do with files of `images:` that cannot be read: "refuse" names the first,
         "skip" leaves them out and counts them.
       columns: the columns of a table of `images:` that hold the path and the class.
+      label_separator: what divides the classes of a picture in a table of `images:`, such as ";" in
+        a .csv, where each may have several; "" is none. A .jsonl or .parquet may have lists
+        instead.
 
     Raises:
       BadInput: if the set is not prepared, there is no such split, or its images vary in size and
@@ -73,20 +80,24 @@ def load_sources(
     own = name.startswith(listed.PREFIX)
     loading.check_workers(workers)
     require(splits.get("train", train) == train, "config.data.train: given twice")
-    _check_use(name, image_size, broken, columns)
+    _check_use(name, image_size, broken, columns, label_separator)
     require(
         own or image_size is None or not resident,
         f"config.data.image_size: {image_size}: the set must be read on demand "
         "(config.data.resident=false)",
     )
     if own:
-        sources = folders.load_sources(splits, name, folder, image_size, resident, broken, columns)
+        sources = folders.load_sources(
+            splits, name, folder, image_size, resident, broken, columns, label_separator
+        )
     else:
         sources = _read(splits, name, folder, image_size, resident)
     return {k: source._replace(facts=_scaled(source, mean, std)) for k, source in sources.items()}
 
 
-def _check_use(name: str, image_size: int | None, broken: str, columns: tuple) -> None:
+def _check_use(
+    name: str, image_size: int | None, broken: str, columns: tuple, separator: str
+) -> None:
     """Refuses settings that the set `name` does not use."""
     own, key = name.startswith(listed.PREFIX), "config.data.image_size"
     require(image_size is None or image_size > 0, f"{key}: {image_size}: must be positive")
@@ -102,6 +113,10 @@ def _check_use(name: str, image_size: int | None, broken: str, columns: tuple) -
     require(
         tuple(columns) == COLUMNS or (own and not os.path.isdir(path)),
         f"config.data.columns: {tuple(columns)}: {name} is no table; leave them at {COLUMNS}",
+    )
+    require(
+        not separator or (own and not os.path.isdir(path)),
+        f"config.data.label_separator: it divides the labels of a table, and {name} is none",
     )
 
 
@@ -155,9 +170,11 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
       section: the completed section `data`.
     """
     name, side = section["name"].removeprefix("tfds:"), section["image_size"]
-    _check_use(section["name"], side, section["broken"], section["columns"])
+    keys = "name", "image_size", "broken", "columns", "label_separator"
+    _check_use(*(section[key] for key in keys))
+    several = False
     if unprepared(section) is not None:
-        shape, classes, sizes = folders.outline(section)
+        shape, classes, several, sizes = folders.outline(section)
         side = None  # they are prepared at their size
     elif name in OUTLINES:
         shape, count, sizes = OUTLINES[name]
@@ -166,15 +183,24 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     else:
         return load_sources(splits, **section)
     require(None not in shape, f"config.data.image_size: the images of {name} vary; set it to 256")
-    facts = sets.known(name, classes)
+    facts = sets.known(name, classes)._replace(multi_label=several)
+    spec = sets.spec(shape, facts)
+    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
     resident = sets.is_resident(section["resident"], side, sizes, shape)
     outlines = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
         source = sets.outline(shape, size, facts, resident)
         facts = _scaled(source, section["mean"], section["std"])
-        outlines[key] = source._replace(facts=facts)
+        labels = functools.partial(_some_labels, size, len(classes), several)
+        outlines[key] = source._replace(facts=facts, labels=labels)
     return outlines
+
+
+def _some_labels(size: int, classes: int, several: bool) -> np.ndarray:
+    """Labels as good as any, of every class, for an outline."""
+    labels = np.arange(size, dtype=np.int32) % classes
+    return multi_hot(labels, np.arange(size), (size, classes)) if several else labels
 
 
 def unprepared(section: dict) -> str | None:

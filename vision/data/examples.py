@@ -27,6 +27,7 @@ class Layout(NamedTuple):
       encoded: whether they are stored as PNG, JPEG and so on.
       flat: whether they are stored without an axis for the channel.
       classes: names of the classes; None if the labels themselves tell them.
+      several: whether an example has any number of classes: a Sequence(ClassLabel).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
     encoded: bool
     flat: bool
     classes: tuple[str, ...] | None
+    several: bool
 
 
 def named(name: str) -> str:
@@ -48,7 +50,7 @@ def layout_of(builder) -> Layout:
     """How a prepared set keeps its images and labels.
 
     Raises:
-      BadInput: unless an example is one image and one label.
+      BadInput: unless an example is one image, and one label or a sequence of classes with names.
       ValueError: if the names of the classes are damaged.
     """
     import tensorflow_datasets as tfds
@@ -78,12 +80,16 @@ def layout_of(builder) -> Layout:
         "channels]: the channels come first; store them last",
     )
     kind = features[label]
+    several = isinstance(kind, tfds.features.Sequence) and isinstance(
+        kind.feature, tfds.features.ClassLabel
+    )
+    kind = kind.feature if several else kind
     dtype = np.dtype(kind.np_dtype) if isinstance(kind, tfds.features.Tensor) else None
     require(
         dtype is not None and kind.shape == () and dtype.kind in "iubOSU",
-        f"{named(name)}: its {label!r} is {_described(kind)}, not one class (ClassLabel): several "
-        "labels, one-hot vectors and real numbers cannot be trained on; store one whole number "
-        "from 0, or one text",
+        f"{named(name)}: its {label!r} is {_described(features[label])}, neither one class "
+        "(ClassLabel) nor several (a Sequence of them): one-hot vectors and real numbers cannot be "
+        "trained on; store one whole number from 0, or one text",
     )
     known = isinstance(kind, tfds.features.ClassLabel) and bool(kind.num_classes)
     classes = tuple(kind.names) if known else None
@@ -92,8 +98,22 @@ def layout_of(builder) -> Layout:
             f"{label}.labels.txt has {len(set(classes))} different names, and there are "
             f"{kind.num_classes} classes"
         )
-    encoded, flat = isinstance(stored, tfds.features.Image), len(stored.shape) == 2
-    return Layout(name, image, label, shape, np.dtype(stored.np_dtype), encoded, flat, classes)
+    require(
+        known or not several,
+        f"{named(name)}: its {label!r} is a Sequence of a ClassLabel without classes; prepare it "
+        "with ClassLabel(names=…)",
+    )
+    return Layout(
+        name=name,
+        image=image,
+        label=label,
+        shape=shape,
+        dtype=np.dtype(stored.np_dtype),
+        encoded=isinstance(stored, tfds.features.Image),
+        flat=len(stored.shape) == 2,
+        classes=classes,
+        several=several,
+    )
 
 
 def _keys(builder) -> tuple[str, str]:
@@ -157,7 +177,14 @@ def stack(
 
 
 def label_column(examples: list[dict], names: Callable, layout: Layout) -> np.ndarray:
-    """Labels as they are stored: numbers, or texts."""
+    """Labels as they are stored: numbers, or texts; of several labels an example, u8[b, K] of 0 and
+    1."""
+    if layout.several:
+        given = [np.asarray(example[layout.label], np.int64) for example in examples]
+        rows = np.repeat(np.arange(len(given)), list(map(len, given)))
+        flat = np.concatenate(given)
+        flat = numbered(flat, layout, layout.classes, lambda i: names(rows[i]))
+        return numbering.multi_hot(flat, rows, (len(given), len(layout.classes)))
     labels = [example[layout.label] for example in examples]
     for i, label in enumerate(labels):
         with row_of(layout, *names(i)):
@@ -207,11 +234,14 @@ def classes_of(layout: Layout, labels: np.ndarray) -> tuple[str, ...]:
 def numbered(
     labels: np.ndarray, layout: Layout, classes: tuple[str, ...], names: Callable
 ) -> np.ndarray:
-    """Labels as i32 numbers of classes; `names(i)` is (split, row) of label i.
+    """Labels as i32 numbers of classes; `names(i)` is (split, row) of label i. Several an example
+    are numbered, u8[b, K].
 
     Raises:
       BadInput: if any is none of them: -1 above all, by which TFDS marks images without labels.
     """
+    if labels.ndim == 2:
+        return labels
     if labels.dtype.kind == "U":
         names_ = np.array(classes)
         order = np.argsort(names_)

@@ -11,6 +11,7 @@ test, so that copies of a picture are always on one side, under whatever name.
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import json
 import logging
@@ -22,9 +23,12 @@ import shutil
 import warnings
 from typing import Literal
 
+import numpy as np
+
 from common import inputs
 from common.data import made
 from common.data import splits as prepared_sets
+from common.data.labels import multi_hot
 from common.data.parts import moves
 from common.devices import terminal
 from common.errors import require
@@ -47,10 +51,11 @@ def load_sources(
     resident: bool | None,
     broken: Broken,
     columns: tuple[str, str],
+    separator: str,
 ) -> dict[str, Source]:
     """Sources of a set `images:…`, prepared if it is not; the arguments are those of
     `datasets.load_sources`."""
-    listing = listed.listing(name, columns, broken)
+    listing = listed.listing(name, columns, broken, separator)
     path, title = _place(listing, name, folder, image_size, broken)
     build = lambda into: _build(into, title, listing, image_size, broken)
     found = made.folder(path, kept.load, build, f"the pixels of {name}")
@@ -61,7 +66,13 @@ def load_sources(
     sources = prepared.from_tfds(splits, title, folder, None, resident, listed=True)
     # What two parts share stands in the warnings, with names.
     kept.warn_of_copies(path, found, splits)
-    return {key: _content(source, splits[key], found) for key, source in sources.items()}
+    contents = {}
+    for key, source in sources.items():
+        if source.resident is None and kept.LABELS in found.files:
+            labels = functools.partial(kept.labels, path, found, splits[key], key)
+            source = source._replace(labels=functools.cache(labels))
+        contents[key] = _content(source, splits[key], found)
+    return contents
 
 
 def _check_parts(listing: Listing, sizes: dict[str, int], split: str, where: str) -> None:
@@ -76,7 +87,7 @@ def _check_parts(listing: Listing, sizes: dict[str, int], split: str, where: str
 
 def _content(source: Source, split: str, found: Kept) -> Source:
     """A prepared set with its own facts, and a fingerprint that tells pixels, not file names."""
-    facts = sets.ImageFacts(found.classes, found.mean, found.std)
+    facts = sets.ImageFacts(found.classes, found.mean, found.std, source.facts.multi_label)
     own = source.fingerprint if source.resident is not None else split
     return source._replace(facts=facts, fingerprint=f"{found.digest}:{own}")
 
@@ -98,7 +109,7 @@ def _place(
 
 def unprepared(section: dict) -> str | None:
     """What has to be prepared first, for a message; None if nothing has."""
-    listing = listed.listing(section["name"], section["columns"], section["broken"])
+    listing = _listing(section)
     keys = "name", "folder", "image_size", "broken"
     path, _ = _place(listing, *(section[key] for key in keys))
     if kept.load(path) is not None:
@@ -106,11 +117,16 @@ def unprepared(section: dict) -> str | None:
     return f"{section['name']}: {len(listing.pictures):,} pictures, which training prepares first"
 
 
-def outline(section: dict) -> tuple[tuple[int, int, int], tuple[str, ...], dict[str, int]]:
-    """(shape, classes, {part: pictures}) of a set that is not prepared: from its listing and its
-    first picture that can be read. Where a hash decides, the sizes are those it is expected to
-    give."""
-    listing = listed.listing(section["name"], section["columns"], section["broken"])
+def _listing(section: dict) -> Listing:
+    keys = "name", "columns", "broken", "label_separator"
+    return listed.listing(*(section[key] for key in keys))
+
+
+def outline(section: dict) -> tuple[tuple[int, int, int], tuple[str, ...], bool, dict[str, int]]:
+    """(shape, classes, whether examples have several, {part: pictures}) of a set that is not
+    prepared: from its listing and its first picture that can be read. Where a hash decides, the
+    sizes are those it is expected to give."""
+    listing = _listing(section)
     counts = collections.Counter(picture.part for picture in listing.pictures)
     if not listing.parts:
         total = counts.pop("")
@@ -122,7 +138,8 @@ def outline(section: dict) -> tuple[tuple[int, int, int], tuple[str, ...], dict[
     require(first is not None, f"{WHERE}: none of the pictures of {listing.root} can be read")
     side = section["image_size"]
     shape = (first.height, first.width) if side is None else (side, side)
-    return (*shape, 1 if first.grey else 3), listing.classes, dict(counts)
+    shape = (*shape, 1 if first.grey else 3)
+    return shape, listing.classes, listing.multi_label, dict(counts)
 
 
 # ------------------------------------------------------------------------------------- preparing
@@ -145,7 +162,8 @@ def _build(
         def write(moved: dict[bytes, str]) -> Tally:
             tally = Tally(shape[-1])
             decode = lambda p: decoding.decode(listing.root / p.path, shape, image_size)
-            with packed.writing(into, title, shape, listing.classes) as add:
+            several = listing.multi_label
+            with packed.writing(into, title, shape, listing.classes, several) as add:
                 for picture, decoded in decoding.each(pool, decode, sound, "preparing"):
                     if isinstance(decoded, str):
                         _leave_out(listing, picture, decoded, broken, left_out)
@@ -185,6 +203,7 @@ def _finish(into: pathlib.Path, listing: Listing, shape, tally: Tally, left_out:
         found = kept.save(
             into,
             tally.rows.values(),
+            _labels(listing, tally),
             classes=listing.classes,
             mean=tuple(total / (255 * tally.pixels) for total in tally.sum),
             std=tuple(deviation(*of) or 1.0 for of in zip(tally.sum, tally.squares, strict=True)),
@@ -195,6 +214,16 @@ def _finish(into: pathlib.Path, listing: Listing, shape, tally: Tally, left_out:
     sizes = ", ".join(f"{part} {size:,}" for part, size in found.sizes.items())
     spelled = " x ".join(map(str, shape))
     terminal.say(f"{inputs.shown(listing.root)}: prepared {sizes} pictures of {spelled}")
+
+
+def _labels(listing: Listing, tally: Tally) -> np.ndarray:
+    """The labels of all rows, by part: i32[N], or u8[N, K]."""
+    labels = [label for part in tally.labels.values() for label in part]
+    if not listing.multi_label:
+        return np.array(labels, np.int32)
+    rows = np.repeat(np.arange(len(labels)), list(map(len, labels)))
+    flat = np.array([k for own in labels for k in own], np.int64)
+    return multi_hot(flat, rows, (len(labels), len(listing.classes)))
 
 
 def _require_three(distinct: int, listing: Listing) -> None:

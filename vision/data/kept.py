@@ -17,6 +17,7 @@ from common.task import split_key
 from vision.data import packed, sets
 
 INDEX = "images.json"
+LABELS = "labels.npy"  # of each row, by part; sets of older versions have none
 ROWS = "rows.npy"  # u64: the beginnings of hashes of the pixels of each row, by part
 
 
@@ -43,11 +44,13 @@ class Kept(NamedTuple):
     sums: dict[str, str]
 
 
-def save(path: pathlib.Path, rows: Iterable[bytes], **facts) -> Kept:
+def save(path: pathlib.Path, rows: Iterable[bytes], labels: np.ndarray, **facts) -> Kept:
     """Writes what is kept of a set whose pixels are at `path`, its index last; `facts` are the
-    fields of `Kept` but those of files. `rows` are hashes of the pixels of all rows, by part."""
+    fields of `Kept` but those of files. `rows` are hashes of the pixels of all rows, by part, and
+    `labels` i32[N] or u8[N, K] those of the same rows."""
     np.save(path / ROWS, np.frombuffer(b"".join(rows), np.uint64))
-    files = [path / ROWS, *sorted((path / packed.NUMBER).iterdir())]
+    np.save(path / LABELS, labels)
+    files = [path / ROWS, path / LABELS, *sorted((path / packed.NUMBER).iterdir())]
     name = lambda file: file.relative_to(path).as_posix()
     sums = {name(file): sha256(file) for file in files if ".array_record-" not in file.name}
     kept = Kept(files={name(f): os.path.getsize(f) for f in files}, sums=sums, **facts)
@@ -73,6 +76,14 @@ def load(path: pathlib.Path) -> Kept | None:
         return kept if sound else None
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None
+
+
+def labels(path: pathlib.Path, kept: Kept, split: str, key: str) -> np.ndarray:
+    """The labels of all rows of the Source `key`, which reads `split`, without their pixels."""
+    labels = np.load(path / LABELS)
+    starts = dict(zip(kept.sizes, np.cumsum([0, *kept.sizes.values()]), strict=False))
+    spans = ranges(split, kept.sizes, split_key(key))
+    return np.concatenate([labels[starts[part] :][at] for part, at in spans])
 
 
 def warn_of_copies(path: pathlib.Path, kept: Kept, splits: dict[str, str]) -> None:

@@ -12,6 +12,8 @@ import stat
 import urllib.parse
 from typing import NamedTuple
 
+import numpy as np
+
 from common import inputs
 from common.data import labels, tables
 from common.data.parts import ALIASES, PARTS
@@ -25,12 +27,19 @@ MOST_NAMED = 5  # kinds of files passed over that a warning lists
 
 
 class Picture(NamedTuple):
-    """A file and what is said of it: its path below the root, label, part ("" if a hash decides),
-    size in bytes, and the times when its contents and its entry were changed, in ns. The latter
-    cannot be set, by unzip for example."""
+    """A file and what its set says of it.
+
+    Attributes:
+      path: below the root.
+      label: its class, or its classes in their order where there may be several.
+      part: "" if a hash decides.
+      size: in bytes.
+      modified, changed: when its contents and its entry were, in ns. The latter cannot be set, by
+        unzip for example.
+    """
 
     path: str
-    label: int
+    label: int | tuple[int, ...]
     part: str
     size: int
     modified: int
@@ -40,7 +49,7 @@ class Picture(NamedTuple):
 class Listing(NamedTuple):
     """Pictures of a set in order. `parts` are those that the user made, () if there are none;
     `passed` counts files that are no pictures, by suffix or name; `deep` are pictures in a folder
-    below that of their class."""
+    below that of their class; `multi_label` tells that they have any number of classes each."""
 
     root: pathlib.Path
     pictures: list[Picture]
@@ -48,9 +57,12 @@ class Listing(NamedTuple):
     parts: tuple[str, ...]
     passed: dict[str, int]
     deep: list[str]
+    multi_label: bool = False
 
 
-def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> Listing:
+def listing(
+    name: str, columns: tuple[str, str], broken: str = "refuse", separator: str = ""
+) -> Listing:
     """The pictures of a set `images:DIR` or `images:TABLE`.
 
     Below DIR there is a folder for each class, or `train` with `valid` or `test` beside it, by
@@ -61,7 +73,8 @@ def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> List
     numbers by their values, then of their paths: 2.png, 10.png. Links are followed.
 
     A table is a .csv, .tsv, .jsonl or .parquet with a row for each picture, in any order, which is
-    kept. Its `columns` hold the path, relative to the table's folder, and the class; a column
+    kept. Its `columns` hold the path, relative to the table's folder, and the class, or a list of
+    classes, in a .csv or .tsv with `separator` between them; a column
     `split` (in any case), if there is one, holds the part. A row without its file is refused, or
     left to be found broken if `broken` is "skip".
 
@@ -72,9 +85,14 @@ def listing(name: str, columns: tuple[str, str], broken: str = "refuse") -> List
     path = os.path.expanduser(name.removeprefix(PREFIX))
     require(bool(path) and "://" not in path, f"{WHERE}: {name}: use images:DIR, a local folder")
     if inputs.fault(path) is None:
-        return _table(path, columns, broken)
+        return _table(path, columns, broken, separator)
     inputs.folder(WHERE, path)
     return _folder(path)
+
+
+def labels_of(picture: Picture) -> tuple[int, ...]:
+    """The labels of a picture, one or several."""
+    return picture.label if isinstance(picture.label, tuple) else (picture.label,)
 
 
 def stamp(listing: Listing, *settings) -> str:
@@ -262,7 +280,7 @@ def said(passed: dict[str, int]) -> str:
 # ---------------------------------------------------------------------------------------- tables
 
 
-def _table(path: str, columns: tuple[str, str], broken: str) -> Listing:
+def _table(path: str, columns: tuple[str, str], broken: str, separator: str) -> Listing:
     require(
         len(set(columns)) == 2 and all(c.strip().casefold() != "split" for c in columns),
         f"config.data.columns: {columns}: two names are needed, of the path and of the class, and "
@@ -298,19 +316,21 @@ def _table(path: str, columns: tuple[str, str], broken: str) -> Listing:
         numbers.append(number)
     where = f"{WHERE}: {inputs.shown(path)}"
     at = lambda i: tables.place(path, numbers[i]).rpartition(", ")[2]
-    label, classes = labels.numbered(values, where, at, numbers=False)
+    label, classes = labels.numbered(values, where, at, numbers=False, separator=separator)
+    several = label.ndim == 2
+    label = [tuple(np.flatnonzero(row).tolist()) for row in label] if several else label.tolist()
     pictures_ = [
-        Picture(file, int(k), part, *facts)
-        for (file, part, facts), k in zip(found, label, strict=True)
+        Picture(file, k, part, *facts) for (file, part, facts), k in zip(found, label, strict=True)
     ]
     parts = tuple(part for part in PARTS if any(part == p.part for p in pictures_))
     require(not parts or "train" in parts, f"{where}: no row has the split 'train'")
     if parts:
-        learnt = {p.label for p in pictures_ if p.part == "train"}
+        learnt = {k for p in pictures_ if p.part == "train" for k in labels_of(p)}
         lacking = [name for i, name in enumerate(classes) if i not in learnt]
         require(not lacking, f"{where}: no row of the class {brief(lacking[:1])[1:-1]} is in train")
-    _checked(classes, path)
-    return Listing(root, pictures_, classes, parts, {}, [])
+    if not several:
+        _checked(classes, path)
+    return Listing(root, pictures_, classes, parts, {}, [], several)
 
 
 def _meant(root: pathlib.Path, file: str) -> str:

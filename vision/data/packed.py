@@ -51,12 +51,16 @@ class _Shards:
             self.writer = None
 
 
-def _builder(folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: tuple[str, ...]):
+def _builder(
+    folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: tuple[str, ...], several: bool
+):
     """A builder of TFDS that knows the set's features, and prepares nothing."""
     import tensorflow_datasets as tfds  # half a second, for those who write alone
 
     plain = all(label.isprintable() and label == label.strip() for label in classes)
     labels = {"names": classes} if plain else {"num_classes": len(classes)}
+    label = tfds.features.ClassLabel(**labels)
+    label = tfds.features.Sequence(label) if several else label
 
     class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Images of files, as raw pixels."""
@@ -70,9 +74,7 @@ def _builder(folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: t
             return tfds.core.DatasetInfo(
                 builder=self,
                 description=self.__doc__,
-                features=tfds.features.FeaturesDict(
-                    {"image": image, "label": tfds.features.ClassLabel(**labels)}
-                ),
+                features=tfds.features.FeaturesDict({"image": image, "label": label}),
                 disable_shuffling=True,
             )
 
@@ -88,7 +90,11 @@ def _builder(folder: pathlib.Path, name: str, shape: tuple[int, ...], classes: t
 
 @contextlib.contextmanager
 def writing(
-    folder: pathlib.Path, name: str, shape: tuple[int, int, int], classes: tuple[str, ...]
+    folder: pathlib.Path,
+    name: str,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    several: bool = False,
 ) -> Iterator[Callable]:
     """Yields add(split, image u8[shape], label), which appends an example to a split.
 
@@ -100,18 +106,19 @@ def writing(
       name: of the set, in lower case.
       shape: (H, W, C).
       classes: names of the labels.
+      several: whether each label is a tuple of any number of classes.
 
     Raises:
       CannotWrite: if the file system refuses, full for example.
     """
     from tensorflow_datasets.core import example_serializer, naming, splits
 
-    builder, into = _builder(folder, name, shape, classes), folder / NUMBER
+    builder, into = _builder(folder, name, shape, classes, several), folder / NUMBER
     features = builder.info.features
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     shards: dict[str, _Shards] = {}
 
-    def add(split: str, image: np.ndarray, label: int) -> None:
+    def add(split: str, image: np.ndarray, label: int | tuple[int, ...]) -> None:
         record = serializer.serialize_example(
             features.encode_example({"image": image, "label": label})
         )

@@ -74,7 +74,7 @@ def from_tfds(
         columns = functools.cache(lambda split: decoded(builder, split))
         classes = layout.classes or classes_of(layout, columns(_reference(sizes))["label"])
         _require_two(layout, classes)
-        facts = _facts(builder.name, classes, shape)
+        facts = _facts(layout, classes, shape)
 
         def take(split, at):
             part = {key: array[at] for key, array in columns(split).items()}
@@ -93,7 +93,7 @@ def from_tfds(
         trained = _labels(builder, layout, _reference(sizes))
     classes = layout.classes or classes_of(layout, trained)
     _require_two(layout, classes)
-    facts = _facts(builder.name, classes, shape)
+    facts = _facts(layout, classes, shape)
     digest = fingerprint(builder)
     sources = {}
     for key, split in splits.items():
@@ -107,7 +107,13 @@ def from_tfds(
         reader.check_labels(_spread(len(reader.rows)))  # a set without them, before training
         content = split if image_size is None else f"{split}:{image_size}"
         sources[key] = Source(
-            len(reader.rows), reader, None, sets.spec(shape), f"{digest}:{content}", facts
+            size=len(reader.rows),
+            read=reader,
+            resident=None,
+            spec=sets.spec(shape, facts),
+            fingerprint=f"{digest}:{content}",
+            facts=facts,
+            labels=functools.cache(reader.labels),
         )
     for split, source in {splits[key]: source for key, source in sources.items()}.items():
         few = source.read(_spread(source.size, LOOKED_AT))["image"]
@@ -119,7 +125,7 @@ def from_tfds(
 
 def _require_two(layout: Layout, classes: tuple[str, ...]) -> None:
     require(
-        len(classes) > 1,
+        len(classes) > 1 or layout.several,
         f"{named(layout.name)}: there is but one class, {brief(classes[0])}: nothing to learn",
     )
 
@@ -140,6 +146,8 @@ def _warn_of_classes(
     `split`, if these are known as numbers."""
     numbering.say_alike(dict.fromkeys(classes, 0), named(layout.name))
     known = trained is not None and trained.dtype.kind != "U"
+    if known and trained.ndim == 2:
+        trained = np.flatnonzero(trained.any(axis=0))
     empty = np.setdiff1d(np.arange(len(classes)), trained).tolist() if known else []
     if empty:
         have = "has" if len(empty) == 1 else "have"
@@ -150,10 +158,11 @@ def _warn_of_classes(
         )  # fmt: skip
 
 
-def _facts(name: str, classes: tuple[str, ...], shape: tuple) -> sets.ImageFacts:
+def _facts(layout: Layout, classes: tuple[str, ...], shape: tuple) -> sets.ImageFacts:
     """What is known of a set by its name, unless its images have other channels."""
-    facts = sets.known(name, classes)
-    return facts if len(facts.mean) in (1, shape[-1]) else sets.known("", classes)
+    facts = sets.known(layout.name, classes)
+    facts = facts if len(facts.mean) in (1, shape[-1]) else sets.known("", classes)
+    return facts._replace(multi_label=layout.several)
 
 
 def _layout(builder) -> Layout:
@@ -253,11 +262,17 @@ class _Reader:
         batch = stack(self._examples(rows), names, layout, scale, image_size)
         return batch | {"label": numbered(batch["label"], layout, classes, names)}
 
-    def check_labels(self, rows) -> None:
-        """Refuses these rows if one has no label that is known; decodes no image."""
+    def labels(self) -> np.ndarray:
+        """The labels of all rows; reads the records, but decodes no image."""
+        rows = np.arange(len(self.rows))
+        parts = [self.check_labels(rows[i : i + 1000]) for i in range(0, len(rows), 1000)]
+        return np.concatenate(parts)
+
+    def check_labels(self, rows) -> np.ndarray:
+        """The labels of these rows; refused if one is not known. Decodes no image."""
         layout, _, _, classes, _ = self.how
         names = lambda i: (str(self.parts[rows[i]]), int(self.rows[rows[i]]))
-        numbered(label_column(self._examples(rows), names, layout), layout, classes, names)
+        return numbered(label_column(self._examples(rows), names, layout), layout, classes, names)
 
     def _examples(self, rows) -> list[dict]:
         examples: list = [None] * len(rows)

@@ -43,10 +43,11 @@ def known(name: str, classes: tuple[str, ...]) -> ImageFacts:
     return ImageFacts(classes, mean, std)
 
 
-def spec(shape: tuple[int, ...]) -> dict:
+def spec(shape: tuple[int, ...], facts: ImageFacts) -> dict:
     """The spec of Sources of u8 images of a shape (H, W, C)."""
-    image = jax.ShapeDtypeStruct(shape, np.uint8)
-    return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+    one, several = ((), np.int32), ((len(facts.classes),), np.uint8)
+    label = jax.ShapeDtypeStruct(*(several if facts.multi_label else one))
+    return {"image": jax.ShapeDtypeStruct(shape, np.uint8), "label": label}
 
 
 def outline(shape: tuple[int, ...], size: int, facts: ImageFacts, resident: bool) -> Source:

@@ -20,11 +20,12 @@ class Tally:
 
     def __init__(self, channels: int):
         self.full: dict[bytes, str] = {}  # {hash at full size: part by hash}
-        # {hash as stored: (part, label, path)}
-        self.first: dict[bytes, tuple[str, int, str]] = {}
+        # {hash as stored: (part, labels, path)}
+        self.first: dict[bytes, tuple[str, tuple[int, ...], str]] = {}
         self.crossed: list[tuple[str, str]] = []  # pictures that another part has: "PATH in PART"
-        self.torn: list[tuple[tuple[str, int], ...]] = []  # that another class has: (path, label)
+        self.torn: list[tuple] = []  # that another class has: two (path, labels)
         self.rows = {part: bytearray() for part in PARTS}  # the beginnings of hashes as stored
+        self.labels = {part: [] for part in PARTS}  # of each row
         self.sizes: collections.Counter[str] = collections.Counter()
         self.trained: set[int] = set()
         self.deepest: tuple[int, str] | None = None  # the highest value of 16 bits, and its path
@@ -33,19 +34,23 @@ class Tally:
 
     def add(self, picture: Picture, decoded: Decoded, part: str) -> None:
         self.full[decoded.full] = part_of(decoded.full)
-        own = part, picture.label, picture.path
-        first, label, path = self.first.setdefault(decoded.stored, own)
+        labels = listed.labels_of(picture)
+        own = part, labels, picture.path
+        first, before, path = self.first.setdefault(decoded.stored, own)
         if first != part:
             self.crossed.append((f"{path} in {first}", f"{picture.path} in {part}"))
-        if label != picture.label:
-            self.torn.append(((path, label), (picture.path, picture.label)))
+        if labels != before:
+            self.torn.append(((path, before), (picture.path, labels)))
         self.rows[part] += decoded.stored[:8]
         self.sizes[part] += 1
         if decoded.highest is not None:
             self.deepest = max(self.deepest or (0, ""), (decoded.highest, picture.path))
-        self.digests[part].update(decoded.stored + picture.label.to_bytes(4, "big"))
+        self.labels[part].append(picture.label)
+        self.digests[part].update(decoded.stored)
+        for label in labels:
+            self.digests[part].update(label.to_bytes(4, "big"))
         if part == "train":
-            self.trained.add(picture.label)
+            self.trained.update(labels)
             self.pixels += math.prod(decoded.image.shape[:2])
             for so_far, more in zip((self.sum, self.squares), decoded.sums, strict=True):
                 so_far[:] = [a + int(b) for a, b in zip(so_far, more, strict=True)]
@@ -73,7 +78,8 @@ def said(listing: Listing, tally: Tally, left_out: dict[str, str]) -> Iterator[s
             f"folders below that of a class are not classes: {count} in them, such as "
             f"{inputs.shown(listing.deep[0])}, of the class {inputs.shown(listing.classes[name])}"
         )
-    torn = [[f"{path} in {listing.classes[k]}" for path, k in pair] for pair in tally.torn[:1]]
+    shown = lambda labels: " and ".join(listing.classes[k] for k in labels) or "no class"
+    torn = [[f"{path} in {shown(labels)}" for path, labels in pair] for pair in tally.torn[:1]]
     for pairs, count, one, many in (
         (tally.crossed, len(tally.crossed), "stands in another part", "stand in another part"),
         (torn, len(tally.torn), "has another class", "have another class"),

@@ -132,6 +132,7 @@ def test_settings_that_a_set_does_not_use_are_refused(arguments, says, tmp_path)
     arguments["name"] = arguments["name"].format(tmp_path)
     section = {"mean": (), "std": (), "train": "train", "resident": None, "image_size": None}
     section |= {"broken": "refuse", "columns": ("path", "label"), "folder": str(tmp_path)}
+    section |= {"label_separator": ""}
     with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):
         datasets.load_sources({"train": "train"}, **arguments)
     with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):
@@ -142,6 +143,7 @@ def test_an_outline_has_the_shapes_and_sizes_of_the_set(folder):
     splits = {"train": "train[:90%]", "test": "test"}
     section = {"name": "digits", "train": "train[:90%]", "image_size": None, "resident": None}
     section |= {"mean": (), "std": (), "broken": "refuse", "columns": ("path", "label")}
+    section |= {"label_separator": ""}
     sets = datasets.load_sources(splits, name="digits", train="train[:90%]")
     for name, outline in datasets.outline_sources(splits, section).items():
         real = sets[name]

@@ -25,7 +25,7 @@ from vision.data import (
 )
 
 KEYS = {"image_size": None, "broken": "refuse", "columns": ("path", "label"), "resident": None}
-KEYS |= {"mean": (), "std": ()}
+KEYS |= {"mean": (), "std": (), "label_separator": ""}
 
 
 def test_grey_files_make_one_channel_and_one_of_colour_makes_three(tmp_path):
