@@ -111,6 +111,11 @@ def _several(
     rows = np.repeat(np.arange(len(values)), [len(value) for value in values])
     require(len(rows) > 0, f"{where}: none of the {len(values):,} examples has a label")
     flat = [label for value in values for label in value]
+    deep = next((i for i, label in enumerate(flat) if isinstance(label, list)), None)
+    require(
+        deep is None,
+        f"{where}, {at(int(rows[deep or 0]))}: a label in the list is a list, not text or a number",
+    )
     labels, classes = numbered(flat, where, lambda i: at(int(rows[i])), numbers=False)
     needed = len(values) * len(classes)
     require(

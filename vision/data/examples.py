@@ -80,10 +80,9 @@ def layout_of(builder) -> Layout:
         "channels]: the channels come first; store them last",
     )
     kind = features[label]
-    several = isinstance(kind, tfds.features.Sequence) and isinstance(
-        kind.feature, tfds.features.ClassLabel
-    )
-    kind = kind.feature if several else kind
+    within = kind.feature if isinstance(kind, tfds.features.Sequence) else None
+    several = isinstance(within, tfds.features.ClassLabel) and bool(within.num_classes)
+    kind = within if several else kind
     dtype = np.dtype(kind.np_dtype) if isinstance(kind, tfds.features.Tensor) else None
     require(
         dtype is not None and kind.shape == () and dtype.kind in "iubOSU",
@@ -98,11 +97,6 @@ def layout_of(builder) -> Layout:
             f"{label}.labels.txt has {len(set(classes))} different names, and there are "
             f"{kind.num_classes} classes"
         )
-    require(
-        known or not several,
-        f"{named(name)}: its {label!r} is a Sequence of a ClassLabel without classes; prepare it "
-        "with ClassLabel(names=…)",
-    )
     return Layout(
         name=name,
         image=image,

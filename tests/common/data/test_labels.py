@@ -33,11 +33,54 @@ def test_classes_are_sorted_and_numbers_are_kept(values, numbers, classes):
 
 
 @pytest.mark.parametrize(
+    ("values", "separator", "hot", "classes"),
+    [
+        ([["b", "a"], [], ["a"]], "", [[1, 1], [0, 0], [1, 0]], ("a", "b")),
+        ([[10], [9, 10]], "", [[0, 1], [1, 1]], ("9", "10")),
+        ([["a"]], "", [[1]], ("a",)),
+        (["b; a", "", "a;;a c;"], ";", [[1, 0, 1], [0, 0, 0], [1, 1, 0]], ("a", "a c", "b")),
+        (["a;b|c", "c"], "|", [[1, 1], [0, 1]], ("a;b", "c")),
+        (["a", "b"], ";", [[1, 0], [0, 1]], ("a", "b")),
+    ],
+)
+def test_several_labels_are_ones_in_a_row(values, separator, hot, classes):
+    array, names = labels.numbered(values, "key", separator=separator)
+    assert array.tolist() == hot
+    assert array.dtype == np.uint8
+    assert names == classes
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([["a"], "b"], "line 12: the label is a string, but a list in line 11"),
+        ([["a"], None], "line 12: the label is null, but a list in line 11"),
+        ([["a"], ["b", ""]], "line 12: the label is empty"),
+        ([["a"], ["b", 1]], r"of several kinds: 'a' \(line 11\), 1 \(line 12\)"),
+        ([[], [0.5]], "line 12: the label 0.5 is a number with a decimal point"),
+        ([[], []], "none of the 2 examples has a label"),
+    ],
+)
+def test_several_labels_that_are_refused(values, says):
+    with pytest.raises(BadInput, match=f"^key.*{says}"):
+        labels.numbered(values, "key", lambda i: f"line {i + 11}")
+
+
+def test_labels_that_may_be_several_and_labels_that_repeat_are_told(caplog):
+    labels.numbered(["a;b", "a", "b", "c;d", "c|a"], "key")
+    (told,) = caplog.messages
+    assert "key: 'a;b' is read as the name of one class" in told
+    assert told.endswith("set config.data.label_separator=';'")
+    labels.numbered([["a", "a"], ["b"]], "key")
+    assert caplog.messages[1:] == ["key: labels repeated within an example count once: 1"]
+
+
+@pytest.mark.parametrize(
     ("values", "says"),
     [
         (["a", None], "line 12: the label is null"),
         (["a", "b", " "], "line 13: the label is empty"),
-        ([[1]], "line 11: the label is a list, not text"),
+        ([[["a"]]], "line 11: a label in the list is a list"),
         ([b"a"], "line 11: the label is of type bytes"),
         ([1.5, float("nan")], "line 12: a label is not finite"),
         ([1.5, 1e39], "line 12: a label is not finite"),

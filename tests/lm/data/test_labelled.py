@@ -6,6 +6,7 @@ import logging
 import random
 
 import corpus
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -65,6 +66,32 @@ def test_a_text_and_its_class(tmp_path, tokenizer):
         assert not rows["types"][i].any()
         assert facts.classes[rows["label"][i]] == entry["label"]
     assert rows["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_text_and_several_classes(tmp_path, tokenizer, kind):
+    entries = [
+        {"text": one["text"], "label": [name for k, name in enumerate("xyz") if i >> k & 1]}
+        for i, one in enumerate(reviews(64))
+    ]
+    name, separator = write(tmp_path / "a.jsonl", entries), ""
+    if kind == "csv":
+        lines = [f"{e['text']},{'|'.join(e['label'])}" for e in entries]
+        (tmp_path / "a.csv").write_text("\n".join(["text,label", *lines]))
+        name, separator = f"file:{tmp_path}/a.csv", "|"
+    source = labelled.load_sources(
+        {"train": "train"}, name=name, tokenizer=tokenizer, label_separator=separator
+    )["train"]
+    assert (source.facts.classes, source.facts.multi_label) == (("x", "y", "z"), True)
+    kept = [e["label"] for e in entries if labelled.part((e["text"],)) == "train"]
+    expected = [[name in own for name in "xyz"] for own in kept]
+    np.testing.assert_array_equal(every(source)["label"], expected)
+    assert source.spec["label"] == jax.ShapeDtypeStruct((3,), np.uint8)
+
+
+def test_a_separator_is_for_files_alone(tokenizer):
+    with pytest.raises(BadInput, match=r"^config\.data\.label_separator: .* not of 'reviews'"):
+        labelled.load_sources({}, tokenizer=tokenizer, label_separator=";")
 
 
 def test_splits_are_shares_that_a_text_never_leaves():
@@ -177,7 +204,7 @@ def test_fingerprints_and_the_device(tmp_path, tokenizer):
         (['{"label": "a"}'], "line 1, is not an example like .*: its columns are 'label'"),
         (['{"text": 1, "label": 1}'], "line 1: 'text' is a whole number"),
         (["", '{"text": null, "label": 1}'], "line 2: 'text' is null"),
-        (['{"text": "a", "label": [1]}'], "line 1: the label is a list"),
+        (['{"text": "a", "label": [["x"]]}'], "line 1: a label in the list is a list"),
         (
             ['{"text": "a", "label": "b"}', '{"text": "a", "label": null}'],
             "line 2: the label is nu",

@@ -124,6 +124,7 @@ def test_the_normalisation_of_published_weights_is_taken(setup, tmp_path):
         ({"image_size": 0, "name": "images:{0}"}, r"image_size: 0: must be positive$"),
         ({"broken": "skip"}, r"broken: skip: only files of images:DIR"),
         ({"columns": ("a", "b")}, r"columns: \('a', 'b'\): digits is no table"),
+        ({"label_separator": ";"}, "label_separator: .* and digits is none"),
         ({"columns": ("a", "b"), "name": "images:{0}"}, r"columns: .* is no table"),
     ],
 )
@@ -132,7 +133,7 @@ def test_settings_that_a_set_does_not_use_are_refused(arguments, says, tmp_path)
     arguments["name"] = arguments["name"].format(tmp_path)
     section = {"mean": (), "std": (), "train": "train", "resident": None, "image_size": None}
     section |= {"broken": "refuse", "columns": ("path", "label"), "folder": str(tmp_path)}
-    section |= {"label_separator": ""}
+    section |= {"label_separator": ""} | arguments
     with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):
         datasets.load_sources({"train": "train"}, **arguments)
     with pytest.raises(BadInput, match=rf"^config\.data\.{says}"):

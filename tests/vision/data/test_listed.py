@@ -189,6 +189,39 @@ def test_a_table_of_each_kind(tmp_path, kind, split):
         np.testing.assert_array_equal(part["label"], [i % 3 == 0 for i in own])
 
 
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_of_several_classes_a_picture(tmp_path, kind, resident):
+    pets(tmp_path / "files", 30)
+    own = lambda i: ["cat"] * (i % 2 == 0) + ["dog"] * (i % 3 == 0) + ["red"] * (i % 5 == 0)
+    spell = ";".join if kind == ".csv" else list
+    at = lambda i: f"files/{'ab'[i % 2]}/{i}.png"
+    records = [{"path": at(i), "label": spell(own(i))} for i in range(30)]
+    TABLES[kind](tmp_path / f"t{kind}", records)
+    separator = {"label_separator": ";"} if kind == ".csv" else {}
+    splits = {"train": "train", "rest": "test+valid", "few": "train[3:9]"}
+    found = load(tmp_path / f"t{kind}", splits, resident=resident, **separator)
+    assert found["train"].facts.classes == ("cat", "dog", "red")
+    assert found["train"].facts.multi_label
+    numbers = {noise(4, 5, 3, seed=i).tobytes(): i for i in range(30)}
+    for source in found.values():
+        batch = rows(source)
+        own_rows = [numbers[image.tobytes()] for image in batch["image"]]
+        expected = [[i % k == 0 for k in (2, 3, 5)] for i in own_rows]
+        np.testing.assert_array_equal(batch["label"], expected)
+        np.testing.assert_array_equal(source.labels(), expected)
+        spec = source.spec["label"]
+        assert (batch["label"].dtype, batch["label"].shape[1:]) == (spec.dtype, spec.shape)
+    assert sum(found[name].size for name in ("train", "rest")) == 30
+
+
+def test_a_set_on_disk_tells_its_labels_without_its_pixels(tmp_path):
+    source = load(pets(tmp_path / "pets", 30), resident=False)["train"]
+    blind = source._replace(read=None).labels()
+    np.testing.assert_array_equal(blind, rows(source)["label"])
+    assert blind.dtype == np.int32
+
+
 def test_faults_of_a_table_are_told_by_line(tmp_path):
     pets(tmp_path / "files", 6)
     good = [{"path": f"files/{'ab'[i % 2]}/{i}.png", "label": "ab"[i % 2]} for i in range(6)]

@@ -37,7 +37,8 @@ def test_each_kind_is_right_or_refused_in_one_line(kind, resident, folder):
     source = load(kind.name, folder, resident)["train"]
     batch = everything(source)
     np.testing.assert_array_equal(batch["image"], kind.expected)
-    assert batch["label"].tolist() == kind.labels
+    assert batch["label"].tolist() == source.labels().tolist() == kind.labels
+    assert source.facts.multi_label == (kind.name == "several")
     assert source.facts.classes == kind.classes
     assert {key: (value.shape[1:], value.dtype) for key, value in batch.items()} == {
         key: (value.shape, value.dtype) for key, value in source.spec.items()
