@@ -21,7 +21,15 @@ from common.runs import checkpoint
 from common.training.program import initial_state, prepare
 
 CONFIGS = {
-    "mlp": (f"{DIGITS}:mlp", {"model.dropout": 0.1, "augment.crop_padding": 1}),
+    "mlp": (
+        f"{DIGITS}:mlp",
+        {
+            "model.dropout": 0.1,
+            "augment.crop_padding": 1,
+            "train.sampling": "balanced",
+            "loss.class_weights": "balanced",
+        },
+    ),
     "cnn": (f"{DIGITS}:cnn", {"augment.flip": "random", "model.widths": "(4, 8)"}),
     "resnet": (
         f"{DIGITS}:cnn",

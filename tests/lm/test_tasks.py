@@ -13,6 +13,7 @@ from helpers import ROOT, load
 
 from common import losses
 from common.errors import BadInput
+from common.nn import model as models
 from common.task import row_keys
 from common.training import program, train
 from common.training.loop import eval_context
@@ -167,8 +168,6 @@ def test_metrics_of_numbers_are_numpys(labelled):
     assert batch["types"].max() == 1
     terms, _ = jax.jit(made.task.loss)(state.params, {}, batch, jax.random.key(0))
     assert set(terms) == {"loss"}
-    from common.nn import model as models
-
     model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=1)
     inputs = batch["tokens"], batch["segments"], batch["types"]
     apply = jax.jit(lambda p, *i: model.apply({"params": p}, *i))
@@ -194,6 +193,38 @@ def test_a_classifier_learns_from_one_word(labelled, tmp_path):
         state = program.initial_state(made)
     found = evaluated(made, state)
     assert found["accuracy"] == test["accuracy"]
+
+
+@pytest.mark.slow
+def test_metrics_of_several_classes_are_those_of_the_logits(labelled, tmp_path):
+    rng, entries = np.random.default_rng(0), []
+    for _ in range(200):
+        own = [name for name in ("war", "peace") if rng.random() < 0.5]
+        words = [*rng.choice(corpus.WORDS[:10], 4), *own]
+        entries.append({"text": " ".join(words), "label": own})
+    keys = {"data.name": write(tmp_path / "many.jsonl", entries), "loss.class_weights": "war=2"}
+    made = program.prepare(fine_tuning(labelled["classes"] | keys), jax.devices()[:1])
+    with jax.set_mesh(made.layout.mesh):
+        state = program.initial_state(made)
+    found = evaluated(made, state)
+    batch = rows_of(made.task.sources["test"])
+    model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=2)
+    inputs = batch["tokens"], batch["segments"], batch["types"]
+    logits = jax.jit(lambda p, *i: model.apply({"params": p}, *i))(state.params, *inputs)
+    logits, many = np.asarray(logits), batch["label"]
+    scores = losses.multi_label_scores(logits, many)
+    assert found["macro_f1"] == pytest.approx(scores["f1"].mean())
+    assert found["mean_average_precision"] == pytest.approx(scores["average_precision"].mean())
+    cost = -np.log(1 / (1 + np.exp(np.where(many, -logits, logits))))
+    assert found["loss"] == pytest.approx(cost.mean(), rel=1e-5)
+    terms, _ = jax.jit(made.task.loss)(state.params, {}, batch, jax.random.key(0))
+    assert made.task.sources["train"].facts.classes == ("peace", "war")
+    assert float(terms["loss"][1]) == len(many)
+
+
+def test_numbers_have_no_class_weights(labelled):
+    with pytest.raises(BadInput, match=r"^config\.loss\.class_weights: weights are for classes"):
+        program.prepare(fine_tuning(labelled["numbers"], **{"loss.class_weights": "a=2"}))
 
 
 @pytest.mark.slow

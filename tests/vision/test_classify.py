@@ -6,16 +6,18 @@ import numpy as np
 import optax
 import pytest
 from helpers import DIGITS, load
+from PIL import Image
 
 from common import tree
-from common.data import fetch, order
+from common.data import fetch, loading, order
 from common.errors import BadInput
 from common.nn import model as models
 from common.nn.layers import identity
-from common.training import program
+from common.training import program, train
 from common.training.initialise import initialise
 from common.training.loop import eval_context
 from vision import classify, efficientnet_lite
+from vision.data import sets
 from vision.pretrained import WEIGHTS
 
 
@@ -49,6 +51,90 @@ def test_labels_stay_numbers_unless_images_are_mixed():
     np.testing.assert_array_equal(mixed["label"], batch["label"])
     assert not np.array_equal(mixed["image"], plain["image"])
     assert "target" not in prepared(task_of(**{"augment.mixup": 0.5})[0], batch, train=False)
+
+
+def terms_of(task, batch) -> dict:
+    """{name: (sum, weight)} of a training batch."""
+    params, extra = task.init(jax.random.key(0))
+    loss = jax.jit(lambda batch: task.loss(params, extra, batch, jax.random.key(0))[0])
+    return jax.device_get(loss(prepared(task, batch)))
+
+
+def test_class_weights_weigh_rows_of_the_loss_and_of_nothing_else():
+    batch = batch_of(6) | {"valid": jnp.array([1.0, 1, 1, 1, 1, 0])}
+    keys = {"loss.label_smoothing": 0.1, "loss.class_weights": "3=0.5,8=2.5"}
+    found, plain = terms_of(task_of(**keys)[0], batch), terms_of(task_of()[0], batch)
+    weights = {3: 0.5, 8: 2.5}
+    labels = np.asarray(batch["label"])[:5].tolist()
+    assert found["loss"][1] == sum(weights.get(label, 1) for label in labels) != 5
+    assert found["accuracy"] == plain["accuracy"]
+
+
+def many_labelled(**overrides):
+    """A task whose images have any number of ten classes."""
+    config = load(DIGITS, **overrides)
+    sources = classify.outline(config)
+    facts = sources["train"].facts._replace(multi_label=True)
+    spec = sets.spec((8, 8, 1), facts)
+    sources = {k: s._replace(facts=facts, spec=spec, labels=None) for k, s in sources.items()}
+    return classify.make(config, sources, identity)
+
+
+@pytest.mark.parametrize("mixes", [{}, {"augment.mixup": 0.4, "augment.cutmix": 1.0}])
+def test_several_labels_can_be_smoothed_mixed_and_weighted(mixes):
+    labels = (np.random.default_rng(1).random((6, 10)) < 0.3).astype(np.uint8)
+    batch = batch_of(6) | {"label": jnp.asarray(labels)}
+    task = many_labelled(**{"loss.label_smoothing": 0.2, "loss.class_weights": "1=3"} | mixes)
+    batch = prepared(task, batch)
+    target = np.asarray(batch["target"], np.float64)
+    assert np.array_equal(target, labels) != bool(mixes)
+    params, extra = task.init(jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, params)  # each decision costs log 2
+    terms, _ = jax.jit(task.loss)(params, extra, batch, jax.random.key(0))
+    smooth, weights = 0.8 * target + 0.1, np.where(np.arange(10) == 1, 3, 1)
+    cost = np.log(2) * (weights * smooth + 1 - smooth)
+    np.testing.assert_allclose(terms["loss"], (cost.mean(axis=1).sum(), 6), rtol=1e-5)
+    assert tuple(terms["subset_accuracy"]) == (np.sum(~labels.any(axis=1)), 6)
+
+
+@pytest.mark.slow
+def test_pictures_of_several_classes_are_learnt(tmp_path):
+    """A class for each channel: whether it is bright."""
+    rng, lines = np.random.default_rng(0), ["path,label,split"]
+    for i in range(160):
+        bright = rng.random(3) < 0.5
+        image = np.uint8(rng.integers(0, 60, (8, 8, 3)) + 150 * bright)
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        names = ";".join(name for name, on in zip("rgb", bright, strict=True) if on)
+        lines.append(f"{i}.png,{names},{'test' if i % 4 == 0 else 'train'}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    keys = {"data.name": f"images:{tmp_path}/t.csv", "data.label_separator": ";"}
+    keys |= {"data.folder": str(tmp_path / "prepared"), "loss.class_weights": "balanced"}
+    keys |= {"train.duration": "12 epochs", "train.batch_size": 16, "optim.lr": 0.01}
+    keys |= {"evals.test.every": "12 epochs", "evals.test.per_class": True}
+    keys |= {"checkpoint.best": "max eval/test/mean_average_precision"}
+    result = train.run(load(f"{DIGITS}:mlp", **keys), tmp_path / "run", show=False)
+    found = result["eval"]["test"]
+    assert found["mean_average_precision"] > 0.99
+    assert min(found[f"{kind}_f1"] for kind in ("macro", "micro")) > 0.95
+    assert found["subset_accuracy"] > 0.9
+
+
+def test_the_classes_of_rare_digits_are_drawn_as_often():
+    config = load(f"{DIGITS}:mlp", **{"train.sampling": "balanced", "train.batch_size": 50})
+    made = program.prepare(config, jax.devices()[:1])
+    source = made.task.sources["train"]
+    drawn = [source.labels()[order.rows(config["seed"], s, 50, source.order)] for s in range(3)]
+    assert [np.bincount(labels).tolist() for labels in drawn] == [[5] * 10] * 3
+    epochs = int(config["train"]["duration"].split()[0])
+    assert made.plan.total == round(epochs * source.size / 50)  # an epoch is N examples, as ever
+
+
+def test_several_labels_cannot_be_drawn_equally_often():
+    source = classify.outline(load(DIGITS))["train"]
+    for labels in (lambda: np.zeros((4, 2), np.uint8), lambda: np.zeros(4, np.float32)):
+        with pytest.raises(BadInput, match=r"^config\.train\.sampling: 'balanced' is for"):
+            loading.balanced(source._replace(labels=labels))
 
 
 def test_alternating_flips_know_row_and_epoch():
