@@ -106,10 +106,10 @@ def batch_shapes(source: Source, batch_size: int, sharding=None) -> dict:
     }
 
 
-def gather(seed, step, batch_size: int, ordered: int | order.ByClass, resident: dict) -> dict:
+def gather(seed, step, batch_size: int, size: int | order.ByClass, resident: dict) -> dict:
     """Gathers the training batch of `step` from resident arrays, inside the compiled step;
-    `ordered` is `Source.order`."""
-    rows = order.rows(seed, step, batch_size, ordered, jnp)
+    `size` is `Source.order`."""
+    rows = order.rows(seed, step, batch_size, size, jnp)
     batch = {name: array[rows] for name, array in resident.items()}
     return batch | {
         "index": order.stream_index(step, batch_size, jnp),

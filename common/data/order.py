@@ -67,7 +67,7 @@ def _divide(step, batch_size: int, size: int, xp):
     return quotient, remainder
 
 
-def rows(seed, step, batch_size: int, order: int | ByClass, xp=np):
+def rows(seed, step, batch_size: int, size: int | ByClass, xp=np):
     """The rows of a training step: u32[B], each epoch a permutation of the set keyed by (seed,
     epoch).
 
@@ -78,19 +78,20 @@ def rows(seed, step, batch_size: int, order: int | ByClass, xp=np):
     Args:
       seed, step: u32[]; integers, or tracers with `xp=jax.numpy`.
       batch_size: B.
-      order: N, at most `MOST_ROWS`; or the rows by class, of which every K positions hold one of
+      size: N, at most `MOST_ROWS`; or the rows by class, of which every K positions hold one of
         each class, and a class's epoch each of its rows once. Blocks are counted modulo 2^32.
       xp: numpy or jax.numpy; both compute the same numbers.
     """
     with np.errstate(over="ignore"):
         seed, step = xp.asarray(seed, xp.uint32), xp.asarray(step, xp.uint32)
-        size = len(order.sizes) if isinstance(order, ByClass) else order
-        epoch, start = _divide(step, batch_size, size, xp)
+        blocks = isinstance(size, ByClass)
+        length = len(size.sizes) if blocks else size
+        epoch, start = _divide(step, batch_size, length, xp)
         position = start + xp.arange(batch_size, dtype=xp.uint32)
-        n = xp.uint32(size)
+        n = xp.uint32(length)
         epoch, position = epoch + position // n, position % n
-        if isinstance(order, ByClass):
-            return _balanced(seed, epoch, position, order, xp)[0]
+        if blocks:
+            return _balanced(seed, epoch, position, size, xp)[0]
         return _shuffled(seed, epoch, position, n, xp)
 
 
@@ -103,19 +104,19 @@ def _balanced(seed, block, position, order: ByClass, xp):
     return rows[starts[number] + _shuffled(own, epoch, block % n, n, xp)], epoch
 
 
-def rows_on_host(seed: int, step: int, batch_size: int, order: int | ByClass) -> np.ndarray:
+def rows_on_host(seed: int, step: int, batch_size: int, size: int | ByClass) -> np.ndarray:
     """`rows` in numpy, which takes as long for a few thousand rows as for a hundred: computed for
     several steps at once, and cached for the next ones."""
     steps = max(1, BLOCK // batch_size)
     with _block_lock:  # one thread per step: they request the same block concurrently
-        block = _block(int(seed), int(step) // steps, batch_size * steps, order)
+        block = _block(int(seed), int(step) // steps, batch_size * steps, size)
     start = int(step) % steps * batch_size
     return block[start : start + batch_size]
 
 
 @functools.lru_cache(maxsize=4)
-def _block(seed: int, number: int, count: int, order: int | ByClass) -> np.ndarray:
-    block = rows(seed, number, count, order)
+def _block(seed: int, number: int, count: int, size: int | ByClass) -> np.ndarray:
+    block = rows(seed, number, count, size)
     block.flags.writeable = False
     return block
 
@@ -123,7 +124,7 @@ def _block(seed: int, number: int, count: int, order: int | ByClass) -> np.ndarr
 _block_lock = threading.Lock()
 
 
-def rows_at(seed, index, order: int | ByClass, xp=np):
+def rows_at(seed, index, size: int | ByClass, xp=np):
     """(rows of the set u32[B], epochs u32[B]) at positions `index u32[B]` of the stream, as `rows`
     computes them: for a task that needs to know which rows its batch holds. By class, the epochs
     are those of the row's class: how often the row has been used.
@@ -132,10 +133,10 @@ def rows_at(seed, index, order: int | ByClass, xp=np):
     """
     with np.errstate(over="ignore"):
         seed, index = xp.asarray(seed, xp.uint32), xp.asarray(index, xp.uint32)
-        if isinstance(order, ByClass):
-            n = xp.uint32(len(order.sizes))
-            return _balanced(seed, index // n, index % n, order, xp)
-        n = xp.uint32(order)
+        if isinstance(size, ByClass):
+            n = xp.uint32(len(size.sizes))
+            return _balanced(seed, index // n, index % n, size, xp)
+        n = xp.uint32(size)
         return _shuffled(seed, index // n, index % n, n, xp), index // n
 
 
