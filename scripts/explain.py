@@ -66,6 +66,8 @@ def main(argv=None) -> int:
         config = program.config
         context = eval_context(program, state, step)
         source = program.task.sources[name]
+        several = source.facts.multi_label
+        require(not several, f"{where}: images with several labels each are not explained")
         model = models.build(config["model"], identity, num_classes=len(source.facts.classes))
         variables = {"params": context.params, **context.extra}
         prepare = partial(program.task.prepare, context.key, train=False)

@@ -221,19 +221,23 @@ def _chunks(
 ) -> Iterator[tuple[Callable, list[dict]]]:
     """Examples of these rows, a thousand at a time, and their names: i -> (split, row). Shows
     progress on a terminal."""
-    source, began, most = _examples_of(builder, layout, split), time.monotonic(), len(rows)
-    verbose = sys.stderr.isatty() and most > 1000
-    for start in range(0, most, 1000):
-        part = rows[start : start + 1000].tolist()
+    source = _examples_of(builder, layout, split)
+    for at in _thousands(len(rows), f"{doing} {builder.name} {split}"):
+        part = rows[at].tolist()
         with reading(builder.data_dir, SCRIPTED):
             examples = source.__getitems__(part)
         yield lambda i, part=part: (split, part[i]), examples
-        done = start + len(part)
+
+
+def _thousands(most: int, doing: str) -> Iterator[slice]:
+    """Slices of a thousand rows; shows progress on a terminal."""
+    began, verbose = time.monotonic(), sys.stderr.isatty() and most > 1000
+    for start in range(0, most, 1000):
+        done = min(start + 1000, most)
+        yield slice(start, done)
         if verbose:
             left = (time.monotonic() - began) * (most - done) / done
-            sys.stderr.write(
-                f"\r{doing} {builder.name} {split}: {100 * done // most}%  ETA {left:.0f} s "
-            )
+            sys.stderr.write(f"\r{doing}: {100 * done // most}%  ETA {left:.0f} s ")
     if verbose:
         sys.stderr.write("\n")
 
@@ -264,9 +268,8 @@ class _Reader:
 
     def labels(self) -> np.ndarray:
         """The labels of all rows; reads the records, but decodes no image."""
-        rows = np.arange(len(self.rows))
-        parts = [self.check_labels(rows[i : i + 1000]) for i in range(0, len(rows), 1000)]
-        return np.concatenate(parts)
+        rows, doing = np.arange(len(self.rows)), f"reading labels of {self.how[0].name}"
+        return np.concatenate([self.check_labels(rows[at]) for at in _thousands(len(rows), doing)])
 
     def check_labels(self, rows) -> np.ndarray:
         """The labels of these rows; refused if one is not known. Decodes no image."""
