@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import sysconfig
 import traceback
 import types
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from common.errors import BadInput, require
 
 # What code of the user's may raise when it is imported or called; Ctrl-C passes.
 ERRORS = (Exception, SystemExit)
+PACKAGES = ("common", "lm", "vision", "configs", "scripts")  # the project's own
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def module(where: str, name: str, example: str) -> types.ModuleType:
@@ -88,7 +91,7 @@ def folders_of(names: Iterable[str]) -> list[str]:
         if file:
             path = pathlib.Path(file).absolute()
             folder = path.parents[name.count(".") + (path.name == "__init__.py")]
-            if not {"site-packages", "dist-packages"} & set(folder.parts):
+            if not INSTALLED & set(folder.parts):
                 found.append(str(folder))
     return sorted(set(found))
 
@@ -121,6 +124,35 @@ def say_hidden(where: str, name: str) -> None:
 @functools.cache
 def _warn_once(text: str) -> None:
     logging.warning("%s", text)
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of an error that are in code of the user's: not in the project's own packages, in
+    installed ones or in the standard library."""
+    root = pathlib.Path(__file__).absolute().parents[1]
+    ours = *(f"{root / name}{os.sep}" for name in PACKAGES), sysconfig.get_path("stdlib"), "<"
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours) and not INSTALLED & set(_parts(frame.filename))
+    ]
+
+
+def own_file(error: BaseException, name: str) -> str:
+    """The file of the user's in which an error was raised, or that called what raised it; "" if
+    there is none, or if the module `name` is the project's own."""
+    if name.partition(".")[0] in PACKAGES:
+        return ""
+    files = [frame.filename for frame in own_frames(error)]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file and not files:  # an installed one
+        trace = traceback.extract_tb(error.__traceback__)
+        files = [frame.filename for frame in trace if _same(frame.filename, file)]
+    return files[-1] if files else ""
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    return pathlib.PurePath(file).parts
 
 
 def described(error: BaseException, file: str = "") -> str:

@@ -15,16 +15,16 @@ from common import imports, tree
 from common.config import plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
-from common.errors import choice, require
+from common.errors import require
 from common.nn import model as models
 from common.runs import checkpoint, log
-from common.runs.history import metric_keys, should_stop
+from common.runs.history import should_stop
 from common.sections import call, parameters
-from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
-from common.training import directions, optim
+from common.task import MOST_STEPS, Source, Task, purpose_key, split_key
+from common.training import contract, directions, optim, terms
 from common.training.duration import steps
 from common.training.initialise import adopted, initialise
-from common.training.step import STEP_TERMS, Plan, TrainState, make_step, make_steps
+from common.training.step import Plan, TrainState, make_step, make_steps
 
 
 class Program(NamedTuple):
@@ -83,8 +83,13 @@ def sections(config) -> dict[str, Callable]:
     """{section: the function it feeds}, of the program and of the task."""
     require(isinstance(config.get("task"), str), "config.task: required, e.g. 'vision.classify'")
     name = (config.get("optim") or {}).get("name", parameters(optim.make_optimizer)["name"].default)
+    task = config["task"]
+    module = task_module(task)
+    with contract.explained(f"config.task: {task}: sections", contract.READ_MODULE, task):
+        own = module.sections(config)
+    contract.check_sections(task, own)
     return {
-        **task_module(config["task"]).sections(config),
+        **own,
         "optim": optim.make_optimizer,
         "optim.direction": directions.direction(name),
         "mesh": mesh.make_layout,
@@ -174,8 +179,13 @@ def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> P
     config = _with_adopted(config if isinstance(config, dict) else plain(config))
     layout = call(mesh.make_layout, config["mesh"], devices)
     if sources is None:
+        task, known = config["task"], f"the sections {', '.join(config)}"
+        module, where = task_module(task), f"config.task: {task}: sources"
         with ending.busy("reading the data"):
-            sources = task_module(config["task"]).sources(config)
+            with contract.explained(where, contract.READ_MODULE, task, known=known):
+                sources = module.sources(config)
+            contract.check_sources(task, sources)
+            contract.check_reads(task, sources)
     agreement.require_same(
         {f"the data set {name}": source.fingerprint for name, source in sources.items()},
         "all of them need the same data",
@@ -196,6 +206,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
       BadInput: for anything the user can fix.
     """
     config, module = _with_adopted(config), task_module(config["task"])
+    contract.check_sources(config["task"], sources)
     for name, source in sources.items():
         most = f"{source.size:,} examples, more than {order.MOST_ROWS:,}"
         require(source.size <= order.MOST_ROWS, f"{split_key(name)}: {most}")
@@ -226,19 +237,21 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     saving = call(checkpoint.policy, config["checkpoint"], to_steps)
     call(should_stop, config["train"]["stop"], [])
     hypers = _hypers(config)
+    known = f"the sections {', '.join(config)}, and the sets {', '.join(sources)}"
 
     def build(values):
         changed = substitute(config, values)
-        task = module.make(changed, sources, mesh.constrainer(layout))
+        with contract.explained_in(config, "make", known):
+            task = module.make(changed, sources, mesh.constrainer(layout))
+        task = contract.checked(config["task"], task)
         section = changed["optim"]
         return task, call(
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
         )
 
     optim.check_patterns(config["optim"])
-    with models.explained(config.get("model", {})):
-        task, optimizer = build({})
-        _check_task(config, task, schedule)
+    task, optimizer = build({})
+    terms.check_task(config, task, schedule)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -250,7 +263,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         task, _ = build(hypers)
         return adopt(hypers, *task.init(purpose_key(hypers["seed"], "init")))
 
-    with models.explained(config.get("model", {})):
+    with contract.explained_in(config, "init"):
         shapes = jax.eval_shape(create, hypers)
     models.check_shapes(shapes.params)
     optim.check_tables(config["optim"], shapes.params)
@@ -349,50 +362,6 @@ def with_numbers(program: Program, config: dict) -> Program:
         optimizer=optimizer,
         hypers=mesh.put_replicated(program.layout, hypers),
     )
-
-
-def _terms_of(task: Task) -> Terms:
-    """Abstract terms of a task, for a batch of one row."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    row = loading.batch_shapes(task.sources["train"], 1)
-
-    def terms(key, row):
-        params, extra = task.init(key)
-        return task.loss(params, extra, task.prepare(key, row, True), key)[0]
-
-    return jax.eval_shape(terms, key, row)
-
-
-def _check_task(config: dict, task: Task, schedule: Plan) -> None:
-    """Raises `BadInput` if the task and the config are incompatible.
-
-    The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
-    An evaluator's metrics are only known once it has run: `common.training.watched` checks them.
-    """
-    shapes = {name: total.shape for name, (total, _) in _terms_of(task).items()}
-    terms = set(shapes)
-    unknown = sorted(set(task.objective) - terms)
-    require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
-    require(
-        schedule.accumulate == 1 or task.rows_independent,
-        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
-    )
-    require(
-        schedule.accumulate == 1 or task.gradients is None,
-        "config.train.accumulate: this task computes its own gradients, which cannot be split",
-    )
-    valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
-    for where, key in metric_keys(config).items():
-        kind, *names = key.split("/")
-        kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
-        require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
-        choice(where, names[0] if names else "", valid[kind])
-        if kind == "train":
-            require(
-                not shapes.get(names[0], ()) or names[0] in STEP_TERMS,
-                f"{where}: {key!r} is no single number, which never improves",
-            )
-            choice(where, key, [f"train/{name}" for name in valid[kind]])
 
 
 def initial_state(program: Program) -> TrainState:

@@ -7,7 +7,8 @@ from helpers import TOY, load
 from common.config import changed
 from common.errors import BadInput
 from common.training import train, watched
-from common.training.program import _check_task, prepare
+from common.training.program import prepare
+from common.training.terms import check_task
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_a_metric_that_is_there_is_taken_and_only_its_evaluator_runs(program, st
 def test_a_key_of_training_is_checked_whole(program, text, says):
     config = changed(program.config, **{STOP: text})
     with pytest.raises(BadInput, match=says):
-        _check_task(config, program.task, program.plan)
+        check_task(config, program.task, program.plan)
 
 
 def test_nothing_is_written_for_a_metric_that_is_refused(tmp_path):
