@@ -138,10 +138,15 @@ def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     ]
 
 
+def is_own(name: str) -> bool:
+    """Whether an import path is of a module of the user's."""
+    return bool(name) and name.partition(".")[0] not in PACKAGES
+
+
 def own_file(error: BaseException, name: str) -> str:
     """The file of the user's in which an error was raised, or that called what raised it; "" if
-    there is none, or if the module `name` is the project's own."""
-    if name.partition(".")[0] in PACKAGES:
+    there is none, or if the module `name` is the project's."""
+    if name and not is_own(name):
         return ""
     files = [frame.filename for frame in own_frames(error)]
     file = getattr(sys.modules.get(name), "__file__", None)

@@ -22,6 +22,11 @@ SIGNS |= dict.fromkeys(("loss", "perplexity", "error", "rmse", "ece", "mce", "br
 WEIGHT = re.compile(r"\s*(.+?)\s*=\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:,|$)")
 
 
+def _check_whole(labels) -> None:
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels are {labels.dtype}{list(labels.shape)}, not whole numbers i32[B]")
+
+
 def _weighted(values, valid):
     return jnp.sum(jnp.where(valid > 0, values, 0) * valid), jnp.sum(valid)
 
@@ -74,6 +79,7 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None, class_wei
     if labels.ndim == logits.ndim:
         losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)
     else:
+        _check_whole(labels)
         losses = _negative_log_likelihood(logits, labels)
     if label_smoothing is not None:
         uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
@@ -141,6 +147,7 @@ def absolute_error(predictions, targets, valid):
 def _rank(logits, labels):
     """i32[B]: the number of classes that rank above the label; among equal logits the lower index
     ranks higher, and NaN ranks highest. On CPU, counting is faster than argmax."""
+    _check_whole(labels)
     picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     behind = jnp.arange(logits.shape[-1]) >= labels[:, None]
     behind = (logits < picked) | ((logits == picked) & behind)

@@ -109,7 +109,7 @@ def replicated(layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, P())
 
 
-def shardings(layout: Layout, table: Table, params) -> Any:
+def shardings(layout: Layout, table: Table, params, where: str = "partition table") -> Any:
     """The NamedSharding of every parameter, from the first row of `table` that matches its path. An
     empty table replicates all of them.
 
@@ -125,13 +125,13 @@ def shardings(layout: Layout, table: Table, params) -> Any:
         "config.mesh: this mesh shards parameters, and the model's PARTITION table is empty",
     )
     matrices = [path for path, leaf in flat.items() if len(leaf.shape) >= 2] if table else []
-    tree.check_table("partition table", table, flat, cover=matrices)
+    tree.check_table(where, table, flat, cover=matrices)
 
     def place(path, leaf):
         names = tree.lookup(table, path, (None,) * len(leaf.shape))
         require(
             len(names) == len(leaf.shape),
-            f"partition table: {path} has shape {tuple(leaf.shape)}, its row names {names}",
+            f"{where}: {path} has shape {tuple(leaf.shape)}, its row names {names}",
         )
         return NamedSharding(layout.mesh, spec(layout, names, leaf.shape, path))
 

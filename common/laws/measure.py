@@ -1,11 +1,14 @@
 """Helpers of the checks: losses of real programs on given meshes, and the ways a check fails."""
 
 import ast
+import dis
+import functools
 import inspect
 import itertools
 import math
 import pathlib
 import textwrap
+import types
 import typing
 from collections.abc import Callable
 
@@ -14,9 +17,10 @@ import jax
 import numpy as np
 
 from common.config import changed, flatten
-from common.data import loading
+from common.data import loading, order
 from common.devices import mesh
 from common.sections import parameters
+from common.task import purpose_key
 from common.training import program
 from common.training.program import Program, initial_state, prepare
 
@@ -75,6 +79,24 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
     return losses, state
 
 
+def draws(made: Program) -> bool:
+    """Whether the loss is random: whether its terms change with the key."""
+    task, size = made.task, made.plan.batch_size
+    batch = made.task.sources["train"].read(order.rows(0, 0, size, task.sources["train"].size))
+    batch |= {"index": order.stream_index(0, size), "valid": np.ones(size, np.float32)}
+
+    @jax.jit
+    def terms(key):
+        made_batch = task.prepare(purpose_key(0, "prepare"), batch, True)
+        return task.loss(state.params, state.extra, made_batch, key)[0]
+
+    with jax.set_mesh(made.layout.mesh):
+        state = initial_state(made)
+        pair = jax.device_get([terms(purpose_key(0, purpose)) for purpose in ("loss", "laws")])
+    flat = list(map(jax.tree.leaves, pair))
+    return any(np.any(a != b) for a, b in zip(*flat, strict=True))
+
+
 def near(a, b) -> float:
     """The largest relative difference between two sequences of numbers."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -98,6 +120,14 @@ def difference_of(value, other) -> float:
     return float(np.max(apart, initial=0.0))
 
 
+def read_by_program(where: str) -> tuple[str, ...]:
+    """Keys of a task's section that the program reads itself (`common.task`), so that the section's
+    function need not."""
+    if where.startswith("evals."):
+        return ("split",)
+    return ("train", "workers") if where == "data" else ()
+
+
 def names_read(function: Callable) -> set[str]:
     """The names that a function's body reads, or the attributes that a module's methods
     use."""
@@ -106,9 +136,16 @@ def names_read(function: Callable) -> set[str]:
         bodies = [ast.parse(textwrap.dedent(inspect.getsource(cls))) for cls in classes[:-1]]
         nodes = itertools.chain.from_iterable(map(ast.walk, bodies))
         return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return {
-        node.id
-        for node in ast.walk(body)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load | ast.Del)
-    }
+    while isinstance(function, functools.partial):
+        function = function.func
+    return _loaded(inspect.unwrap(function).__code__)
+
+
+def _loaded(code: types.CodeType) -> set[str]:
+    """The names that a function's code, and the functions in it, read or delete."""
+    names = set()
+    for step in dis.get_instructions(code):
+        if step.opname.startswith(("LOAD_", "STORE_FAST_LOAD", "DELETE_")):
+            names |= set(step.argval if isinstance(step.argval, tuple) else (step.argval,))
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return names.union(*map(_loaded, inner))

@@ -26,11 +26,11 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from common import cli
+from common import cli, imports
 from common.config import changed, flatten, overridden, plain
 from common.devices import runtime
 from common.errors import BadInput, require
-from common.laws import checks
+from common.laws import checks, rows
 from common.laws.measure import Broken, DoesNotApply
 from common.training import program
 
@@ -55,7 +55,7 @@ LAWS: dict[str, Law] = {
         "the evaluators: they must not change anything that training uses",
     ),
     "3 mesh": Law(
-        lambda config: checks.mesh_changes_nothing(config, meshes(jax.device_count())),
+        lambda config: checks.mesh_changes_nothing(config, corners(jax.device_count())),
         "`loss` and the model: sums over all rows, `constrain` at block boundaries, and no use of "
         "the number of devices",
     ),
@@ -64,7 +64,7 @@ LAWS: dict[str, Law] = {
         "`init` and `partition`: the state's shapes must not depend on the devices",
     ),
     "3 rows independent": Law(
-        checks.rows_are_independent,
+        rows.rows_are_independent,
         "`loss`: a term is (a sum over rows, the weight of that sum), both times `valid`; if rows "
         "mix (batch norm, a mean over the batch), set rows_independent=False",
     ),
@@ -117,8 +117,15 @@ def bare(word: str, overrides: list[str]) -> ml_collections.ConfigDict:
     if word.endswith(".py") or os.sep in word:
         file = pathlib.Path(word)
         require(file.is_file(), f"no such file: {word}; give a config as --config FILE")
-        sys.path.insert(0, str(file.resolve().parent))
+        require(
+            file.stem.isidentifier(),
+            f"{word}: a task is imported by its file's name: rename {file.name!r} to letters, "
+            "digits and '_'",
+        )
+        imports.search(file.resolve().parent)
         word = file.stem
+    else:
+        imports.search(*imports.here())
     return overridden(
         ml_collections.ConfigDict({"task": word, **SMALL}), overrides, program.sections
     )
@@ -145,8 +152,10 @@ def check(law: Law, config: dict) -> tuple[str, str, str]:
         return "holds", law.check(config), ""
     except DoesNotApply as reason:
         return "does not apply", str(reason), ""
-    except (Broken, BadInput) as error:
+    except Broken as error:
         return "BROKEN", str(error), law.look
+    except BadInput as error:  # it says itself where to look
+        return "BROKEN", str(error), ""
     except Exception as error:
         first = (str(error).strip() or "no message").splitlines()[0]
         return "BROKEN", f"{type(error).__name__}: {first}", _place(error)
@@ -157,9 +166,8 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     paths = sysconfig.get_paths()
     libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), "<")
-    common = str(pathlib.Path(__file__).parents[1])
-    own = [f for f in frames if not f.filename.startswith(libraries)]
-    own = [f for f in own if not f.filename.startswith(common)] or own or frames
+    outside = [f for f in frames if not f.filename.startswith(libraries)]
+    own = imports.own_frames(error) or outside or frames
     return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
 
 
@@ -192,6 +200,14 @@ def simulate_devices(count: int = 8) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
+def _in_haste() -> None:
+    """Most of the time is compiling: on a CPU XLA takes its short way, and what several laws
+    compile, such as a step on one device, is compiled once."""
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def main(argv=None) -> int:
     """Checks every law on a task and prints a report; exit code 1 if one is broken."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -204,6 +220,7 @@ def main(argv=None) -> int:
     else:
         config = bare(words[0], words[1:])
     runtime.start()
+    _in_haste()
     config, notes = fitted(config, jax.device_count())
     device = jax.devices()[0]
     print(f"{config['task']}, on {jax.device_count()} devices ({device.device_kind})")

@@ -74,7 +74,7 @@ def explained(
         raise
     except kinds as error:
         file = imports.own_file(error, name)
-        if not file:
+        if not file and not imports.is_own(name):
             raise
         hint = f"; there are {known}" if isinstance(error, KeyError) and known else ""
         if isinstance(error, jax.errors.ConcretizationTypeError):

@@ -267,7 +267,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         shapes = jax.eval_shape(create, hypers)
     models.check_shapes(shapes.params)
     optim.check_tables(config["optim"], shapes.params)
-    of_params = mesh.shardings(layout, task.partition, shapes.params)
+    where = f"config.task: {config['task']}: Task.partition"
+    of_params = mesh.shardings(layout, task.partition, shapes.params, where)
     others = shapes._replace(params={})
     shardings = mesh.follow(layout, others, shapes.params, of_params)._replace(params=of_params)
     like = jax.tree.map(

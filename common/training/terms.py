@@ -194,7 +194,7 @@ def _traced(config: dict, task: Task, params, extra, size: int, parts: int):
 
 
 def _check_batch(at: str, batch, size: int, parts: int) -> None:
-    """Raises `BadInput` unless `prepare` returned a batch of as many rows with the reserved keys."""
+    """Raises `BadInput` unless `prepare` returned a batch of `size` rows with the reserved keys."""
     require(isinstance(batch, dict), f"{at} returns {kind_of(batch)}, no batch; {READ_TASK}")
     for key in RESERVED:
         require(key in batch, f"{at} drops {key!r}: return batch | {{…}}; {READ_TASK}")

@@ -16,7 +16,7 @@ from helpers import DIGITS, ROOT, TOY, load
 from common import tree
 from common.devices import mesh
 from common.laws import checks as laws
-from common.laws import measure, report
+from common.laws import measure, report, rows
 from common.runs import checkpoint
 from common.training.program import initial_state, prepare
 
@@ -282,13 +282,13 @@ def test_accumulation_changes_nothing(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in ("toy", "toy_calls", "resnet")])
 def test_rows_are_independent(name):
-    laws.rows_are_independent(config(name))
+    rows.rows_are_independent(config(name))
 
 
 @pytest.mark.parametrize("name", ["toy", "resnet"])  # batch norm mixes rows
 def test_rows_that_are_said_to_mix_are_left_alone(name):
     with pytest.raises(measure.DoesNotApply, match="rows_independent=False"):
-        laws.rows_are_independent(config(name))
+        rows.rows_are_independent(config(name))
 
 
 @pytest.mark.parametrize("name", MOSTLY)
@@ -333,7 +333,8 @@ def test_weights_that_read_parameters_are_seen(monkeypatch):
         def other(params, extra, batch, key):
             terms, extra = loss(params, extra, batch, key)
             total, weight = terms["label"]
-            return terms | {"label": (total, weight + params["hidden"]["bias"].sum())}, extra
+            more = lambda i, weight: weight + params["hidden"]["bias"].sum()  # not seen at start
+            return terms | {"label": (total, jax.lax.fori_loop(0, 1, more, weight))}, extra
 
         return other
 
@@ -413,12 +414,15 @@ def test_a_state_that_restores_as_another_is_seen(monkeypatch, compiled_in_haste
 
 PRICES = pathlib.Path(ROOT, "tests/support/toy_prices.py")
 ERROR = 'batch["x"]) - batch["y"]'
+ROW_NOISE = (
+    "jax.vmap(jax.random.normal)(jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index']))"
+)
 TERM = '(jnp.sum(batch["valid"] * error**2), batch["valid"].sum())'
 
 
 def own(folder, name: str, old: str = "", new: str = "") -> str:
     """The path of a task in a file of its own, with a part of it replaced."""
-    text = PRICES.read_text()
+    text = PRICES.read_text().replace("import jax.numpy", "import jax\nimport jax.numpy", 1)
     assert not old or text.count(old) == 1
     path = pathlib.Path(folder, f"{name}.py")
     path.write_text(text.replace(old, new) if old else text)
@@ -445,29 +449,79 @@ def test_a_task_of_ones_own_holds_them(tmp_path, capsys, some_laws):
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        (ERROR, f"{ERROR}\n        error = error - error.mean()", "over 1, 2 and 5"),
-        (TERM, "(jnp.mean(error**2), 1.0)", "over 1, 2 and 5"),
-        (TERM, "(jnp.sum(error**2), 1.0 * len(error))", "rows whose `valid` is 0"),
+        (ERROR, f"{ERROR}\n        error = error - error.mean()", "replaced: .*; rows mix$"),
+        (TERM, TERM.replace("jnp.sum", "jnp.mean"), "and alone: .*; a mean in place of a sum"),
+        (
+            ERROR,
+            f"{ERROR}\n        key = jax.random.fold_in(key, batch['index'][0])"
+            "\n        error += jax.random.normal(key, error.shape)",
+            "`index` of the others changes: .*; random numbers are drawn that change with",
+        ),
+        (
+            ERROR,
+            f"{ERROR}\n        key = jax.random.fold_in(key, batch['x'].sum().astype(int))"
+            "\n        error += jax.random.normal(key, error.shape)",
+            "replaced: .*; rows mix, or random numbers depend on them",
+        ),
     ],
-    ids=["centred", "mean", "padding"],
+    ids=["centred", "mean", "keyed_by_index", "keyed_by_content"],
 )
 def test_a_loss_that_mixes_rows_is_seen(tmp_path, request, some_laws, old, new, found):
     name = f"prices_{request.node.callspec.id}"
     task = report.bare(own(tmp_path, name, old, new), [])
     with pytest.raises(measure.Broken, match=found):
-        laws.rows_are_independent(task)
+        rows.rows_are_independent(task)
+
+
+SIZED_NOISE = "jax.random.normal(jax.random.fold_in(key, len(error)), error.shape)"
+
+
+@pytest.mark.parametrize("drawn", [SIZED_NOISE, ROW_NOISE])
+def test_random_numbers_in_the_loss_break_no_law(tmp_path, some_laws, drawn):
+    name = f"prices_random_{len(drawn)}"
+    task = report.bare(own(tmp_path, name, ERROR, f"{ERROR}\n        error += {drawn}"), [])
+    assert ("sizes are not compared" in rows.rows_are_independent(task)) == (drawn == SIZED_NOISE)
+    with pytest.raises(measure.DoesNotApply, match="draws from `key`, anew in each part"):
+        laws.accumulation_changes_nothing(task)
+
+
+def test_an_evaluator_whose_random_numbers_depend_on_the_batch_is_told_so(tmp_path, some_laws):
+    old = "return loss(params, extra, batch, key)[0]"
+    noise = "batch = batch | {'x': batch['x'] + jax.random.normal(key, batch['x'].shape)}"
+    file = own(tmp_path, "prices_noisy", old, f"{noise}\n        {old}")
+    with pytest.raises(measure.Broken, match="draw them from row_keys"):
+        laws.means_are_exact(report.bare(file, []))
+
+
+def test_what_the_program_reads_is_no_dead_knob_and_lambdas_are_read(tmp_path, some_laws):
+    text = PRICES.read_text().replace(
+        'every: str = "1 epoch"', 'split: str = "a", every: str = "1"'
+    )
+    text = text.replace("return call(load", "return call(LOAD").replace(
+        '"data": load', '"data": LOAD'
+    )
+    text = text.replace(
+        "def evaluator", "LOAD = lambda *, size=100, workers=0: load(size=size)\n\ndef evaluator"
+    )
+    (tmp_path / "prices_lambda.py").write_text(text)
+    task = report.bare(str(tmp_path / "prices_lambda.py"), [])
+    assert "each read" in laws.no_dead_knob(task)
+    idle = text.replace("load(size=size)", "load()")
+    (tmp_path / "prices_idle.py").write_text(idle)
+    with pytest.raises(measure.Broken, match=r"config\.data: nothing reads size"):
+        laws.no_dead_knob(report.bare(str(tmp_path / "prices_idle.py"), []))
 
 
 def test_a_task_that_raises_is_broken_and_told_where(tmp_path, capsys, some_laws):
     old = 'model.apply({"params": params}, batch["x"])'
     file = own(tmp_path, "prices_raises", old, old.replace('batch["x"]', 'batch["x"], 3'))
-    line = 1 + PRICES.read_text().split(old)[0].count("\n")
+    line = 1 + pathlib.Path(file).read_text().split('batch["x"], 3)')[0].count("\n")
     assert report.main([file]) == 1
     said = capsys.readouterr().out
-    assert "TypeError: Net.__call__() takes 2 positional arguments but 3 were given" in said
-    assert f"prices_raises.py:{line}, in loss" in "".join(said.split("\n" + " " * 36))
+    said = " ".join(said.split())
+    assert f"prices_raises.py, line {line}: TypeError: Net.__call__() takes 2 positional" in said
     assert "as above" in said
-    assert said.endswith("1 of 4 laws hold\n")
+    assert said.endswith("1 of 4 laws hold")
 
 
 @pytest.mark.slow
