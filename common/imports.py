@@ -4,6 +4,7 @@ user wrote: one line with the file, the line and the error."""
 import contextlib
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 import pathlib
@@ -39,6 +40,7 @@ def module(where: str, name: str, example: str) -> types.ModuleType:
     """
     valid = isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
     require(valid, f"{where}: {name!r} is not an import path; write {example!r}")
+    _require_ours(where, name)
     try:
         with _not_starting_jax():
             return importlib.import_module(name)
@@ -46,12 +48,33 @@ def module(where: str, name: str, example: str) -> types.ModuleType:
         missing = error.name or ""
         own = name == missing or name.startswith(f"{missing}.")
         text = f"there is no module {name!r}" if own else f"{name!r} needs the module {missing!r}"
-        hint = hidden(missing) or f"; it is not in {' or '.join(_OWN or here())} either"
+        hint = hidden(missing, sys.path) or f"; it is not in {' or '.join(_OWN or here())} either"
         raise BadInput(f"{where}: {text}{hint}") from error
     except BadInput:
         raise
     except ERRORS as error:
         raise BadInput(f"{where}: {name!r} cannot be imported: {described(error)}") from error
+
+
+def _require_ours(where: str, name: str) -> None:
+    """Raises `BadInput` if an import path of the project's would lead to a package of somebody
+    else's: `vision` in the current folder, for example."""
+    top = name.partition(".")[0]
+    if top not in PACKAGES:
+        return
+    root = pathlib.Path(__file__).absolute().parents[1]
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module without one, such as __main__
+        return
+    places = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+    place = next((text for text in places if text), None)
+    ours = place is None or os.path.realpath(place) == os.path.realpath(root / top)
+    require(
+        ours,
+        f"{where}: {name!r}: the module {top!r} is {place}, which hides the project's "
+        f"{root / top}: rename that one, or start from another folder",
+    )
 
 
 # ----------------------------------------------------------------------------------- the user's own
@@ -96,15 +119,20 @@ def folders_of(names: Iterable[str]) -> list[str]:
     return sorted(set(found))
 
 
-def hidden(name: str) -> str:
+def hidden(name: str, places: Iterable[str] = ()) -> str:
     """ "; the module X is A, which hides B: rename B" if a file of the user's has the name of a
-    module that was imported from elsewhere, or whose package was; "" if none has."""
+    module that was imported from elsewhere, or whose package was; "" if none has.
+
+    Args:
+      name: an import path.
+      places: folders to look in, besides those of `search`.
+    """
     top = name.partition(".")[0]
     loaded = sys.modules.get(name) or sys.modules.get(top)
     origin = getattr(loaded, "__file__", None)
     if loaded is None or (origin is None and hasattr(loaded, "__path__")):
         return ""
-    for folder in _OWN:
+    for folder in dict.fromkeys((*_OWN, *places)):
         path = pathlib.Path(folder, *name.split("."))
         for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
             if file.is_file() and not (origin and os.path.samefile(file, origin)):
@@ -197,7 +225,9 @@ def _hidden_by(error: BaseException) -> str:
         name, member = error.name or "", lacking[1] if lacking else ""
     elif isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
         name, member = error.obj.__name__, error.name or ""
-    return name and (hidden(name) or (member and hidden(f"{name}.{member}")))
+    if not name:
+        return ""
+    return hidden(name, sys.path) or (member and hidden(f"{name}.{member}", sys.path))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 
+import _checkout  # noqa: F401
 import cases
 import contest
 from common import cli, config, tree

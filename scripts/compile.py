@@ -11,6 +11,7 @@ Overrides as in train.py: --config.mesh.fsdp=8.
 import logging
 import sys
 
+import _checkout  # noqa: F401
 from common import cli, config
 from common.errors import choice
 from common.planning import compiled

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+import _checkout  # noqa: F401
 from pipelines import files_ours, files_torchvision, input_ours, input_torch  # noqa: F401
 
 LIBRARIES = "jax", "flax", "keras", "torch", "torchvision", "transformers"

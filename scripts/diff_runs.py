@@ -5,6 +5,7 @@ their logs (`--config.train.log_every='1 steps'` logs every step), and the diffe
 data, versions and machine. Exit code 0 if they are bit-identical, 1 if not.
 """
 
+import _checkout  # noqa: F401
 from common import cli
 from common.reports import compare
 from common.runs import place

@@ -14,6 +14,7 @@ theirs: python scripts/evaluate.py --weights FOLDER --config configs/lm/gpt_sotu
 
 import json
 
+import _checkout  # noqa: F401
 from common import cli
 from common.runs.log import encode
 from common.training.saved import evaluate_run, evaluate_weights

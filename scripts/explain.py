@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+import _checkout  # noqa: F401
 from common import cli
 from common.errors import require
 from common.nn import model as models

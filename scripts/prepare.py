@@ -17,6 +17,7 @@ archives of fashion_mnist, instead of a download. TFDS itself prepares other set
 import json
 import os
 
+import _checkout  # noqa: F401
 from common import cli
 from common.data import fetch, splits
 from common.errors import choice

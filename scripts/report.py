@@ -31,6 +31,7 @@ from html import escape
 
 from etils import epath
 
+import _checkout  # noqa: F401
 from common import cli, tree
 from common.errors import BadInput, require
 from common.reports import plots, report

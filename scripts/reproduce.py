@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+import _checkout  # noqa: F401
 from common import cli
 from common.config import differing, flatten, from_json, to_json
 from common.devices import code, runtime

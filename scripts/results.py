@@ -14,6 +14,7 @@ import sys
 
 from etils import epath
 
+import _checkout  # noqa: F401
 from common import cli, config
 from common.errors import require
 from common.reports import report

@@ -21,6 +21,7 @@ import shlex
 import sys
 import traceback
 
+import _checkout  # noqa: F401
 from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, brief, require
 from common.runs import place, workdir

@@ -8,6 +8,7 @@ to end by SIGTERM or Ctrl-C, with nothing to save yet.
 
 import json
 
+import _checkout  # noqa: F401
 from common import cli
 from common.devices import runtime, terminal
 from common.errors import require

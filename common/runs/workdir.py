@@ -25,7 +25,7 @@ from typing import NamedTuple
 from etils import epath
 
 from common import inputs
-from common.config import differing, flatten, from_json, to_json
+from common.config import EVALUATOR_KEYS, SELECTORS, differing, flatten, from_json, to_json
 from common.devices import code, runtime
 from common.devices.agreement import gather, place, together
 from common.errors import BadInput, require
@@ -308,7 +308,7 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     require(
         not changed,
         f"{folder}: the data set {', '.join(changed)} has changed since the run began{known}; "
-        "restore it, or start another run in another --workdir",
+        f"restore it, or start another run in another --workdir{_way_on(folder)}",
     )
     return starts
 
@@ -320,18 +320,48 @@ def identity(config: dict, fingerprints: dict[str, str]) -> dict:
 
 
 def check_same(folder, old: dict, new: dict) -> None:
-    """Raises `BadInput`, naming the keys, if the two configs describe different runs."""
-    differ = differing(_lasting(old), _lasting(new))
-    changes = ", ".join(
-        f"config.{k} was {was} and is {now}" for k, (was, now) in [*differ.items()][:4]
+    """Raises `BadInput` if the configs describe different runs, with the keys that were changed."""
+    # `located.unplaced` gives names of its own: "data.name (its kind)".
+    keys = {key.partition(" (")[0] for key in differing(_lasting(old), _lasting(new))}
+    values, names, changes = differing(old, new), (flatten(old), flatten(new)), {}
+    for key in sorted(key for key in keys if not _follows(key, keys)):
+        name = ".".join(key.split(".")[:2])
+        there = [any(k.startswith(f"{name}.") for k in flat) for flat in names]
+        if name.startswith("evals.") and not all(there):
+            changes[name] = "is gone" if there[0] else "is new"
+        else:
+            was, now = values.get(key, ("another", "another"))
+            changes[key] = f"was {was} and is {now}"
+    said = ", ".join(f"config.{key} {changes[key]}" for key in list(changes)[:4])
+    more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+    way = "" if keys & {"task", "init.path"} else _way_on(folder)
+    if flatten(new).get("init.path") and all(key.startswith("model.") for key in keys):
+        way += "; fields that it took from config.init.path come with --config.init.adopt=true"
+    require(not keys, f"{folder} belongs to another run: {said}{more}; use another --workdir{way}")
+
+
+def _follows(key: str, changed: set[str]) -> bool:
+    """Whether a key differs because another does, as fields of a model follow from its module."""
+    section, _, last = key.rpartition(".")
+    governed = {"task": ""} | {name: f"{of}." for name, of in SELECTORS.items()}
+    if key.startswith("evals.") and last not in EVALUATOR_KEYS:
+        governed[f"{section}.kind"] = f"{section}."
+    return any(
+        selector in changed and key != selector and key.startswith(of)
+        for selector, of in governed.items()
     )
-    more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-    require(not differ, f"{folder} belongs to another run: {changes}{more}; use another --workdir")
+
+
+def _way_on(folder) -> str:
+    """How to begin another run with the weights of the one in `folder`, if there are some."""
+    with contextlib.suppress(OSError):
+        if any((files.absolute(folder) / "checkpoints").iterdir()):
+            return f"; to begin it with this one's weights, add --config.init.path={folder}"
+    return ""
 
 
 def _lasting(config: dict) -> dict:
-    """The keys of a config that tell its run from others, flat. Its data may be moved: what is in
-    them is for their fingerprints to say."""
+    """The keys of a config that tell its run from others, flat; of its data the fingerprints do."""
     flat = located.unplaced(flatten(config))
     return {k: v for k, v in flat.items() if not k.startswith(MAY_CHANGE)}
 

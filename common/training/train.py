@@ -58,6 +58,9 @@ def run(config, folder, *, show: bool = True) -> dict:
     call(log.log_section, config["log"])
     # Lock the workdir before reading the data, which can take long.
     with workdir.Lock(folder) as lock, refusals(folder), ending.busy("starting"):
+        with agreement.together():  # before the data are read, which another key may be wrong for
+            if workdir.begun(folder) and not config["init"].get("adopt"):
+                workdir.check_same(folder, read_config(folder), config)
         return run_program(prepare(config), folder, lock, show)
 
 
@@ -195,7 +198,8 @@ def _check_resumes(program: Program, folder) -> None:
     done, total = checkpoint.steps_in(folder), program.plan.total
     require(
         not done or done[-1] <= total,
-        f"config.train.duration: {total} steps, but {folder} has done {done[-1:]}",
+        f"config.train.duration: {total} steps, but {folder} has done {done[-1:]}; a shorter run "
+        "is another one: use another --workdir",
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -319,3 +320,51 @@ def test_the_digests_of_the_code_take_one_line(tmp_path):
     rows = [line for line in text.splitlines() if "vision/cnn.py" in line]
     assert len(rows) == 2
     assert all(row.startswith('  "code": {') for row in rows)
+
+
+# ------------------------------------------------------------------------------- what was changed
+
+OTHER = {"model.module": "vision.cnn:CNN", "optim.name": "sgd", "seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.hidden": "(8,)"}, r"config\.model\.hidden was \(64,\) and is \(8,\)"),
+        ({"optim.name": "sgd"}, r"config\.optim\.name was 'adamw' and is 'sgd'"),
+        ({"data.name": "images:/x"}, r"config\.data\.name was 'digits' and is 'images:/x'"),
+        ({"evals.more.split": "test"}, r"config\.evals\.more is new"),
+        ({"evals.test": None}, r"config\.evals\.test is gone"),
+        (
+            {"evals.test.kind": "common.evaluators.calibration"},
+            r"config\.evals\.test\.kind was '' and is 'common\.evaluators\.calibration'",
+        ),
+        (
+            OTHER,
+            r"config\.model\.module was 'vision\.cnn:MLP' and is 'vision\.cnn:CNN', "
+            r"config\.optim\.name was 'adamw' and is 'sgd', config\.seed was 0 and is 2",
+        ),
+    ],
+)
+def test_a_refusal_names_what_was_changed_and_not_what_follows(copy, changes, says):
+    new = load(f"{DIGITS}:mlp", **changes)
+    with pytest.raises(BadInput) as raised:
+        workdir.check_same(copy, load(f"{DIGITS}:mlp"), new)
+    way = (
+        f"use another --workdir; to begin it with this one's weights, add --config.init.path={copy}"
+    )
+    assert re.fullmatch(f".* belongs to another run: {says}; {re.escape(way)}", str(raised.value))
+
+
+def test_a_run_with_another_config_is_refused_before_its_data_are_read(copy, capsys):
+    words = "--config.data.name=images:/nowhere", "--config.optim.lr=0.5"
+    said = refused(copy, 2, capsys, *words)
+    assert "config.data.name was 'digits' and is 'images:/nowhere', config.optim.lr was" in said
+
+
+def test_a_model_that_was_adopted_and_is_not_any_more_is_told_how():
+    old, new = load(f"{DIGITS}:mlp"), load(f"{DIGITS}:mlp", **{"model.hidden": "(8,)"})
+    for config in (old, new):
+        config["init"]["path"] = "weights"
+    with pytest.raises(BadInput, match=r"come with --config\.init\.adopt=true$"):
+        workdir.check_same("w", old, new)
