@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from common import imports
+from common.devices import processes
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, brief, require
 from common.nn import model as models
 from common.sections import Selected
@@ -70,7 +71,7 @@ def explained(
     try:
         with models.explained({} if same_file else model):
             yield
-    except (BadInput, CannotWrite, NotFinite, Preempted):
+    except (BadInput, CannotWrite, NotFinite, Preempted, processes.Lost):
         raise
     except kinds as error:
         file = imports.own_file(error, name)

@@ -476,6 +476,7 @@ def test_a_loss_that_mixes_rows_is_seen(tmp_path, request, some_laws, old, new, 
 SIZED_NOISE = "jax.random.normal(jax.random.fold_in(key, len(error)), error.shape)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [SIZED_NOISE, ROW_NOISE])
 def test_random_numbers_in_the_loss_break_no_law(tmp_path, some_laws, drawn):
     name = f"prices_random_{len(drawn)}"
@@ -485,6 +486,7 @@ def test_random_numbers_in_the_loss_break_no_law(tmp_path, some_laws, drawn):
         laws.accumulation_changes_nothing(task)
 
 
+@pytest.mark.slow
 def test_an_evaluator_whose_random_numbers_depend_on_the_batch_is_told_so(tmp_path, some_laws):
     old = "return loss(params, extra, batch, key)[0]"
     noise = "batch = batch | {'x': batch['x'] + jax.random.normal(key, batch['x'].shape)}"
