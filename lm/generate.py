@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.errors import require
+from common.nn.layers import split_like
 from lm.data.tokenizer import TextFacts
 
 
@@ -132,7 +133,7 @@ def _generate(
 ):
     rows, width = prompts.shape
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, split_like(jnp.arange(rows), prompts))
     decode = partial(model.apply, {"params": params}, method="decode")
 
     def advance(carry):
@@ -157,7 +158,8 @@ def _generate(
     cache = cache._replace(length=lengths - 1)
     last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
     blank = jnp.full((rows, steps), 0 if end is None else end, jnp.int32)
-    written = Written(blank, jnp.zeros(rows, jnp.int32))
+    written = split_like(blank, prompts), split_like(jnp.zeros(rows, jnp.int32), prompts)
+    written = Written(*written)
     return jax.lax.while_loop(unfinished, advance, (0, last, written, cache))[2]
 
 

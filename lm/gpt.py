@@ -13,12 +13,13 @@ Letters: B batch, L positions, T positions of a cache, D width, V vocabulary.
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from common.nn import attention, transformer
 from common.nn.attention import Cache
 from common.nn.blocks import Activation
-from common.nn.layers import Dropout, Embedding, TiedEmbedding, padded
+from common.nn.layers import Dropout, Embedding, TiedEmbedding, padded, split_like
 from common.nn.transformer import SequenceTransformer
 from common.task import Table
 
@@ -161,6 +162,7 @@ class GPT(SequenceTransformer, kw_only=True):
             L - 1.
         """
         at = jnp.full(len(tokens), tokens.shape[1] - 1) if at is None else at
+        at, cache = jax.tree.map(lambda x: split_like(x, tokens), (at, cache))
         # Padding adds nothing to the length by which rotary wavelengths may be stretched.
         new = jnp.minimum(jnp.arange(tokens.shape[1]), at[:, None])
         places = cache.length[:, None] + new

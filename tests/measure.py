@@ -15,6 +15,7 @@ TESTS = {
     "survival": "a run interrupted at 304 of its writes, always to the same end (15 minutes)",
     "processes": "each key of a config changed on one of two or four processes: all of them refuse",
     "images": "Fashion-MNIST as 70,000 PNG files, and a run on them beside one on the set",
+    "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }

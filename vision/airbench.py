@@ -13,14 +13,14 @@ Letters: B batch, H height, W width, C channels, K classes, n images to fit, k s
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from common.errors import require
-from common.nn.layers import Dense, identity, max_pool, named
+from common.nn.layers import Dense, Dtype, Remat, identity, max_pool, named, recomputed
 from common.task import Table
 
 
@@ -38,6 +38,8 @@ class Airbench(nn.Module):
         initialisation, to be learned like the others (with `config.optim.freeze = ()`).
       momentum: momentum of batch norm's running statistics.
       dtype: dtype of the computation; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each block from its input ("block").
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -46,7 +48,8 @@ class Airbench(nn.Module):
     whitening: int = 3
     fit: bool = True
     momentum: float = 0.8
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = (
@@ -78,10 +81,15 @@ class Airbench(nn.Module):
         filters = 2 * self.whitening**2 * images.shape[-1]
         x = nn.gelu(convolution(images, filters, self.whitening, "whitening"))
         x = named(self, "stem", x)
+
+        def block(module, x, name, width):
+            del module
+            x = max_pool(convolution(x, width, 3, f"{name}_conv_0"))
+            x = active(x, f"{name}_norm_0")
+            return x + active(convolution(x, width, 3, f"{name}_conv_1"), f"{name}_norm_1")
+
         for i, width in enumerate(self.widths):
-            x = max_pool(convolution(x, width, 3, f"block_{i}_conv_0"))
-            x = active(x, f"block_{i}_norm_0")
-            x += active(convolution(x, width, 3, f"block_{i}_conv_1"), f"block_{i}_norm_1")
+            x = recomputed(block, self.remat, 2, 3)(self, x, f"block_{i}", width)
             x = self.constrain(x, "batch", None, None, None)
             x = named(self, f"block_{i}", x)
         x = named(self, "features", x.max(axis=(1, 2)))

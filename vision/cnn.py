@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import Dropout, identity, max_pool, named
+from common.nn.layers import Dropout, Dtype, Remat, identity, max_pool, named, recomputed
 from common.task import Table
 
 
@@ -34,6 +35,9 @@ class CNN(nn.Module):
       padding: padding of the convolutions: none ("VALID"), or to the size of the input ("SAME").
       hidden: widths of the dense layers before the head.
       dropout: dropout rate before the head; None is none. May be traced.
+      dtype: dtype of the computation before the head; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each layer from its input ("block").
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
@@ -43,6 +47,8 @@ class CNN(nn.Module):
     padding: Literal["VALID", "SAME"] = "VALID"
     hidden: tuple[int, ...] = (64,)
     dropout: float | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = (
@@ -69,19 +75,18 @@ class CNN(nn.Module):
             f"config.model.widths: {len(self.widths)} convolutions are too many for images of "
             f"{height} x {width} pixels, and need {least} x {least}; give fewer widths{instead}",
         )
-        x = images
-        for i, width in enumerate(self.widths):
-            window = (self.kernel, self.kernel)
-            x = nn.Conv(width, window, padding=self.padding, name=f"conv_{i}")(x)
+        x, window = images, (self.kernel, self.kernel)
+
+        def convolve(module, x, name, width):
+            del module
+            x = nn.Conv(width, window, padding=self.padding, dtype=self.dtype, name=name)(x)
             # Pooling first: the maximum commutes with ReLU, and leaves a quarter of the values.
-            x = nn.relu(max_pool(x))
+            return nn.relu(max_pool(x))
+
+        for i, width in enumerate(self.widths):
+            x = recomputed(convolve, self.remat, 2, 3)(self, x, f"conv_{i}", width)
             x = named(self, f"stage_{i}", self.constrain(x, "batch", None, None, None))
-        x = x.reshape(len(x), -1)
-        for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
-            x = self.constrain(x, "batch", "mlp")
-        x = Dropout(self.dropout)(named(self, "features", x), train)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return _dense_layers(self, x, train)
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
@@ -104,12 +109,17 @@ class MLP(nn.Module):
       num_classes: K.
       hidden: widths of the dense layers before the head.
       dropout: dropout rate before the head; None is none. May be traced.
+      dtype: dtype of the computation before the head; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each layer from its input ("block").
       constrain: pins activations to a mesh (`common.devices.mesh.constrainer`).
     """
 
     num_classes: int
     hidden: tuple[int, ...] = (128,)
     dropout: float | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = CNN.PARTITION[1:]
@@ -118,17 +128,28 @@ class MLP(nn.Module):
     def __call__(self, images, train: bool = False):
         """f32[B, ...] -> logits f32[B, K]. Raises `BadInput` for a width that is not positive."""
         _check_sizes(hidden=self.hidden)
-        x = images.reshape(len(images), -1)
-        for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
-            x = self.constrain(x, "batch", "mlp")
-        x = Dropout(self.dropout)(named(self, "features", x), train)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return _dense_layers(self, images, train)
 
     @nn.nowrap
     def flops(self, shape: tuple[int, ...]) -> int:
         """Forward FLOPs of one image of this shape: two per multiply-add of the dense layers."""
         return _dense_flops(math.prod(shape), *self.hidden, self.num_classes)
+
+
+def _dense_layers(model: CNN | MLP, x, train: bool):
+    """Flattens, then dense layers with ReLU and the head: [B, ...] -> logits f32[B, K]."""
+
+    def layer(module, x, name, width):
+        del module
+        return nn.relu(nn.Dense(width, dtype=model.dtype, name=name)(x))
+
+    x = x.reshape(len(x), -1)
+    for i, width in enumerate(model.hidden):
+        x = recomputed(layer, model.remat, 2, 3)(model, x, f"dense_{i}", width)
+        x = model.constrain(x, "batch", "mlp")
+    x = Dropout(model.dropout)(named(model, "features", x), train)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return nn.Dense(model.num_classes, name="head")(x)
 
 
 def _check_sizes(**fields: tuple[int, ...]) -> None:

@@ -10,14 +10,14 @@ Letters: B batch, H height, W width, C channels, D width of the last stage, K cl
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
 from common.nn.blocks import ACTIVATIONS, Activation
-from common.nn.layers import MOST_LAYERS, Dense, Dropout, identity, named
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, Dtype, Remat, identity, named, recomputed
 from common.task import Table
 
 KERNEL = 7  # side of the depthwise convolutions
@@ -60,6 +60,8 @@ class ConvNeXt(nn.Module):
         et al. 2016), which grows linearly from 0 in the first block to this in the last. None is
         none. May be traced.
       dtype: dtype of the computation before the head; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each block from its input ("block").
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -71,7 +73,8 @@ class ConvNeXt(nn.Module):
     activation: Activation = "gelu"
     norm_eps: float = 1e-6
     drop_path: float | None = None
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = (
@@ -95,7 +98,7 @@ class ConvNeXt(nn.Module):
         x = self._strided(self.widths[0], self.patch_size, name="stem")(images)
         x = self._norm(name="stem_norm")(x)
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
-        last, i = max(1, sum(self.stages) - 1), 0
+        last, i, make = max(1, sum(self.stages) - 1), 0, recomputed(Block, self.remat, 2)
         for stage, (blocks, width) in enumerate(zip(self.stages, self.widths, strict=True)):
             if stage:
                 x = self._norm(name=f"downsample_norm_{stage}")(x)
@@ -103,7 +106,7 @@ class ConvNeXt(nn.Module):
             for j in range(blocks):
                 rate = None if self.drop_path is None else self.drop_path * i / last
                 fields = self.activation, self.layer_scale, rate, self.dtype, self.constrain
-                x = Block(*fields, self._norm, name=f"stage_{stage}_block_{j}")(x, train)
+                x = make(*fields, self._norm, name=f"stage_{stage}_block_{j}")(x, train)
                 x, i = self.constrain(x, "batch", None, None, None), i + 1
             x = named(self, f"stage_{stage}", x)
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -14,13 +14,13 @@ Letters: B batch, H height, W width, C channels, D pooled features, K classes.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import MOST_LAYERS, Dense, Dropout, identity, named
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, Dtype, Remat, identity, named, recomputed
 from common.task import Table
 
 STEM, TOP = 32, 1280  # channels
@@ -117,6 +117,8 @@ class InvertedResiduals(nn.Module):
       drop_path: rate at which a row skips the residual branch of a block (stochastic depth, Huang
         et al. 2016); block i of n has i / n of it. None is none; published: 0.2. May be traced.
       dtype: dtype of the computation before the head; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each block from its input ("block").
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -125,7 +127,8 @@ class InvertedResiduals(nn.Module):
     widths: tuple[int, ...]
     dropout: float | None = None
     drop_path: float | None = None
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     KERNELS: ClassVar[tuple[int, ...]]  # sides of each stage's depthwise kernels
@@ -159,11 +162,11 @@ class InvertedResiduals(nn.Module):
         layer = self._layer()
         x = nn.relu6(layer("stem", images, train, STEM, kernel=3, stride=2))
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
-        count, i = sum(self.stages), 0
+        count, i, make = sum(self.stages), 0, recomputed(Block, self.remat, 2)
         for stage, blocks in enumerate(self._blocks()):
             for fields in blocks:
                 rate = None if self.drop_path is None else self.drop_path * i / count
-                x = Block(*fields, rate, layer, name=f"block_{i}")(x, train)
+                x = make(*fields, rate, layer, name=f"block_{i}")(x, train)
                 x = self.constrain(x, "batch", None, None, None)
                 i += 1
             x = named(self, f"stage_{stage}", x)

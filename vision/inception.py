@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import Dense, Dropout, identity, named
+from common.nn.layers import Dense, Dropout, Dtype, Remat, identity, named, recomputed
 from common.task import Table
 
 
@@ -137,13 +137,16 @@ class InceptionV3(nn.Module):
         positions.
       dropout: dropout rate before the head; None is none. May be traced.
       dtype: dtype of the computation before the heads; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each branch from its input ("block").
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
     num_classes: int
     auxiliary: bool = True
     dropout: float | None = None
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = (
@@ -162,13 +165,13 @@ class InceptionV3(nn.Module):
           BadInput: for images smaller than 75x75.
         """
         _check(images.shape[1:])
-        x = Branch(STEM, self.dtype, name="stem")(images, train)
+        x = self._branch()(STEM, self.dtype, name="stem")(images, train)
         x = named(self, "stem_output", self.constrain(x, "batch", None, None, None))
         for i, branches in enumerate(MIXED):
             names = (f"mixed_{i}_branch_{j}" for j in range(len(branches)))
             x = jnp.concatenate(
                 [
-                    Branch(layers, self.dtype, name=name)(x, train)
+                    self._branch()(layers, self.dtype, name=name)(x, train)
                     for layers, name in zip(branches, names, strict=True)
                 ],
                 axis=-1,
@@ -182,10 +185,14 @@ class InceptionV3(nn.Module):
     def _second_head(self, x, train: bool):
         if self.is_initializing() or (train and self.is_mutable_collection("auxiliary")):
             layers = _auxiliary(*x.shape[1:3])
-            x = Branch(layers, self.dtype, name="auxiliary")(x, train)
+            x = self._branch()(layers, self.dtype, name="auxiliary")(x, train)
             logits = self._head("auxiliary_head", _mean(x))
             if not self.is_initializing():
                 self.sow("auxiliary", "logits", logits)
+
+    @nn.nowrap
+    def _branch(self) -> Callable:
+        return recomputed(Branch, self.remat, 2)
 
     def _head(self, name: str, x):
         names = "embed", None

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import MOST_LAYERS, Dense, Dropout, identity, named
+from common.nn.layers import MOST_LAYERS, Dense, Dropout, Dtype, Remat, identity, named, recomputed
 from common.task import Table
 
 Kind = Literal["basic", "bottleneck"]
@@ -128,6 +128,8 @@ class ResNet(nn.Module):
       stem_width: output channels of the stem.
       dropout: rate before the last convolution of every block; None is none. May be traced.
       dtype: dtype of the computation before the head; None is that of the parameters.
+      remat: what the backward pass recomputes to save memory: "none", all but the matrix products
+        and convolutions ("dots"), or each block from its input ("block").
       constrain: pins activations and gathered parameters to a mesh (`mesh.constrainer`).
     """
 
@@ -139,7 +141,8 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "small"] = "imagenet"
     stem_width: int = 64
     dropout: float | None = None
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
     constrain: Callable = identity
 
     PARTITION: ClassVar[Table] = (
@@ -176,10 +179,11 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         x = self.constrain(x, "batch", None, None, None)
         x = named(self, "stem_output", x)
+        make = recomputed(Block, self.remat, 2)
         for stage, (strides, width) in enumerate(self._plan()):
             for i, stride in enumerate(strides):
                 fields = self.block, width, stride, self.preactivation, self.dropout
-                block = Block(*fields, self._convolution, norm, name=f"stage_{stage}_block_{i}")
+                block = make(*fields, self._convolution, norm, name=f"stage_{stage}_block_{i}")
                 x = self.constrain(block(x, train), "batch", None, None, None)
             x = named(self, f"stage_{stage}", x)
         if self.preactivation:

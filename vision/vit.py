@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import require
 from common.nn import transformer
-from common.nn.layers import Dense, Dropout, Embedding, named
+from common.nn.layers import Dense, Dropout, Embedding, named, repeated, reshaped
 from common.nn.rope import sinusoids
 from common.nn.transformer import Transformer
 from common.task import Table
@@ -166,13 +166,13 @@ class ViT(Transformer, kw_only=True):
         (rows, columns), side = self._grid(height, width), self.patch_size
         # A matrix product over flattened patches: the equivalent strided convolution is slower on
         # CPU.
-        x = images.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
-        x = self.patch(x.reshape(batch, rows * columns, side * side * channels))
+        x = reshaped(images, batch, rows, side, columns, side, channels).swapaxes(2, 3)
+        x = self.patch(reshaped(x, batch, rows * columns, side * side * channels))
         x = named(self, "patches", x)
         if self.positions == "sine":
             x = x + sines(rows, columns, self.width, x.dtype)
         tokens = {
-            name: jnp.broadcast_to(getattr(self, name).astype(x.dtype), (batch, count, self.width))
+            name: repeated(getattr(self, name).astype(x.dtype), x, (batch, count, self.width))
             for name, count in self._tokens().items()
         }
         registers = tokens.pop("register_tokens", None)

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn import kernels, rope
-from common.nn.layers import Dense, Dropout, Names, identity, on_parts, wanted
+from common.nn.layers import Dense, Dropout, Dtype, Names, identity, on_parts, wanted
 
 Implementation = Literal["plain", "splash"]
-Dtype = Literal["bfloat16"]
 
 
 # --------------------------------------------------------------------------------------- positions

@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.nn.attention import Dtype
-from common.nn.layers import Dense, Dropout, Names, identity
+from common.nn.layers import Dense, Dropout, Dtype, Names, identity
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 

@@ -4,12 +4,17 @@ Letters: B batch, H height, W width, C channels; D embedding width, V vocabulary
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 Names = tuple[str | None, ...]
+Dtype = Literal["float32", "bfloat16"]  # of a computation; parameters and logits are f32
+Remat = Literal["none", "dots", "block"]
 MOST_LAYERS = 10_000  # tracing takes milliseconds for each of them
 
 
@@ -68,6 +73,26 @@ def on_parts(constrain: Callable, function: Callable, names: Names, like: tuple,
     return constrain.on_parts(function, names, like, arrays)
 
 
+def recomputed(block: Callable, remat: Remat, *static: int) -> Callable:
+    """A block whose backward pass recomputes what a model's field `remat` says.
+
+    Args:
+      block: a module class, or a function whose first argument is a module.
+      remat: "none" keeps every activation; "block" only the input of the block; "dots" the results
+        of its matrix products and convolutions as well.
+      static: places of arguments that are Python values; the module is at 0.
+    """
+    if remat == "none":
+        return block
+    return nn.remat(block, static_argnums=static, policy=_products if remat == "dots" else None)
+
+
+def _products(primitive, *args, **params) -> bool:
+    """Whether the backward pass finds the result of a primitive saved."""
+    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "conv_general_dilated" or products(primitive, *args, **params)
+
+
 def wanted(module: nn.Module) -> bool:
     """Whether the caller asked for intermediates."""
     return module.is_mutable_collection("intermediates") and not module.is_initializing()
@@ -119,7 +144,7 @@ def max_pool(x, window: int = 2):
     batch, height, width, channels = x.shape
     height, width = height // window, width // window
     x = x[:, : height * window, : width * window]
-    return x.reshape(batch, height, window, width, window, channels).max(axis=(2, 4))
+    return reshaped(x, batch, height, window, width, window, channels).max(axis=(2, 4))
 
 
 class Dense(nn.Module):
@@ -180,7 +205,7 @@ class Embedding(nn.Module):
         init = nn.initializers.normal(self.init_std)
         table = self.param("embedding", init, (self.rows, self.width), jnp.float32)
         table = gathered(self.constrain, table, (None, "embed"))
-        return jnp.take(table, numbers, axis=0).astype(self.dtype or table.dtype)
+        return looked_up(table, numbers).astype(self.dtype or table.dtype)
 
 
 class TiedEmbedding(nn.Module):
@@ -212,7 +237,7 @@ class TiedEmbedding(nn.Module):
     def __call__(self, tokens):
         """i32[...] -> [..., D]; NaN for a token beyond the last row."""
         table = gathered(self.constrain, self.embedding, ("vocab", "embed"))
-        return jnp.take(table, tokens, axis=0).astype(self.dtype or table.dtype)
+        return looked_up(table, tokens).astype(self.dtype or table.dtype)
 
     def logits(self, x):
         """[..., D] -> [..., V], f32 or wider."""
@@ -229,3 +254,42 @@ def project(x, table):
     """[..., D] times the transpose of [V, D]: [..., V], f32 or wider, multiplied in x's dtype."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=dtype)
+
+
+# ------------------------------------------------------------------------------------ explicit axes
+# On a mesh with Explicit axes (`jax.make_mesh`'s default) jax follows shardings through types, and
+# wants that of a result where an operation leaves it open. The rows of a batch stay where they are.
+
+
+def by_rows(x, dimensions: int) -> NamedSharding | None:
+    """The sharding of an array of so many dimensions whose first is split as that of `x`; None if
+    `x` is not split by explicit axes, which leaves the choice to XLA."""
+    sharding = jax.typeof(x).sharding
+    split = sharding.spec[0] if len(sharding.spec) else None
+    if split is None:
+        return None
+    return NamedSharding(sharding.mesh, P(split, *(None,) * (dimensions - 1)))
+
+
+def reshaped(x, *shape: int):
+    """`x.reshape(shape)`, where the first dimension is a batch before and after."""
+    return jnp.reshape(x, shape, out_sharding=by_rows(x, len(shape)))
+
+
+def repeated(x, like, shape: tuple[int, ...]):
+    """`x` broadcast to `shape`, whose first dimension is the batch of `like`."""
+    return jnp.broadcast_to(x, shape, out_sharding=by_rows(like, len(shape)))
+
+
+def split_like(x, like):
+    """`x`, whose first dimension is the batch of `like`, split over devices as that is."""
+    sharding = by_rows(like, x.ndim)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def looked_up(table, numbers):
+    """Rows of a table: [N, D], i32[...] -> [..., D]. NaN for numbers from N on."""
+    sharding = by_rows(numbers, numbers.ndim + 1)
+    if sharding is None:
+        return jnp.take(table, numbers, axis=0)
+    return table.at[numbers].get(mode="fill", fill_value=jnp.nan, out_sharding=sharding)

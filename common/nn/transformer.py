@@ -22,13 +22,20 @@ import jax.numpy as jnp
 
 from common.errors import brief, require
 from common.nn import rope
-from common.nn.attention import ATTENTION_NAMES, Attention, Cache, Dtype, Implementation
+from common.nn.attention import ATTENTION_NAMES, Attention, Cache, Implementation
 from common.nn.blocks import MLP, MLP_NAMES, Activation, Block
-from common.nn.layers import MOST_LAYERS, identity, partition_rows, wanted
+from common.nn.layers import (
+    MOST_LAYERS,
+    Dtype,
+    Remat,
+    identity,
+    partition_rows,
+    recomputed,
+    wanted,
+)
 from common.task import Table
 
 Norm = Literal["layer", "rms"]
-Remat = Literal["none", "dots", "block"]
 Bias = bool | Literal["qkv", "attention", "mlp"]
 
 # The rows of every block; a model adds those of its embeddings and heads.
@@ -192,11 +199,7 @@ class Transformer(nn.Module):
             bias=self.bias in (True, "mlp"),
             **shared,
         )
-        block = Block
-        if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            policy = policy if self.remat == "dots" else None
-            block = nn.remat(Block, static_argnums=(4,), policy=policy)
+        block = recomputed(Block, self.remat, 4)
         fields = attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain
         return block(*fields, **self.block_options(index), **where)
 
