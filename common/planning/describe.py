@@ -31,10 +31,11 @@ def parameter_table(program: Program) -> str:
 
     Identical blocks share a row: block_0-11/mlp/up/kernel.
     """
-    section, partition = program.config["optim"], program.task.partition
+    flat, partition = tree.flatten(program.like.params), program.task.partition
+    every = optim.flags_of(program.config["optim"], flat)
 
     def row(path, leaf):
-        flags = optim.flags_of(section, path)
+        flags = every[path]
         names = tree.lookup(partition, path)
         axes = "-" if names is None else " ".join(name or "." for name in names)
         shape = "x".join(map(str, leaf.shape))
@@ -49,7 +50,6 @@ def parameter_table(program: Program) -> str:
             axes,
         )
 
-    flat = tree.flatten(program.like.params)
     block_numbers: dict[tuple, list[int]] = {}
     for path, leaf in flat.items():
         number = re.search(r"block_(\d+)", path)

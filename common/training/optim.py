@@ -11,7 +11,7 @@ select parameters by path. Every float may be a traced number, so code here bran
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from optax import contrib
 from common import tree
 from common.errors import BadInput, nearest, require
 from common.sections import parameters
-from common.training import directions
+from common.training import depths, directions
 from common.training.schedules import Schedule, schedule_steps, unit_shape
 
 MOST = {"ns_steps": 100}  # of a direction's integers; of the others 2^31 - 1
@@ -67,6 +67,7 @@ def make_optimizer(
     l2: float | None = None,
     decayed: tuple[tuple[str, float], ...] = DECAYED,
     multipliers: tuple[tuple[str, float], ...] = (),
+    layer_decay: float | None = None,
     freeze: tuple[str, ...] = (),
     lookahead: str | None = None,
 ) -> Optimizer:
@@ -92,6 +93,9 @@ def make_optimizer(
       decayed: rows (path regex, factor): the parameters that `weight_decay` and `l2` apply to, and
         a factor for each.
       multipliers: rows (path regex, factor of the learning rate); 1 where no row matches.
+      layer_decay: factor of the learning rate a layer from the head down, between 0 and 1: block i
+        of n has layer_decay^(n - i) of it, embeddings or stem layer_decay^(n + 1), the head all of
+        it (Clark et al. 2020; Bao et al. 2022); see `common.training.depths`. None is none.
       freeze: path regexes of parameters to leave unchanged, without optimizer state.
       lookahead: duration between Lookahead's moves (Zhang et al. 2019), such as "5 steps"; None is
         no Lookahead.
@@ -102,9 +106,11 @@ def make_optimizer(
     tail = (schedule, warmup, decay, final)
     warmup_steps, decay_steps = schedule_steps(total_steps, to_steps, *tail)
     _check_ranges(
-        positive={"lr": lr, "clip": clip},
+        positive={"lr": lr, "clip": clip, "layer_decay": layer_decay},
         at_least_zero={"weight_decay": weight_decay, "l2": l2, "final": final},
     )
+    in_range = not isinstance(layer_decay, int | float) or layer_decay <= 1
+    require(in_range, f"config.optim.layer_decay: {layer_decay} is above 1")
     _check_arguments(name, direction_arguments)
 
     def learning_rate(step):
@@ -131,7 +137,11 @@ def make_optimizer(
         arguments = {k: v for k, v in direction_arguments.items() if k in ("b1", "weight_lr_power")}
         # Its count starts at 1, and its base applies the learning rate itself.
         rate = lambda count: learning_rate(count - 1)
-        base = optax.chain(transform, optax.scale_by_schedule(lambda s: -learning_rate(s)))
+        chain = [transform, optax.scale_by_schedule(lambda s: -learning_rate(s))]
+        if layer_decay is not None:
+            by_layer = lambda updates, _: _by_layer(updates, layer_decay)
+            chain.insert(1, optax.stateless(by_layer))
+        base = optax.chain(*chain)
         wrapped = contrib.schedule_free(base, rate, **arguments)
         return Optimizer(
             init=wrapped.init,
@@ -154,7 +164,7 @@ def make_optimizer(
 
     def update(grads, state, params, step):
         updates, state = transform.update(grads, state, params)
-        rate = learning_rate(step)
+        updates, rate = _by_layer(updates, layer_decay), learning_rate(step)
         return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
 
     itself = lambda state, params: params
@@ -221,6 +231,14 @@ def _transform(name, direction_arguments, *, clip, l2, weight_decay, decayed, mu
     return optax.chain(*chain)
 
 
+def _by_layer(updates, layer_decay):
+    """Scales the updates of all parameters, frozen ones among them, by their depth."""
+    if layer_decay is None:
+        return updates
+    heights = depths.heights(tree.flatten(updates))
+    return tree.map_paths(lambda path, u: u * layer_decay ** heights[path], updates)
+
+
 def _add_decay(strength, decayed) -> optax.GradientTransformation:
     """Adds strength * factor * parameter where a row of `decayed` matches; leaves the others
     unchanged."""
@@ -268,20 +286,30 @@ def check_patterns(config: dict) -> None:
 
 
 def check_tables(config: dict, params) -> None:
-    """Raises `BadInput` if a row of the section `optim` matches no parameter."""
+    """Raises `BadInput` if a row of the section `optim` matches no parameter, or a model without
+    blocks is to have a decay by layer."""
     paths = tree.flatten(params)
     tree.check_table("config.optim.multipliers", config["multipliers"], paths)
+    if config["layer_decay"] is not None:
+        depths.heights(paths)
     freeze = tuple((regex, True) for regex in config["freeze"])
     tree.check_table("config.optim.freeze", freeze, paths)
     if config["weight_decay"] is not None or config["l2"] is not None:
         tree.check_table("config.optim.decayed", config["decayed"], paths)
 
 
-def flags_of(config: dict, path: str) -> dict[str, Any]:
-    """How the section `optim` treats one parameter: {"decay", "multiplier", "frozen"}."""
+def flags_of(config: dict, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How the section `optim` treats each parameter: {path: {"decay", "multiplier", "frozen"}}."""
     decays = config["weight_decay"] is not None or config["l2"] is not None
+    factors = {path: tree.lookup(config["multipliers"], path, 1.0) for path in paths}
+    if config["layer_decay"] is not None:
+        for path, height in depths.heights(factors).items():
+            factors[path] *= config["layer_decay"] ** height
     return {
-        "decay": tree.lookup(config["decayed"], path, 0.0) if decays else 0.0,
-        "multiplier": tree.lookup(config["multipliers"], path, 1.0),
-        "frozen": tree.lookup(tuple((r, True) for r in config["freeze"]), path, False),
+        path: {
+            "decay": tree.lookup(config["decayed"], path, 0.0) if decays else 0.0,
+            "multiplier": factor,
+            "frozen": tree.lookup(tuple((r, True) for r in config["freeze"]), path, False),
+        }
+        for path, factor in factors.items()
     }

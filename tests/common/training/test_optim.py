@@ -1,5 +1,7 @@
 """Each part of the optimizer against formulas, on tiny trees; every direction learns."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,34 @@ def test_multipliers_and_freezing():
     grads = jax.grad(loss)(PARAMS)
     close(grads["a"], jax.tree.map(lambda x: 2 * x, PARAMS["a"]))
     assert not jnp.any(grads["b"]["kernel"])  # and no gradient
+
+
+def test_decay_by_layer_multiplies_rates_of_frozen_trees_too():
+    names = "token", "block_0", "block_1", "block_2", "head"
+    params = {name: {"kernel": jnp.full((2, 2), 1.0 + i)} for i, name in enumerate(names)}
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+    plain = {"name": "sgd", "multipliers": ((r"head/.*", 3.0),)}
+
+    def updates(**section):
+        def update(decay):
+            decay = {} if decay is None else {"layer_decay": decay}
+            optimizer = make(**plain, **section, **decay)
+            return optimizer.update(grads, optimizer.init(params), params, jnp.uint32(0))[0]
+
+        return update
+
+    for section in ({}, {"freeze": (r"block_2/.*",)}, {"lookahead": "2 steps"}):
+        expected, found = updates(**section)(None), jax.jit(updates(**section))(0.5)
+        factors = dict(zip(names, (0.5**4, 0.5**3, 0.5**2, 0.5, 1.0), strict=True))
+        scaled = {
+            name: jax.tree.map(partial(jnp.multiply, factors[name]), update)
+            for name, update in expected.items()
+        }
+        close(found, scaled)
+    free = make(name="schedule_free", layer_decay=0.5), make(name="schedule_free")
+    found, expected = (o.update(grads, o.init(params), params, 0)[0] for o in free)
+    close(found["block_0"]["kernel"], expected["block_0"]["kernel"] * 0.5**3)
+    close(found["head"], expected["head"])
 
 
 @pytest.mark.parametrize("name", directions.DIRECTIONS)
