@@ -169,6 +169,16 @@ def overridden(
     return config
 
 
+def in_full(config, sections: Callable[[ml_collections.ConfigDict], dict]) -> dict:
+    """A config made in Python, a `ConfigDict` or nested dicts, completed and checked as `load` does
+    it: nested dicts with every key. The argument is unchanged."""
+    require(
+        isinstance(config, ml_collections.ConfigDict | Mapping),
+        f"config: {_typed(config)} is neither a ConfigDict nor a dict",
+    )
+    return plain(overridden(adopted(config), (), sections))
+
+
 def _split(overrides: Sequence[str]) -> dict[str, str]:
     """['--config.a.b=1', '--config.c', '2'] -> {'a.b': '1', 'c': '2'}, in order; the last word on a
     key counts."""

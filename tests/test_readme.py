@@ -2,10 +2,16 @@
 what there is."""
 
 import ast
+import logging
 import re
+import signal
+import sys
 
+import jax
 import pytest
 from helpers import ROOT
+
+from common.errors import BadInput
 
 READMES = {
     name: (ROOT / name).read_text()
@@ -28,6 +34,7 @@ SNIPPETS = [
     )
     for name, readme in READMES.items()
     for number, text in enumerate(re.findall(LANGUAGE.format("python"), readme, re.DOTALL))
+    if "train.run" not in text  # the notebook's runs below
 ]
 ROOMS = sorted(path.parent.name for path in (ROOT / "common").glob("*/__init__.py"))
 
@@ -49,6 +56,31 @@ def test_a_snippet_runs(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "README snippet", "exec"), {})
     assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_again_and_with_another_config(tmp_path, monkeypatch, capsys, caplog):
+    """As cells of one kernel: signals, logging and the mesh stay the kernel's."""
+    state = lambda: (
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        (logging.root.level, *logging.root.handlers),
+        (sys.stderr, jax.sharding.get_abstract_mesh()),
+    )
+    (cell,) = re.findall(LANGUAGE.format("python"), section(MAIN, "In a notebook"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    before, kernel = state(), {}
+    exec(cell, kernel)
+    first = kernel["result"]
+    exec(cell, kernel)
+    assert kernel["result"] == first
+    assert f"{first['steps']} {first['eval']['test']['accuracy']}" in capsys.readouterr().out
+    exec(cell.replace("2 epochs", "40 steps").replace("runs/notebook", "runs/other"), kernel)
+    assert kernel["result"]["steps"] == 40
+    with pytest.raises(BadInput, match=r"config\.optim\.lr"):
+        exec(cell.replace("result =", "config.optim.lr = 0.5\nresult ="), kernel)
+    assert state() == before
+    assert "\r" not in capsys.readouterr().err
+    assert caplog.messages == []
 
 
 def test_there_are_snippets():
@@ -74,7 +106,7 @@ def test_every_command_is_of_a_file(name):
 
 
 def test_the_readme_is_short_and_shows_the_four_uses_and_five_files():
-    assert len(MAIN.splitlines()) <= 170
+    assert len(MAIN.splitlines()) <= 190
     for use in ("Train", "Sweep", "Import", "Scale"):
         assert "```" in section(MAIN, use)
     tour = section(MAIN, "Read these in this order")

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import pathlib
 import platform
@@ -12,12 +13,14 @@ from collections.abc import Iterable
 from importlib import metadata
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
-from common import inputs
+from common import imports, inputs
 from common.devices import code, processes
 from common.errors import brief, require
 from common.task import MOST_STEPS
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 MOST_CPU_DEVICES = 4096  # of a simulated pod, and then some
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8  # mallopt(3)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
@@ -54,19 +57,22 @@ def start(
     )
     if cache not in ("", "none"):
         inputs.folder("config.runtime.cache", os.path.expanduser(cache), missing=True)
-    if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # a second run in this process: devices exist
-            jax.config.update("jax_num_cpu_devices", cpu_devices)
-    if deterministic:
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
+    started = imports.jax_has_started()
+    if started:
+        _say_unheeded(deterministic, cpu_devices)
+    if cpu_devices is not None and "JAX_NUM_CPU_DEVICES" not in os.environ and not started:
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if deterministic and not started and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
+    before = jax.config.jax_compilation_cache_dir
     if cache == "none":
         jax.config.update("jax_compilation_cache_dir", None)
-    elif cache or not jax.config.jax_compilation_cache_dir:
+    elif cache or not before:
         folder = cache or pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "touchstone"
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if started and jax.config.jax_compilation_cache_dir != before:
+        compilation_cache.reset_cache()  # it stays with the folder of the first program otherwise
     _allocator(M_ARENA_MAX, 1)  # for the threads that XLA starts with the backend
     processes.join()
     if jax.default_backend() == "cpu":
@@ -77,6 +83,19 @@ def start(
         _allocator(M_TRIM_THRESHOLD, -1)
     else:
         _allocator(M_ARENA_MAX, 0)
+
+
+def _say_unheeded(deterministic: bool, cpu_devices: int | None) -> None:
+    """Warns of keys that come too late: jax, which runs already, read them as it started."""
+    platform, count = jax.default_backend(), jax.local_device_count()
+    late = "JAX, which runs already in this process, heeds it only as it starts: restart Python"
+    divides = platform == "cpu" and "JAX_NUM_CPU_DEVICES" not in os.environ
+    if divides and cpu_devices not in (None, count):
+        text = "config.runtime.cpu_devices: %d, but the CPU is %d; %s (the kernel of a notebook)"
+        logging.warning(text, cpu_devices, count, late)
+    if platform == "gpu" and deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        text = "config.runtime.deterministic: %s (the kernel of a notebook), with XLA_FLAGS=%s"
+        logging.warning(text, late, DETERMINISTIC)
 
 
 def _allocator(setting: int, value: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax
 
 from common import imports, tree
-from common.config import flatten, plain
+from common.config import flatten, in_full
 from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
 from common.errors import BadInput, CannotWrite, NotFinite, require
@@ -24,7 +24,7 @@ from common.runs.progress import Progress
 from common.sections import call
 from common.training import watched
 from common.training.loop import Run, loop, saving
-from common.training.program import Program, described_count, initial_state, prepare
+from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
 from common.training.step import TrainState
 
@@ -37,7 +37,7 @@ def run(config, folder, *, show: bool = True) -> dict:
     """Trains a config in a workdir, resuming if it holds a run, and returns the result.
 
     Args:
-      config: a completed config (`common.config.load`).
+      config: a `ConfigDict` or nested dicts; keys that it leaves out have their defaults.
       folder: the workdir, created if needed; scripts/README.md describes its files.
       show: whether to print progress to standard error.
 
@@ -48,7 +48,7 @@ def run(config, folder, *, show: bool = True) -> dict:
     Raises:
       BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
     """
-    config = config if isinstance(config, dict) else plain(config)
+    config = in_full(config, sections)
     with contextlib.suppress(OSError):  # `Lock` says what is wrong with the folder
         for step in checkpoint.steps_in(folder)[-1:]:
             ending.keeps(step)

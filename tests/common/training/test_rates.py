@@ -31,6 +31,7 @@ def test_a_loss_that_does_not_fall_suggests_nothing(losses):
     assert rates.tested(np.geomspace(1e-3, 1, len(losses)), losses).suggested is None
 
 
+@pytest.mark.slow
 def test_the_first_steps_are_those_of_training_and_it_ends_where_the_loss_diverges():
     seen = []
     found = rates.range_test(load(TOY), 1e-3, 1e6, 40, lambda *line: seen.append(line))
@@ -50,6 +51,7 @@ def test_rates_that_do_not_rise_are_refused():
             rates.range_test(load(TOY), low, high, steps)
 
 
+@pytest.mark.slow
 def test_the_script_shows_a_suggestion_and_overwrites_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "--config", TOY, "--low=1e-4", "--steps=30", "--png=rates.png"
