@@ -33,12 +33,12 @@ import _checkout  # noqa: F401
 import cases
 import contest
 from common import cli, config, tree
-from common.devices import ending, runtime
+from common.devices import ending, mesh, runtime
 from common.errors import BadInput, choice, require
 from common.reports import plots
 from common.runs import log
 from common.runs.progress import Progress
-from common.training import program
+from common.training import interval, program
 from common.training.loop import Run, loop
 from contest import Contender
 
@@ -154,12 +154,13 @@ def against_step(
 
     made = prepared(1)
     state = program.initial_state(made)
+    sums = mesh.put_replicated(made.layout, interval.zeros(made.terms))
 
     def by_hand() -> float:
-        nonlocal state
+        nonlocal state, sums
         begun, before = time.perf_counter(), None
         for _ in range(steps):
-            state, _, finite = made.step(made.hypers, state, {}, made.resident)
+            state, sums, _, finite = made.update(made.hypers, state, sums, {}, made.resident)
             jax.block_until_ready(before)  # two in flight: an unbounded queue hangs several devices
             before = finite
         jax.block_until_ready(state)

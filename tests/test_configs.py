@@ -144,7 +144,7 @@ def test_a_config_trains_two_steps(name, folder, compiled_in_haste):
     losses, state = measure.train_losses(made, 2)
     assert all(0 < loss < 20 for loss in losses)
     assert int(state.step) == 2
-    assert made.step._cache_size() == 1
+    assert made.update._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", SOME_SLOW)

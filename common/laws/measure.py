@@ -20,8 +20,7 @@ from common.config import changed, flatten
 from common.data import loading, order
 from common.devices import mesh
 from common.sections import parameters
-from common.task import purpose_key
-from common.training import program
+from common.training import interval, program
 from common.training.program import Program, initial_state, prepare
 
 
@@ -69,12 +68,11 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
             batches = loading.train_batches(
                 source, seed, range(first, first + steps), size, made.layout
             )
-        losses, update, count = [], made.step, None
-        if made.steps is not None:
-            update, count = made.steps, mesh.put_replicated(made.layout, np.int32(1))
+        losses, several = [], made.plan.steps_per_call > 1
+        one, sums = mesh.put_replicated(made.layout, (np.int32(1), interval.zeros(made.terms)))
         for _ in range(steps):
-            inputs = next(batches) if count is None else count
-            state, terms, _ = update(made.hypers, state, inputs, made.resident)
+            inputs = one if several else next(batches)
+            state, sums, terms, _ = made.update(made.hypers, state, sums, inputs, made.resident)
             losses.append(float(terms["loss"][0]))
     return losses, state
 

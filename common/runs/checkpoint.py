@@ -192,8 +192,13 @@ class Checkpoints:
         """Steps that are complete on disk, in increasing order."""
         return steps_in(self._folder.parent)
 
-    def save(self, step: int, state) -> None:
+    def save(self, step: int, state, beside: dict | None = None) -> None:
         """Starts saving a state; its arrays may be donated as soon as this returns.
+
+        Args:
+          step: completed updates.
+          state: a tree of arrays.
+          beside: JSON values to keep beside it; see `Checkpoints.beside`.
 
         Raises:
           OSError: from the file system (a full disk, say), during this call or the previous save.
@@ -201,7 +206,7 @@ class Checkpoints:
         """
         digests = jax.device_get(tree.digests(state))
         tensors = {p: [*s, int(digests[p])] for p, s in structure(state).items()}
-        record = to_json(Record(tensors, step, self._run))
+        record = to_json(Record(tensors, step, self._run, beside or {}))
         # Orbax stores dicts: a NamedTuple becomes a dict of its fields.
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dicts(state)), digests=ocp.args.JsonSave(record)
@@ -259,6 +264,11 @@ class Checkpoints:
             return self.restore(like, part=part)  # a live run has saved and deleted meanwhile
         require(not steps, f"all checkpoints in {self._folder} are damaged: steps {steps}")
         return None
+
+    def beside(self, step: int) -> dict:
+        """What `save` was given beside the state of a step that `restore` has verified."""
+        with together(), self._reading(step):
+            return from_json(self._records.restore(self._folder / str(step) / "digests")).beside
 
     def _agreed_steps(self) -> list[int]:
         """The steps that every process sees."""

@@ -19,27 +19,32 @@ class Record(NamedTuple):
       tensors: {path: [shape, dtype, digest]}.
       step: None in the checkpoints of older versions.
       run: {key: value} of the run, as `Checkpoints` is given it; {} in older ones.
+      beside: what else `Checkpoints.save` is given; {} in older ones.
     """
 
     tensors: dict
     step: int | None
     run: dict
+    beside: dict
 
 
 def to_json(record: Record) -> dict:
     """A record as JSON values, with a digest of its own."""
     fields = record._asdict()
+    if not record.beside:  # as older versions write it, and read it
+        del fields["beside"]
     return fields | {"digest": _digest(fields)}
 
 
 def from_json(saved: dict) -> Record:
     """The inverse of `to_json`. Raises `Damaged` if it is not what was written."""
     if "tensors" not in saved:  # of an older version
-        return Record(saved, None, {})
-    fields = {name: saved[name] for name in Record._fields}
+        return Record(saved, None, {}, {})
+    fields = {name: saved[name] for name in Record._fields if name != "beside"}
+    fields |= {"beside": saved["beside"]} if "beside" in saved else {}
     if saved.get("digest") != _digest(fields):
         raise Damaged("its record differs from what was saved")
-    return Record(**fields)
+    return Record(**{"beside": {}} | fields)
 
 
 def _digest(fields: dict) -> str:

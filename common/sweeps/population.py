@@ -25,7 +25,7 @@ from common.errors import Preempted
 from common.runs import workdir
 from common.sections import call
 from common.training import train
-from common.training.loop import drive
+from common.training.loop import drive, is_log_step
 from common.training.program import Program, abstract_arguments, lay_out, prepare, with_numbers
 from common.training.step import TrainState
 
@@ -145,11 +145,11 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
         rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         return jax.device_put(rows, by_trial)
 
-    states, terms, finite = None, None, None
+    states, sums, terms, finite = None, None, None, None
     outcomes: dict[int, Any] = {}
 
     def outputs_of(k):
-        return lambda: jax.tree.map(lambda x: _Row(x, k), (terms, finite))
+        return lambda: jax.tree.map(lambda x: _Row(x, k), (sums, terms, finite))
 
     def advance(k):
         """Advances a trial to its next update, or records how it ended."""
@@ -170,12 +170,12 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             cleanup.callback(trial.close)
         with jax.set_mesh(first.layout.mesh):
             begun = {k: advance(k) for k in range(count)}
-            begun = {k: state for k, state in begun.items() if k not in outcomes}
+            begun = {k: start for k, start in begun.items() if k not in outcomes}
             if not begun:
                 return [outcomes[k] for k in range(count)]
             # Trials that did not begin get any state: they are masked.
             filler = next(iter(begun.values()))
-            states = stacked([begun.get(k, filler) for k in range(count)])
+            states, sums = stacked([begun.get(k, filler) for k in range(count)])
             hypers = stacked([jax.device_get(program.hypers) for program in programs])
             next_step = {k: advance(k) for k in begun}
             del begun, filler
@@ -183,28 +183,31 @@ def stack(programs: Sequence[Program], folders: Sequence) -> list:
             steps = min(going.values(), key=lambda due: due.start)
             active = [k for k, due in going.items() if due == steps]
             live = np.isin(np.arange(padded), active)
+            anew = live & is_log_step(first, steps.start)
             with jax.set_mesh(layout.mesh):
                 step_count = np.int32(len(steps))
-                states, terms, finite = step(hypers, states, live, step_count, first.resident)
+                states, sums, terms, finite = step(
+                    hypers, states, sums, live, anew, step_count, first.resident
+                )
             with jax.set_mesh(first.layout.mesh):
                 next_step |= {k: advance(k) for k in active}
     return [outcomes[k] for k in range(count)]
 
 
 def _stacked_step(program: Program, by_trial: NamedSharding):
-    """(hypers, states, live bool[n], count, resident) -> (states, Terms, finite), all stacked;
-    trials that are not live keep their state."""
-    step, steps = program.step.__wrapped__, program.steps and program.steps.__wrapped__
+    """(hypers, states, sums, live bool[n], anew bool[n], count, resident) -> (states, sums, Terms,
+    finite), all stacked; trials that are not live keep their state, and new sums begin where
+    `anew`."""
+    update, several = program.update.__wrapped__, program.plan.steps_per_call > 1
 
-    def trial_step(hypers, state: TrainState, live, count, resident):
-        updated, terms, finite = (
-            steps(hypers, state, count, resident) if steps else step(hypers, state, {}, resident)
-        )
-        updated = jax.tree.map(lambda new, old: jnp.where(live, new, old), updated, state)
-        return updated, terms, finite
+    def trial_step(hypers, state: TrainState, sums, live, anew, count, resident):
+        inputs, before = count if several else {}, jnp.where(anew, 0.0, sums)
+        *updated, terms, finite = update(hypers, state, before, inputs, resident)
+        updated = jax.tree.map(lambda new, old: jnp.where(live, new, old), updated, [state, sums])
+        return *updated, terms, finite
 
     return jax.jit(
-        jax.vmap(trial_step, in_axes=(0, 0, 0, None, None), spmd_axis_name=AXIS),
+        jax.vmap(trial_step, in_axes=(0, 0, 0, 0, 0, None, None), spmd_axis_name=AXIS),
         donate_argnums=1,
         out_shardings=by_trial,
     )
@@ -212,9 +215,9 @@ def _stacked_step(program: Program, by_trial: NamedSharding):
 
 def _trial(
     program: Program, folder, count: int, preemption, state, outputs
-) -> Iterator[TrainState | range]:
-    """An ordinary run whose updates the caller makes: yields its initial state, on the host, then
-    what `loop.drive` yields; returns its result."""
+) -> Iterator[tuple[TrainState, np.ndarray] | range]:
+    """An ordinary run whose updates the caller makes: yields its initial state and sums, on the
+    host, then what `loop.drive` yields; returns its result."""
     with (
         workdir.Lock(folder) as lock,
         train.refusals(folder),
@@ -224,7 +227,7 @@ def _trial(
         # A copy: on a CPU `device_get` may return the very memory that is freed next.
         host = jax.tree.map(np.array, jax.device_get(first))
         jax.tree.map(lambda x: x.delete(), first)
-        yield host
+        yield host, opened.sums
         del host
         yield from drive(opened._replace(preemption=preemption), step, state, outputs)
         return train.finish(opened, state())

@@ -27,6 +27,7 @@ from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
 from common.sections import call
 from common.task import EvalContext, purpose_key
+from common.training import interval
 from common.training.program import Program
 from common.training.step import TrainState
 
@@ -41,6 +42,8 @@ class Run(NamedTuple):
       checkpoints: None saves none.
       preemption: None ignores preemption.
       folder: the workdir, if any.
+      sums: f32[2, N], of the Terms since the last line of the log (`common.training.interval`);
+        None for none.
     """
 
     program: Program
@@ -49,6 +52,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints | None = None
     preemption: ending.Preemption | None = None
     folder: epath.Path | None = None
+    sums: np.ndarray | None = None
 
 
 # --------------------------------------------------------------------------------------------- due
@@ -82,7 +86,7 @@ def due(program: Program, step: int, history: list[dict]) -> Due:
     plan, saving = program.plan, program.saving
     at_end = step == plan.total
     evaluate = {name for name, n in program.every.items() if step and (step % n == 0 or at_end)}
-    decides = bool(evaluate) or (_stops_on_training(program) and _is_log_step(program, step))
+    decides = bool(evaluate) or (_stops_on_training(program) and is_log_step(program, step))
     stop = decides and call(should_stop, program.config["train"]["stop"], history)
     is_best = bool(evaluate) and saving.best is not None and logged(history, step, saving.best[1])
     if stop:
@@ -110,7 +114,8 @@ def next_steps(program: Program, step: int, profiled: range = range(0)) -> range
     return range(step, min(step + plan.steps_per_call, *stops))
 
 
-def _is_log_step(program: Program, step: int) -> bool:
+def is_log_step(program: Program, step: int) -> bool:
+    """Whether a line of training is due after `step` updates; the end logs one, too."""
     return step > 0 and step % program.plan.log_every == 0
 
 
@@ -126,22 +131,27 @@ def loop(run: Run, state: TrainState) -> TrainState:
     """Trains `state` until the run ends or stops early; see `drive`."""
     program, step = run.program, int(state.step)
     terms, finite = None, None
+    zeros = mesh.put_replicated(program.layout, interval.zeros(program.terms))
+    sums = zeros if run.sums is None else mesh.put_replicated(program.layout, run.sums)
     batches = batches_from(program, step)
     count = functools.cache(lambda n: mesh.put_replicated(program.layout, np.int32(n)))
-    with contextlib.closing(drive(run, step, lambda: state, lambda: (terms, finite))) as calls:
+    several, outputs = program.plan.steps_per_call > 1, lambda: (sums, terms, finite)
+    with contextlib.closing(drive(run, step, lambda: state, outputs)) as calls:
         for steps in calls:
             with jax.profiler.StepTraceAnnotation("train", step_num=steps.start):
-                if program.steps is None:
-                    update, inputs = program.step, next(batches)
-                else:
-                    update, inputs = program.steps, count(len(steps))
-                state, terms, finite = update(program.hypers, state, inputs, program.resident)
+                inputs = count(len(steps)) if several else next(batches)
+                if is_log_step(program, steps.start):
+                    sums = zeros
+                state, sums, terms, finite = program.update(
+                    program.hypers, state, sums, inputs, program.resident
+                )
     return state
 
 
 def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[range]:
     """Drives a run: yields the range of steps to execute next; between them evaluates,
-    checkpoints, logs and stops.
+    checkpoints, logs and stops. Its caller begins new sums after each step that is logged
+    (`is_log_step`).
 
     Metrics of call k are fetched after call k+1 is dispatched; at most two calls are in flight.
 
@@ -149,7 +159,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
       run: the run, with its workdir open.
       step: completed updates.
       state: () -> the current TrainState.
-      outputs: () -> (Terms, number of finite steps) of the newest call.
+      outputs: () -> (sums, Terms, number of finite steps) of the newest call.
 
     Raises:
       NotFinite: at the first step whose loss or update is not finite; it is not saved.
@@ -159,7 +169,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
     plan, history = program.plan, run.metrics.history
     profiled = runtime.profiled(program.config["runtime"]["profile"] if run.folder else "")
     saved = set(checkpoints.steps()) if checkpoints else set()
-    in_flight = None  # the newest call: (steps, Terms, finite, digests)
+    in_flight = None  # the newest call: (steps, sums, Terms, finite, digests)
     calls, longest = 0, 0.0  # calls so far, and seconds of the slowest
 
     def fetch():
@@ -171,7 +181,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
     with contextlib.ExitStack() as profile, ending.busy("starting"):
         while True:
             # Evaluate.
-            if _is_log_step(program, step) and _stops_on_training(program):
+            if is_log_step(program, step) and _stops_on_training(program):
                 fetch()
             evaluated: set[str] = set()
             interrupted = False
@@ -197,7 +207,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
                 run.progress.pause()
                 run.metrics.sync()
                 with saving(checkpoints, step):
-                    checkpoints.save(step, state())
+                    checkpoints.save(step, state(), _pending(program, step, outputs()[0]))
                 if saved:  # by now the one before is on disk
                     ending.keeps(max(saved))
                 saved.add(step)
@@ -223,7 +233,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             step = steps.stop
 
             # Log. Digests are computed now: the next call reuses the state's memory.
-            logs = _is_log_step(program, step) or step == plan.total
+            logs = is_log_step(program, step) or step == plan.total
             digests = tree.digests(state()) if logs else None
             fetch()
             in_flight = (steps, *outputs(), digests)
@@ -231,6 +241,13 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             if calls > 2:  # the first one compiles
                 longest = max(longest, time.monotonic() - begun)
                 ending.allow(longest)
+
+
+def _pending(program: Program, step: int, sums) -> dict:
+    """What a checkpoint of `step` keeps of the sums: {} if they are in the log."""
+    if step == 0 or is_log_step(program, step) or step == program.plan.total:
+        return {}
+    return interval.to_json(jax.device_get(sums), program.terms)
 
 
 @contextlib.contextmanager
@@ -260,8 +277,9 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
     )
 
 
-def _log(run: Run, steps: range, terms, finite, digests) -> None:
-    """Fetches the outputs of a call; raises `NotFinite`, and logs if `digests` are given."""
+def _log(run: Run, steps: range, sums, terms, finite, digests) -> None:
+    """Fetches the outputs of a call; raises `NotFinite`, and logs if `digests` are given: means
+    since the last line, and the learning rate of this step."""
     finite, step = int(jax.device_get(finite)), steps.stop
     if finite < len(steps):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
@@ -272,8 +290,9 @@ def _log(run: Run, steps: range, terms, finite, digests) -> None:
     run.progress.done(step)
     if digests is None:
         return
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = {f"train/{n}": s / w for n, (s, w) in jax.device_get(terms).items()}
+    sums, rate = jax.device_get((sums, terms["learning_rate"][0]))
+    values = interval.means(sums, run.program.terms) | {"learning_rate": rate}
+    values = {f"train/{name}": value for name, value in values.items()}
     groups = tree.group_digests(jax.device_get(digests))
     clock = {"seconds": round(run.progress.seconds(), 3), **run.progress.speeds()}
     clock = {f"time/{name}": value for name, value in clock.items()}

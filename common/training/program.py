@@ -24,7 +24,14 @@ from common.task import MOST_STEPS, Source, Task, purpose_key, split_key
 from common.training import contract, directions, optim, terms
 from common.training.duration import steps
 from common.training.initialise import adopted, initialise
-from common.training.step import Plan, TrainState, make_step, make_steps
+from common.training.step import (
+    STEP_TERMS,
+    Plan,
+    TrainState,
+    make_step,
+    make_update,
+    with_step_terms,
+)
 
 
 class Program(NamedTuple):
@@ -39,8 +46,9 @@ class Program(NamedTuple):
       create: jitted: hypers -> TrainState.
       adopt: jitted: (hypers, params, extra) -> TrainState of step 0 around these parameters.
       step: jitted: (hypers, state, batch, resident) -> (state, Terms, finite); donates the state.
-      steps: jitted: (hypers, state, count, resident) -> (state, Terms, finite_steps), see
-        `common.training.step.make_steps`; None if each call is one step.
+      update: jitted: (hypers, state, sums, inputs, resident) -> (state, sums, Terms, finite), what
+        the loop calls; see `common.training.step.make_update`. Donates the state.
+      terms: the abstract Terms of a step.
       build: {'optim.lr': 0.1, …} -> (Task, Optimizer) of the config with these traced numbers.
       like: a TrainState of ShapeDtypeStructs with shardings.
       resident: the training set on the device, or {}.
@@ -57,7 +65,8 @@ class Program(NamedTuple):
     create: Callable
     adopt: Callable
     step: Callable
-    steps: Callable | None
+    update: Callable
+    terms: Terms
     build: Callable
     like: TrainState
     resident: dict
@@ -123,7 +132,8 @@ def plan(
         same.
       average: decay of an exponential moving average of the parameters, which evaluation then
         uses; None keeps none.
-      log_every: interval between log lines: "50 steps", "1 epoch" or "1%" of the run.
+      log_every: interval between log lines: "50 steps", "1 epoch" or "1%" of the run. A line holds
+        exact means over the steps since the one before, and the learning rate of its own step.
       steps_per_call: most steps in one call of the compiled program, which returns early if
         something is due; saves about 0.15 ms a step. Needs a resident training set; preemption
         waits for up to two calls. Not for convolutions on CPU, ten times slower in a loop.
@@ -250,8 +260,9 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         )
 
     optim.check_patterns(config["optim"])
-    task, optimizer = build({})
-    terms.check_task(config, task, schedule)
+    with models.explained(config.get("model", {})):
+        task, optimizer = build({})
+        terms = with_step_terms(_check_task(config, task, schedule))
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -277,8 +288,11 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         shardings,
     )
     replicated = mesh.replicated(layout)
-    step = make_step(build, layout, schedule, sources["train"].order)
-    compiled = partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated, replicated))
+    step = make_step(build, layout, schedule, size)
+    if task.gradients is not None:  # whose Terms may be others than those of the loss
+        row = loading.batch_shapes(sources["train"], schedule.batch_size)
+        terms = jax.eval_shape(step, hypers, shapes, row, {})[1]
+    compiled = partial(jax.jit, donate_argnums=1)
     return Program(
         config=config,
         plan=schedule,
@@ -289,8 +303,12 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         hypers=hypers,
         create=jax.jit(create, out_shardings=shardings),
         adopt=jax.jit(adopt, out_shardings=shardings),
-        step=compiled(step),
-        steps=compiled(make_steps(step)) if schedule.steps_per_call > 1 else None,
+        step=compiled(step, out_shardings=(shardings, replicated, replicated)),
+        update=compiled(
+            make_update(step, schedule),
+            out_shardings=(shardings, replicated, replicated, replicated),
+        ),
+        terms=terms,
         build=build,
         like=like,
         resident=sources["train"].resident or {},
@@ -363,6 +381,52 @@ def with_numbers(program: Program, config: dict) -> Program:
         optimizer=optimizer,
         hypers=mesh.put_replicated(program.layout, hypers),
     )
+
+
+def _terms_of(task: Task) -> Terms:
+    """Abstract terms of a task, for a batch of one row."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    row = loading.batch_shapes(task.sources["train"], 1)
+
+    def terms(key, row):
+        params, extra = task.init(key)
+        return task.loss(params, extra, task.prepare(key, row, True), key)[0]
+
+    return jax.eval_shape(terms, key, row)
+
+
+def _check_task(config: dict, task: Task, schedule: Plan) -> Terms:
+    """The task's abstract Terms. Raises `BadInput` if the task and the config are incompatible.
+
+    The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
+    An evaluator's metrics are only known once it has run: `common.training.watched` checks them.
+    """
+    abstract = _terms_of(task)
+    shapes = {name: total.shape for name, (total, _) in abstract.items()}
+    terms = set(shapes)
+    unknown = sorted(set(task.objective) - terms)
+    require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
+    require(
+        schedule.accumulate == 1 or task.rows_independent,
+        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
+    )
+    require(
+        schedule.accumulate == 1 or task.gradients is None,
+        "config.train.accumulate: this task computes its own gradients, which cannot be split",
+    )
+    valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
+    for where, key in metric_keys(config).items():
+        kind, *names = key.split("/")
+        kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
+        require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
+        choice(where, names[0] if names else "", valid[kind])
+        if kind == "train":
+            require(
+                not shapes.get(names[0], ()) or names[0] in STEP_TERMS,
+                f"{where}: {key!r} is no single number, which never improves",
+            )
+            choice(where, key, [f"train/{name}" for name in valid[kind]])
+    return abstract
 
 
 def initial_state(program: Program) -> TrainState:

@@ -1,5 +1,5 @@
 """The training step: a pure function (hypers, state, batch, resident) -> (state, Terms, finite);
-and several steps as one computation.
+and what the loop calls, one or several steps as one computation.
 
 A config's floats enter as traced numbers, `hypers`, from which task and optimizer are built during
 tracing: a new learning rate recompiles nothing, and `jax.vmap` over hypers, states and seeds trains
@@ -14,10 +14,17 @@ import jax.numpy as jnp
 
 from common.data import loading
 from common.devices import mesh
-from common.task import Task, purpose_key
+from common.task import Task, Terms, purpose_key
+from common.training import interval
 
 # Terms that the step adds to the task's.
 STEP_TERMS = {"loss", "learning_rate", "gradient_norm", "update_norm"}
+
+
+def with_step_terms(terms: Terms) -> Terms:
+    """The abstract Terms of a step, from those of its task."""
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    return terms | dict.fromkeys(STEP_TERMS, (number, number))
 
 
 class TrainState(NamedTuple):
@@ -164,29 +171,35 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
     return step
 
 
-def make_steps(step: Callable) -> Callable:
-    """Several updates: (hypers, state, count i32[], resident) -> (state, Terms, finite_steps).
+def make_update(step: Callable, plan: Plan) -> Callable:
+    """A call of the loop: (hypers, state, sums, inputs, resident) -> (state, sums, Terms, finite).
 
-    The same program runs each step whatever `count` is, so the bits do not depend on how steps are
-    grouped. `finite_steps` i32[] counts the steps before the first that is not finite, `count` if
-    all are; the Terms are those of that step, or of the last.
+    `sums` f32[2, N] accumulate the Terms (`common.training.interval`). If a call makes one step,
+    `inputs` is its batch. Otherwise it is the number of steps, i32[]: the same program runs each
+    step whatever that is, so the bits do not depend on how steps are grouped. `finite` i32[] counts
+    the steps before the first that is not finite; the Terms are those of that step, or of the last.
 
     Args:
       step: from `make_step`.
+      plan: how many steps a call may make.
     """
 
-    def steps(hypers, state: TrainState, count, resident: dict):
+    def one(hypers, state: TrainState, sums, batch: dict, resident: dict):
+        state, terms, finite = step(hypers, state, batch, resident)
+        return state, interval.add(sums, terms), terms, finite
+
+    def several(hypers, state: TrainState, sums, count, resident: dict):
         def body(i, carry):
-            state, before, good = carry
-            state, terms, finite = step(hypers, state, {}, resident)
+            state, sums, before, good = carry
+            state, sums, terms, finite = one(hypers, state, sums, {}, resident)
             terms = jax.tree.map(lambda new, old: jnp.where(good == i, new, old), terms, before)
-            return state, terms, jnp.where(finite & (good == i), good + 1, good)
+            return state, sums, terms, jnp.where(finite & (good == i), good + 1, good)
 
         _, terms, _ = jax.eval_shape(step, hypers, state, {}, resident)
         terms = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), terms)
-        return jax.lax.fori_loop(0, count, body, (state, terms, jnp.int32(0)))
+        return jax.lax.fori_loop(0, count, body, (state, sums, terms, jnp.int32(0)))
 
-    return steps
+    return one if plan.steps_per_call == 1 else several
 
 
 def _norm(grads) -> jax.Array:

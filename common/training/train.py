@@ -22,7 +22,7 @@ from common.runs import facts as run_facts
 from common.runs.history import last_speeds, last_values
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import watched
+from common.training import interval, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -157,6 +157,7 @@ def begun(
         ending.now_busy("reading the checkpoint")
         restored = checkpoints.restore(program.like)
         state, step = restored or (fresh or initial_state(program), 0)
+        sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
         # A percentage may refer to an earlier, different duration.
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
         mending.mend_log(folder, step, log_every, main)
@@ -170,7 +171,7 @@ def begun(
         progress.say(_headline(program, folder, step))
         started = True
         with contextlib.closing(metrics):
-            yield Run(program, metrics, progress, checkpoints, folder=folder), state
+            yield Run(program, metrics, progress, checkpoints, folder=folder, sums=sums), state
     except NotFinite as error:
         checkpoints.wait()
         kept = checkpoints.steps()

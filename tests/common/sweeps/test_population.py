@@ -78,7 +78,7 @@ def test_trials_that_are_behind_are_waited_for(trained, tmp_path):
         assert (tmp_path / f"{k}/checkpoints/{min(kept, outcomes[k]['steps'])}").exists()
     again = population.run(configs[:3], [tmp_path / str(k) for k in range(3)])
     assert [one["digest"] for one in again] == [one["digest"] for one in outcomes[:3]]
-    for k in range(3):
+    for k in range(3):  # also the means of the lines that step 5 is between
         same(tmp_path / str(k), root / str(k))
 
 

@@ -17,7 +17,7 @@ from common.errors import BadInput, CannotWrite, NotFinite
 from common.runs import files, log, mending
 from common.runs.history import should_stop
 from common.runs.progress import Progress
-from common.training import train
+from common.training import interval, train
 from common.training.loop import Run, loop
 from common.training.program import prepare
 from common.training.saved import read_config
@@ -318,10 +318,12 @@ def test_how_steps_are_grouped_changes_no_bit():
     with jax.set_mesh(made.layout.mesh):
         for calls in ((8,), (3, 5), (1,) * 8):
             state = made.create(made.hypers)
+            sums = mesh.put_replicated(made.layout, interval.zeros(made.terms))
             for n in calls:
-                state, _, finite = made.steps(made.hypers, state, count(n), made.resident)
+                args = made.hypers, state, sums, count(n), made.resident
+                state, sums, _, finite = made.update(*args)
                 assert int(finite) == n
-            found.add(tree.hexdigest(state))
+            found.add(tree.hexdigest(state) + tree.hexdigest(sums))
     assert len(found) == 1
 
 
@@ -390,22 +392,21 @@ def test_the_state_is_donated():
 def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
     """What waits for the device, or sends to it, would be an implicit transfer."""
     made = prepare(short(**{"train.steps_per_call": calls}))
-    update, given = made.step, {}
     with jax.set_mesh(made.layout.mesh):
-        if calls > 1:
-            update, given = made.steps, mesh.put_replicated(made.layout, np.int32(1))
-        state = made.create(made.hypers)
-        state, _, _ = update(made.hypers, state, given, made.resident)
+        zeros = interval.zeros(made.terms)
+        one, sums = mesh.put_replicated(made.layout, (np.int32(1), zeros))
+        state, given = made.create(made.hypers), one if calls > 1 else {}
+        state, *_ = made.update(made.hypers, state, sums, given, made.resident)
         options = {"name": "", "config": {}, "tensorboard": False, "wandb": ""}
         metrics = log.Log(tmp_path, 1, writing=True, **options)
         progress = Progress(12, 64, 1, 0.0, show=False)
         made = made._replace(every={})
-        before = update._cache_size()
+        before = made.update._cache_size()
         with jax.transfer_guard("disallow"):
             state = loop(Run(made, metrics, progress), state)
         metrics.close()
     assert int(state.step) == 12
-    assert update._cache_size() == before == 1
+    assert made.update._cache_size() == before == 1
 
 
 def test_runs_begin_from_another_runs_parameters_and_from_pretrained_ones(tmp_path):
