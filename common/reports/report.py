@@ -408,6 +408,11 @@ def notes(report: RunReport) -> list[str]:
     if tests:
         many = f"; {tests} comparisons, not corrected for their number" if tests > 1 else ""
         lines.append(f"in brackets: 95% interval by Student's t, paired by seed{many}")
+    runs = [run for row in report.rows for run in row.runs if run.result.get("stopped")]
+    if runs:
+        names = [f"{run.name} at step {run.result['steps']}" for run in runs]
+        more = [f"and {len(names) - 6} more"] if len(names) > 6 else []
+        lines.append(f"stopped early: {', '.join(names[:6] + more)}")
     return lines + ([left_out_text(report.left_out)] if report.left_out else [])
 
 

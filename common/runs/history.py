@@ -37,10 +37,11 @@ def number(value) -> float:
     return value if isinstance(value, (int, float)) else float("nan")
 
 
-def should_stop(
+def why_stop(
     history: list[dict], *, metric: str = "", patience: int = 5, min_delta: float = 0.0
-) -> bool:
-    """Early stopping: a pure function of the log, so that a resumed run decides the same.
+) -> str:
+    """Early stopping: why to stop, or "" to go on. A pure function of the log, so that a resumed
+    run decides the same.
 
     Args:
       history: the lines of the log.
@@ -53,14 +54,24 @@ def should_stop(
     require(min_delta >= 0, f"config.train.stop.min_delta: {min_delta} is negative")
     parsed = parse_best("config.train.stop.metric", metric)
     if parsed is None:
-        return False
+        return ""
     sign, key = parsed
-    best, waited = -np.inf, 0
-    for value in (line[key] for line in history if key in line):
-        score = sign * number(value)
-        score = -np.inf if np.isnan(score) else score
-        best, waited = (score, 0) if score > best + min_delta else (best, waited + 1)
-    return waited >= patience
+    best, at, waited = -np.inf, None, 0
+    for line in history:
+        if key in line:
+            score = sign * number(line[key])
+            score = -np.inf if np.isnan(score) else score
+            improves = score > best + min_delta
+            best, at, waited = (score, line["step"], 0) if improves else (best, at, waited + 1)
+    if waited < patience:
+        return ""
+    values = "value" if waited == 1 else f"{waited} values"
+    if at is None:
+        return f"{key} is not a finite number in its last {values}"
+    verb, beyond = ("risen", "above") if sign > 0 else ("fallen", "below")
+    margin = f" by more than {min_delta:g}" if min_delta else ""
+    reference = f"{beyond} {sign * best:.6g} (step {at})"
+    return f"{key} has not {verb}{margin} {reference} in its last {values}"
 
 
 def metric_keys(config: dict) -> dict[str, str]:

@@ -22,7 +22,7 @@ from common.data import loading
 from common.devices import ending, mesh, runtime
 from common.errors import NotFinite, Preempted, choice
 from common.runs.checkpoint import Checkpoints
-from common.runs.history import metric_keys, should_stop
+from common.runs.history import metric_keys, why_stop
 from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
 from common.sections import call
@@ -87,7 +87,7 @@ def due(program: Program, step: int, history: list[dict]) -> Due:
     at_end = step == plan.total
     evaluate = {name for name, n in program.every.items() if step and (step % n == 0 or at_end)}
     decides = bool(evaluate) or (_stops_on_training(program) and is_log_step(program, step))
-    stop = decides and call(should_stop, program.config["train"]["stop"], history)
+    stop = decides and bool(call(why_stop, program.config["train"]["stop"], history))
     is_best = bool(evaluate) and saving.best is not None and logged(history, step, saving.best[1])
     if stop:
         evaluate = program.every

@@ -18,7 +18,7 @@ from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
 from common.nn import model as models
 from common.runs import checkpoint, log
-from common.runs.history import should_stop
+from common.runs.history import metric_keys, why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, purpose_key, split_key
 from common.training import contract, directions, optim, terms
@@ -103,7 +103,7 @@ def sections(config) -> dict[str, Callable]:
         "optim.direction": directions.direction(name),
         "mesh": mesh.make_layout,
         "train": plan,
-        "train.stop": should_stop,
+        "train.stop": why_stop,
         "checkpoint": checkpoint.policy,
         "init": initialise,
         "runtime": runtime.start,
@@ -245,7 +245,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         )
 
     saving = call(checkpoint.policy, config["checkpoint"], to_steps)
-    call(should_stop, config["train"]["stop"], [])
+    call(why_stop, config["train"]["stop"], [])
     hypers = _hypers(config)
     known = f"the sections {', '.join(config)}, and the sets {', '.join(sources)}"
 

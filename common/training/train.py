@@ -18,8 +18,7 @@ from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
 from common.errors import BadInput, CannotWrite, NotFinite, require
 from common.runs import checkpoint, files, log, mending, workdir
-from common.runs import facts as run_facts
-from common.runs.history import last_speeds, last_values
+from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
 from common.training import interval, watched
@@ -43,7 +42,8 @@ def run(config, folder, *, show: bool = True) -> dict:
 
     Returns:
       The contents of `result.json`: steps, eval, wall_seconds, examples_per_second, digest,
-      parameters; tokens_per_second and mfu where they apply.
+      parameters; tokens_per_second and mfu where they apply; `stopped`, {step, reason}, if early
+      stopping ended it.
 
     Raises:
       BadInput, NotFinite, Preempted, CannotWrite: see `common.errors`.
@@ -234,6 +234,11 @@ def finish(run: Run, state: TrainState) -> dict:
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params) - run.program.task.padding,
     }
+    if result["steps"] < run.program.plan.total:
+        reason = call(why_stop, run.program.config["train"]["stop"], history)
+        result["stopped"] = {"step": result["steps"], "reason": reason}
+        run.progress.say(f"stopped early at step {result['steps']} because {reason}")
+    _say_best(run, history)
     before = workdir.read_result(run.folder) or {}
     # An older version counted the rows that pad tables, too.
     counts = result["parameters"], tree.count(state.params)
@@ -243,6 +248,14 @@ def finish(run: Run, state: TrainState) -> dict:
     if runtime.is_main():
         workdir.finish(run.folder, result)
     return result
+
+
+def _say_best(run: Run, history: list[dict]) -> None:
+    """Names the checkpoint that is the best by `config.checkpoint.best`."""
+    best, saved = run.program.saving.best, run.checkpoints.steps()
+    for step in [step for step in best_steps(best, history) if step in saved][:1]:
+        value = next(line[best[1]] for line in history if line["step"] == step and best[1] in line)
+        run.progress.say(f"best: {best[1]} {value:.6g} at step {step} (--step best)")
 
 
 def _progress(program: Program, history: list[dict], step: int, show: bool) -> Progress:

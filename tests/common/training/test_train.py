@@ -15,7 +15,7 @@ from common import tree
 from common.devices import mesh
 from common.errors import BadInput, CannotWrite, NotFinite
 from common.runs import files, log, mending
-from common.runs.history import should_stop
+from common.runs.history import why_stop
 from common.runs.progress import Progress
 from common.training import interval, train
 from common.training.loop import Run, loop
@@ -197,21 +197,43 @@ def lines(values, key="eval/v/loss"):
     ],
 )
 def test_early_stopping_is_a_function_of_the_log(values, expected):
-    found = should_stop(lines(values), metric="min eval/v/loss", patience=2, min_delta=0.05)
-    assert found is expected
+    found = why_stop(lines(values), metric="min eval/v/loss", patience=2, min_delta=0.05)
+    assert bool(found) is expected
 
 
 def test_early_stopping_ignores_what_it_is_not_told_of():
-    assert not should_stop(lines([1, 2, 3, 4, 5, 6, 7]))
-    assert should_stop(lines([1, 0, 0]), metric="max eval/v/loss", patience=2)
+    assert not why_stop(lines([1, 2, 3, 4, 5, 6, 7]))
+    assert why_stop(lines([1, 0, 0]), metric="max eval/v/loss", patience=2)
 
 
-def test_a_run_that_stops_early_says_so_and_stays_stopped(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "options", "reason"),
+    [
+        ([1, 2, 3], {}, "v has not fallen below 1 (step 0) in its last 2 values"),
+        ([3, 2, 1.99], {"min_delta": 0.1, "patience": 1},
+         "v has not fallen by more than 0.1 below 2 (step 1) in its last value"),
+        ([1, 3, 2, 2, 2], {"metric": "max v", "patience": 3},
+         "v has not risen above 3 (step 1) in its last 3 values"),
+        ([None, None], {}, "v is not a finite number in its last 2 values"),
+    ],
+)  # fmt: skip
+def test_the_reason_to_stop_names_the_best_value(values, options, reason):
+    assert why_stop(lines(values, "v"), **({"metric": "min v", "patience": 2} | options)) == reason
+
+
+def test_a_run_that_stops_early_says_so_and_stays_stopped(tmp_path, capsys):
     stop = {"train.stop.metric": "min eval/test/loss", "train.stop.patience": 1, "optim.lr": 30.0}
     config = short(**stop, **{"train.duration": "40 steps", "optim.schedule": "constant"})
-    first = train.run(config, tmp_path, show=False)
+    config["checkpoint"]["best"] = "min eval/test/loss"
+    first = train.run(config, tmp_path)
     assert first["steps"] in (8, 12, 16, 20)
     assert first["eval"]["test"]
+    assert result(tmp_path)["stopped"] == first["stopped"]
+    assert first["stopped"]["step"] == first["steps"]
+    said = capsys.readouterr().err
+    because = f"because {first['stopped']['reason']}"
+    assert f"stopped early at step {first['steps']} {because}" in said
+    assert "in its last value\nbest: eval/test/loss " in said
     again = train.run(config, tmp_path, show=False)
     assert (again["steps"], again["digest"]) == (first["steps"], first["digest"])
 
