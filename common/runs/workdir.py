@@ -278,12 +278,17 @@ def read_starts(folder) -> list[dict]:
     return starts
 
 
-def import_folders(folder) -> list[str]:
-    """The folders from which the run's last start imported the user's own modules."""
+def last_start(folder) -> dict:
+    """What environment.json records of the run's last start; {} if it cannot be read."""
     path = epath.Path(folder) / "environment.json"
     starts = load_json(path) if inputs.fault(path) is None else None
     last = starts[-1] if isinstance(starts, list) and starts else None
-    known = last.get("folders") if isinstance(last, dict) else None
+    return last if isinstance(last, dict) else {}
+
+
+def import_folders(folder) -> list[str]:
+    """The folders from which the run's last start imported the user's own modules."""
+    known = last_start(folder).get("folders")
     return [x for x in known if isinstance(x, str)] if isinstance(known, list) else []
 
 

@@ -6,6 +6,7 @@ run that was killed and resumed ends with the same bits as an uninterrupted one.
 
 import contextlib
 import errno
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from common.runs import checkpoint, files, log, mending, workdir
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import interval, watched
+from common.training import extended, interval, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -135,6 +136,7 @@ def begun(
         with agreement.together():
             _check_resumes(program, folder)
     watched.check(program, fresh, folder)
+    length = workdir.last_start(folder).get("steps")
 
     folder, history, checkpoints, started = files.absolute(folder), [], None, False
     try:
@@ -158,6 +160,9 @@ def begun(
         restored = checkpoints.restore(program.like)
         state, step = restored or (fresh or initial_state(program), 0)
         sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
+        jump = extended.jump(program, length, step) if isinstance(length, int) else ""
+        if main and jump:
+            logging.warning("%s", jump)
         # A percentage may refer to an earlier, different duration.
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
         mending.mend_log(folder, step, log_every, main)

@@ -14,10 +14,10 @@ from helpers import DIGITS, TOY, load, result, timeless
 from common import tree
 from common.devices import mesh
 from common.errors import BadInput, CannotWrite, NotFinite
-from common.runs import files, log, mending
+from common.runs import files, log, mending, workdir
 from common.runs.history import why_stop
 from common.runs.progress import Progress
-from common.training import interval, train
+from common.training import extended, interval, train
 from common.training.loop import Run, loop
 from common.training.program import prepare
 from common.training.saved import read_config
@@ -59,10 +59,19 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
     assert again == first
     (tmp_path / "a/result.json").write_text(json.dumps(first | {"parameters": 7}))
     assert train.run(config, tmp_path / "a", show=False)["parameters"] == first["parameters"]
-    extended = train.run(longer, tmp_path / "a", show=False)
+    continued = train.run(longer, tmp_path / "a", show=False)
     straight = train.run(longer, tmp_path / "b", show=False)
-    assert extended["digest"] == straight["digest"]
+    assert continued["digest"] == straight["digest"]
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+
+
+def test_an_extended_run_warns_once(tmp_path, caplog):
+    made = prepare(short(**{"optim.schedule": "linear"}))
+    first = made._replace(plan=made.plan._replace(total=4))
+    for program, count in ((first, 0), (made, 1), (made, 1)):
+        with workdir.Lock(tmp_path) as lock:
+            train.run_program(program, tmp_path, lock, show=False)
+        assert caplog.text.count("the learning rate jumps from") == count
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
@@ -178,6 +187,32 @@ def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
 
 
 # -------------------------------------------------------------------------------------- early stop
+
+
+# ------------------------------------------------------------------------------------- extension
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "step", "words"),
+    [
+        ("cosine", {}, 100, "jumps from 4.93"),
+        ("linear", {}, 60, "jumps from 0.082 to 0.14 at step 60"),
+        ("linear", {}, 0, ""),
+        ("constant", {}, 100, ""),
+        ("constant", {"warmup": "10%"}, 15, "jumps from 0.2 to 0.16 at step 15"),
+        ("constant", {"warmup": "10 steps"}, 15, ""),
+        ("wsd", {"decay": "20 steps"}, 80, ""),
+        ("wsd", {"decay": "20 steps"}, 82, "jumps from 0.19 to 0.2 at step 82"),
+    ],
+)
+def test_an_extended_run_says_where_its_rate_jumps(schedule, options, step, words):
+    base = {"warmup": "0 steps", "final": 0.0, "lr": 0.2, "schedule": schedule} | options
+    keys = {f"optim.{key}": value for key, value in base.items()}
+    made = prepare(load(f"{DIGITS}:mlp", **keys, **{"train.duration": "200 steps"}))
+    assert extended.jump(made, 200, step) == ""
+    said = extended.jump(made, 100, step)
+    assert words in said
+    assert bool(said) == bool(words)
 
 
 def lines(values, key="eval/v/loss"):
