@@ -8,11 +8,12 @@ fetches a batch's sums while the next batch runs. `finish` computes metrics that
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from common import imports
 from common.config import EVALUATOR_KEYS
@@ -20,6 +21,8 @@ from common.errors import require
 from common.losses import ratio
 from common.sections import Selected, call, parameters
 from common.task import EvalContext, Evaluator, Source, Terms
+
+LOOKED_AT = 256  # rows among which mistakes are looked for
 
 
 def mean_evaluator(source: Source, terms: Callable, finish: Callable = ratio, *, batch_size: int):
@@ -101,6 +104,58 @@ def add(totals: dict, terms: Terms | None) -> dict:
     if not totals:
         return terms
     return {n: (totals[n][0] + s, totals[n][1] + w) for n, (s, w) in terms.items()}
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+
+
+class Mistakes(NamedTuple):
+    """Rows that a classifier gets wrong, the least likely label first.
+
+    Attributes:
+      rows: {name: np[n, ...]}, as the set reads them.
+      labels, guesses: i32[n], true and predicted class.
+      confidence: f32[n], the probability of the guess.
+    """
+
+    rows: dict
+    labels: np.ndarray
+    guesses: np.ndarray
+    confidence: np.ndarray
+
+    def captions(self, classes: Sequence[str]) -> list[str]:
+        """'cat as dog, 93%' of each row."""
+        each = zip(self.labels, self.guesses, self.confidence, strict=True)
+        return [f"{classes[a]} as {classes[b]}, {share:.0%}" for a, b, share in each]
+
+
+def gravest_mistakes(source: Source, logits: Callable, most: int = 8) -> Callable:
+    """EvalContext -> Mistakes among `LOOKED_AT` rows of a set, evenly spaced.
+
+    Args:
+      source: the set, with `label` i32[].
+      logits: (params, extra, batch, key) -> f32[B, K].
+      most: how many are kept.
+    """
+    count = min(LOOKED_AT, source.size)
+    at = (np.arange(count) * source.size // max(count, 1)).astype(np.uint32)
+
+    @jax.jit
+    def predict(params, extra, batch, key):
+        probabilities = jax.nn.softmax(logits(params, extra, batch, key))
+        return jax.lax.with_sharding_constraint(probabilities, PartitionSpec())
+
+    def run(context: EvalContext) -> Mistakes:
+        rows = source.read(at)
+        batch = rows | {"index": at, "valid": np.ones(count, np.float32)}
+        shares = jax.device_get(predict(context.params, context.extra, batch, context.key))
+        labels, guesses = rows["label"], shares.argmax(axis=1)
+        wrong = np.flatnonzero(guesses != labels)
+        wrong = wrong[np.argsort(shares[wrong, labels[wrong]], kind="stable")][:most]
+        rows = {name: array[wrong] for name, array in rows.items()}
+        return Mistakes(rows, labels[wrong], guesses[wrong], shares[wrong, guesses[wrong]])
+
+    return run
 
 
 # ------------------------------------------------------------------------------------------- kinds

@@ -86,6 +86,17 @@ class Source(NamedTuple):
         return self.size if self.by_class is None else self.by_class
 
 
+class Shown(NamedTuple):
+    """Something for people, which trackers get (TensorBoard, W&B) and the log does not.
+
+    Attributes:
+      draw: () -> a picture u8[H, W, 3], or a text; called in one process, on the host. Functions
+        of `common.pictures` draw.
+    """
+
+    draw: Callable
+
+
 class EvalContext(NamedTuple):
     """Inputs of an evaluator.
 
@@ -97,6 +108,7 @@ class EvalContext(NamedTuple):
       batches: (source, batch_size) -> iterator of global batches that yields each row once;
         padding rows have `valid` = 0.
       workdir: an epath, or None if the run has no workdir.
+      show: whether the run has trackers: values may then be `Shown`, too.
     """
 
     params: Any
@@ -105,6 +117,7 @@ class EvalContext(NamedTuple):
     key: jax.Array
     batches: Callable
     workdir: Any
+    show: bool = False
 
 
 class Evaluator(NamedTuple):
@@ -112,7 +125,7 @@ class Evaluator(NamedTuple):
 
     Attributes:
       every: a duration; the last step is always evaluated.
-      run: EvalContext -> {name: float | str | ndarray}; called by every process.
+      run: EvalContext -> {name: float | str | ndarray | Shown}; called by every process.
     """
 
     every: str
@@ -146,6 +159,8 @@ class Task(NamedTuple):
       flops: model FLOPs to train on one example (`training_flops`); None if unknown.
       tokens: positions per example that the model reads, padding included; None if not text.
       padding: parameters in rows that only pad a table; counts of parameters leave them out.
+      shown: None, or rows -> {name: Shown}: the first rows of the first training batch, as
+        `prepare` returns them, on the host.
     """
 
     init: Callable
@@ -163,6 +178,7 @@ class Task(NamedTuple):
     flops: float | None = None
     tokens: int | None = None
     padding: int = 0
+    shown: Callable | None = None
 
 
 class Predictor(NamedTuple):

@@ -10,7 +10,7 @@ Letters: B batch, L positions, K classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,18 +23,8 @@ from common.nn import model as models
 from common.nn.layers import identity
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import (
-    Evaluator,
-    Predictor,
-    Source,
-    Task,
-    held_out,
-    padding,
-    split_key,
-    splits,
-    training_flops,
-)
-from lm import predict, weights
+from common.task import Evaluator, Source, Task, padding, splits, training_flops
+from lm import shown, weights
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -110,9 +100,18 @@ def evaluator(
         else:
             confusion = totals.pop("confusion")[0]
             values = {"f1": losses.macro_f1(confusion), "matthews": losses.matthews(confusion)}
+            values["confusion"] = confusion
         return losses.ratio(totals) | values
 
-    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
+    means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
+    show = shown.classified(source, logits)
+
+    def run(context):
+        values = means(context)
+        confusion = values.pop("confusion", None)
+        return values | (show(context, confusion) if context.show and not regression else {})
+
+    return Evaluator(every, run)
 
 
 weights_settings = weights.settings  # see `common.task`
@@ -167,7 +166,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
-        facts=Kept(facts.classes, facts.texts)._asdict(),
+        shown=partial(shown.training, facts),
     )
 
 

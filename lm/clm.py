@@ -9,6 +9,7 @@ Letters: B batch, L positions, V vocabulary.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,17 +18,8 @@ from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import (
-    Evaluator,
-    Predictor,
-    Source,
-    Task,
-    held_out,
-    padding,
-    splits,
-    training_flops,
-)
-from lm import baseline, predict, weights
+from common.task import Evaluator, Source, Task, padding, splits, training_flops
+from lm import baseline, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -107,7 +99,9 @@ def evaluator(
             values["bits_per_byte"] = float(nats / math.log(2) / size)
         return values
 
-    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
+    means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
+    continued = shown.continued(source, predict)
+    return Evaluator(every, lambda c: means(c) | (continued(c) if c.show else {}))
 
 
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
@@ -160,6 +154,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         files=tokenizer.files(facts.tokenizer),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
+        shown=partial(shown.training, facts),
     )
 
 

@@ -10,6 +10,7 @@ Letters: B batch, L positions, P picked positions, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -22,18 +23,8 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import (
-    Evaluator,
-    Predictor,
-    Source,
-    Task,
-    held_out,
-    padding,
-    row_keys,
-    splits,
-    training_flops,
-)
-from lm import baseline, fill, masking, predict, weights
+from common.task import Evaluator, Shown, Source, Task, padding, row_keys, splits, training_flops
+from lm import baseline, fill, masking, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -142,13 +133,14 @@ def evaluator(
 
     def run(context):
         values = means(context)
-        if show:
-            count = min(show, source.size)  # evenly spaced over the set
+        if show or context.show:
+            count = min(show or shown.MOST, source.size)  # evenly spaced over the set
             at = (np.arange(count) * source.size // count).astype(np.uint32)
             rows = source.read(at) | {"index": at}
             rows = zip(*jax.device_get(guess(context.params, rows, context.key)), strict=True)
             lines = [fill.sentence(source.facts.tokenizer, *row) for row in rows]
-            values["filled"] = "\n".join(lines)
+            filled = "\n".join(lines)
+            values["filled"] = filled if show else Shown(lambda: filled)
         return values
 
     return Evaluator(every, run)
@@ -233,6 +225,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         files=tokenizer.files(facts.tokenizer),
         flops=training_flops(model, facts.length, predictions),
         tokens=facts.length,
+        shown=partial(shown.training, facts),
     )
 
 

@@ -13,7 +13,7 @@ Letters: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -27,11 +27,10 @@ from common.evaluators import multi_label
 from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Predictor, Source, Task, held_out, splits, training_flops
-from vision import predict, weights
-from vision.data import augment, datasets, sets
-from vision.data.sets import ImageFacts
-from vision.data.views import Views, evaluated, normalise, weighted_views
+from common.task import Evaluator, Source, Task, splits, training_flops
+from vision import shown, weights
+from vision.data import augment, datasets
+from vision.data.views import Views, centre_crop, normalise, weighted_views
 
 FITTED_TO = 1000  # training images passed to `fitted`
 
@@ -84,10 +83,19 @@ def evaluator(
         if per_class:
             by_class = losses.precision_recall_f1(confusion)
             values |= {f"class_{name}": value for name, value in by_class.items()}
-            values["confusion"] = confusion.astype(np.int64)
-        return values
+        return values | {"confusion": confusion.astype(np.int64)}
 
-    return Evaluator(every, evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size))
+    means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
+    show = shown.evaluated(source, lambda *inputs: logits(*inputs, views))
+
+    def run(context):
+        values = means(context)
+        more = show(context, values["confusion"]) if context.show else {}
+        if not per_class:
+            del values["confusion"]
+        return values | more
+
+    return Evaluator(every, run)
 
 
 def loss_section(
@@ -230,7 +238,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent="batch_stats" not in shapes[1],
         pretrained=weights.reader(config, model, facts.classes),
         flops=training_flops(model, shape),
-        facts=Kept(*facts, shape=own)._asdict(),
+        shown=partial(shown.training, facts),
     )
 
 

@@ -6,10 +6,12 @@ from the restored step: later lines are dropped, so none is lost or duplicated. 
 be appended to (object stores), the log is numbered parts in `metrics/` instead.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,13 @@ from etils import epath
 from common import inputs
 from common.devices.agreement import together
 from common.errors import BadInput
-from common.runs import files, lines, place
-
-UNFIT_ID = r"[^a-zA-Z0-9_-]+"  # in the id of a run of W&B, which may have 128 characters
-UNFIT_TAG = r"[^-/\w.]+"  # in a tag of TensorBoard
-LONGEST = 119  # bytes of either, before a checksum
+from common.runs import files, lines, trackers
+from common.task import Shown
 
 
 def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
-    """The section `log`: where metrics go besides metrics.jsonl.
+    """The section `log`: trackers, which get the metrics, the config as hyperparameters, and
+    pictures and texts of examples, mistakes and confusion.
 
     Args:
       tensorboard: write event files to WORKDIR/tensorboard (needs the extra `tensorboard`).
@@ -37,17 +37,10 @@ def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
       BadInput: if an extra's package is missing.
     """
     if tensorboard:
-        _need("tensorboardX", "tensorboard", "config.log.tensorboard")
+        trackers.needed("tensorboardX", "tensorboard", "config.log.tensorboard")
     if wandb:
-        _need("wandb", "wandb", "config.log.wandb")
+        trackers.needed("wandb", "wandb", "config.log.wandb")
     return {"tensorboard": tensorboard, "wandb": wandb}
-
-
-def _need(module: str, extra: str, where: str):
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise BadInput(f"{where}: {module} is missing: pip install -e '.[{extra}]'") from error
 
 
 def encode(value: Any) -> Any:
@@ -101,7 +94,7 @@ class Log:
     """The metrics of a run. `history` holds every line so far, including earlier starts.
 
     With `workdir=None` nothing is written. Only the `writing` process writes; all keep the history,
-    which decides saving and stopping.
+    which decides saving and stopping. `tracked` is whether the run has trackers, in any process.
     """
 
     def __init__(
@@ -114,7 +107,9 @@ class Log:
         """
         self._workdir = None if workdir is None else epath.Path(workdir)
         self._writing = writing and workdir is not None
-        self._file, self._buffer, self._tensorboard, self._wandb = None, [], None, None
+        self._file, self._buffer = None, []
+        self.tracked = bool(tensorboard or wandb)
+        self._trackers: dict[str, Any] = {}
         kept: list[lines.Entry] = []
         if workdir is not None:
             with together():  # all have read before one rewrites
@@ -123,28 +118,32 @@ class Log:
         if not self._writing:
             return
         self._rewind(kept)
+        begin = {}
         if tensorboard:
-            writer = _need("tensorboardX", "tensorboard", "config.log.tensorboard").SummaryWriter
-            folder = os.fspath(self._workdir / "tensorboard")
-            self._tensorboard = writer(folder, purge_step=step + 1)
+            begin["TensorBoard"] = lambda: trackers.TensorBoard(self._workdir, step, config)
         if wandb:
-            begin = _need("wandb", "wandb", "config.log.wandb").init
-            folder = os.fspath(self._workdir)
-            try:
-                self._wandb = begin(
-                    project=wandb,
-                    name=place.fitting(name, r"[\x00-\x1f]+", LONGEST),
-                    id=place.fitting(name, UNFIT_ID, LONGEST),
-                    dir=folder,
-                    config=config,
-                    resume="allow",
-                )
-            except Exception as error:  # no key, no network, a name that it does not take, …
-                first = str(error).strip().split("\n")[0]
-                raise BadInput(
-                    f"config.log.wandb: {type(error).__name__}: {first}; WANDB_MODE=offline works "
-                    "without an account"
-                ) from error
+            begin["W&B"] = lambda: trackers.WandB(self._workdir, wandb, name, config)
+        for kind, opened in begin.items():
+            with self._doing_without(kind):
+                self._trackers[kind] = opened()
+
+    @contextlib.contextmanager
+    def _doing_without(self, kind: str) -> Iterator[None]:
+        """Warns of a tracker that fails (no network, a full disk) and leaves it out from then
+        on."""
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:
+            self._trackers.pop(kind, None)
+            first = (str(error).strip() or repr(error)).split("\n")[0]
+            logging.warning("%s is left out: %s: %s", kind, type(error).__name__, first)
+
+    def _track(self, action: Callable) -> None:
+        for kind, tracker in [*self._trackers.items()]:
+            with self._doing_without(kind):
+                action(tracker)
 
     def _rewind(self, kept: Sequence[lines.Entry]) -> None:
         """Drops the lines beyond those kept; a crash meanwhile duplicates nothing."""
@@ -179,15 +178,19 @@ class Log:
         else:
             self._buffer.append(line)
         numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
-        if self._tensorboard:
-            tag = lambda name: place.fitting(name, UNFIT_TAG, LONGEST)
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(tag(name), value, step)
-            for name, value in line.items():
-                if isinstance(value, str):
-                    self._tensorboard.add_text(tag(name), value, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        self._track(lambda tracker: tracker.numbers(step, numbers))
+        for name, value in line.items():
+            if isinstance(value, str):
+                self._track(lambda tracker, n=name, v=value: tracker.text(step, n, v))
+
+    def show(self, step: int, values: dict[str, Shown]) -> None:
+        """Draws and gives to the trackers what is for them alone."""
+        for name, value in values.items() if self._trackers else ():
+            shown: Any = ""
+            with self._doing_without(name):
+                shown = value.draw()
+            kind = "text" if isinstance(shown, str) else "picture"
+            self._track(lambda tracker, n=name, k=kind, v=shown: getattr(tracker, k)(step, n, v))
 
     def sync(self) -> None:
         """Flushes everything to disk; called before a checkpoint, which relies on it."""
@@ -198,8 +201,7 @@ class Log:
             text = "".join(json.dumps(line) + "\n" for line in self._buffer)
             self._part(self._next).write_text(text)
             self._buffer, self._next = [], self._next + 1
-        if self._tensorboard:
-            self._tensorboard.flush()
+        self._track(lambda tracker: tracker.flush())
 
     def has(self, step: int, prefix: str) -> bool:
         """`logged` for this log."""
@@ -210,7 +212,4 @@ class Log:
         self.sync()
         if self._file:
             self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._track(lambda tracker: tracker.close())

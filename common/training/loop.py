@@ -26,7 +26,7 @@ from common.runs.history import metric_keys, why_stop
 from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
 from common.sections import call
-from common.task import EvalContext, purpose_key
+from common.task import EvalContext, Shown, purpose_key
 from common.training import interval
 from common.training.program import Program
 from common.training.step import TrainState
@@ -179,6 +179,9 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
         in_flight = None
 
     with contextlib.ExitStack() as profile, ending.busy("starting"):
+        if step == 0 and run.metrics.tracked and program.task.shown is not None:
+            shown = program.task.shown(first_rows(program))
+            run.metrics.show(0, {f"train/{name}": value for name, value in shown.items()})
         while True:
             # Evaluate.
             if is_log_step(program, step) and _stops_on_training(program):
@@ -277,6 +280,27 @@ def batches_from(program: Program, step: int) -> Iterator[dict]:
     )
 
 
+def first_rows(program: Program, count: int = 16) -> dict[str, np.ndarray]:
+    """The first rows of the first training batch, prepared as in a step, on the host."""
+    task, plan = program.task, program.plan
+
+    @jax.jit
+    def prepared(seed, batch, resident):
+        if resident:
+            size = task.sources["train"].size
+            batch = loading.gather(seed, 0, plan.batch_size, size, resident)
+        batch = task.prepare(purpose_key(seed, "prepare"), batch, True)
+        rows = jax.tree.map(lambda x: x[:count], batch)
+        return jax.lax.with_sharding_constraint(rows, mesh.replicated(program.layout))
+
+    batch: dict = {}
+    if not program.resident:
+        source, seed = task.sources["train"], program.config["seed"]
+        args = source, seed, range(1), plan.batch_size, program.layout
+        batch = next(loading.train_batches(*args))
+    return jax.device_get(prepared(program.hypers["seed"], batch, program.resident))
+
+
 def _log(run: Run, steps: range, sums, terms, finite, digests) -> None:
     """Fetches the outputs of a call; raises `NotFinite`, and logs if `digests` are given: means
     since the last line, and the learning rate of this step."""
@@ -303,7 +327,9 @@ def _log(run: Run, steps: range, sums, terms, finite, digests) -> None:
 # -------------------------------------------------------------------------------------- evaluation
 
 
-def eval_context(program: Program, state: TrainState, step: int, folder=None) -> EvalContext:
+def eval_context(
+    program: Program, state: TrainState, step: int, folder=None, show: bool = False
+) -> EvalContext:
     """The evaluators' view of a state: its averaged parameters if the run keeps an average."""
     if state.average:
         params, extra = state.average["params"], state.average["extra"]
@@ -316,6 +342,7 @@ def eval_context(program: Program, state: TrainState, step: int, folder=None) ->
         key=purpose_key(np.uint32(program.config["seed"]), "evaluate"),
         batches=lambda source, size: loading.eval_batches(source, size, program.layout),
         workdir=folder,
+        show=show,
     )
 
 
@@ -326,14 +353,17 @@ def _evaluate(run: Run, state: TrainState, step: int, names: Iterable[str]) -> N
     if not names:
         return
     progress.pause()
-    context = eval_context(program, state, step, run.folder)
+    context = eval_context(program, state, step, run.folder, run.metrics.tracked)
     for name in names:
         with run.preemption.interrupting() if run.preemption else contextlib.nullcontext():
             values = program.task.evaluators[name].run(context)
+        shown = {key: value for key, value in values.items() if isinstance(value, Shown)}
+        values = {key: value for key, value in values.items() if key not in shown}
         for where, key in metric_keys(program.config).items():
             if key.startswith(f"eval/{name}/"):
                 choice(where, key, [f"eval/{name}/{metric}" for metric in values])
         run.metrics.write(step, {f"eval/{name}/{key}": value for key, value in values.items()})
+        run.metrics.show(step, {f"eval/{name}/{key}": value for key, value in shown.items()})
         progress.say(f"step {step}  {name}: {spelled(values)}")
         for text in (value for value in values.values() if isinstance(value, str)):
             progress.say(text)
