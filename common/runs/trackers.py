@@ -49,9 +49,13 @@ class TensorBoard:
         """Goes on after `step`: what is there of later steps is dropped when it is read."""
         module = needed("tensorboardX", "tensorboard", "config.log.tensorboard")
         folder = folder / "tensorboard"
-        begun = step > 0 and folder.exists() and any(folder.iterdir())
-        self._writer = module.SummaryWriter(os.fspath(folder), purge_step=step + 1 if step else 0)
-        if not begun:
+        files = len(list(folder.iterdir())) if folder.exists() else 0
+        self._writer = module.SummaryWriter(
+            os.fspath(folder),
+            purge_step=step + 1 if step else 0,
+            filename_suffix=f".{files}",  # two starts in one second would share a file
+        )
+        if not (step and files):
             values = hyperparameters(config)
             _, start, _ = importlib.import_module("tensorboardX.summary").hparams(values, {})
             self._writer.file_writer.add_summary(start)

@@ -4,17 +4,20 @@ W&B."""
 import json
 import pathlib
 import re
+import sys
 
 import corpus
 import numpy as np
 import pytest
 from etils import epath
-from helpers import ROOT, load
+from helpers import DIGITS, ROOT, load
 
 from common.devices import chips
-from common.runs import lines, log, place
+from common.errors import BadInput
+from common.runs import lines, log, place, trackers
 from common.runs.files import replace_text
 from common.runs.progress import Progress, duration, speeds
+from common.task import Shown
 from common.training import train
 
 
@@ -55,7 +58,8 @@ class Bucket:
 
 def make(folder, step=0, **options):
     options = {"tensorboard": False, "wandb": "", "name": "test"} | options
-    return log.Log(folder, step, writing=True, config={"a": 1}, **options)
+    config = {"seed": 1, "optim": {"lr": 0.1, "clip": None}}
+    return log.Log(folder, step, writing=True, config=config, **options)
 
 
 @pytest.fixture(params=["files", "objects"])
@@ -113,27 +117,108 @@ def test_nothing_is_written_by_another_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_files_hold_the_numbers(tmp_path):
+def events(folder) -> dict:
+    """{(tag, step): value} of TensorBoard's files as its reader sees them: a new session drops what
+    is there of its first step and later ones. Nothing is there twice."""
     reader = pytest.importorskip("tensorboardX.proto.event_pb2")
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+    seen = {}
+    for file in sorted((folder / "tensorboard").iterdir()):
+        raw, at = file.read_bytes(), 0
+        while at < len(raw):
+            length = int.from_bytes(raw[at : at + 8], "little")
+            event = reader.Event.FromString(raw[at + 12 : at + 12 + length])
+            if event.HasField("session_log"):
+                seen = {key: value for key, value in seen.items() if key[1] < event.step}
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in seen
+                seen[value.tag, event.step] = value
+            at += 16 + length
+    return seen
 
+
+def test_tensorboard_files_hold_the_numbers(tmp_path):
     metrics = make(tmp_path, tensorboard=True)
     odd = {"eval/a b, c/loss": 1.0, "eval/a_b_c/loss": 2.0, "eval/größe/loss": 3.0}
     metrics.write(7, {"train/loss": 0.25, "eval/test/text": "words"} | odd)
+    picture = np.zeros((2, 3, 3), np.uint8)
+    metrics.show(7, {"eval/a/image": Shown(lambda: picture), "eval/a/said": Shown(lambda: "hello")})
     metrics.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    raw, at, values = file.read_bytes(), 0, {}
-    while at < len(raw):
-        length = int.from_bytes(raw[at : at + 8], "little")
-        event = reader.Event.FromString(raw[at + 12 : at + 12 + length])
-        values |= {v.tag: (event.step, v) for v in event.summary.value}
-        at += 16 + length
-    assert values["train/loss"][0] == 7
-    assert values["train/loss"][1].simple_value == 0.25
+    values = {tag: value for (tag, step), value in events(tmp_path).items() if step == 7}
+    assert values["train/loss"].simple_value == 0.25
     assert any("eval/test/text" in tag for tag in values)
+    assert (values["eval/a/image"].image.height, values["eval/a/image"].image.width) == (2, 3)
+    assert b"hello" in values["eval/a/said/text_summary"].tensor.string_val[0]
     # Tags may hold few characters, and different names have different ones.
-    assert sorted(v.simple_value for _, v in values.values() if v.simple_value >= 1) == [1, 2, 3]
-    assert values["eval/größe/loss"][1].simple_value == 3.0
+    assert sorted(v.simple_value for v in values.values() if v.simple_value >= 1) == [1, 2, 3]
+    assert values["eval/größe/loss"].simple_value == 3.0
+    assert "eval/a/image" not in log.read_lines(tmp_path)[0]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_run_that_goes_on_doubles_nothing_in_tensorboard(tmp_path, at):
+    for begin in (0, at):
+        metrics = make(tmp_path, step=begin, tensorboard=True)
+        for step in range(begin, 6):
+            metrics.write(step + 1, {"train/loss": float(step + begin)})
+        metrics.close()
+    seen = events(tmp_path)
+    losses = {step: value.simple_value for (tag, step), value in seen.items() if "loss" in tag}
+    assert losses == {step + 1: float(step + at * (step >= at)) for step in range(6)}
+    assert ("config/text_summary", 0) in seen
+    start = seen["_hparams_/session_start_info", 0].metadata.plugin_data
+    assert b"seed" in start.content
+
+
+@pytest.mark.slow
+def test_a_run_shows_trackers_rows_mistakes_and_confusion(tmp_path):
+    quick = {"train.duration": "2 steps", "log.tensorboard": True}
+    train.run(load(f"{DIGITS}:mlp", **quick), tmp_path / "run", show=False)
+    seen = events(tmp_path / "run")
+    pictures = {tag: value.image for (tag, _), value in seen.items() if value.HasField("image")}
+    assert set(pictures) == {"train/images", "eval/test/mistakes", "eval/test/confusion_matrix"}
+    assert min(picture.height for picture in pictures.values()) > 300
+    lines = [line for line in log.read_lines(tmp_path / "run") if "eval/test/loss" in line]
+    assert not {"eval/test/mistakes", "eval/test/confusion_matrix"} & set(lines[0])
+
+
+class Failing:
+    """A tracker without a network."""
+
+    def __init__(self, *_):
+        self.calls = 0
+
+    def __getattr__(self, name):
+        raise ConnectionError(f"no network for {name}\nmore")
+
+
+def test_a_tracker_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(log.trackers, "WandB", Failing)
+    metrics = make(tmp_path, wandb="project", tensorboard=True)
+    for step in (1, 2):
+        metrics.write(step, {"train/loss": 1.0})
+        metrics.show(step, {"picture": Shown(lambda: 1 / 0)})
+    metrics.close()
+    assert [line["step"] for line in log.read_lines(tmp_path)] == [1, 2]
+    assert caplog.text.count("W&B is left out: ConnectionError: no network for numbers") == 1
+    assert "more" not in caplog.text
+    assert "picture is left out: ZeroDivisionError" in caplog.text
+    assert ("train/loss", 2) in events(tmp_path)  # the other goes on
+
+
+def test_a_tracker_that_cannot_begin_is_left_out_or_refused(tmp_path, monkeypatch, caplog):
+    wandb = pytest.importorskip("wandb")
+
+    def begin(error):
+        def init(**_):
+            raise error
+
+        monkeypatch.setattr(wandb, "init", init)
+        make(tmp_path, wandb="project").close()
+
+    begin(wandb.errors.CommError("timed out"))
+    assert "W&B is left out: CommError: timed out" in caplog.text
+    with pytest.raises(BadInput, match="config.log.wandb: UsageError: no key; WANDB_MODE=offline"):
+        begin(wandb.errors.UsageError("no key"))
 
 
 @pytest.mark.slow
@@ -141,10 +226,16 @@ def test_wandb_offline_keeps_a_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for count, name in enumerate(("lr=0.001,seed=0", "größe/a b:#%?" * 20), 1):
-        metrics = make(tmp_path, wandb="touchstone-test", name=name)
-        metrics.write(1, {"train/loss": 0.25, "eval/a b, c/loss": 1.0})
-        metrics.close()
-        assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == count
+        for step in (0, 1):  # it goes on
+            metrics = make(tmp_path, step=step, wandb="touchstone-test", name=name)
+            metrics.write(step + 1, {"train/loss": 0.25, "eval/a b, c/loss": 1.0})
+            metrics.show(step + 1, {"a/picture": Shown(lambda: np.zeros((9, 9, 3), np.uint8))})
+            metrics.show(step + 1, {"a/text": Shown(lambda: "<b>\n&")})
+            metrics.close()
+        files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+        assert len({file.name for file in files}) == count  # the name is the run's id
+        assert len(list((tmp_path / "wandb").rglob("picture_*.png"))) >= count
+        assert any("&lt;b&gt;" in file.read_text() for file in (tmp_path / "wandb").rglob("*.html"))
 
 
 def test_an_id_of_wandbs_has_few_characters_and_different_names_have_different_ones():
@@ -158,17 +249,13 @@ def test_an_id_of_wandbs_has_few_characters_and_different_names_have_different_o
         "a_b",
     ]
     names += ["a/" + "b" * 501, "\ud800", "日本語" * 60, "x" * 128, "plain-name_1"]
-    ids = [place.fitting(name, log.UNFIT_ID, log.LONGEST) for name in names]
+    ids = [place.fitting(name, trackers.UNFIT_ID, trackers.LONGEST) for name in names]
     assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", each) for each in ids)
     assert len(set(ids)) == len(names)
     assert ids[-1] == names[-1]  # a run that was begun goes on
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    import sys
-
-    from common.errors import BadInput
-
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):
         log.log_section(tensorboard=True)
