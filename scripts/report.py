@@ -1,40 +1,42 @@
-"""Compare finished runs: python scripts/report.py W… [--png curves.png] [--html report.html]
+"""Compare finished runs: python scripts/report.py W… [--html report.html] [--png curves.png]
 
 W is a run's workdir, or a folder of them such as a sweep's; unfinished runs are listed and left
 out. Prints a row for each config: the mean and standard deviation over its seeds of the last value
 of `--metric`, parameters, seconds, hardware, and the commit. Runs share a row if they differ only
-in the seed, or in placement and logging. A row is named after its first workdir, without a trailing
-number (`cnn-0`: `cnn`), and in a folder after the keys that differ.
+in the seed, in the fold of a cross-validation, or in placement and logging. A row is named after
+its first workdir, without a trailing number (`cnn-0`: `cnn`), and in a folder after the keys that
+differ.
 
 The best row, by `--select`, comes first. The others are compared with it: the mean difference over
 the seeds that both have, and its 95% interval by Student's t, paired by seed. Intervals are for
-single comparisons: they are not corrected for multiple comparisons.
+single comparisons: they are not corrected for multiple comparisons. Rows of folds are averaged and
+compared over folds, with the interval of Nadeau & Bengio (2003).
 
     --metric    'max eval/test/f2': a key of the log; common ones need no 'max' or 'min'
     --select    'max eval/valid/f2'; by default the metric of the evaluator `valid` if there is one,
                 else the metric itself
     --format    text, markdown; csv (one line per run) and json hold the numbers of every seed
-    --png       plots the metric against minutes (or --x steps), a curve per run, to curves.png;
-                if runs differ in hyperparameters, also the metric against each to
+    --html      one page with the table, curves of everything that was logged (diverged runs are
+                named, and do not flatten the others), the metric against each hyperparameter, and
+                the commands; plots can be hovered and zoomed, and need no network
+    --png       plots the metric against --x steps (or epochs, minutes), a curve per run, to
+                curves.png; if runs differ in hyperparameters, also the metric against each to
                 curves-against.png and parallel coordinates to curves-parallel.png (needs `plots`)
-    --html      one page with the table, the plots and the commands (needs the extra `plots`)
 """
 
-import base64
 import csv
 import io
 import json
 import re
 import shlex
 import sys
-from html import escape
 
 from etils import epath
 
 import _checkout  # noqa: F401
 from common import cli, tree
 from common.errors import BadInput, require
-from common.reports import plots, report
+from common.reports import curves, page, plots, reading, report, statistics
 from common.runs import log, place
 
 
@@ -46,28 +48,31 @@ def main(argv=None) -> int:
     parser.add_argument("--select", default="", help="metric that decides the best row")
     parser.add_argument("--format", default="text", choices=FORMATS, help="format of the table")
     parser.add_argument("--png", help="file to plot the metric to")
-    parser.add_argument(
-        "--x", default="minutes", choices=("minutes", "steps"), help="x axis of the plot"
-    )
+    parser.add_argument("--x", default="steps", choices=curves.X, help="x axis of the curves")
     parser.add_argument("--html", help="file to write a page to")
     args = parser.parse_args(argv)
-    if args.png or args.html:
+    if args.png:
         plots.figure(1, 1)  # without Matplotlib, fail before reading runs
     require((args.png or ".png").endswith(".png"), f"--png: {args.png} does not end in .png")
-    runs, left_out = report.find_runs(args.workdirs)
+    runs, left_out = reading.find_runs(args.workdirs)
     result = report.compare(runs, args.metric, args.select, left_out)
     print(FORMATS[args.format](result), end="")
     # Programs read the other formats: messages stay out of their stdout.
     to = sys.stdout if args.format == "text" else sys.stderr
     for line in report.notes(result) if args.format == "csv" else ():
         print(line, file=to)
-    drawn = pictures(result, args.x) if args.png or args.html else {}
-    for name, (caption, picture) in drawn.items() if args.png else ():
+    for name, (caption, picture) in pictures(result, args.x).items() if args.png else ():
         file = args.png if name == "curves" else f"{args.png[:-4]}-{name}.png"
         _write("--png", file, picture)
         print(f"{file}: {caption}", file=to)
     if args.html:
-        _write("--html", args.html, page(result, drawn).encode())
+        header, rows = cells(result)
+        commands = {row.name: command(row.runs[0]) for row in result.rows}
+        data = page.plotted(result, args.x)
+        title = f"Report: {result.metric}"
+        notes = report.notes(result._replace(left_out={}))  # the page lists these apart
+        text = page.html(title, header, rows, notes, result.left_out, commands, data)
+        _write("--html", args.html, text.encode(errors="replace"))
         print(f"{args.html}: the report", file=to)
     return 0
 
@@ -87,25 +92,42 @@ def short(value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:{sign}.1e}"
 
 
-def mean_text(values: dict[int, float]) -> str:
-    """'0.9506 ± 0.0028' of {seed: value}."""
-    mean, deviation = report.spread(values.values())
+def mean_text(values: dict[statistics.Member, float]) -> str:
+    """'0.9506 ± 0.0028' of {seed or fold: value}."""
+    mean, deviation = report.average(values)
     return short(mean) + ("" if deviation is None else f" ± {short(deviation)}")
 
 
-def difference_text(difference: report.Difference | None) -> str:
+def difference_text(difference: statistics.Difference | None) -> str:
     """'-0.0123 [-0.0200, -0.0046]', or why that is inconclusive; 'best' for None."""
     if difference is None:
         return "best"
-    seeds, mean, low, high = difference
+    seeds, mean, low, high, _ = difference
     if not seeds:
         return "no seed in common: not distinguishable"
     if len(seeds) == 1:
         return f"{short(mean, '+')}, one seed: not distinguishable"
     if low is None:
         return f"{short(mean, '+')} with each seed, no spread: not distinguishable"
+    if difference.vague:
+        return f"{short(mean, '+')}, {len(seeds)} seeds: too few to tell"
     interval = f"{short(mean, '+')} [{short(low, '+')}, {short(high, '+')}]"
     return interval if difference.distinguishable else f"{interval}: not distinguishable"
+
+
+def seeds_text(row: report.Row) -> str:
+    """'0, 1, 2'; with folds '0; 5 folds', or '0; folds 1, 3 of 5' if some are missing."""
+    text = ", ".join(map(str, sorted({run.seed for run in row.runs})))
+    folds = [member for member in row.values if isinstance(member, statistics.Fold)]
+    if not folds:
+        return text
+    present = ", ".join(map(str, sorted({fold.number for fold in folds})))
+    count = folds[0].count
+    return (
+        f"{text}; folds {present} of {count}"
+        if report.missing_folds(row)
+        else (f"{text}; {count} folds")
+    )
 
 
 def cells(result: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -114,7 +136,7 @@ def cells(result: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ..
     for row in result.rows:
         known = report.facts(row.runs)
         seconds = [f"{limit(known['seconds']):.0f}" for limit in (min, max)]
-        cell = {"runs": row.name, "seeds": ", ".join(map(str, row.values))}
+        cell = {"runs": row.name, "seeds": seeds_text(row)}
         cell[result.metric] = mean_text(row.values)
         cell[result.select] = mean_text(row.selecting)  # the same cell if it is the same key
         if len(result.rows) > 1:
@@ -157,8 +179,10 @@ def as_csv(result: report.RunReport) -> str:
         for run in row.runs:
             known = report.facts([run])
             line = {"name": row.name, "best": record["best"], "seed": run.seed}
-            line[result.metric] = row.values[run.seed]
-            line[result.select] = row.selecting[run.seed]
+            if isinstance(run.member, statistics.Fold):
+                line["fold"] = run.member.number
+            line[result.metric] = row.values[run.member]
+            line[result.select] = row.selecting[run.member]
             line |= {"mean": record["mean"], "std": record["std"]}
             for key in ("mean", "low", "high", "distinguishable"):
                 line[f"against_the_best_{key}"] = against.get(key)
@@ -166,7 +190,8 @@ def as_csv(result: report.RunReport) -> str:
             line |= {name: ", ".join(known[name]) for name in ("hardware", "jax", "commit")}
             lines.append(line | {"path": run.path} | record["settings"])
     text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    header = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
@@ -176,10 +201,11 @@ def records(result: report.RunReport) -> list[dict]:
     """The rows as plain values."""
     rows = []
     for i, row in enumerate(result.rows):
-        mean, std = report.spread(row.values.values())
+        mean, std = report.average(row.values)
         against = row.difference
         if against is not None:
             against = against._asdict() | {"distinguishable": against.distinguishable}
+            del against["scale"]
         numbers = {
             "values": list(row.values.values()),
             "mean": mean,
@@ -187,15 +213,18 @@ def records(result: report.RunReport) -> list[dict]:
             "selecting": list(row.selecting.values()),
             "against_the_best": against,
         }
-        settings = report.settings_of(row.runs[0], result.varied)
-        about = {"name": row.name, "best": i == 0, "settings": settings, "seeds": list(row.values)}
+        settings = reading.settings_of(row.runs[0], result.varied)
+        seeds = [run.seed for run in row.runs]
+        about = {"name": row.name, "best": i == 0, "settings": settings, "seeds": seeds}
+        if isinstance(row.runs[0].member, statistics.Fold):
+            about["folds"] = [run.member.number for run in row.runs]
         paths = [run.path for run in row.runs]
         last = {"paths": paths, "command": command(row.runs[0])}
         rows.append(about | numbers | report.facts(row.runs) | last)
     return rows
 
 
-def command(run: report.FinishedRun) -> str:
+def command(run: reading.FinishedRun) -> str:
     """The command that repeats a run; "" if it is unknown."""
     return (
         shlex.join(["python", *map(str, run.environment[-1]["command"])]) if run.environment else ""
@@ -208,22 +237,29 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "json": as_j
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def pictures(result: report.RunReport, x: str = "minutes") -> dict[str, tuple[str, bytes]]:
+def pictures(result: report.RunReport, x: str = "steps") -> dict[str, tuple[str, bytes]]:
     """{name: (caption, PNG)}; `x` is the x axis of the learning curves."""
     metric, rows, keys = result.metric, result.rows, result.varied
     runs = {row.name: [run.history for run in row.runs] for row in rows}
     caption = f"learning curves: {metric} against {x}"
-    figures = {"curves": (caption, plots.learning_curves(runs, metric, x))}
+    first = rows[0].runs[0]
+    span = curves.epoch_steps(first.config, first.result["steps"])
+    require(
+        x != "epochs" or span is not None,
+        f"--x epochs: the duration of {first.name} is not in epochs",
+    )
+    sign, _ = statistics.wanted("", metric)
+    figures = {"curves": (caption, plots.learning_curves(runs, metric, x, span, sign))}
     if keys:
         points = [
-            (report.settings_of(run, keys), row.values[run.seed])
+            (reading.settings_of(run, keys), row.values[run.member])
             for row in rows
             for run in row.runs
         ]
         caption = f"hyperparameters: {metric} against each; a dot per run, a line for their means"
         figures["against"] = caption, plots.against(*zip(*points, strict=True), metric)
-        settings = [report.settings_of(row.runs[0], keys) for row in rows]
-        means = [report.spread(row.values.values())[0] for row in rows]
+        settings = [reading.settings_of(row.runs[0], keys) for row in rows]
+        means = [report.average(row.values)[0] for row in rows]
         caption = f"parallel coordinates: the hyperparameters and {metric}, which is the colour"
         figures["parallel"] = caption, plots.parallel(settings, means, metric)
 
@@ -240,54 +276,6 @@ def pictures(result: report.RunReport, x: str = "minutes") -> dict[str, tuple[st
         return picture.getvalue()
 
     return {name: (caption, png(figure)) for name, (caption, figure) in figures.items()}
-
-
-STYLE = """
-body { font: 15px/1.5 sans-serif; margin: 24px; color: #222; background: #fff }
-table { border-collapse: collapse; font-size: 13px }
-th, td { border-bottom: 1px solid #ccc; padding: 4px 10px; text-align: left }
-tbody tr:first-child { background: #eef6ee }
-img { display: block; max-width: 100% }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: 8px }
-"""
-
-
-def page(result: report.RunReport, drawn: dict[str, tuple[str, bytes]]) -> str:
-    """The report as one self-contained HTML page.
-
-    Args:
-      result: the rows, from `report.compare`.
-      drawn: from `pictures`.
-    """
-    header, rows = cells(result)
-    title = escape(f"Report: {result.metric}")
-    row = lambda tag, texts: "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
-    table = "".join(f"<tr>{row('td', texts)}</tr>\n" for texts in rows)
-    images = "".join(
-        f"<h2>{escape(caption[0].upper() + caption[1:])}</h2>\n"
-        f'<img alt="{escape(caption)}" '
-        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
-        for caption, png in drawn.values()
-    )
-    commands = "".join(
-        f"<h3>{escape(row.name)}</h3>\n<pre>{escape(command(row.runs[0]))}</pre>\n"
-        for row in result.rows
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
-<body>
-<h1>{title}</h1>
-<table>
-<thead><tr>{row("th", header)}</tr></thead>
-<tbody>
-{table}</tbody>
-</table>
-{"".join(f"<p>{escape(line)}</p>" for line in report.notes(result))}
-{images}<h2>Commands of the first seed</h2>
-{commands}</body>
-</html>
-"""
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from etils import epath
 import _checkout  # noqa: F401
 from common import cli, config
 from common.errors import require
-from common.reports import report
+from common.reports import reading, report
 from common.runs import place
 from common.sweeps import launch, trials
 
@@ -85,10 +85,10 @@ def updated(text: str, runs: dict[str, str]) -> str:
     def line(match: re.Match) -> str:
         if match["config"] not in runs:
             return match[0]
-        known, _ = report.find_runs([runs[match["config"]]])
+        known, _ = reading.find_runs([runs[match["config"]]])
         row = report.compare(known, METRIC).rows[0]
         facts = report.facts(row.runs)
-        mean, deviation = report.spread(row.values.values())
+        mean, deviation = report.average(row.values)
         low, high = min(facts["seconds"]), max(facts["seconds"])
         cells = (
             f"`{match['config']}`{match['note'].rstrip()}",

@@ -4,6 +4,12 @@ The config's `sweep()` yields the trials; `--sweep NAME` uses another function o
 an ordinary run in its own folder, named by its overrides. The same command resumes a killed sweep,
 retries failed trials and starts new ones.
 
+`--folds K` is cross-validation: every trial of `--sweep NAME`, or without it the config itself, on
+each of K folds of its training split, which the evaluator `test` reads (`--folds K:NAME`: another).
+A report averages the folds.
+
+Every trial's keys, and values as far as that needs no data, are checked before any begins.
+
 Launchers: `local` starts a process for each trial, `--jobs N` at a time; `vmap` trains those that
 differ only in traced numbers and the seed as one program; `ray` hands them to Ray Tune, on this
 machine or a cluster (`--address`), which can stop poor trials early (`--asha`) and let Optuna
@@ -24,6 +30,7 @@ import traceback
 import _checkout  # noqa: F401
 from common import cli, config
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, brief, require
+from common.reports import statistics
 from common.runs import place, workdir
 from common.runs.files import absolute
 from common.runs.history import metric_key, parse_best
@@ -43,6 +50,7 @@ def main(argv=None) -> int:
         return _train_here(_by_index(args.index, _trials(args, words)), args.workdir)
     with _little_memory():
         all_trials = _trials(args, words)
+    trials.check(all_trials)
     return _launch(args, words, all_trials)
 
 
@@ -62,7 +70,10 @@ def _little_memory():
 
 def _trials(args, words: list[str]) -> list[trials.Trial]:
     """The trials of the sweep, [] if Optuna chooses them, and whether they can log its metric."""
-    all_trials = [] if args.optuna else trials.of(args.config, words, args.sweep, args.trials)
+    name = args.sweep or (None if args.folds else "sweep")
+    all_trials = (
+        [] if args.optuna else trials.of(args.config, words, name, args.trials, _folds(args.folds))
+    )
     if args.metric:
         every = all_trials or [_trial(args, words, {})]
         trials.check_metric("--metric", metric_key(args.metric), every)
@@ -71,20 +82,18 @@ def _trials(args, words: list[str]) -> list[trials.Trial]:
 
 def _launch(args, words: list[str], all_trials: list[trials.Trial]) -> int:
     """Has the trials that are left trained by other processes; returns the exit code."""
-    for trial in all_trials:
-        if trial.refused:
-            trials.note_failure(os.path.join(args.workdir, trial.name), trial.refused)
-    metric = metric_key(args.metric) if args.metric else _first_metric(all_trials)
-    board = launch.Board(all_trials, args.workdir, metric)
+    board = launch.Board(all_trials, args.workdir, *_metric(args, all_trials))
     states = [standing.state for standing in board.standings()]
     left = [
         trial
         for trial, state in zip(all_trials, states, strict=True)
-        if trial.config and state not in ("finished", "stopped")
+        if state not in ("finished", "stopped")
     ]
     LAUNCHERS[args.launcher](args, words, left, board)
     print(board.final(), end="")
     last = ["--overrides", "'{…}'"] if args.optuna else ["--index", "K"]
+    if args.folds:
+        print(f"means over the folds: python scripts/report.py {shlex.quote(args.workdir)}")
     print(f"a trial alone: {shlex.join(_command(args, words))} {' '.join(last)}")
     return int(any(s.state not in ("finished", "stopped") for s in board.standings()))
 
@@ -96,14 +105,19 @@ def _parser():
         "--workdir", type=place.workdir, required=True, help="folder for the trials' workdirs"
     )
     parser.add_argument(
-        "--sweep", default="sweep", help="function of the config file that yields the trials"
+        "--sweep", help="function of the config file that yields the trials (default: sweep)"
+    )
+    parser.add_argument(
+        "--folds", metavar="K[:NAME]", help="cross-validation: each trial on K folds"
     )
     parser.add_argument("--trials", type=int, help="number of trials; required for a space")
     parser.add_argument("--launcher", default="local", choices=LAUNCHERS)
     parser.add_argument("--jobs", type=int, default=1, help="trials (or populations) at a time")
     parser.add_argument("--population", type=int, help="most trials in one program (vmap)")
     parser.add_argument(
-        "--metric", help="key of the log to show (default: a loss); 'max KEY' for ASHA and Optuna"
+        "--metric",
+        help="key of the log to sort by, 'max KEY' or 'min KEY' (default: config.checkpoint.best, "
+        "config.train.stop.metric, or a loss)",
     )
     parser.add_argument("--index", help="train only trial K here, or K,K,… as one program")
     parser.add_argument("--overrides", help="train only the trial with these overrides (JSON) here")
@@ -141,6 +155,7 @@ def _check(args) -> None:
         flags = [f"--{name}" for name in names if getattr(args, name)]
         wrong = flags and args.launcher != launcher
         require(not wrong, f"{', '.join(flags)}: for --launcher {launcher}")
+    require(not (args.optuna and args.folds), "--folds: not for trials that Optuna chooses")
     require(not (args.optuna and args.index), "--index: Optuna's trials have none; use --overrides")
     if args.asha or args.optuna:
         require(bool(args.metric), "--metric: required, e.g. 'max eval/valid/accuracy'")
@@ -149,17 +164,40 @@ def _check(args) -> None:
         require(args.trials is not None, "--trials: say how many trials Optuna should sample")
 
 
-def _first_metric(all_trials: list[trials.Trial]) -> str:
-    """The loss of the first evaluation, or of training if there is none."""
-    evals = next((trial.config["evals"] for trial in all_trials if trial.config), {})
-    return f"eval/{next(iter(evals))}/loss" if evals else "train/loss"
+def _folds(text: str | None) -> tuple[int, str] | None:
+    """'5:valid' -> (5, 'valid')."""
+    if text is None:
+        return None
+    count, _, evaluator = text.partition(":")
+    valid = count.isdecimal() and len(count) < 6 and int(count) > 1
+    require(valid, f"--folds: {text!r}; write a number of at least 2, or 5:EVALUATOR")
+    return int(count), evaluator
+
+
+def _metric(args, all_trials: list[trials.Trial]) -> tuple[str, int]:
+    """(the key of the log by which trials are compared, 1 if more of it is better, -1 if less is, 0
+    if that is unknown): the argument's, that which chooses checkpoints or ends runs, or the loss of
+    `valid`, of `test` or of the first evaluation."""
+    made = next((trial.config for trial in all_trials if trial.config), None)
+    text = args.metric
+    if not text and made:
+        choices = made["checkpoint"]["best"], made["train"]["stop"]["metric"]
+        names = [name for name in ("valid", "test", *made["evals"]) if name in made["evals"]]
+        loss = f"eval/{names[0]}/loss" if names else "train/loss"
+        text = next(filter(None, choices), loss)
+    signs = statistics.signs([made["task"]] if made else [])
+    sign, key = statistics.wanted("--metric", text or "train/loss", signs)
+    return key, sign
 
 
 def _command(args, words: list[str]) -> list[str]:
     """The command line of this sweep, the beginning of every trial's."""
     own = [sys.executable, os.path.abspath(__file__), "--config", args.config]
-    own += ["--workdir", args.workdir, "--sweep", args.sweep]
-    return own + (["--trials", str(args.trials)] if args.trials else []) + words
+    own += ["--workdir", args.workdir]
+    for name in ("sweep", "trials", "folds"):
+        value = getattr(args, name)
+        own += [f"--{name}", str(value)] if value else []
+    return own + words
 
 
 # --------------------------------------------------------------------------------------- launchers
@@ -201,7 +239,7 @@ def _ray(args, words, left, board) -> None:
         board.show([k for k, s in enumerate(board.standings()) if s.state in ("new", "begun")])
 
     if args.optuna:
-        space = trials.space(args.config, args.sweep)
+        space = trials.space(args.config, args.sweep or "sweep")
         update()
         states = zip(launch_ray.chosen(space, args.workdir), board.standings(), strict=True)
         pending = [overrides for overrides, s in states if s.state not in ("finished", "stopped")]

@@ -1,6 +1,7 @@
 """Splits of data sets in TFDS's notation, and sets prepared by TFDS.
 
-`train`, `train[:90%]`, `train[90%:]+test`: the same grammar for every set, from TFDS or not.
+`train`, `train[:90%]`, `train[90%:]+test`: the same grammar for every set, from TFDS or not; and,
+for cross-validation, `train[fold 1/5]` and `train[not fold 1/5]` (`common.sweeps.sweep.folds`).
 Prepared sets are opened as array_record files, without TensorFlow.
 """
 
@@ -26,6 +27,7 @@ NAME = re.compile(  # NAME/CONFIG:VERSION
 )
 OWN = "run its own builder (TFDS has none of this name), with file_format='array_record'"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
+FOLD = re.compile(r"\[(not )?fold (\d{1,9})/(\d{1,9})\]$", re.A)
 MADE = re.compile(r"images_\w*_[0-9a-f]{16,}", re.A)  # sets that `images:` makes of pictures
 
 
@@ -36,6 +38,10 @@ def names(split: str) -> list[str]:
 
 def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, slice]]:
     """'train[:90%]+test' as [('train', slice(0, …)), …].
+
+    `[fold i/k]` after a name, or after its slice, is the i-th (from 1) of k consecutive blocks of
+    these rows, whose sizes differ by at most one, and `[not fold i/k]` all the others: each row is
+    in exactly one fold.
 
     Args:
       split: the expression.
@@ -60,16 +66,39 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
     for name in names(split):
         known = not name or name in sizes or name == "all"
         require(known, f"{where}: unknown split {brief(name)}; {nearest(name, sizes)}")
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"{whole}: {brief(str(error).splitlines()[0])}") from error
-    slices = [
-        (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
-        for p in parts
-    ]
+    slices = []
+    for part in split.split("+") if "fold" in split else [split]:
+        fold = FOLD.search(part)
+        try:
+            spec = part[: fold.start()] if fold else part
+            read = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            raise BadInput(f"{whole}: {brief(str(error).splitlines()[0])}") from error
+        rows = [
+            (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
+            for p in read
+        ]
+        slices += _fold(rows, fold, whole) if fold else rows
     slices = [(name, at) for name, at in slices if at.stop > at.start]
     require(len(slices) > 0, f"{whole} is empty")
+    return slices
+
+
+def _fold(rows: list[tuple[str, slice]], fold: re.Match, whole: str) -> list[tuple[str, slice]]:
+    """One fold of these rows, or all but that fold."""
+    number, count = int(fold[2]), int(fold[3])
+    require(
+        1 <= number <= count and count > 1,
+        f"{whole}: folds are counted from 1: write [fold 1/5] to [fold 5/5]",
+    )
+    slices = []
+    for name, at in rows:
+        size = max(at.stop - at.start, 0)
+        require(size >= count, f"{whole}: {count} folds of {size} examples would be empty")
+        first, last = (at.start + size * i // count for i in (number - 1, number))
+        within = [slice(first, last)]
+        outside = [slice(at.start, first), slice(last, at.stop)]
+        slices += [(name, piece) for piece in (outside if fold[1] else within)]
     return slices
 
 

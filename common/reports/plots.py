@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import BadInput
-from common.runs.history import number
+from common.reports import curves
 
 FEW = 10  # Matplotlib's number of distinct colours
 
@@ -36,28 +36,24 @@ def figure(width: float, height: float):
 # ------------------------------------------------------------------------------------------ curves
 
 
-def curve(history: Sequence[dict], key: str, x: str = "minutes") -> tuple[np.ndarray, np.ndarray]:
-    """(x f64[n], values f64[n]) of a log key; x is "steps", or "minutes", interpolated from
-    neighbouring lines."""
-    clock = [(line["step"], line["time/seconds"]) for line in history if "time/seconds" in line]
-    points = [(line["step"], number(line[key])) for line in history if key in line]
-    if not clock or not points:
-        return np.zeros(0), np.zeros(0)
-    steps, seconds = np.array(clock, float).T
-    at_steps, values = np.array(points, float).T
-    return (at_steps if x == "steps" else np.interp(at_steps, steps, seconds) / 60), values
-
-
-def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str = "minutes"):
-    """A log key against minutes or steps: one line per run, one colour per name.
+def learning_curves(
+    runs: dict[str, Sequence[Sequence[dict]]],
+    key: str,
+    x: str = "steps",
+    epoch_steps: float | None = None,
+    sign: int = 0,
+):
+    """A log key against time: one line per run, one colour per name.
 
     With more than ten names, colour encodes the mean of the last values, and only the first five
-    are named.
+    are named. The axis leaves out the first steps and diverged runs (`curves.window`).
 
     Args:
       runs: {name: the logs of its seeds}, the best first.
       key: "eval/test/accuracy".
-      x: "minutes", or "steps", which do not depend on what else the machine did.
+      x: "steps", "minutes", which depend on what else the machine did, or "epochs".
+      epoch_steps: steps of an epoch.
+      sign: 1 if more of the key is better, -1 if less is, 0 if that is unknown.
 
     Returns:
       A Matplotlib figure.
@@ -67,21 +63,20 @@ def learning_curves(runs: dict[str, Sequence[Sequence[dict]]], key: str, x: str 
     """
     drawn = figure(7.5, 4.5)
     axes = drawn.subplots()
-    curves = {name: [curve(history, key, x) for history in runs[name]] for name in runs}
-    means = [np.mean([values[-1] for _, values in seed_curves if len(values)] or [np.nan])
-             for seed_curves in curves.values()]  # fmt: skip
+    of_names = {name: [curves.of(history, key) for history in runs[name]] for name in runs}
+    means = [np.mean([curve.values[-1] for curve in of_seeds if len(curve.values)] or [np.nan])
+             for of_seeds in of_names.values()]  # fmt: skip
     many = len(runs) > FEW
     scale = _colours(drawn, axes, means, key) if many else None
-    later_values, legend = [], []
-    for i, (name, seed_curves) in enumerate(curves.items()):
+    legend = []
+    for i, (name, of_seeds) in enumerate(of_names.items()):
         colour = scale.to_rgba(means[i]) if scale else f"C{i}"
-        for j, (at, values) in enumerate(seed_curves):
-            (line,) = axes.plot(at, values, ".-", color=colour, lw=1, ms=3, alpha=0.8)
+        for j, curve in enumerate(of_seeds):
+            at = curves.along(curve, x, epoch_steps)
+            (line,) = axes.plot(at, curve.values, ".-", color=colour, lw=1, ms=3, alpha=0.8)
             if j == 0 and (i < 5 or not many):
                 legend.append((line, plain(name)))
-            later_values += list(values[len(values) // 2 :])
-    if "accuracy" in key and later_values:  # the first epochs would compress all others
-        axes.set_ylim(np.nanmin(later_values) - 0.02, np.nanmax(later_values) + 0.005)
+    axes.set_ylim(curves.window([c.values for of in of_names.values() for c in of], sign))
     axes.set_xlabel(x)
     axes.set_ylabel(plain(key))
     axes.grid(alpha=0.3)
@@ -218,7 +213,7 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
     scale = _colours(drawn, axes, values, metric)
     heights = []
     for i, column in enumerate(columns.values()):
-        at, ticks = _height(positions(column))
+        at, ticks = heights_of(positions(column))
         heights.append(at)
         axes.axvline(i, color="black", lw=0.8)
         for height, text in ticks:
@@ -237,7 +232,7 @@ def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric
     return drawn
 
 
-def _height(column: Positions) -> tuple[np.ndarray, list[tuple[float, str]]]:
+def heights_of(column: Positions) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """(f64[n] in [0, 1], [(height, label) of each tick]): a tick per value, or five if there are
     more than six."""
     at = np.log(column.at) if column.log else column.at

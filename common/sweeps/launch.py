@@ -7,6 +7,7 @@ sweep: each skips trials that the other is running.
 """
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from common import tree
 from common.devices import ending
 from common.errors import Preempted
 from common.runs import files, workdir
+from common.runs.history import number
 from common.runs.progress import duration
 from common.sweeps import trials
 from common.sweeps.trials import Standing, Trial
@@ -148,8 +150,11 @@ class Board:
     """Displays the progress of trials: a live table on a terminal, else a line whenever one
     ends."""
 
-    def __init__(self, all_trials: Sequence[Trial], root, metric: str):
+    def __init__(self, all_trials: Sequence[Trial], root, metric: str, sign: int = 0):
+        """`metric` is the key of the log that is shown; the table is sorted by it if more of it
+        (`sign` 1) or less (-1) is better."""
         self._trials, self._root, self._metric = list(all_trials), root, metric
+        self._sign = sign
         self._live, self._height = sys.stderr.isatty(), 0
         self._begun = self._printed_at = time.monotonic()
         self._running: set[int] = set()
@@ -226,15 +231,30 @@ class Board:
         return [trials.standing(trial, self._root, self._metric) for trial in self._trials]
 
     def final(self) -> str:
-        """The table of all trials, followed by the reasons of those that failed or were stopped."""
+        """The table of all trials, the best first, followed by its name and the reasons of those
+        that failed or were stopped."""
         pairs = list(zip(self._trials, self.standings(), strict=True))
+
+        def ranked(standing: Standing) -> bool:
+            known = math.isfinite(number(standing.metric))
+            return self._sign != 0 and standing.state == "finished" and known
+
+        def place(entry) -> tuple[bool, float]:
+            standing = entry[1][1]
+            return (False, -self._sign * standing.metric) if ranked(standing) else (True, 0.0)
+
+        ordered = sorted(enumerate(pairs), key=place)
         rows = [
             (k, trial.name, s.state, s.step, spelled(s.metric), duration(s.seconds))
-            for k, (trial, s) in enumerate(pairs)
+            for k, (trial, s) in ordered
         ]
-        header = "index", "trial", "state", "step", self._metric, "took"
+        which = {1: " (max)", -1: " (min)", 0: ""}[self._sign]
+        header = "index", "trial", "state", "step", f"{self._metric}{which}", "took"
+        best = ""
+        if sum(ranked(s) for _, s in pairs) > 1:
+            best = f"best by its last {self._metric}: {rows[0][1]} ({rows[0][4]})\n"
         reasons = [f"{trial.name}: {s.reason}\n" for trial, s in pairs if s.reason]
-        return tree.table_text(header, rows) + "".join(reasons)
+        return tree.table_text(header, rows) + best + "".join(reasons)
 
 
 def spelled(value) -> str:

@@ -114,6 +114,33 @@ def chain(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
     return itertools.chain(*sweeps)
 
 
+def folds(count: int, train: str = "train", evaluator: str = "test") -> Iterator[Overrides]:
+    """Cross-validation: trial i trains on all but the i-th of `count` folds, and evaluates that.
+
+    Folds are consecutive blocks of rows (`common.data.splits.ranges`), as slices are: neighbours in
+    a text stay together, but rows that are sorted by class must be shuffled first. A product with
+    other overrides repeats each of them on every fold, and a report averages them.
+
+    Args:
+      count: how many folds.
+      train: the split that is divided, such as "train[:90%]+extra", each part of it likewise.
+      evaluator: the name of the evaluator whose split becomes the fold.
+
+    Raises:
+      BadInput: for fewer than two folds, or a split that holds folds already.
+    """
+    require(count > 1, f"folds: {count} is fewer than 2")
+    require("fold " not in train, f"folds: {brief(train)} is of folds already")
+    of = lambda text: "+".join(f"{part}[{text}]" for part in train.split("+"))
+    return (
+        {
+            "data.train": of(f"not fold {i}/{count}"),
+            f"evals.{evaluator}.split": of(f"fold {i}/{count}"),
+        }
+        for i in range(1, count + 1)
+    )
+
+
 def _merged(parts: Iterable[Overrides]) -> Overrides:
     merged: Overrides = {}
     for part in parts:

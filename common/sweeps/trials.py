@@ -12,6 +12,7 @@ import collections
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,14 +21,18 @@ from etils import epath
 
 from common import config, imports, inputs, values
 from common.errors import BadInput, brief, nearest, require
-from common.runs import lines, located, log, place, workdir
+from common.runs import history, lines, located, log, place, workdir
 from common.runs.files import replace_text
+from common.sections import call
 from common.sweeps import sweep
-from common.training import program
+from common.training import optim, program
 from common.training.saved import read_config
 
 FAILED, STOPPED = "failed.txt", "stopped.txt"
 MOST = 10_000  # trials, unless --trials says how many
+FOLD = re.compile(
+    r"\bdata\.train=train\[not fold (\d+)/(\d+)\],evals\.test\.split=train\[fold \1/\2\]"
+)
 LONGEST = 150  # bytes of a folder's name, before the checksum
 
 
@@ -51,14 +56,23 @@ class Trial(NamedTuple):
     refused: str
 
 
-def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | None = None):
+def of(
+    path: str,
+    words: Sequence[str] = (),
+    name: str | None = "sweep",
+    count: int | None = None,
+    folds: tuple[int, str] | None = None,
+) -> list[Trial]:
     """The trials of a config's sweep, as a list of `Trial`.
 
     Args:
       path: FILE.py or FILE.py:ARG.
       words: overrides for all trials, as on a command line.
-      name: the function of the file that yields the trials' overrides, or returns a space of them.
+      name: the function of the file that yields the trials' overrides, or returns a space of them;
+        None is the config itself, as one trial.
       count: how many; None is all. Required for a space.
+      folds: (k, evaluator): repeats every trial on each of k folds of `data.train`, which that
+        evaluator evaluates ("": `test`, or the only one).
 
     Raises:
       BadInput: if there is no such sweep, it is empty, or a trial occurs twice. An error of one
@@ -67,13 +81,16 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
     module, arg = config.experiment(path)
     file = path.partition(":")[0]
     require(count is None or count > 0, f"--trials: {count} is not a positive number")
-    definition = _definition(module, file, name, count)
+    definition = [{}] if name is None else _definition(module, file, name, count)
     if isinstance(definition, dict):
         require(count is not None, f"--trials: required, as {name}() of {file} is a space")
         with imports.explained("--sweep", file):
             definition = list(sweep.sample(count, definition))
     # An error that all trials share is raised here, once.
-    config.overridden(ml_collections.ConfigDict(module.get_config(arg)), words, program.sections)
+    base = ml_collections.ConfigDict(module.get_config(arg))
+    base = config.plain(config.overridden(base, words, program.sections))
+    if folds:
+        definition = sweep.product(definition, _folds(base, *folds))
     trials = [
         one(module.get_config, arg, k, overrides, words) for k, overrides in enumerate(definition)
     ]
@@ -90,6 +107,47 @@ def of(path: str, words: Sequence[str] = (), name: str = "sweep", count: int | N
             f"{name}() of {file} yields a trial twice: {twin} and {trial.name} are the same config",
         )
     return trials
+
+
+def _folds(base: dict, count: int, evaluator: str) -> Iterable[sweep.Overrides]:
+    """The folds of a completed config's training split."""
+    evals = base["evals"]
+    known = evaluator or ("test" if "test" in evals else next(iter(evals), ""))
+    require(
+        bool(evaluator) or "test" in evals or len(evals) == 1,
+        f"--folds: which evaluator reads the fold? write --folds {count}:NAME with one of "
+        f"{', '.join(sorted(evals)) or '(the config has none)'}",
+    )
+    require(known in evals, f"--folds: unknown evaluator {brief(known)}; {nearest(known, evals)}")
+    return sweep.folds(count, base["data"]["train"], known)
+
+
+def check(trials: Iterable[Trial]) -> None:
+    """Raises `BadInput` for the first trial whose config is refused, by its keys, its types, or
+    its ranges as far as they need no data."""
+    reasons = [(trial, trial.refused or _out_of_range(trial.config)) for trial in trials]
+    bad = [(trial, reason) for trial, reason in reasons if reason]
+    if bad:
+        trial, reason = bad[0]
+        more = f"; {len(bad) - 1} more of {len(reasons)} trials are refused" if bad[1:] else ""
+        raise BadInput(f"trial {trial.index}, {trial.name}: {reason}{more}")
+
+
+def _out_of_range(made: dict) -> str:
+    """What `train.run` would refuse of a completed config without reading data; "" for nothing.
+    Durations, which may count epochs, are not looked at."""
+    brief_run = {"duration": "1 step", "log_every": "1 step"}
+    constant = {"schedule": "constant", "warmup": "0 steps", "decay": None, "lookahead": None}
+    optimizer, train = made["optim"], made["train"]
+    try:
+        call(program.plan, train | brief_run, 1)
+        call(history.should_stop, train["stop"], [])
+        optim.check_patterns(optimizer)
+        section = optimizer | constant
+        call(optim.make_optimizer, section, 1, lambda *_: 0, section["direction"])
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def check_metric(where: str, key: str, trials: Iterable[Trial]) -> None:
@@ -169,9 +227,10 @@ def one(get_config, arg: str, index: int, overrides: sweep.Overrides, words: Seq
 
 
 def folder_name(overrides: sweep.Overrides) -> str:
-    """'optim.lr=0.001,seed=0'. Characters unfit for a folder name are replaced, and a checksum of
-    the full name appended."""
+    """'optim.lr=0.001,seed=0', or 'fold=1of5' for a fold of `train`. Characters unfit for a folder
+    name are replaced, and a checksum of the full name appended."""
     full_name = ",".join(f"{key}={value}" for key, value in overrides.items()) or "base"
+    full_name = FOLD.sub(r"fold=\1of\2", full_name)
     return place.fitting(full_name, r"[^\w.,=+()-]+", LONGEST)
 
 
