@@ -2,11 +2,13 @@
 
 For runs of vision.classify. Prints the accuracy over a set and writes into WORKDIR/explain:
 
-    mistakes.png   the misclassified images with the largest loss
+    mistakes.png   the misclassified images with the largest loss, each beside a correctly
+                   classified one of its true class and one of its predicted class
     confusion.png  the confusion matrix
-    saliency.png   those mistakes, then the first correctly classified images, with maps of the
-                   evidence for the predicted class: integrated gradients; Grad-CAM if the model
-                   names its layers; attention rollout for a Vision Transformer
+    saliency.png   mistakes, each beside a correct one of its true class, then further correct ones,
+                   with maps of the evidence for the predicted class: integrated gradients; Grad-CAM
+                   at the last named layer that is not too coarse; attention rollout for a Vision
+                   Transformer
 
 `--set` is one evaluator of the run's config, or a split of its data set such as 'test[:1000]'.
 `--step` is latest (default), best, or a number. Needs the extra `plots`.
@@ -25,7 +27,7 @@ from etils import epath
 
 import _checkout  # noqa: F401
 from common import cli
-from common.errors import require
+from common.errors import BadInput, require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.reports import plots
@@ -91,7 +93,9 @@ def _pictures(model, variables, prepare, source, logits, labels, *, count: int):
     """Yields (file, caption, figure)."""
     classes, predicted = source.facts.classes, logits.argmax(axis=1)
     wrong, correct = explain.worst(logits, labels, count), np.flatnonzero(predicted == labels)
-    rows = np.append(wrong, correct)[:count]
+    beside = explain.counterparts(logits, labels, wrong)
+    rows = np.unique(np.concatenate([wrong, beside[beside >= 0].ravel(), correct[:count]]))
+    place = {row: i for i, row in enumerate(rows.tolist())}
     batch = source.read(np.uint32(rows))
     batch |= {"index": np.uint32(rows), "valid": np.ones(len(rows), np.float32)}
     inputs = prepare(batch)["image"]
@@ -101,19 +105,28 @@ def _pictures(model, variables, prepare, source, logits, labels, *, count: int):
     shares = np.asarray(jax.nn.softmax(logits[rows])).max(axis=1)
     pairs = zip(labels[rows], predicted[rows], shares, strict=True)
     titles = [explain.title(classes[true], classes[guess], share) for true, guess, share in pairs]
+    shown = lambda row: None if row < 0 else (images[place[row]], titles[place[row]])
 
     caption = f"{len(wrong)} of {len(labels) - len(correct)} mistakes, the largest losses first"
-    yield "mistakes.png", caption, explain.draw_mistakes(images[: len(wrong)], titles)
+    own = [place[row] for row in wrong.tolist()]
+    others = [tuple(map(shown, pair)) for pair in beside.tolist()]
+    figure = explain.draw_mistakes(images[own], [titles[i] for i in own], others)
+    yield "mistakes.png", caption, figure
 
     matrix = np.zeros((len(classes), len(classes)), int)
     np.add.at(matrix, (labels, predicted), 1)
     caption = f"{len(classes)} classes, true by predicted"
     yield "confusion.png", caption, explain.draw_confusion(matrix, classes)
 
-    black = prepare(batch | {"image": np.zeros_like(batch["image"])})["image"]
-    maps = _maps(model, variables, inputs, predicted[rows], black)
-    caption = f"{len(rows)} images under {', '.join(maps)}"
-    yield "saliency.png", caption, explain.draw_maps(images, maps, titles)
+    mistakes = [row for pair in zip(wrong, beside[:, 0], strict=True) for row in pair if row >= 0]
+    more = [row for row in correct if row not in mistakes]
+    picked = [place[row] for row in (mistakes + more)[:count]]
+    inputs, kinds = inputs[np.array(picked)], predicted[rows[picked]]
+    black = prepare(batch | {"image": np.zeros_like(batch["image"])})["image"][np.array(picked)]
+    maps, note = _maps(model, variables, inputs, kinds, black)
+    caption = f"{len(picked)} images under {', '.join(maps)}{note}"
+    titles = [titles[i] for i in picked]
+    yield "saliency.png", caption, explain.draw_maps(images[picked], maps, titles)
 
 
 def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray, np.ndarray]:
@@ -132,21 +145,28 @@ def _logits(model, variables, prepare, batches, views: str) -> tuple[np.ndarray,
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def _maps(model, variables, images, labels, baseline) -> dict[str, np.ndarray]:
-    """{name: f32[B, h, w]}, every kind of map that the model supports."""
+def _maps(model, variables, images, labels, baseline) -> tuple[dict[str, np.ndarray], str]:
+    """({name: f32[B, h, w]}, a note of what there is not): every kind of map that the model
+    supports."""
     logits_of = jax.tree_util.Partial(model.apply, variables)
-    labels = jnp.asarray(labels)
+    labels, note = jnp.asarray(labels), ""
     added = explain.integrated_gradients(logits_of, images, labels, baseline)
     maps = {"integrated gradients": jnp.abs(added).sum(axis=-1)}
-    layers = list(explain.spatial(model.apply, variables, images))
-    if layers:
-        cam = jax.jit(partial(explain.grad_cam, model.apply, name=layers[-1]))
-        maps[f"Grad-CAM at {layers[-1]}"] = cam(variables, images, labels)
+    layers = explain.spatial(model.apply, variables, images)
+    try:
+        name = explain.layer_of(layers) if layers else None
+    except BadInput as error:
+        name, note = None, f"; no Grad-CAM: {str(error).removeprefix('grad_cam: ')}"
+    if name is not None:
+        cam = jax.jit(partial(explain.grad_cam, model.apply, name=name))
+        maps[f"Grad-CAM at {name}"] = cam(variables, images, labels)
+        if name != list(layers)[-1]:
+            note = f"; Grad-CAM not at {list(layers)[-1]}, whose map is too coarse"
     attention = jax.jit(partial(explain.attention_maps, model.apply))(variables, images)
     if attention and hasattr(model, "pooling"):
         sides = images.shape[1:3]
         maps["attention rollout"] = explain.attention_rollout(attention, model.pooling, sides)
-    return {name: np.asarray(heat) for name, heat in maps.items()}
+    return {name: np.asarray(heat) for name, heat in maps.items()}, note
 
 
 if __name__ == "__main__":

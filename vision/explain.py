@@ -23,6 +23,8 @@ from common import tree
 from common.errors import choice, require
 from common.reports.plots import figure
 
+LEAST_CELLS = 16  # of a map that tells where
+
 # -------------------------------------------------------------------------------------------- maps
 
 
@@ -92,6 +94,33 @@ def spatial(apply: Callable, variables: dict, images) -> dict[str, jax.ShapeDtyp
     return shapes
 
 
+def layer_of(layers: dict[str, jax.ShapeDtypeStruct], name: str | None = None) -> str:
+    """The layer that Grad-CAM shows: `name`, or the last one whose map has at least `LEAST_CELLS`
+    cells.
+
+    Args:
+      layers: from `spatial`.
+      name: one of them.
+
+    Raises:
+      BadInput: if there is no such layer, or its map, or every map, is too coarse to tell where.
+    """
+    require(bool(layers), "grad_cam: no layer [B, h, w, C] of this model has a name")
+    cells = {key: (layer.shape[1], layer.shape[2]) for key, layer in layers.items()}
+    fine = [key for key, (height, width) in cells.items() if height * width >= LEAST_CELLS]
+    if name is not None and choice("grad_cam: name", name, layers) in fine:
+        return name
+    largest = max(cells, key=lambda key: math.prod(cells[key]))
+    where = name or largest
+    instead = f"; use {fine[-1]}" if fine else ""
+    require(
+        name is None and bool(fine),
+        f"grad_cam: the map of {where} is {cells[where][0]} x {cells[where][1]}, too coarse to "
+        f"tell where{instead}",
+    )
+    return fine[-1]
+
+
 def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None = None):
     """Grad-CAM (Selvaraju et al. 2017): f32[B, h, w] >= 0, where a layer supports the label.
 
@@ -100,14 +129,13 @@ def grad_cam(apply: Callable, variables: dict, images, labels, name: str | None 
       variables: of the module.
       images: f32[B, H, W, C], as the model takes them.
       labels: i32[B].
-      name: name of an intermediate [B, h, w, C]; None is the model's last.
+      name: name of an intermediate [B, h, w, C]; None is the last one that is not too coarse.
 
     Raises:
-      BadInput: if there is no such intermediate.
+      BadInput: as `layer_of` does.
     """
     layers = spatial(apply, variables, images)
-    require(bool(layers), "grad_cam: no layer [B, h, w, C] of this model has a name")
-    name = list(layers)[-1] if name is None else choice("grad_cam: name", name, layers)
+    name = layer_of(layers, name)
 
     def score(added):
         perturbed = {**variables, "perturbations": tree.unflatten({name: added})}
@@ -185,13 +213,40 @@ def worst(logits, labels, k: int) -> np.ndarray:
     return wrong[np.argsort(-losses[wrong], kind="stable")][:k]
 
 
+def counterparts(logits, labels, rows) -> np.ndarray:
+    """Correctly classified rows to see some rows beside: i64[R, 2], of each row's true class, and
+    of its predicted one; -1 where a class has none.
+
+    Of several, the one with the nearest logits, and one that is not yet taken rather than again.
+
+    Args:
+      logits: f32[B, K].
+      labels: i32[B].
+      rows: R of them, such as `worst`.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    predicted = logits.argmax(axis=1)
+    correct, taken = predicted == labels, np.zeros(len(labels), bool)
+    beside = np.full((len(rows), 2), -1)
+    for i, row in enumerate(rows):
+        for side, kind in enumerate((labels[row], predicted[row])):
+            known = np.flatnonzero(correct & (labels == kind) & (np.arange(len(labels)) != row))
+            if len(known):
+                distances = np.square(logits[known] - logits[row]).sum(axis=1)
+                nearest = known[np.lexsort((distances, taken[known]))[0]]
+                beside[i, side], taken[nearest] = nearest, True
+    return beside
+
+
 # ----------------------------------------------------------------------------------------- figures
 
 
 def title(label: str, predicted: str, probability: float) -> str:
-    """The title of an image: true class, predicted class and its probability; on two lines if the
-    names are long."""
+    """The title of an image: true class, predicted class and its probability, on two lines if the
+    names are long; or of a correct one, its class and probability."""
     label, predicted = (n if len(n) <= 20 else f"{n[:19]}…" for n in (label, predicted))
+    if label == predicted:
+        return f"{label} ✓  {probability:.0%}"
     space = " " if len(label + predicted) <= 16 else "\n"
     return f"{label}{space}→ {predicted}  {probability:.0%}"
 
@@ -209,13 +264,14 @@ def _show(axes, image) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
 
 
-def draw_mistakes(images, titles: Sequence[str], columns: int = 4):
-    """A grid of titled images.
+def draw_mistakes(images, titles: Sequence[str], beside: Sequence, columns: int = 2):
+    """A grid of mistakes, each beside correct ones of its true and of its predicted class.
 
     Args:
       images: u8[B, H, W, C], or floats.
       titles: B titles, from `title`.
-      columns: images per row.
+      beside: for each image two pairs (image, title) of correct ones, or None where there is none.
+      columns: mistakes per row.
 
     Returns:
       A Matplotlib figure.
@@ -224,14 +280,22 @@ def draw_mistakes(images, titles: Sequence[str], columns: int = 4):
       BadInput: if Matplotlib is missing.
     """
     rows = max(1, math.ceil(len(images) / columns))
-    drawn = figure(1.9 * columns, 2.3 * rows + 0.3)
-    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
+    drawn = figure(5.4 * columns, 2.1 * rows + 0.4)
+    # A narrow column between groups keeps them apart.
+    widths = [1, 1, 1, 0.15] * columns
+    grid = drawn.subplots(rows, 4 * columns, squeeze=False, width_ratios=widths)
+    for axes in grid.ravel():
         axes.set_axis_off()
-    for axes, image, text in zip(grid, images, titles, strict=False):
-        _show(axes, image)
-        axes.set_title(text, fontsize=9)
-    drawn.suptitle("true → predicted, probability" if len(images) else "no mistakes", fontsize=10)
+    cells = grid.reshape(rows * columns, 4)
+    for axes, image, text, others in zip(cells, images, titles, beside, strict=False):
+        for place, pair in zip(axes[:3], ((image, text), *others), strict=True):
+            if pair is None:
+                place.text(0.5, 0.5, "no correct one", ha="center", va="center", fontsize=8)
+                continue
+            _show(place, pair[0])
+            place.set_title(pair[1], fontsize=9, color="C3" if pair[0] is image else "black")
+    heading = "true → predicted, probability; then correct ones of the true and the predicted class"
+    drawn.suptitle(heading if len(images) else "no mistakes", fontsize=10)
     return drawn
 
 
@@ -271,7 +335,8 @@ def draw_confusion(matrix, classes: Sequence[str]):
 
 
 def draw_maps(images, maps: dict[str, np.ndarray], titles: Sequence[str]):
-    """Each image, then the image under each of its maps, which are scaled to their own range.
+    """Each image, then the image under each of its maps, which are scaled to their own range; two
+    images per row.
 
     Args:
       images: u8[B, H, W, C], or floats.
@@ -285,7 +350,7 @@ def draw_maps(images, maps: dict[str, np.ndarray], titles: Sequence[str]):
       BadInput: if Matplotlib is missing.
     """
     span = 1 + len(maps)
-    across = max(1, 6 // span)  # images per row
+    across = 2 if span <= 4 else 1  # images per row: pairs stand side by side
     rows = max(1, math.ceil(len(images) / across))
     drawn = figure(1.7 * span * across, 2.1 * rows)
     grid = drawn.subplots(rows, span * across, squeeze=False)

@@ -8,7 +8,7 @@ import pytest
 from faults import contents, refused
 from helpers import DIGITS, exit_code
 
-from common.reports import compare, plots, report
+from common.reports import compare, plots, reading
 from common.sweeps import trials
 
 JUNK = {
@@ -47,7 +47,7 @@ def test_a_damaged_trial_is_named_and_the_others_are_reported(sweep, name, junk,
 def test_a_folder_in_the_place_of_a_file_is_named(sweep, name, capsys):
     (sweep / "b" / name).unlink()
     (sweep / "b" / name).mkdir()
-    _, left_out = report.find_runs([str(sweep)])
+    _, left_out = reading.find_runs([str(sweep)])
     assert name in left_out[str(sweep / "b")]
     trial = trials.Trial(0, "b", {}, (), finished.config(), "")
     assert not trials.finished(trial, sweep / "b")
@@ -101,14 +101,14 @@ def test_a_result_that_is_not_of_the_log_is_no_result(sweep, change, says, capsy
     path = sweep / "b/result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     refused(capsys, "report", str(sweep / "b"), says=says)
-    runs, left_out = report.find_runs([str(sweep)])
+    runs, left_out = reading.find_runs([str(sweep)])
     assert [run.seed for run in runs] == [0, 2]
     assert says in left_out[str(sweep / "b")]
 
 
 def test_a_trial_without_a_config_is_left_out_by_name(sweep):
     (sweep / "b/config.json").unlink()
-    _, left_out = report.find_runs([str(sweep)])
+    _, left_out = reading.find_runs([str(sweep)])
     assert left_out == {str(sweep / "b"): "its config.json is missing"}
 
 

@@ -1,5 +1,6 @@
 """Splits that name nothing: one line with the key and the split, exit code 2."""
 
+import itertools
 import json
 
 import pytest
@@ -38,6 +39,14 @@ SPLITS = [
     ("../train", r"unknown split '\.\./train'; did you mean 'train'"),
     ("all[:5]", r"split 'all\[:5\]': "),
     ("+".join(["train"] * 5000), r"split 'train\+train.*…: more than 100 parts"),
+    ("train[fold 0/5]", r"split 'train\[fold 0/5\]': folds are counted from 1"),
+    ("train[not fold 6/5]", r"split 'train\[not fold 6/5\]': folds are counted from 1"),
+    ("train[fold 1/1]", r"split .*folds are counted from 1: write \[fold 1/5\]"),
+    ("train[fold 1/1438]", r"split .*1438 folds of 1437 examples would be empty"),
+    ("train[fold 1/5][:3]", r"split 'train\[fold 1/5\]\[:3\]': "),
+    ("train[fold 1/5]]", r"split 'train\[fold 1/5\]\]': "),
+    ("train[fold -1/5]", r"split 'train\[fold -1/5\]': "),
+    ("trian[fold 1/5]", r"unknown split 'trian'; did you mean 'train'"),
     ("(" * 10000, r"unknown split '\(\(.*…"),
 ]
 
@@ -68,6 +77,25 @@ def test_all_and_parts_from_the_end_are_read():
         ("train", slice(0, 10)),
     ]
     assert splits.ranges("train[-5:]+test", sizes, "where")[0] == ("train", slice(5, 10))
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 19])
+@pytest.mark.parametrize("split", ["train", "train[:90%]+test", "train[-19:]+train[:20]", "all"])
+def test_each_row_is_in_exactly_one_fold_and_in_no_training_set_of_it(split, count):
+    sizes = {"train": 101, "test": 19}
+    rows = lambda text: [
+        (name, row)
+        for name, at in splits.ranges(text, sizes, "where")
+        for row in range(at.start, at.stop)
+    ]
+    of = lambda text: "+".join(f"{part}[{text}]" for part in split.split("+"))
+    held = [rows(of(f"fold {i}/{count}")) for i in range(1, count + 1)]
+    assert sorted(itertools.chain(*held)) == sorted(rows(split))
+    parts = len(splits.ranges(split, sizes, "where"))
+    assert max(map(len, held)) - min(map(len, held)) <= parts
+    for i, fold in enumerate(held):
+        others = rows(of(f"not fold {i + 1}/{count}"))
+        assert sorted(fold + others) == sorted(rows(split))
 
 
 def test_an_empty_part_beside_another_is_left_out():

@@ -1,6 +1,5 @@
 """The report of real runs: tables, pictures and the page, as they are and as a browser shows it."""
 
-import base64
 import csv
 import html.parser
 import io
@@ -15,7 +14,7 @@ import pytest
 from helpers import DIGITS, exit_code, load, result
 from PIL import Image
 
-from common.reports import plots
+from common.reports import page, plots, reading, report
 from common.runs import log
 from common.training import train
 from common.training.saved import read_config
@@ -42,7 +41,7 @@ def sweep(runs, tmp_path):
     """A folder of three configs by three seeds, made of copies of a run with other numbers, and of
     what else may lie there."""
     draw = np.random.default_rng(0)
-    for i, name in enumerate(("a|<b>&*", "adamw", "lion")):
+    for i, name in enumerate(("a|<b></script>&*", "adamw", "lion")):
         for seed in range(3):
             folder = tmp_path / f"sweep/{name[0]}{i}-{seed}"
             shutil.copytree(runs / "fast", folder, ignore=shutil.ignore_patterns("checkpoints"))
@@ -94,7 +93,9 @@ def test_a_line_is_the_mean_over_the_seeds(runs, capsys):
     for known in (start["commit"][:7], start["versions"]["jax"], f"{start['device']} x "):
         assert known in fast
     assert sum("one seed: not distinguishable" in line for line in lines) == 1
-    assert f"best by {TEST} itself: not an estimate for new data" in lines
+    best = max(("mlp", "fast"), key=lambda name: next(x for x in lines if x.startswith(f"{name} "))
+               .split(TEST)[0].split("±")[0].split()[-1])  # fmt: skip
+    assert f"best: {best}, by {TEST} itself: not an estimate for new data" in lines
 
 
 def test_a_folder_is_its_runs_called_by_what_differs(runs, capsys):
@@ -163,7 +164,7 @@ def test_all_formats_say_the_same(sweep, capsys):
     assert {row["against_the_best"] and row["against_the_best"]["distinguishable"]
             for row in found["rows"]} == {None, True, False}  # drawn to be so  # fmt: skip
     notes = [unquoted(line[2:]) for line in markdown.splitlines() if line.startswith("- ")]
-    assert notes == found["notes"] == text.splitlines()[-3:]
+    assert notes == found["notes"] == text.splitlines()[-len(notes) :]
 
 
 def test_what_is_not_there_is_one_line(runs, tmp_path, capsys):
@@ -181,17 +182,6 @@ def test_what_is_not_there_is_one_line(runs, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------- pictures
-
-
-def test_a_curve_goes_through_the_values_at_their_time(runs):
-    history = log.read_lines(runs / "fast")
-    steps, values = plots.curve(history, TEST, "steps")
-    assert steps.tolist() == [line["step"] for line in history if TEST in line]
-    minutes, values = plots.curve(history, TEST)
-    assert values.tolist() == [h[TEST] for h in history if "eval/test/loss" in h]
-    clock = [line["time/seconds"] / 60 for line in history if "time/seconds" in line]
-    assert (np.diff(minutes) > 0).all()
-    assert min(clock) <= minutes[0] <= minutes[-1] <= max(clock)
 
 
 def logged(value) -> list[dict]:
@@ -285,85 +275,136 @@ def test_pictures_are_where_they_are_asked_for_and_out_of_the_way_of_programs(
 
 
 class Page(html.parser.HTMLParser):
-    """What a page holds: its images, its links elsewhere, and its text."""
+    """What a page holds: its tags, its links elsewhere, its text, and the data of its plots."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags, self.images, self.links, self.text = [], [], [], ""
+        self.tags, self.links, self.text, self.scripts = [], [], "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "srcset", "action", "data"):
-                (self.images if value.startswith("data:") else self.links).append(value)
-        assert tag != "img" or dict(attrs)["alt"]
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
     def handle_data(self, data):
-        self.text += data
+        if self.tags and self.tags[-1] == "script":
+            self.scripts.append(data)
+        else:
+            self.text += data
 
-    def pictures(self) -> list[np.ndarray]:
-        """u8[H, W, 3] each."""
-        found = []
-        for image in self.images:
-            kind, _, data = image.partition(",")
-            assert kind == "data:image/png;base64"
-            found.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")))
-        return found
+    def handle_endtag(self, tag):
+        self.tags.append(f"/{tag}")
 
 
 def test_the_page_needs_nothing_else_and_shows_names_as_they_are(sweep, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     file = tmp_path / "page.html"
-    printed(capsys, sweep, "--html", file, "--png", tmp_path / "a.png")
+    printed(capsys, sweep, "--html", file)
     text = file.read_text()
     page = Page(text)
     assert not page.links
-    assert not {"script", "link", "iframe", "b"} & set(page.tags)
-    assert not re.search(r"https?:|url\(|@import|//", re.sub(r'"data:[^"]*"', "", text))
-    files = [tmp_path / f"a{end}.png" for end in ("", "-against", "-parallel")]
-    for picture, path in zip(page.pictures(), files, strict=True):
-        assert (picture == np.asarray(Image.open(path).convert("RGB"))).all()
+    assert not {"link", "iframe", "img", "b"} & set(page.tags)
+    assert page.tags.count("script") == page.tags.count("/script") == 2  # its data and its drawing
+    bare = text.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|url\((?!#)|@import|\b(fetch|eval)\(|innerHTML", bare)
+    assert "default-src 'none'" in text
     said = json.loads(printed(capsys, sweep, "--format", "json"))
     for row in said["rows"]:
-        assert page.text.count(row["name"]) == 2  # in the table, and above its command
+        # In the table, above its command, and the best one in a note.
+        assert page.text.count(row["name"]) == 2 + row["best"]
         assert f"{row['mean']:.4f} ± {row['std']:.4f}" in page.text
         assert row["command"] in page.text
-    assert all(line in page.text for line in said["notes"])
+    assert all(line in page.text for line in said["notes"][:-1])
+    assert "2 runs are not in the table" in page.text
+    assert "broken: failed: step 7: loss is not finite" in page.text
+    data = json.loads(page.scripts[0])
+    assert [row["name"] for row in data["rows"][:3]] == [row["name"] for row in said["rows"]]
+    assert {row["left_out"] for row in data["rows"][3:]} == set(said["left_out"].values())
 
 
-def places(picture: np.ndarray, screen: np.ndarray) -> int:
-    """How often a picture u8[H, W, 3] is there, pixel for pixel, in a larger one."""
-    height, width, _ = picture.shape
-    if height > screen.shape[0] or width > screen.shape[1]:
-        return 0
-    inside = screen.shape[0] - height + 1, screen.shape[1] - width + 1
-    ys, xs = (axis.ravel() for axis in np.indices(inside))
-    inked = np.argwhere(picture.min(axis=2) < 200)
-    for y, x in inked[:: max(1, len(inked) // 50)]:  # some pixels first
-        same = (np.abs(screen[ys + y, xs + x].astype(int) - picture[y, x]) <= 2).all(axis=1)
-        ys, xs = ys[same], xs[same]
-    close = lambda y, x: np.abs(screen[y : y + height, x : x + width].astype(int) - picture) <= 2
-    return sum(close(y, x).all() for y, x in zip(ys, xs, strict=True))
+def test_the_page_has_a_curve_of_every_run_and_of_every_metric(sweep, capsys, tmp_path):
+    runs, left_out = reading.find_runs([str(sweep)])
+    data = page.plotted(report.compare(runs, TEST, "", left_out), "epochs")
+    assert data["axes"] == ["steps", "minutes"]  # their durations are in steps
+    assert data["axis"] == "steps"
+    by_key = {chart["key"]: chart for chart in data["curves"]}
+    assert list(by_key)[:2] == [TEST, "eval/valid/accuracy"]
+    assert {"train/loss", "eval/test/loss", TEST} <= set(by_key)
+    chart = by_key[TEST]
+    assert [line["row"] for line in chart["lines"]] == [0] * 3 + [1] * 3 + [2] * 3 + [3, 4]
+    for row in range(3):
+        members = [line for line in chart["lines"] if line["row"] == row]
+        assert [line["run"] for line in members] == ["seed 0", "seed 1", "seed 2"]
+        (mean,) = (each for each in chart["bands"] if each["row"] == row)
+        ends = [line["points"][-1][2] for line in members]
+        assert mean["points"][-1][2] == pytest.approx(statistics.mean(ends))
+        half = statistics.stdev(ends)
+        assert mean["points"][-1][3] == pytest.approx(statistics.mean(ends) - half)
+        low, high = chart["window"]
+        assert all(low <= end <= high for end in ends)
 
 
-def test_a_browser_shows_every_picture(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+# Hovers over the first point of the first plot, zooms into the right half, goes back, and hides the
+# best row; says after each what there is to see.
+DRIVE = """<script>
+const svg = document.querySelector("svg"), box = () => svg.getBoundingClientRect(), seen = {};
+const at = (type, x, y, on) => (on || svg).dispatchEvent(new PointerEvent(type, {
+  bubbles: true, button: 0, clientX: box().left + x, clientY: box().top + y }));
+const texts = () => [...svg.querySelectorAll("text")].map((text) => text.textContent);
+const lines = () => svg.querySelectorAll("path.line").length;
+const dot = svg.querySelector("circle[data-row='0']");
+at("pointermove", +dot.getAttribute("cx"), +dot.getAttribute("cy"));
+seen.tip = svg.parentNode.querySelector(".tip:not([hidden])").textContent;
+seen.lit = document.querySelector("tr.lit").dataset.row;
+at("pointermove", 0, 0);
+seen.away = svg.parentNode.querySelector(".tip").hidden;
+seen.texts = texts();
+const width = box().width, height = box().height;
+at("pointerdown", width / 2, height / 2);
+at("pointermove", width - 20, height / 2);
+at("pointerup", width - 20, height / 2, window);
+seen.zoomed = texts();
+svg.dispatchEvent(new MouseEvent("dblclick", { bubbles: true }));
+seen.back = texts();
+seen.lines = lines();
+document.querySelector("tr[data-row='0']").click();
+seen.fewer = lines();
+seen.charts = [...document.querySelectorAll("figure")].map((f) => f.innerText.split("\\n")[0]);
+seen.width = [width, document.body.clientWidth];
+document.title = JSON.stringify(seen);
+</script></body>"""
+
+
+def test_a_browser_draws_the_plots_which_can_be_hovered_and_zoomed(runs, tmp_path, capsys):
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("no Chromium")
-    file, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    file = tmp_path / "page.html"
     printed(capsys, runs, "--html", file)
-    subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--force-color-profile=srgb", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--screenshot={shot}", "--window-size=1200,3000", file.as_uri()],
-        check=True, capture_output=True, timeout=120,
+    file.write_text(file.read_text().replace("</body>", DRIVE))
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()],
+        check=True, capture_output=True, timeout=120, text=True,
     )  # fmt: skip
-    screen = np.asarray(Image.open(shot).convert("RGB"))
-    pictures = Page(file.read_text()).pictures()
-    assert len(pictures) == 3
-    for picture in pictures:
-        assert places(picture, screen) == 1
-        assert places(picture[::-1], screen) == 0  # it could have failed
+    title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1])
+    seen = json.loads(title)
+    best = json.loads(printed(capsys, runs, "--format", "json"))["rows"][0]
+    name, _, place = seen["tip"].partition("\n")
+    assert name.startswith(best["name"])
+    value, step = re.fullmatch(r"(\S+) at (\S+) steps", place).groups()
+    (run,) = (path for path, seed in zip(best["paths"], best["seeds"], strict=True)
+              if len(best["seeds"]) == 1 or f"seed {seed}" in name)  # fmt: skip
+    known = {line["step"]: line[TEST] for line in log.read_lines(run) if TEST in line}
+    assert float(value) == pytest.approx(known[int(step)], rel=1e-4)
+    assert seen["lit"] == "0"
+    assert seen["away"] is True
+    steps = lambda texts: [float(text) for text in texts[: texts.index("steps")] if "." not in text]
+    assert min(steps(seen["zoomed"])) > min(steps(seen["texts"]))
+    assert seen["back"] == seen["texts"]
+    assert 0 < seen["fewer"] < seen["lines"]
+    assert seen["charts"][0].startswith(TEST)
+    assert any(name.startswith(f"{TEST} against optim.lr") for name in seen["charts"])
+    assert "parallel coordinates, a line for each row" in seen["charts"]
+    wide, body = seen["width"]
+    assert 0.4 * body < wide < body  # two beside one another fill the page

@@ -18,14 +18,25 @@ def sweep():
 
 
 def bad():
-    """The first good trial, one that diverges, out of range, one that crashes, no key, a good
-    one."""
+    """The first good trial, one that diverges, one whose warmup is too long, one that crashes, a
+    good one."""
     return chain(
         [{"optim.lr": 1e-3, "seed": 0}],
-        over("optim.lr", (1e30, -1.0)),
-        [{"model.module": "toy_crash:Net"}, {"optim.rate": 1}],
+        [{"optim.lr": 1e30}, {"optim.warmup": "500 steps"}, {"model.module": "toy_crash:Net"}],
         [{"optim.lr": 1e-3, "seed": 1}],
     )
+
+
+def mistyped():
+    return chain(over("optim.lr", (1e-3, 1e-2)), [{"optim.rate": 1}, {"seed": "two"}])
+
+
+def out_of_range():
+    return over("optim.lr", (1e-3, -1.0))
+
+
+def of_rows():
+    return over("data.train", ("train", "test"))
 
 
 def space():

@@ -81,6 +81,24 @@ def test_grad_cam_of_pooling_and_a_linear_head_is_the_class_activation_map():
     np.testing.assert_allclose(found, np.maximum(activation, 0) / 16, rtol=1e-4, atol=1e-5)
 
 
+def test_grad_cam_is_at_the_last_layer_whose_map_tells_where():
+    model = cnn.CNN(3, widths=(4, 4, 4), padding="SAME", hidden=())  # maps of 4 x 4, 2 x 2, 1 x 1
+    variables = variables_of(model)
+    layers = explain.spatial(model.apply, variables, IMAGES)
+    assert list(layers) == ["stage_0", "stage_1", "stage_2"]
+    assert explain.layer_of(layers) == "stage_0"
+    cam = jax.eval_shape(lambda v: explain.grad_cam(model.apply, v, IMAGES, LABELS), variables)
+    assert cam.shape == (3, 4, 4)
+    coarse = {key: layers[key] for key in ("stage_1", "stage_2")}
+    for some, name, message in (
+        (layers, "stage_2", r"stage_2 is 1 x 1, too coarse to tell where; use stage_0$"),
+        (coarse, None, r"stage_1 is 2 x 2, too coarse to tell where$"),
+        (coarse, "stage_2", r"stage_2 is 1 x 1, too coarse to tell where$"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            explain.layer_of(some, name)
+
+
 def test_grad_cam_needs_a_layer_that_has_a_name():
     for model, name, message in (
         (Pooled(), "stage_1", "grad_cam: name: unknown 'stage_1'; did you mean 'stage_10'"),
@@ -141,6 +159,27 @@ def test_the_worst_are_the_mistakes_with_the_largest_loss():
     assert explain.worst(logits[:1], labels[:1], 2).tolist() == []
 
 
+def test_a_mistake_is_seen_beside_correct_ones_of_both_classes():
+    draw = np.random.default_rng(1)
+    logits, labels = draw.normal(size=(80, 4)), draw.integers(0, 3, 80)  # class 3 is only predicted
+    predicted, rows = logits.argmax(axis=1), explain.worst(logits, labels, 12)
+    beside = explain.counterparts(logits, labels, rows)
+    assert beside.shape == (12, 2)
+    taken = set()
+    for row, pair in zip(rows, beside, strict=True):
+        for other, kind in zip(pair, (labels[row], predicted[row]), strict=True):
+            pool = np.flatnonzero((labels == kind) & (predicted == kind))
+            assert (other == -1) == (len(pool) == 0)
+            if other >= 0:
+                assert other in pool
+                new = [i for i in pool if i not in taken] or pool
+                distance = lambda i, row=row: np.square(logits[i] - logits[row]).sum()
+                assert other == min(new, key=distance)
+                taken.add(other)
+    assert (beside == -1).any()
+    assert explain.counterparts(logits, labels, []).shape == (0, 2)
+
+
 # ---------------------------------------------------------------------------------------- pictures
 
 
@@ -161,22 +200,28 @@ def texts_of(figure) -> list[str]:
 
 def test_figures_show_what_they_are_given():
     pytest.importorskip("matplotlib")
-    images = RNG.integers(0, 256, (5, 8, 6, 3)).astype(np.uint8)
-    texts = [explain.title("cat", "dog", 0.987), explain.title("x" * 30, "y" * 30, 0.5), *"abc"]
+    images = RNG.integers(0, 256, (3, 8, 6, 3)).astype(np.uint8)
+    texts = [explain.title("cat", "dog", 0.987), explain.title("x" * 30, "y" * 30, 0.5), "a"]
     assert texts[0] == "cat → dog  99%"
     assert len(texts[1].split("\n")) == 2
-    figure = explain.draw_mistakes(images, texts)
-    assert set(texts) <= set(texts_of(figure))
+    assert explain.title("cat", "cat", 0.5) == "cat ✓  50%"
+    beside = [((images[i - 1], f"right {i}"), None) for i in range(3)]
+    figure = explain.draw_mistakes(images, texts, beside)
+    shown = texts_of(figure)
+    assert {*texts, *(f"right {i}" for i in range(3)), "no correct one"} <= set(shown)
+    assert shown.count("no correct one") == 3
+    assert shown.index(texts[0]) < shown.index("right 0") < shown.index(texts[1])
     assert pixels(figure).std() > 20
-    assert not np.array_equal(pixels(figure), pixels(explain.draw_mistakes(images[::-1], texts)))
-    assert pixels(explain.draw_mistakes(images[:0], [])).std() > 0  # it says that there are none
+    turned = explain.draw_mistakes(images[::-1], texts, beside)
+    assert not np.array_equal(pixels(figure), pixels(turned))
+    assert pixels(explain.draw_mistakes(images[:0], [], [])).std() > 0  # it says there are none
     matrix = np.array([[8, 2, 0], [0, 10, 0], [0, 0, 0]])
     figure = explain.draw_confusion(matrix, ["cat", "dog", "owl"])
     assert sorted(texts_of(figure)) == ["", "10", "18 of 20 right (90.00%)", "2", "8"]
     assert pixels(figure).std() > 20
     many = explain.draw_confusion(np.eye(100, dtype=int), [str(i) for i in range(100)])
     assert len(texts_of(many)) == 2  # a hundred counts could not be read
-    heat = np.zeros((5, 2, 2), np.float32)
+    heat = np.zeros((3, 2, 2), np.float32)
     dark = pixels(explain.draw_maps(images / 255.0, {"one": heat}, texts))
     heat[:, 0, 0] = 1
     assert not np.array_equal(dark, pixels(explain.draw_maps(images / 255.0, {"one": heat}, texts)))
@@ -197,7 +242,7 @@ SHAPES = {
     "cnn": {"model.widths": (8, 8), "model.hidden": (8,)},
     "vit": {
         "model.module": "vision.vit:ViT",
-        "model.image_size": 6,
+        "model.image_size": 8,
         "model.patch_size": 2,
         "model.width": 16,
         "model.layers": 1,
@@ -205,14 +250,17 @@ SHAPES = {
         "model.hidden": 32,
     },
 }
-KINDS = {"cnn": "Grad-CAM at stage_1", "vit": "attention rollout"}
+KINDS = {
+    "cnn": "Grad-CAM at stage_0; Grad-CAM not at stage_1, whose map is too coarse",
+    "vit": "attention rollout",
+}
 ROWS = {"cnn": 48, "vit": 12}  # mirrored, one of the 48 is taken for another class
 
 
 def begun(folder, **changes) -> str:
     """The workdir of a run on digits that has taken no step, every parameter random; evaluated on
     crops, mirrored too."""
-    config = load(DIGITS, **{"augment.resized_crop": 6, "evals.test.views": "flip"} | changes)
+    config = load(DIGITS, **{"augment.resized_crop": 8, "evals.test.views": "flip"} | changes)
     prepared = program.prepare(config, jax.devices()[:1])
     with jax.set_mesh(prepared.layout.mesh):
         state = prepared.create(prepared.hypers)
@@ -231,7 +279,7 @@ def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name,
     pytest.importorskip("matplotlib")
     run, rows = begun(tmp_path / "run", **SHAPES[name]), ROWS[name]
     split = f"test[:{rows}]"
-    assert exit_code("explain", "--workdir", run, "--set", split, "--count", "60") == 0
+    assert exit_code("explain", "--workdir", run, "--set", split, "--count", "12") == 0
     first, *lines = capsys.readouterr().out.splitlines()
     accuracy = evaluate_run(run, sets=[split])["eval"][split]["accuracy"]
     right = round(rows * accuracy)
@@ -240,9 +288,9 @@ def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name,
     for picture, what, line in zip(
         ("mistakes", "confusion", "saliency"),
         (
-            f"{rows - right} of {rows - right} mistakes",
+            f"{min(rows - right, 12)} of {rows - right} mistakes",
             "10 classes",
-            f"{rows} images under integrated gradients, {KINDS[name]}",
+            "12 images under integrated gradients, " + KINDS[name],
         ),
         lines,
         strict=True,

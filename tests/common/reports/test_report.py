@@ -1,6 +1,7 @@
 """Rows of runs, the best of them, and whether the others differ, by runs made by hand."""
 
 import itertools
+import math
 import random
 import re
 
@@ -9,8 +10,10 @@ import pytest
 from scipy import stats
 
 from common.errors import BadInput
-from common.reports import report
-from common.reports.report import FinishedRun, compare, paired
+from common.reports import reading, report
+from common.reports.reading import FinishedRun
+from common.reports.report import compare
+from common.reports.statistics import Fold, paired
 from common.runs import workdir
 
 TEST, VALID = "eval/test/accuracy", "eval/valid/accuracy"
@@ -47,6 +50,14 @@ def test_the_interval_is_that_of_the_paired_t_test(n):
         np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-9)
         np.testing.assert_allclose(found.mean, (a - b).mean(), rtol=1e-9)
         assert found.distinguishable == (known.pvalue < 0.05)
+
+
+def test_an_interval_as_wide_as_the_values_says_nothing():
+    wide = paired({0: 0.9, 1: 0.7}, {0: 0.7, 1: 0.75})
+    narrow = paired({0: 0.9, 1: 0.88}, {0: 0.91, 1: 0.88})
+    assert wide.high - wide.low > wide.scale == pytest.approx(0.8)
+    assert (wide.vague, narrow.vague) == (True, False)
+    assert not paired(seeded([100.0, 101.0]), seeded([0.0, 0.0])).vague  # it excludes 0
 
 
 def test_pairs_tell_apart_what_means_and_spreads_do_not():
@@ -128,7 +139,7 @@ def test_a_row_is_called_as_its_runs_without_their_numbers():
 
 def test_a_row_of_a_folder_is_called_by_what_differs_there():
     def names(*runs, **how):
-        return [row.name for row in compare(report.named(runs, "sweep", **how), TEST).rows]
+        return [row.name for row in compare(reading.named(runs, "sweep", **how), TEST).rows]
 
     runs = [run(s, -lr, lr, model__hidden=(64, 8), data__workers=s) for lr in (1e-4, 3.0)
             for s in (0, 1)]  # fmt: skip
@@ -142,6 +153,50 @@ def test_a_row_of_a_folder_is_called_by_what_differs_there():
     assert names(*drawn) == ["optim.lr=0.123456", "optim.lr=0.123459"]
 
 
+# ------------------------------------------------------------------------------------------- folds
+
+
+def folded(number: int, value: float, count: int = 5, seed: int = 0, lr: float = 0.1):
+    split = f"fold {number}/{count}"
+    keys = {"data__train": f"train[not {split}]", "evals__test__split": f"train[{split}]"}
+    return run(seed, value, lr, f"lr{lr}-{seed}{number}", **keys)
+
+
+def test_folds_are_one_row_which_averages_them():
+    values = {(seed, i): 0.1 * i + 0.01 * seed for seed in (0, 1) for i in range(1, 6)}
+    runs = [folded(i, value, seed=seed) for (seed, i), value in values.items()]
+    row = compare(runs, TEST).rows[0]
+    assert row.values == {Fold(seed, i, 5): value for (seed, i), value in values.items()}
+    of_folds = [0.1 * i + 0.005 for i in range(1, 6)]
+    mean, deviation = report.average(row.values)
+    assert (mean, deviation) == (pytest.approx(0.305), pytest.approx(np.std(of_folds, ddof=1)))
+    assert report.missing_folds(row) == []
+    found = compare([r for r in runs if r.member.number not in (2, 4)], TEST)
+    assert report.missing_folds(found.rows[0]) == [2, 4]
+    assert any("without fold 2, 4" in line for line in report.notes(found))
+    with pytest.raises(BadInput, match="are the same run, seed 0"):
+        compare([runs[0], runs[0]._replace(path="copy")], TEST)
+    # Other folds, and the split without folds, are other rows.
+    others = folded(1, 0.5, 4), run(0, 0.5, data__train="train")
+    names = [reading.settings(r)["data.train"] for r in (runs[0], *others)]
+    assert names == ["train[not fold */5]", "train[not fold */4]", "train"]
+    assert run(3, 0.5, data__train="train[fold 1/5]").member == 3  # trains on one fold alone
+
+
+def test_the_interval_of_folds_is_wider_by_the_rows_that_they_share():
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, 5))
+    of = lambda values, seed: {Fold(seed, i + 1, 5): v for i, v in enumerate(values)}
+    folds, seeds = paired(of(a, 0), of(b, 0)), paired(seeded(a), seeded(b))
+    assert folds.seeds == [1, 2, 3, 4, 5]
+    assert folds.mean == pytest.approx(seeds.mean)
+    wider = (folds.high - folds.low) / (seeds.high - seeds.low)
+    assert wider == pytest.approx(math.sqrt(1 + 5 / 4))  # Nadeau & Bengio 2003
+    # A second seed that shifts both alike adds no folds.
+    both = paired(of(a, 0) | of(a + 1, 1), of(b, 0) | of(b + 1, 1))
+    np.testing.assert_allclose(both[1:4], folds[1:4])
+
+
 # --------------------------------------------------------------------------------- which is better
 
 
@@ -152,10 +207,10 @@ def test_the_best_is_chosen_on_validation_where_there_is_such_an_evaluator():
     assert [row.name for row in found.rows] == ["lr0.2", "lr0.1"]
     assert found.rows[1].difference.mean == pytest.approx(0.1)
     assert found.rows[1].selecting == {0: 0.3, 1: 0.3}
-    assert report.notes(found)[0] == f"best by {VALID}"
+    assert report.notes(found)[0] == f"best: lr0.2, by {VALID}"
     itself = compare(runs, TEST, TEST)
     assert [row.name for row in itself.rows] == ["lr0.1", "lr0.2"]
-    note = f"best by {TEST} itself: not an estimate for new data"
+    note = f"best: lr0.1, by {TEST} itself: not an estimate for new data"
     assert report.notes(itself)[0] == note
     last = runs.pop()  # one without a validation set
     runs.append(run(last.seed, last.history[-1][TEST], 0.2))
@@ -218,5 +273,5 @@ def test_how_many_comparisons_there_are_is_said():
 def test_names_of_rows_are_one_each():
     lrs, sizes = (0.1, 0.2), (8, 16)
     runs = [run(0, 0.5, lr, model__width=n) for lr, n in itertools.product(lrs, sizes)]
-    names = {row.name for row in compare(report.named(runs, "sweep"), TEST).rows}
+    names = {row.name for row in compare(reading.named(runs, "sweep"), TEST).rows}
     assert names == {f"model.width={n} optim.lr={lr}" for lr in lrs for n in sizes}
