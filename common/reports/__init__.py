@@ -1,5 +1,6 @@
-"""Finished runs side by side: statistics over seeds, bit-for-bit comparison, figures.
+"""Finished runs side by side: statistics over seeds and folds, bit-for-bit comparison, figures, a
+page.
 
-Belongs here: pure functions of logs and results, and plots of them. Does not: command lines and
-pages (scripts/).
+Belongs here: pure functions of logs and results, and drawings of them. Does not: command lines
+(scripts/).
 """

@@ -1,9 +1,9 @@
 """A report as one HTML page that needs no network: the table, and plots that can be hovered and
 zoomed.
 
-Python decides what is plotted and on which axes; `page.js` draws it, as SVG of the size of the
-window, from the numbers in the page. Names and values from configs reach the page as escaped text
-alone.
+Python decides what is plotted and on which axes; `plot.js` and `page.js` draw it from the numbers
+in the page, as SVG of the size of the window. Names and values from configs reach the page as
+escaped text alone.
 """
 
 import importlib.resources
@@ -20,6 +20,7 @@ from common.reports import curves, plots, reading, report, statistics
 # Nothing is fetched and nothing is sent, whatever a name holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 FIRST = 6  # plots of curves that are open
+MOST_POINTS, FEWEST = 40_000, 60  # points of all the curves of a plot, and of each at least
 
 
 def html(
@@ -55,7 +56,7 @@ def html(
     apart = f"<details open><summary>{len(left_out)} runs are not in the table</summary>"
     apart = f'{apart}<ul class="left-out">\n{reasons}</ul></details>' if left_out else ""
     own = importlib.resources.files("common.reports")
-    style, script = (own.joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
+    style, plot, page = (own.joinpath(f).read_text() for f in ("page.css", "plot.js", "page.js"))
     return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -76,7 +77,11 @@ def html(
 <h2>Commands of the first runs</h2>
 {listed}<script type="application/json" id="data">{_json(data)}</script>
 <script>
-{script}</script>
+(() => {{
+"use strict";
+{plot}
+{page}}})();
+</script>
 </body>
 </html>
 """
@@ -158,14 +163,15 @@ def _curves(key: str, logs: list, kept: int, signs: dict[str, int]) -> dict:
     sign, _ = statistics.wanted("", key, signs)
     of_rows = [[(name, curves.of(history, key)) for name, history in members] for members in logs]
     lines, bands = [], []
+    most = max(FEWEST, min(curves.MOST_POINTS, MOST_POINTS // max(1, sum(map(len, of_rows)))))
     for row, members in enumerate(of_rows):
         for name, curve in members:
             if len(curve.steps):
-                thin = curves.thinned(curve)
+                thin = curves.thinned(curve, most)
                 lines.append({"row": row, "run": name, "points": _points(*thin)})
         mean = curves.band([curve for _, curve in members])
         if mean is not None:
-            thin = curves.thinned(mean.curve)
+            thin = curves.thinned(mean.curve, most)
             at = np.isin(mean.curve.steps, thin.steps)
             rows = zip(*thin, mean.low[at], mean.high[at], strict=True)
             bands.append({"row": row, "points": [list(numbers) for numbers in rows]})
