@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import classes, predict
+from common.data import loading
 from common.devices import mesh
 from common.errors import BadInput
 from common.runs import facts
@@ -114,6 +115,32 @@ def test_probabilities_are_a_softmax_or_of_each_class():
     several = classes.result(logits + 0.5, names, top=3, multi_label=True)
     assert several["classes"] == ["b", "a"]
     assert several["probabilities"]["c"] == pytest.approx(1 / (1 + np.exp(0.5)))
+
+
+def labelled(label, names, several=False):
+    """{"test": a set with these labels and names of classes}."""
+    own = ImageFacts(names, (0.5,), (1.0,), several)
+    return {"test": loading.from_arrays({"label": label}, facts=own)}
+
+
+def test_labels_of_another_set_are_numbered_by_the_names_of_their_classes():
+    run = ImageFacts(("a", "b", "c"), (0.1,), (0.2,))
+    rows = np.arange(3, dtype=np.uint32)
+    one = classes.renumbered(labelled(np.int32([0, 1, 1]), ("c", "a")), run)["test"]
+    assert one.read(rows)["label"].tolist() == [2, 0, 0]
+    assert (one.facts, one.resident) == (run, None)
+    hot = np.uint8([[1, 0], [0, 1], [1, 1]])
+    several = run._replace(multi_label=True)
+    many = classes.renumbered(labelled(hot, ("c", "a"), True), several)["test"]
+    assert many.read(rows)["label"].tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 1]]
+    assert many.spec["label"].shape == (3,)
+    for theirs, message in (
+        (labelled(np.int32([0, 1]), ("a", "d")), "'d'; the run has 'b', 'c', which the set lacks"),
+        (labelled(np.float32([0, 1]), ()), "labels are numbers, and those of the run classes"),
+        (labelled(hot, ("c", "a"), True), "several labels each, and those of the run have one"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            classes.renumbered(theirs, run)
 
 
 def test_facts_are_read_as_they_were_kept_or_refused(tmp_path):
