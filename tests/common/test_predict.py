@@ -53,7 +53,7 @@ def loaded():
 
 
 def test_results_are_in_order_and_each_is_of_its_own_rows(loaded):
-    inputs = [list(range(1, 1 + n % 7 + 1)) for n in range(1300)]  # more than a window
+    inputs = [list(range(1, 1 + n % 7 + 1)) for n in range(predict.WINDOW * predict.BATCH * 8 + 9)]
     results = loaded.predict(inputs, times=0.5)
     assert [each["total"] for each in results] == [sum(numbers) for numbers in inputs]
     assert [each["index"] for each in results] == [{i} for i in range(len(inputs))]
