@@ -5,13 +5,15 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import TOY, load
 
 from common import classes, predict
 from common.data import loading
 from common.devices import mesh
 from common.errors import BadInput
-from common.runs import facts
+from common.runs import facts, workdir
 from common.task import Predictor
+from common.training.saved import evaluate_run
 from vision.data.sets import ImageFacts
 
 TRACED: list = []  # one entry a program
@@ -101,6 +103,14 @@ def test_lengths_are_few_and_none_exceeds_the_longest():
     sizes = {n: predict.bucket(n, 20) for n in range(1, 21)}
     assert set(sizes.values()) == {8, 16, 20}
     assert all(size >= n for n, size in sizes.items())
+
+
+def test_a_task_that_predicts_nothing_says_so(tmp_path):
+    workdir.claim(tmp_path / "run", load(TOY), {}, write=True)
+    with pytest.raises(BadInput, match="toy has no predictions: its module has no predictor"):
+        predict.load(tmp_path / "run")
+    with pytest.raises(BadInput, match="toy: its runs are evaluated on their own data alone"):
+        evaluate_run(tmp_path / "run", data={"size": 99})
 
 
 # ------------------------------------------------------------------------------------------ classes
