@@ -137,6 +137,12 @@ def multi_hot(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> n
     return hot
 
 
+def of_each_class(size: int, classes: int, several: bool = False) -> np.ndarray:
+    """Labels i32[N], or u8[N, K], of every class in turn: those of an outline."""
+    labels = np.arange(size, dtype=np.int32) % classes
+    return multi_hot(labels, np.arange(size), (size, classes)) if several else labels
+
+
 def _say_divisible(classes: Sequence[str], where: str) -> None:
     """Warns of classes that look like several: their parts stand in other classes, too."""
     for sign in SEPARATORS:

@@ -160,13 +160,9 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
         size = sum(at.stop - at.start for _, at in ranges)
         resident = empty(size) if section["resident"] is not False else None
         read = lambda rows: empty(len(rows))
-        labels = functools.partial(_some_labels, size, len(classes))
+        labels = functools.partial(numbering.of_each_class, size, len(classes))
         sources[key] = Source(size, read, resident, spec, "outline", facts, labels)
     return sources
-
-
-def _some_labels(size: int, classes: int) -> np.ndarray:
-    return np.arange(size, dtype=np.int32) % classes
 
 
 def part(texts: tuple[str, ...]) -> str:

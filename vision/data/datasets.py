@@ -14,7 +14,7 @@ import os
 import numpy as np
 
 from common.data import loading
-from common.data.labels import multi_hot
+from common.data.labels import of_each_class
 from common.data.splits import ranges
 from common.errors import require
 from common.task import Source, split_key
@@ -192,15 +192,9 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
         source = sets.outline(shape, size, facts, resident)
         facts = _scaled(source, section["mean"], section["std"])
-        labels = functools.partial(_some_labels, size, len(classes), several)
+        labels = functools.partial(of_each_class, size, len(classes), several)
         outlines[key] = source._replace(facts=facts, labels=labels)
     return outlines
-
-
-def _some_labels(size: int, classes: int, several: bool) -> np.ndarray:
-    """Labels as good as any, of every class, for an outline."""
-    labels = np.arange(size, dtype=np.int32) % classes
-    return multi_hot(labels, np.arange(size), (size, classes)) if several else labels
 
 
 def unprepared(section: dict) -> str | None:
