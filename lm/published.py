@@ -9,7 +9,6 @@ from lm.data.tokenizer import TextFacts
 from lm.weights import sentences
 
 LONGEST = 512  # tokens of a text for a model without a limit of its own; what exceeds them is cut
-
 ROW = 384  # tokens of a question and a window of its context
 
 
@@ -17,8 +16,8 @@ def published(name: str, embed: bool = False) -> Published:
     """The model of a folder of weights, a GGUF file, or a name that scripts/prepare.py fetches.
 
     A BERT with a masked-LM head fills masks, a classifier classifies, a tagger tags, one that
-    points answers questions, a decoder writes on; an encoder alone has vectors. Vectors are pooled as a sentence transformer's files say
-    (`lm.weights.sentences`), by the mean if there are none.
+    points answers questions, a decoder writes on; an encoder alone has vectors. Vectors are pooled
+    as a sentence transformer's files say (`lm.weights.sentences`), by the mean if there are none.
 
     Raises:
       BadInput: as `lm.weights.load`; or if the model has no head, and no vectors are asked for.
