@@ -296,6 +296,23 @@ def test_means_are_exact(name):
     laws.means_are_exact(config(name))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tag", "answer"])
+def test_tasks_of_words_obey(name, tmp_path, compiled_in_haste):
+    """What depends on a task's own functions; the encoder is that of `mlm`."""
+    make = {"tag": corpus.tagged, "answer": corpus.questions}[name]
+    sizes = {"data.length": 24, "model.layers": 1, "model.width": 32, "model.hidden": 48}
+    sizes |= {"model.heads": 4, "init.path": "", "init.skip": "()", "train.batch_size": 16}
+    sizes |= {"data.stride": 8, "data.question_length": 4} if name == "answer" else {}
+    sizes |= {"data.name": make(tmp_path, 60), "evals.test.batch_size": 16, "evals.valid": None}
+    sizes |= {"data.tokenizer": corpus.tokenizer(tmp_path, "wordpiece", 300)}
+    task = load(f"{ROOT}/configs/lm/{name}.py", **sizes)
+    laws.means_are_exact(task)
+    laws.rows_are_independent(task)
+    laws.parameters_are_plain(task)
+    laws.no_dead_knob(task)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_dead_knob(name):
     laws.no_dead_knob(config(name))

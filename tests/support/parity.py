@@ -93,7 +93,7 @@ _IMAGES = {
 }
 _DINO = {k: v for k, v in _IMAGES.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
 IMAGES = vit.ViT, resnet.ResNet, convnext.ConvNeXt
-# Their lengths count for the batch, ours for a row; and their answers may lie in padding.
+# For what the reference computes of a whole batch, padding included.
 _WHOLE = 11, 11, 11
 
 
