@@ -8,12 +8,14 @@ import corpus
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import ROOT, load
 
 from common.errors import BadInput
 from common.losses import macro_f1
 from common.training import program, train
 from common.training.loop import eval_context
+from common.weights import tensors
 from lm import bert, entities, tag, weights
 from lm.data import tokenizer as tokenizers
 
@@ -124,6 +126,12 @@ def test_a_tagger_goes_to_transformers_and_back(tmp_path, tokenizer):
         assert loaded.classes == facts.classes
         read = weights.reader(facts, run, model)(str(tmp_path))
         jax.tree.map(np.testing.assert_array_equal, read, params)
+    # An older library wrote a pooler, too, which no tagger has.
+    pooler = {"bert.pooler.dense.weight": np.ones((32, 32)), "bert.pooler.dense.bias": np.ones(32)}
+    pooler = {name: x.astype(np.float32) for name, x in pooler.items()}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    safetensors.numpy.save_file(tensors.read(tmp_path) | pooler, tmp_path / "model.safetensors")
+    assert isinstance(weights.load(str(tmp_path)).model, bert.TokenClassifier)
     other = facts._replace(classes=("I", "B", "O"))
     with pytest.raises(BadInput, match="in another order: class 0 is 'B' there and 'I' here"):
         weights.reader(other, run, model)(str(tmp_path))

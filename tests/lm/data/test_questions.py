@@ -92,6 +92,13 @@ def test_every_window_that_holds_an_answer_has_it(tmp_path, wordpiece, length):
     assert len(held) >= 18  # an answer may be longer than two windows share
 
 
+def test_neighbours_of_an_answer_are_not_of_it():
+    characters = np.array([[0, 1], [1, 4], [4, 5], [6, 8]], np.int32)
+    assert questions.covered(characters, 1, 4) == (1, 1)
+    assert questions.covered(characters, 3, 7) == (1, 3)
+    assert questions.covered(characters, 5, 6) is None
+
+
 def squad_file(path, **changes) -> str:
     """A file like SQuAD 2.0's, of one article."""
     context = " The people of the union ."
