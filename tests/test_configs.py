@@ -88,7 +88,8 @@ def built(name: str, folder) -> dict:
 
 
 def test_no_config_is_forgotten():
-    files = {str(p.relative_to(ROOT / "configs"))[:-3] for p in (ROOT / "configs").rglob("*.py")}
+    own = (ROOT / "configs").glob("*/*.py")  # the template has tests of its own
+    files = {str(p.relative_to(ROOT / "configs"))[:-3] for p in own}
     assert {f for f in files if not f.endswith("__init__")} == set(VARIANTS)
 
 
