@@ -109,7 +109,8 @@ def evaluator(
     def run(context):
         values = means(context)
         confusion = values.pop("confusion", None)
-        return values | (show(context, confusion) if context.show and not regression else {})
+        shows = context.show and confusion is not None
+        return values | (show(context, confusion) if shows else {})
 
     return Evaluator(every, run)
 

@@ -90,10 +90,9 @@ def evaluator(
 
     def run(context):
         values = means(context)
-        more = show(context, values["confusion"]) if context.show else {}
-        if not per_class:
-            del values["confusion"]
-        return values | more
+        confusion = values.get("confusion") if per_class else values.pop("confusion", None)
+        shows = context.show and confusion is not None
+        return values | (show(context, confusion) if shows else {})
 
     return Evaluator(every, run)
 

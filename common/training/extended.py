@@ -25,10 +25,10 @@ def jump(program: Program, before: int, step: int) -> str:
     if before == total or not step:
         return ""
     done = np.unique(np.linspace(0, step - 1, min(step, MOST_COMPARED)).round()).astype(np.uint32)
-    old, new = (np.asarray(_rates(program, length)(done)) for length in (before, total))
-    if np.array_equal(old, new):
+    old, new = (_rates(program, length) for length in (before, total))
+    if np.array_equal(old(done), new(done)):
         return ""
-    last, following = float(old[-1]), float(program.optimizer.learning_rate(np.uint32(step)))
+    last, following = float(old(done[-1])), float(new(np.uint32(step)))
     return (
         f"config.train.duration: from {before} to {total} steps: schedule {section['schedule']!r} "
         f"(warmup {section['warmup']!r}) depends on the length, so the learning rate jumps from "

@@ -12,6 +12,7 @@ import pytest
 from helpers import DIGITS, TOY, load, result, timeless
 
 from common import tree
+from common.config import changed
 from common.devices import mesh
 from common.errors import BadInput, CannotWrite, NotFinite
 from common.runs import files, log, mending, workdir
@@ -65,6 +66,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_an_extended_run_warns_once(tmp_path, caplog):
     made = prepare(short(**{"optim.schedule": "linear"}))
     first = made._replace(plan=made.plan._replace(total=4))
@@ -192,6 +194,11 @@ def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- extension
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(load(f"{DIGITS}:mlp", **{"train.duration": "200 steps"}))
+
+
 @pytest.mark.parametrize(
     ("schedule", "options", "step", "words"),
     [
@@ -205,10 +212,10 @@ def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
         ("wsd", {"decay": "20 steps"}, 82, "jumps from 0.19 to 0.2 at step 82"),
     ],
 )
-def test_an_extended_run_says_where_its_rate_jumps(schedule, options, step, words):
+def test_an_extended_run_says_where_its_rate_jumps(prepared, schedule, options, step, words):
     base = {"warmup": "0 steps", "final": 0.0, "lr": 0.2, "schedule": schedule} | options
-    keys = {f"optim.{key}": value for key, value in base.items()}
-    made = prepare(load(f"{DIGITS}:mlp", **keys, **{"train.duration": "200 steps"}))
+    config = changed(prepared.config, **{f"optim.{key}": value for key, value in base.items()})
+    made = prepared._replace(config=config)
     assert extended.jump(made, 200, step) == ""
     said = extended.jump(made, 100, step)
     assert words in said
