@@ -136,8 +136,9 @@ def band(of_runs: Sequence[Curve]) -> Band | None:
 
 
 def _settled(values: np.ndarray) -> tuple[float, float]:
-    """(low, high) of the second half of a curve, without its outermost 2%."""
-    late = values[len(values) // 2 :]
+    """(low, high) of a curve without its first eighth, where it falls or rises steeply, and without
+    the outermost 2% of the rest."""
+    late = values[-(-len(values) // 8) if len(values) > 2 else 0 :]
     late = late[np.isfinite(late)]
     return tuple(np.quantile(late, (0.02, 0.98))) if len(late) else (np.nan, np.nan)
 
@@ -166,9 +167,8 @@ def off_axis(of_runs: Sequence[np.ndarray], sign: int = 0) -> list[bool]:
 
 
 def window(of_runs: Sequence[np.ndarray], sign: int = 0) -> tuple[float, float]:
-    """(low, high) of an axis on which curves can be told apart: the values of their second halves,
-    without those of diverged ones (`off_axis`); the first steps, which would compress the rest, may
-    lie outside.
+    """(low, high) of an axis on which curves can be told apart: their values after the first steps,
+    which would compress the rest and may lie outside, without those of diverged ones (`off_axis`).
 
     Args: as in `off_axis`.
     """

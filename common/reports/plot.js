@@ -198,7 +198,7 @@ function plot(parent, caption, make, note) {
       }
       for (const point of spec.dots || known.length < 30 ? known : []) {
         add(inside, "circle", { ...looks, cx: x.to(point[0]), cy: y.to(point[1]),
-          r: spec.dots ? 3.5 : 1.8, fill: colour(line.row) });
+          r: spec.dots || known.length === 1 ? 3.5 : 1.8, fill: colour(line.row) });
       }
       const last = known.at(-1);
       if (last && line.kind.includes("away")) { // a cross where it ends, or leaves the plot
