@@ -136,14 +136,20 @@ def check(trials: Iterable[Trial]) -> None:
 def _out_of_range(made: dict) -> str:
     """What `train.run` would refuse of a completed config without reading data; "" for nothing.
     Durations, which may count epochs, are not looked at."""
-    brief_run = {"duration": "1 step", "log_every": "1 step"}
-    constant = {"schedule": "constant", "warmup": "0 steps", "decay": None, "lookahead": None}
     optimizer, train = made["optim"], made["train"]
+    one_step = {"duration": "1 step", "log_every": "1 step"}
+    schedule = optimizer["schedule"]
+    timeless = {
+        "schedule": schedule if schedule in ("constant", "linear", "cosine") else "linear",
+        "warmup": "0 steps",
+        "decay": None,
+        "lookahead": None,
+    }
     try:
-        call(program.plan, train | brief_run, 1)
+        call(program.plan, train | one_step, 1)
         call(history.should_stop, train["stop"], [])
         optim.check_patterns(optimizer)
-        section = optimizer | constant
+        section = optimizer | timeless
         call(optim.make_optimizer, section, 1, lambda *_: 0, section["direction"])
     except BadInput as error:
         return str(error)

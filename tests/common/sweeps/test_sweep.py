@@ -1,12 +1,15 @@
 """The algebra of sweeps, and trials: their names, who shares a program, which are finished."""
 
 import collections
+import itertools
 import json
 import math
+import re
 
 import pytest
-from helpers import DIGITS, TOY
+from helpers import DIGITS, ROOT, TOY
 
+from common.config import changed
 from common.errors import BadInput
 from common.sweeps import trials
 from common.sweeps.sweep import (
@@ -234,3 +237,15 @@ def test_trials_share_a_program_if_only_numbers_differ():
     small = trials.groups(every, most=3)
     assert [[t.index for t in group] for group in small] == [[0, 2, 4], [6], [1, 3, 5], [7]]
     assert len(trials.groups([*every, base])) == 3
+
+
+def test_what_needs_no_data_is_refused_before_a_trial_begins_and_nothing_else():
+    names = "vision/digits", "lm/gpt2_small", "lm/crammed_bert"  # of several schedules
+    found = [trials.of(str(ROOT / f"configs/{name}.py"), name=None) for name in names]
+    trials.check(itertools.chain(*found))
+    (one,) = found[0]
+    for key, value in (("optim.clip", -1.0), ("train.accumulate", 3), ("optim.freeze", ("(",)),
+                       ("train.stop.patience", 0)):  # fmt: skip
+        made = one._replace(config=changed(one.config, **{key: value}))
+        with pytest.raises(BadInput, match=rf"^trial 0, base: config\.{re.escape(key)}: "):
+            trials.check([made])
