@@ -22,7 +22,7 @@ VARIANTS = {"electra", "mean_classifier", "wide_resnet", "deit"}
 LARGE = {"efficientnet_lite", "mobilenet", "inception"}
 WAYS = {"gpt": {"scan": True}}
 AXES = ("data", "fsdp")
-MEASURE = pytest.mark.measure("models")
+MEASURE = pytest.mark.measure("models"), pytest.mark.slow  # compiled as users' programs are
 
 
 def over(quick: set[str], slow: set[str]) -> list:
@@ -31,8 +31,15 @@ def over(quick: set[str], slow: set[str]) -> list:
 
 
 TRACED = over(QUICK, models.MODELS.keys() - VARIANTS - LARGE)
-COMPUTED = over(set(), {"gpt"})
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+COMPUTED, PARTED = over(set(), {"cnn"}), over(set(), {"gpt", "cnn"})
+
+
+@pytest.fixture(autouse=True)
+def in_haste(request):
+    """A measure compiles as users' programs are compiled: in haste, some gradients of a maximum
+    over rows that are split are 0 / 0 on a CPU, whatever the kind of axes."""
+    if request.node.get_closest_marker("measure") is None:
+        request.getfixturevalue("compiled_in_haste")
 
 
 @cache
@@ -54,7 +61,7 @@ def assert_close(found, expected, share: float = 1e-5):
     largest = max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(expected))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         norm = np.linalg.norm(other)
-        assert np.linalg.norm(np.asarray(one) - other) <= share * (norm + 1e-2 * largest)
+        assert np.linalg.norm(np.asarray(one) - other) <= share * (norm + 3e-2 * largest)
 
 
 def explicit() -> jax.sharding.Mesh:
@@ -152,7 +159,7 @@ def test_explicit_axes_keep_rows_apart_and_gradients_together(name):
     assert all(not any(x.sharding.spec) for x in outputs[-count:])
 
 
-@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("name", PARTED)
 def test_explicit_axes_change_no_number(name):
     model, variables, inputs = made(name)
     mesh = explicit()
