@@ -74,6 +74,9 @@ def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
         bool(theirs) == bool(ours),
         f"{where}: its labels are {kinds[bool(theirs)]}, and those of the run {kinds[bool(ours)]}",
     )
+    several = {facts.multi_label, *(source.facts.multi_label for source in sources.values())}
+    text = "its examples have several labels each, and those of the run have one, or the reverse"
+    require(len(several) == 1, f"{where}: {text}")
     strange = [name for name in theirs if name not in ours]
     absent = [name for name in ours if name not in theirs]
     counted = lambda names: "a class" if len(names) == 1 else f"{len(names)} classes"

@@ -9,6 +9,7 @@ common/README.md under "The contract", and in common/task.py.
 """
 
 import pathlib
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 from common import losses
 from common.data import loading
 from common.evaluate import mean_evaluator
+from common.nn.layers import identity
 from common.sections import call
 from common.task import Evaluator, Task
 
@@ -36,15 +38,18 @@ class Net(nn.Module):
     """f32[B, 2] -> logits f32[B, 3]. The fields are the keys of config.model."""
 
     width: int = 64
+    constrain: Callable = identity  # pins activations to the mesh, by the names of PARTITION
 
     @nn.compact
     def __call__(self, points):
-        hidden = nn.relu(nn.Dense(self.width, name="hidden")(points))
-        return nn.Dense(3, name="head")(nn.relu(nn.Dense(self.width, name="deeper")(hidden)))
+        x = points
+        for name in ("hidden", "deeper"):
+            x = self.constrain(nn.relu(nn.Dense(self.width, name=name)(x)), "batch", "mlp")
+        return nn.Dense(3, name="head")(x)
 
 
 # How parameters may be divided over devices: path regex -> a name per dimension.
-PARTITION = ((r"(hidden|deeper)/kernel", ("embed", "mlp")), (r"head/kernel", ("embed", None)))
+PARTITION = ((r"(hidden|deeper)/kernel", (None, "mlp")), (r"head/kernel", ("mlp", None)))
 
 
 def load(*, size: int = 3000, noise: float = 0.3) -> dict:
@@ -72,7 +77,7 @@ def sources(config) -> dict:
 
 
 def make(config, sources, constrain) -> Task:
-    model = Net(**config["model"])
+    model = Net(**config["model"], constrain=constrain)
 
     def init(key):
         return model.init(key, jnp.zeros((1, 2)))["params"], {}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,30 +113,33 @@ def evaluator(
     positive = f"config.evals: max_answer_length = {max_answer_length} is not positive"
     require(max_answer_length > 0, positive)
 
-    def outputs(params, extra, batch, key):
+    def rows(params, extra, batch, key):
         start, end = span_logits(params, extra, batch, key)
         score, first, last = spans.likeliest(start, end, batch["context"], max_answer_length)
-        rows = {"null": start[:, 0] + end[:, 0], "score": score, "first": first, "last": last}
-        loss = span_loss(start, end, batch["span"], batch["segments"], batch["valid"])
-        return {"loss": loss}, rows
+        each = start, end, batch["span"], batch["segments"], jnp.ones_like(batch["valid"])
+        loss, _ = jax.vmap(lambda *row: span_loss(*(x[None] for x in row)))(*each)
+        best = {"null": start[:, 0] + end[:, 0], "score": score, "first": first, "last": last}
+        return best | {"loss": loss, "valid": batch["valid"]}
 
-    def finish(totals, rows):
+    def finish(rows):
         context = source.read(np.arange(source.size, dtype=np.uint32))["context"]
         best = best_answers(facts, rows, context[:, 0], null_threshold)
         right = [[text for text, _ in question.answers] for question in facts.questions]
-        values = np.array([spans.scores(*pair) for pair in zip(best, right, strict=True)])
-        values = values.reshape(-1, 2)
-        means = {"exact_match": values[:, 0].mean(), "f1": values[:, 1].mean()}
+        scores = np.array([spans.scores(*pair) for pair in zip(best, right, strict=True)])
+        exact, f1 = scores.T
+        answerable = np.array([bool(texts) for texts in right])
+        sums = {
+            "loss": (rows["loss"].sum(dtype=np.float64), source.size),
+            "exact_match": (exact.sum(), len(exact)),
+            "f1": (f1.sum(), len(f1)),
+        }
         if facts.unanswerable:
-            answerable = np.array([bool(texts) for texts in right])
-            sums = {
-                "answerable_f1": (values[answerable, 1].sum(), answerable.sum()),
-                "unanswerable_accuracy": (values[~answerable, 0].sum(), (~answerable).sum()),
-            }
-            totals = totals | sums
-        return losses.ratio(totals) | {name: float(mean) for name, mean in means.items()}
+            sums["answerable_f1"] = f1[answerable].sum(), answerable.sum()
+            sums["unanswerable_accuracy"] = exact[~answerable].sum(), (~answerable).sum()
+        return losses.ratio(sums)
 
-    return Evaluator(every, evaluate.row_evaluator(source, outputs, finish, batch_size=batch_size))
+    made = evaluate.collecting_evaluator(source, rows, finish, batch_size=batch_size)
+    return Evaluator(every, made)
 
 
 def best_answers(

@@ -11,6 +11,7 @@ Letters: B batch, L positions, K classes.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,8 +24,18 @@ from common.nn import model as models
 from common.nn.layers import identity
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, splits, training_flops
-from lm import shown, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    split_key,
+    splits,
+    training_flops,
+)
+from lm import predict, shown, weights
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -115,6 +126,12 @@ def evaluator(
     return Evaluator(every, run)
 
 
+def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
+    """The model that a config describes, for texts and classes with these facts."""
+    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
+    return models.build(config["model"], constrain, **fields)
+
+
 weights_settings = weights.settings  # see `common.task`
 
 
@@ -125,8 +142,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         len(facts.classes) != 1 or facts.multi_label,
         f"config.data.name: every label is {facts.classes[:1]}; at least two classes are needed",
     )
-    fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
-    model = models.build(config["model"], constrain, **fields)
+    model = model_of(config, facts, constrain)
     label_smoothing, class_weights = call(losses.classification, config["loss"])
     class_weights = losses.class_weights(class_weights, sources["train"], facts.classes)
     require(
@@ -167,6 +183,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         pretrained=weights.reader(facts, config, model),
         flops=training_flops(model, facts.length),
         tokens=facts.length,
+        facts=Kept(facts.classes, facts.texts, facts.multi_label)._asdict(),
         shown=partial(shown.training, facts),
     )
 
@@ -175,10 +192,11 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
 
 class Kept(NamedTuple):
-    """What a run keeps of its data, beside the tokenizer: `classes` and `texts` of `TextFacts`."""
+    """What a run keeps of its data, beside the tokenizer: fields of `TextFacts`."""
 
     classes: tuple[str, ...]
     texts: int
+    multi_label: bool = False
 
 
 def kept(config: dict, folder) -> dict[str, Source] | None:

@@ -18,8 +18,17 @@ from common import evaluate, losses
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Source, Task, padding, splits, training_flops
-from lm import baseline, shown, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Source,
+    Task,
+    held_out,
+    padding,
+    splits,
+    training_flops,
+)
+from lm import baseline, predict, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 

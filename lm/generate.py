@@ -133,7 +133,7 @@ def _generate(
 ):
     rows, width = prompts.shape
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, split_like(jnp.arange(rows), prompts))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, split_like(index, prompts))
     decode = partial(model.apply, {"params": params}, method="decode")
 
     def advance(carry):

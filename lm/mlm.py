@@ -23,8 +23,19 @@ from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
 from common.sections import call
-from common.task import Evaluator, Shown, Source, Task, padding, row_keys, splits, training_flops
-from lm import baseline, fill, masking, shown, weights
+from common.task import (
+    Evaluator,
+    Predictor,
+    Shown,
+    Source,
+    Task,
+    held_out,
+    padding,
+    row_keys,
+    splits,
+    training_flops,
+)
+from lm import baseline, fill, masking, predict, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 

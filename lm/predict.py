@@ -269,7 +269,7 @@ def classifies(model: nn.Module, facts: TextFacts) -> Predictor:
       facts: of its tokenizer, with the classes, and the length at which texts are cut; `texts` is
         the number of texts it is for.
     """
-    names, multi_label = facts.classes, getattr(facts, "multi_label", False)
+    names, multi_label = facts.classes, facts.multi_label
 
     def classes(*, top: int = 5) -> dict:
         """The options of a prediction.

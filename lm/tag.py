@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -85,24 +86,29 @@ def evaluator(
     del split  # `sources` has read it
     of_entities = entities.are_entities(source.facts.classes)
 
-    def outputs(params, extra, batch, key):
+    def rows(params, extra, batch, key):
         values = word_logits(params, extra, batch, key)
-        rows = _words(values, batch)
-        terms = {
-            "loss": losses.softmax_cross_entropy(*rows),
-            "accuracy": losses.accuracy(*rows),
+        label = batch["label"]
+        each = values, jnp.maximum(label, 0), (label >= 0).astype(jnp.float32)
+        loss, _ = jax.vmap(losses.softmax_cross_entropy)(*each)
+        return {"loss": loss, "tags": jnp.argmax(values, axis=-1), "valid": batch["valid"]}
+
+    def finish(rows):
+        label = source.read(np.arange(source.size, dtype=np.uint32))["label"]
+        words = label >= 0
+        true, guesses, count = label[words], rows["tags"][words], len(source.facts.classes)
+        values = {
+            "loss": float(rows["loss"].sum(dtype=np.float64) / len(true)),
+            "accuracy": float((true == guesses).mean()),
         }
-        if not of_entities:
-            terms["confusion"] = losses.confusion_matrix(*rows)
-        return terms, {"tags": jnp.argmax(values, axis=-1)} if of_entities else {}
+        if of_entities:
+            return values | entities.scores(_sentences(source, rows["tags"]))
+        confusion = np.zeros((count, count))
+        np.add.at(confusion, (true, guesses), 1)
+        return values | {"f1": losses.macro_f1(confusion)}
 
-    def finish(totals, rows):
-        if not of_entities:
-            confusion = totals.pop("confusion")[0]
-            return losses.ratio(totals) | {"f1": losses.macro_f1(confusion)}
-        return losses.ratio(totals) | entities.scores(_sentences(source, rows["tags"]))
-
-    return Evaluator(every, evaluate.row_evaluator(source, outputs, finish, batch_size=batch_size))
+    made = evaluate.collecting_evaluator(source, rows, finish, batch_size=batch_size)
+    return Evaluator(every, made)
 
 
 def _sentences(source: Source, predicted: np.ndarray) -> list[tuple[list[str], list[str]]]:

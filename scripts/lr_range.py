@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+import _checkout  # noqa: F401
 from common import cli, inputs
 from common.config import plain
 from common.devices.terminal import say

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
+import _checkout  # noqa: F401
 from common import cli, inputs, predict
 from common.data import tables, textfiles
 from common.devices import terminal

@@ -23,6 +23,7 @@ def mine(tmp_path, monkeypatch):
     return shutil.copy(TEMPLATE, tmp_path / f"mine_{len(sys.modules)}.py")
 
 
+@pytest.mark.slow
 def test_a_copy_trains_and_holds_the_laws_that_train_nothing(mine, tmp_path):
     config = load(str(mine), **{"train.duration": "3 epochs"})
     result = train.run(config, tmp_path / "run", show=False)

@@ -14,6 +14,7 @@ Letters: B batch, H height, W width, C channels, K classes.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,10 +28,11 @@ from common.evaluators import multi_label
 from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Source, Task, splits, training_flops
-from vision import shown, weights
-from vision.data import augment, datasets
-from vision.data.views import Views, centre_crop, normalise, weighted_views
+from common.task import Evaluator, Predictor, Source, Task, held_out, splits, training_flops
+from vision import predict, shown, weights
+from vision.data import augment, datasets, sets
+from vision.data.sets import ImageFacts
+from vision.data.views import Views, evaluated, normalise, weighted_views
 
 FITTED_TO = 1000  # training images passed to `fitted`
 
@@ -185,13 +187,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def prepare(key, batch, train):
         images = batch["image"]
         if not train:
-            images = images if size is None else centre_crop(images, size)
-            return batch | {"image": normalise(scaled(images), mean, std)}
+            return batch | {"image": evaluated(images, size, mean, std)}
         labels = batch["label"]
         if facts.multi_label:
             labels = labels.astype(jnp.float32)
         elif mixes:
-            labels = jax.nn.one_hot(labels, classes)
+            labels = jax.nn.one_hot(labels, count)
         rows, epochs = order.rows_at(config["seed"], batch["index"], train_set.order, jnp)
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": normalise(images, mean, std), "target": labels}
@@ -237,6 +238,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         rows_independent="batch_stats" not in shapes[1],
         pretrained=weights.reader(config, model, facts.classes),
         flops=training_flops(model, shape),
+        facts=Kept(**facts._asdict(), shape=own)._asdict(),
         shown=partial(shown.training, facts),
     )
 
@@ -255,6 +257,7 @@ class Kept(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shape: tuple[int, int, int]
+    multi_label: bool = False
 
 
 def kept(config: dict, folder) -> dict[str, Source] | None:
@@ -269,9 +272,9 @@ def kept(config: dict, folder) -> dict[str, Source] | None:
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
     """Classes with their probabilities, of pictures; see `common.task` and `vision.predict`."""
     facts = sources["train"].facts
-    names = [getattr(facts, "multi_label", False)]
     usual = next((e["views"] for e in config["evals"].values() if e.get("views")), "none")
-    return predict.classifier(*_seen(config, sources, constrain), facts.classes, *names, usual)
+    seen = _seen(config, sources, constrain)
+    return predict.classifier(*seen, facts.classes, facts.multi_label, usual)
 
 
 def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:

@@ -86,7 +86,7 @@ class CNN(nn.Module):
         for i, width in enumerate(self.widths):
             x = recomputed(convolve, self.remat, 2, 3)(self, x, f"conv_{i}", width)
             x = named(self, f"stage_{i}", self.constrain(x, "batch", None, None, None))
-        return _dense_layers(self, x, train)
+        return _dense_layers(self, x, train, self.dropout, self.dtype, self.remat)
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
@@ -128,7 +128,7 @@ class MLP(nn.Module):
     def __call__(self, images, train: bool = False):
         """f32[B, ...] -> logits f32[B, K]. Raises `BadInput` for a width that is not positive."""
         _check_sizes(hidden=self.hidden)
-        return _dense_layers(self, images, train)
+        return _dense_layers(self, images, train, self.dropout, self.dtype, self.remat)
 
     @nn.nowrap
     def flops(self, shape: tuple[int, ...]) -> int:
@@ -136,18 +136,18 @@ class MLP(nn.Module):
         return _dense_flops(math.prod(shape), *self.hidden, self.num_classes)
 
 
-def _dense_layers(model: CNN | MLP, x, train: bool):
+def _dense_layers(model: CNN | MLP, x, train: bool, dropout, dtype, remat: Remat):
     """Flattens, then dense layers with ReLU and the head: [B, ...] -> logits f32[B, K]."""
 
     def layer(module, x, name, width):
         del module
-        return nn.relu(nn.Dense(width, dtype=model.dtype, name=name)(x))
+        return nn.relu(nn.Dense(width, dtype=dtype, name=name)(x))
 
     x = x.reshape(len(x), -1)
     for i, width in enumerate(model.hidden):
-        x = recomputed(layer, model.remat, 2, 3)(model, x, f"dense_{i}", width)
+        x = recomputed(layer, remat, 2, 3)(model, x, f"dense_{i}", width)
         x = model.constrain(x, "batch", "mlp")
-    x = Dropout(model.dropout)(named(model, "features", x), train)
+    x = Dropout(dropout)(named(model, "features", x), train)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return nn.Dense(model.num_classes, name="head")(x)
 

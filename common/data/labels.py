@@ -137,8 +137,9 @@ def multi_hot(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> n
     return hot
 
 
-def of_each_class(size: int, classes: int, several: bool = False) -> np.ndarray:
-    """Labels i32[N], or u8[N, K], of every class in turn: those of an outline."""
+def any_of(size: int, classes: int, several: bool) -> np.ndarray:
+    """Labels as good as any, of every class, for sets without contents: i32[size], or, if examples
+    have several, u8[size, classes]."""
     labels = np.arange(size, dtype=np.int32) % classes
     return multi_hot(labels, np.arange(size), (size, classes)) if several else labels
 

@@ -20,6 +20,7 @@ from common.config import changed, flatten
 from common.data import loading, order
 from common.devices import mesh
 from common.sections import parameters
+from common.task import purpose_key
 from common.training import interval, program
 from common.training.program import Program, initial_state, prepare
 
@@ -80,7 +81,7 @@ def train_losses(made: Program, steps: int, state=None) -> tuple[list[float], ob
 def draws(made: Program) -> bool:
     """Whether the loss is random: whether its terms change with the key."""
     task, size = made.task, made.plan.batch_size
-    batch = made.task.sources["train"].read(order.rows(0, 0, size, task.sources["train"].size))
+    batch = made.task.sources["train"].read(order.rows(0, 0, size, task.sources["train"].order))
     batch |= {"index": order.stream_index(0, size), "valid": np.ones(size, np.float32)}
 
     @jax.jit

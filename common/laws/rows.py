@@ -74,7 +74,7 @@ def _batch(made: Program, step: int, rows: int) -> dict:
     """The first `rows` rows of an epoch, prepared, or those after them."""
     task, seed = made.task, made.config["seed"]
     source = task.sources["train"]
-    batch = source.read(order.rows(seed, step, rows, source.size))
+    batch = source.read(order.rows(seed, step, rows, source.order))
     batch |= {"index": order.stream_index(step, rows), "valid": np.ones(rows, np.float32)}
     prepared = jax.jit(lambda key, batch: task.prepare(key, batch, True))
     return jax.device_get(prepared(purpose_key(seed, "prepare"), batch))

@@ -162,6 +162,11 @@ def notes(report: RunReport) -> list[str]:
         many = f"; {len(shown)} comparisons, not corrected for their number" if shown[1:] else ""
         by = "by fold, and wider as folds share training rows" if folded else "by seed"
         lines.append(f"in brackets: 95% interval by Student's t, paired {by}{many}")
+    runs = [run for row in report.rows for run in row.runs if run.result.get("stopped")]
+    if runs:
+        names = [f"{run.name} at step {run.result['steps']}" for run in runs]
+        more = [f"and {len(names) - 6} more"] if len(names) > 6 else []
+        lines.append(f"stopped early: {', '.join(names[:6] + more)}")
     return lines + ([left_out_text(report.left_out)] if report.left_out else [])
 
 

@@ -147,7 +147,7 @@ def _out_of_range(made: dict) -> str:
     }
     try:
         call(program.plan, train | one_step, 1)
-        call(history.should_stop, train["stop"], [])
+        call(history.why_stop, train["stop"], [])
         optim.check_patterns(optimizer)
         section = optimizer | timeless
         call(optim.make_optimizer, section, 1, lambda *_: 0, section["direction"])

@@ -18,7 +18,7 @@ from common.devices import processes
 from common.errors import BadInput, CannotWrite, NotFinite, Preempted, brief, require
 from common.nn import model as models
 from common.sections import Selected
-from common.task import Evaluator, Source, Task
+from common.task import Evaluator, Shown, Source, Task
 
 READ_MODULE = "see the head of common/task.py"
 READ_SOURCE = "see `Source` in common/task.py"
@@ -255,7 +255,7 @@ def _checked_run(key: str, run: Callable) -> Callable:
         )
         for metric, value in values.items():
             require(
-                isinstance(value, numbers.Real | str | np.ndarray | np.generic),
+                isinstance(value, numbers.Real | str | np.ndarray | np.generic | Shown),
                 f"{at}: the evaluator returns {metric!r} as {kind_of(value)}, not as a float, text "
                 f"or an array of numpy: float(x) or jax.device_get(x); {READ_EVALUATOR}",
             )

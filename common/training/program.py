@@ -18,20 +18,13 @@ from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
 from common.nn import model as models
 from common.runs import checkpoint, log
-from common.runs.history import metric_keys, why_stop
+from common.runs.history import why_stop
 from common.sections import call, parameters
-from common.task import MOST_STEPS, Source, Task, purpose_key, split_key
+from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
 from common.training import contract, directions, optim, terms
 from common.training.duration import steps
 from common.training.initialise import adopted, initialise
-from common.training.step import (
-    STEP_TERMS,
-    Plan,
-    TrainState,
-    make_step,
-    make_update,
-    with_step_terms,
-)
+from common.training.step import Plan, TrainState, make_step, make_update, with_step_terms
 
 
 class Program(NamedTuple):
@@ -260,9 +253,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         )
 
     optim.check_patterns(config["optim"])
-    with models.explained(config.get("model", {})):
-        task, optimizer = build({})
-        terms = with_step_terms(_check_task(config, task, schedule))
+    task, optimizer = build({})
+    abstract = with_step_terms(terms.check_task(config, task, schedule))
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
@@ -288,10 +280,10 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         shardings,
     )
     replicated = mesh.replicated(layout)
-    step = make_step(build, layout, schedule, size)
+    step = make_step(build, layout, schedule, sources["train"].order)
     if task.gradients is not None:  # whose Terms may be others than those of the loss
         row = loading.batch_shapes(sources["train"], schedule.batch_size)
-        terms = jax.eval_shape(step, hypers, shapes, row, {})[1]
+        abstract = jax.eval_shape(step, hypers, shapes, row, {})[1]
     compiled = partial(jax.jit, donate_argnums=1)
     return Program(
         config=config,
@@ -308,7 +300,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
             make_update(step, schedule),
             out_shardings=(shardings, replicated, replicated, replicated),
         ),
-        terms=terms,
+        terms=abstract,
         build=build,
         like=like,
         resident=sources["train"].resident or {},
@@ -381,52 +373,6 @@ def with_numbers(program: Program, config: dict) -> Program:
         optimizer=optimizer,
         hypers=mesh.put_replicated(program.layout, hypers),
     )
-
-
-def _terms_of(task: Task) -> Terms:
-    """Abstract terms of a task, for a batch of one row."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    row = loading.batch_shapes(task.sources["train"], 1)
-
-    def terms(key, row):
-        params, extra = task.init(key)
-        return task.loss(params, extra, task.prepare(key, row, True), key)[0]
-
-    return jax.eval_shape(terms, key, row)
-
-
-def _check_task(config: dict, task: Task, schedule: Plan) -> Terms:
-    """The task's abstract Terms. Raises `BadInput` if the task and the config are incompatible.
-
-    The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
-    An evaluator's metrics are only known once it has run: `common.training.watched` checks them.
-    """
-    abstract = _terms_of(task)
-    shapes = {name: total.shape for name, (total, _) in abstract.items()}
-    terms = set(shapes)
-    unknown = sorted(set(task.objective) - terms)
-    require(not unknown, f"{config['task']}: the objective names {unknown}, not among its terms")
-    require(
-        schedule.accumulate == 1 or task.rows_independent,
-        "config.train.accumulate: this loss mixes rows (batch norm), so it cannot be split",
-    )
-    require(
-        schedule.accumulate == 1 or task.gradients is None,
-        "config.train.accumulate: this task computes its own gradients, which cannot be split",
-    )
-    valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
-    for where, key in metric_keys(config).items():
-        kind, *names = key.split("/")
-        kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
-        require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
-        choice(where, names[0] if names else "", valid[kind])
-        if kind == "train":
-            require(
-                not shapes.get(names[0], ()) or names[0] in STEP_TERMS,
-                f"{where}: {key!r} is no single number, which never improves",
-            )
-            choice(where, key, [f"train/{name}" for name in valid[kind]])
-    return abstract
 
 
 def initial_state(program: Program) -> TrainState:

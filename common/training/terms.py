@@ -13,7 +13,7 @@ from common import tree
 from common.data import loading
 from common.errors import choice, require
 from common.runs.history import metric_keys
-from common.task import Task
+from common.task import Task, Terms
 from common.training.contract import (
     READ_MEANS,
     READ_PARAMETERS,
@@ -30,8 +30,9 @@ LOOPS = ("scan", "while")  # whose outputs come of several passes
 PARAMETERS, VALID, ROWS, UNKNOWN = 1, 2, 4, 8
 
 
-def check_task(config: dict, task: Task, schedule: Plan) -> None:
-    """Raises `BadInput` if what a task computes breaks the contract or does not fit the config.
+def check_task(config: dict, task: Task, schedule: Plan) -> Terms:
+    """The task's abstract Terms. Raises `BadInput` if what it computes breaks the contract or does
+    not fit the config.
 
     The keys for early stopping and for the best checkpoint must name existing terms or evaluators.
     An evaluator's metrics are only known once it has run: `common.training.watched` checks them.
@@ -44,8 +45,8 @@ def check_task(config: dict, task: Task, schedule: Plan) -> None:
         schedule.accumulate == 1 or task.gradients is None,
         "config.train.accumulate: this task computes its own gradients, which cannot be split",
     )
-    shapes = _check_loss(config, task, schedule)
-    terms = set(shapes)
+    abstract = _check_loss(config, task, schedule)
+    shapes, terms = {term: total.shape for term, (total, _) in abstract.items()}, set(abstract)
     valid = {"eval": task.evaluators, "train": terms | STEP_TERMS}
     for where, key in metric_keys(config).items():
         kind, *names = key.split("/")
@@ -58,6 +59,7 @@ def check_task(config: dict, task: Task, schedule: Plan) -> None:
                 f"{where}: {key!r} is no single number, which never improves",
             )
             choice(where, key, [f"train/{name}" for name in valid[kind]])
+    return abstract
 
 
 def _initial(config: dict, task: Task):
@@ -102,8 +104,8 @@ def _check_nested(at: str, node) -> None:
             )
 
 
-def _check_loss(config: dict, task: Task, schedule: Plan) -> dict[str, tuple[int, ...]]:
-    """Traces `prepare` and `loss` as a step does; returns {term: shape of its sum}.
+def _check_loss(config: dict, task: Task, schedule: Plan) -> Terms:
+    """Traces `prepare` and `loss` as a step does; returns their abstract Terms.
 
     Raises:
       BadInput: if they break the contract.
@@ -164,7 +166,7 @@ def _check_loss(config: dict, task: Task, schedule: Plan) -> dict[str, tuple[int
                 f"{where}: the term {term!r}: its sum is float32{shape}, a number per row: sum it "
                 f"over the rows; {READ_MEANS}",
             )
-    return {term: total.shape for term, (total, _) in terms.items()}
+    return terms
 
 
 def _batch(task: Task, size: int) -> dict:

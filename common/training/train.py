@@ -19,6 +19,7 @@ from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
 from common.errors import BadInput, CannotWrite, NotFinite, require
 from common.runs import checkpoint, files, log, mending, workdir
+from common.runs import facts as run_facts
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call

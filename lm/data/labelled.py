@@ -16,7 +16,6 @@ Letters: L length, N examples.
 
 import collections
 import functools
-import hashlib
 import logging
 import re
 from typing import NamedTuple
@@ -107,20 +106,15 @@ def load_sources(
         not label_separator or name.startswith("file:"),
         f"config.data.label_separator: it divides the labels of a file:PATH, and not of {name!r}",
     )
-    encoder = text.find_tokenizer(tokenizer, folder)
-    facts = tokenizers.facts(encoder)
-    lacking = [role for role in ("cls", "sep") if facts.special[role] is None]
-    require(
-        bool(facts.layouts[0].special) or not lacking,
-        f"config.data.tokenizer: {tokenizer!r} has no {', '.join(lacking)} token",
-    )
-    own = lambda: _from_file(_path(name, folder), label_separator)
-    sizes, take, classes = _from_tfds(name, folder) if name.startswith("tfds:") else own()
+    facts = own.text_facts(tokenizer, folder)
+    from_file = lambda: _from_file(_path(name, folder), label_separator)
+    sizes, take, classes = _from_tfds(name, folder) if name.startswith("tfds:") else from_file()
     ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
     used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
     examples = {part: take(part) for part in used}
     several = any(each.labels.ndim == 2 for each in examples.values())
     facts = facts._replace(classes=classes, length=length, multi_label=several)
+    facts = facts._replace(texts=next(len(each.texts[0]) for each in examples.values()))
     rows = {part: _rows(examples[part], facts) for part in used}
     own.warn_of_repeated(ranges, {part: set_.texts for part, set_ in examples.items()}, name)
     sources = {}
@@ -158,22 +152,20 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     for key, split in splits.items():
         ranges = grammar.ranges(split, sizes, split_key(key))
         size = sum(at.stop - at.start for _, at in ranges)
-        resident = empty(size) if section["resident"] is not False else None
-        read = lambda rows: empty(len(rows))
-        labels = functools.partial(numbering.of_each_class, size, len(classes))
-        sources[key] = Source(size, read, resident, spec, "outline", facts, labels)
+        sources[key] = empty(facts, size, section["resident"] is not False)
     return sources
 
 
-def part(texts: tuple[str, ...]) -> str:
-    """The split of an example, by a hash of its texts: 72% "train", 8% "valid", 20% "test"."""
-    digest = _rank(texts)
-    first, second = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))
-    return "test" if first < 0.2 else "valid" if second < 0.1 else "train"
-
-
-def _rank(texts: tuple[str, ...]) -> bytes:
-    return hashlib.sha256("\x1e".join(texts).encode()).digest()
+def empty(facts: tokenizers.TextFacts, size: int, resident: bool) -> Source:
+    """A set of `size` rows of zeros, in the right shapes, with labels of every class."""
+    spec, count = own.row_spec(facts), len(facts.classes)
+    one, several = ((), np.int32 if count else np.float32), ((count,), np.uint8)
+    spec["label"] = jax.ShapeDtypeStruct(*(several if facts.multi_label else one))
+    source = own.empty(spec, size, facts)
+    labels = functools.partial(numbering.any_of, size, count, facts.multi_label)
+    return source._replace(
+        resident=source.read(range(size)) if resident else None, labels=labels if count else None
+    )
 
 
 def _rows(examples: Examples, facts: tokenizers.TextFacts) -> dict[str, np.ndarray]:
@@ -229,16 +221,10 @@ def _from_file(path: epath.Path, separator: str):
         else:
             notes["example without text left out"] += 1
     require(bool(examples), f"{shown} has no examples: {inputs.said(notes)}")
-    having = {
-        "split": [split is not None for split, _, _ in examples],
-        "text_b": [len(texts) == 2 for _, texts, _ in examples],
-    }
-    for key, has in having.items():
-        if len(set(has)) > 1:
-            one, other = (lines[has.index(value)] for value in (True, False))
-            raise BadInput(f"{shown}: {one} has a {key}, and {other} has none")
-    given = [each[2] for each in examples]
-    labels, classes = numbering.numbered(given, shown, lines.__getitem__, separator=separator)
+    own.check_same([split is not None for split, *_ in examples], "split", lines, shown)
+    own.check_same([len(texts) == 2 for _, texts, _ in examples], "text_b", lines, shown)
+    values = [each[2] for each in examples]
+    labels, classes = numbering.numbered(values, shown, lines.__getitem__, separator=separator)
     if delimited:
         _warn_of_numbers(classes, shown)
     if UNLABELLED in classes:

@@ -38,7 +38,10 @@ RUN = (
 )
 FAILURES = "ENOSPC", "EIO"
 AT_ONCE = 2
-FILES = "lock", "environment.json", "config.json", "metrics.jsonl", "result.json", "console.log"
+FILES = (
+    *("lock", "environment.json", "config.json", "metrics.jsonl", "result.json", "console.log"),
+    "facts.json",
+)
 PARTS = "_CHECKPOINT_METADATA", "digests/metadata", "state/_METADATA", "state/manifest.ocdbt"
 PLACES = {name: rf"^\.?{name}" for name in FILES} | {
     "the workdir": r"^\.$",

@@ -81,7 +81,7 @@ TEXT = ("mlm", "clm")
 
 # These take the longest to compile: what the others show as well, they show in the slow tests.
 IMAGES = ("resnet", "vit")
-LARGE = ("cnn", "toy_calls", *IMAGES, *TEXT)
+LARGE = ("cnn", "mlp", "toy_calls", *IMAGES, *TEXT)
 
 
 MOSTLY = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in CONFIGS]
@@ -108,7 +108,7 @@ def config(name: str, **more) -> dict:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow if n in (*IMAGES, "toy_calls") else ())
+        pytest.param(n, marks=pytest.mark.slow if n in (*IMAGES, "mlm", "toy_calls") else ())
         for n in CONFIGS
     ],
 )
@@ -221,7 +221,7 @@ ALL_MESHES = pytest.mark.slow, pytest.mark.measure("grid")
 @pytest.mark.parametrize(
     ("name", "shapes", "apart"),
     [
-        ("mlp", [(1, 8, 1), (2, 2, 2)], None),
+        pytest.param("mlp", [(1, 8, 1), (2, 2, 2)], None, marks=pytest.mark.slow),
         # A cover: each mesh gives a checkpoint to two others and gets one of two others.
         *(pytest.param(n, report.meshes(8), (1, 3), marks=pytest.mark.slow) for n in DIVIDED),
         *(pytest.param(n, report.meshes(8), None, marks=ALL_MESHES) for n in DIVIDED),
@@ -308,7 +308,7 @@ def test_tasks_of_words_obey(name, tmp_path, compiled_in_haste):
     sizes |= {"data.tokenizer": corpus.tokenizer(tmp_path, "wordpiece", 300)}
     task = load(f"{ROOT}/configs/lm/{name}.py", **sizes)
     laws.means_are_exact(task)
-    laws.rows_are_independent(task)
+    rows.rows_are_independent(task)
     laws.parameters_are_plain(task)
     laws.no_dead_knob(task)
 

@@ -72,7 +72,7 @@ def alone():
 @pytest.mark.parametrize(
     ("processes", "workers", "places"),
     [
-        (2, 0, by_slurm),
+        pytest.param(2, 0, by_slurm, marks=pytest.mark.slow),
         pytest.param(1, 2, by_settings, marks=pytest.mark.slow),
         pytest.param(2, 2, by_settings, marks=pytest.mark.slow),
         pytest.param(4, 0, by_slurm, marks=pytest.mark.slow),

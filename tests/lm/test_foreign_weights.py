@@ -56,7 +56,8 @@ def state(config: dict):
         return made, program.initial_state(made)
 
 
-@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "llama"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "llama"])
 def test_weights_of_another_model_are_refused_or_taken_over(name, kept, caplog):
     root, _ = kept
     with pytest.raises(BadInput) as error:

@@ -169,17 +169,17 @@ def test_tied_or_not_is_what_the_settings_say(tmp_path):
 
 def test_what_does_not_meet_is_said(folder, caplog):
     path, params = folder
-    rewrite(path, lambda t: t | {"qa_outputs.weight": np.zeros((2, 16), np.float32)})
+    rewrite(path, lambda t: t | {"crf.transitions": np.zeros((2, 16), np.float32)})
     with caplog.at_level(logging.WARNING):
         assert same(weights.pretrained(path), params)
     assert [r.getMessage() for r in caplog.records] == [
-        f"{path}: left out, no parameter here: qa_outputs.weight"
+        f"{path}: left out, no parameter here: crf.transitions"
     ]
     wanted = params | {"new": np.ones(3, np.float32)}
     del wanted["pooler"]
     taken, report = weights.load_weights(path, wanted)
     assert report == weights.LoadReport(
-        ("new",), ("pooler/bias", "pooler/kernel"), ("qa_outputs.weight",)
+        ("new",), ("pooler/bias", "pooler/kernel"), ("crf.transitions",)
     )
     assert same(taken, wanted)
     wanted["next"] = {"kernel": np.zeros((16, 3)), "bias": np.zeros(3)}

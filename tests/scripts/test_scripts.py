@@ -120,6 +120,7 @@ def test_a_dry_run_shows_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_script_is_a_process(tmp_path):
     out = finish(start("train", "--config", MLP, "--workdir", str(tmp_path), *SHORT, devices=2))
     assert json.loads(out)["steps"] == 8

@@ -145,7 +145,8 @@ def crossed(state: dict) -> dict:
     return tree.unflatten(found)
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("b16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["small", "b16"])
 def test_outputs_and_gradients_of_transformers_in_float64(size):
     torch = pytest.importorskip("torch")
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -6,7 +6,6 @@ pictures of your own.
 wrote (see `prepared`). Splits use TFDS syntax: `train`, `train[:90%]`, `train[90%:]+test`.
 """
 
-import functools
 import gzip
 import importlib.resources
 import os
@@ -14,7 +13,6 @@ import os
 import numpy as np
 
 from common.data import loading
-from common.data.labels import of_each_class
 from common.data.splits import ranges
 from common.errors import require
 from common.task import Source, split_key
@@ -184,16 +182,13 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
         return load_sources(splits, **section)
     require(None not in shape, f"config.data.image_size: the images of {name} vary; set it to 256")
     facts = sets.known(name, classes)._replace(multi_label=several)
-    spec = sets.spec(shape, facts)
-    black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in spec.items()}
     resident = sets.is_resident(section["resident"], side, sizes, shape)
     outlines = {}
     for key, split in splits.items():
         size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
         source = sets.outline(shape, size, facts, resident)
         facts = _scaled(source, section["mean"], section["std"])
-        labels = functools.partial(of_each_class, size, len(classes), several)
-        outlines[key] = source._replace(facts=facts, labels=labels)
+        outlines[key] = source._replace(facts=facts)
     return outlines
 
 

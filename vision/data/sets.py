@@ -1,6 +1,7 @@
 """What all sets of labelled images share: their facts, the shape of an example, and Sources of sets
 in memory."""
 
+import functools
 import hashlib
 import logging
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from common.data import labels as numbering
 from common.data import loading
 from common.data.splits import ranges
 from common.task import Source, split_key
@@ -51,11 +53,12 @@ def spec(shape: tuple[int, ...], facts: ImageFacts) -> dict:
 
 
 def outline(shape: tuple[int, ...], size: int, facts: ImageFacts, resident: bool) -> Source:
-    """A set of `size` black images without contents."""
-    row = spec(shape)
+    """A set of `size` black images, with labels of every class."""
+    row = spec(shape, facts)
     black = lambda size: {k: np.zeros((size, *s.shape), s.dtype) for k, s in row.items()}
     arrays = black(size) if resident else None  # untouched zeros take no memory
-    return Source(size, lambda rows: black(len(rows)), arrays, row, "outline", facts)
+    labels = functools.partial(numbering.any_of, size, len(facts.classes), facts.multi_label)
+    return Source(size, lambda rows: black(len(rows)), arrays, row, "outline", facts, labels)
 
 
 def is_resident(resident: bool | None, image_size: int | None, sizes: dict, shape) -> bool:

@@ -359,6 +359,7 @@ def test_a_nan_in_the_update_alone_is_seen(tmp_path, monkeypatch, calls):
 # --------------------------------------------------------------------------- several steps a call
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_write_the_same_log(tmp_path):
     """Whatever is due when: every line is where it was, of the same numbers."""
     often = {"train.log_every": "3 steps", "checkpoint.every": "5 steps", "train.average": 0.9}
@@ -473,6 +474,7 @@ def test_the_loop_copies_nothing_that_it_was_not_told_to(tmp_path, calls):
     assert made.update._cache_size() == before == 1
 
 
+@pytest.mark.slow
 def test_runs_begin_from_another_runs_parameters_and_from_pretrained_ones(tmp_path):
     train.run(load(TOY), tmp_path / "a", show=False)
     made = prepare(load(TOY, **{"init.path": str(tmp_path / "a"), "init.skip": "('label/.*',)"}))

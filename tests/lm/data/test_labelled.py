@@ -83,7 +83,7 @@ def test_a_text_and_several_classes(tmp_path, tokenizer, kind):
         {"train": "train"}, name=name, tokenizer=tokenizer, label_separator=separator
     )["train"]
     assert (source.facts.classes, source.facts.multi_label) == (("x", "y", "z"), True)
-    kept = [e["label"] for e in entries if labelled.part((e["text"],)) == "train"]
+    kept = [e["label"] for e in entries if own.part((e["text"],)) == "train"]
     expected = [[name in own for name in "xyz"] for own in kept]
     np.testing.assert_array_equal(every(source)["label"], expected)
     assert source.spec["label"] == jax.ShapeDtypeStruct((3,), np.uint8)
