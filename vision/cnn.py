@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from common.errors import require
-from common.nn.layers import Dropout, Dtype, Remat, identity, max_pool, named, recomputed
+from common.nn.layers import Dense, Dropout, Dtype, Remat, identity, max_pool, named, recomputed
 from common.task import Table
 
 
@@ -140,8 +140,8 @@ def _dense_layers(model: CNN | MLP, x, train: bool, dropout, dtype, remat: Remat
     """Flattens, then dense layers with ReLU and the head: [B, ...] -> logits f32[B, K]."""
 
     def layer(module, x, name, width):
-        del module
-        return nn.relu(nn.Dense(width, dtype=dtype, name=name)(x))
+        names, constrain = ("embed", "mlp"), module.constrain
+        return nn.relu(Dense(width, dtype=dtype, names=names, constrain=constrain, name=name)(x))
 
     x = x.reshape(len(x), -1)
     for i, width in enumerate(model.hidden):

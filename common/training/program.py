@@ -21,7 +21,7 @@ from common.runs import checkpoint, log
 from common.runs.history import why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
-from common.training import contract, directions, optim, terms
+from common.training import contract, directions, optim, products, terms
 from common.training.duration import steps
 from common.training.initialise import adopted, initialise
 from common.training.step import Plan, TrainState, make_step, make_update, with_step_terms
@@ -279,6 +279,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         shapes,
         shardings,
     )
+    products.check_products(task, schedule, layout, like.params, like.extra)
     replicated = mesh.replicated(layout)
     step = make_step(build, layout, schedule, sources["train"].order)
     if task.gradients is not None:  # whose Terms may be others than those of the loss
