@@ -265,6 +265,13 @@ def kept(config: dict, folder) -> dict[str, Source] | None:
     known = run_facts.read(folder, Kept)
     if known is None:
         return None
+    for name in ("mean", "std"):
+        numbers, channels = getattr(known, name), known.shape[-1]
+        require(
+            len(numbers) in (1, channels),
+            f"{folder}/{run_facts.FILE}: {name} has {len(numbers)} numbers, and images have "
+            f"{channels} channels: the file is of another run, or was edited",
+        )
     facts = ImageFacts(*(getattr(known, name) for name in ImageFacts._fields))
     return {"train": sets.outline(known.shape, config["train"]["batch_size"], facts, None)}
 

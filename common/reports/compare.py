@@ -21,7 +21,7 @@ from common.training.saved import read_config
 
 IDENTICAL, EQUAL, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 # Keys of environment.json that do not affect a result, or are compared separately.
-ASIDE = ("command", "code", "data", "config", "steps")
+ASIDE = ("command", "code", "data", "config", "steps", "kept")
 FEW = 4  # files of code that are named
 NO_DIGESTS = "the logs share no step with digests"
 

@@ -153,6 +153,7 @@ def begun(
                 "steps": program.plan.total,
                 "population": population,
                 "folders": imports.folders_of(code.own(flatten(config))),
+                "kept": run_facts.digests(program.task),
             },
         )
         run_of = workdir.identity(config, fingerprints)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from common import inputs
 from common.errors import require
+from common.runs import facts as run_facts
 from lm.data.published import files, has_files, load, roles_of
 from lm.data.templates import Layout, classic, layout
 from lm.data.trained import END, KINDS, SPECIAL, stand_in, train
@@ -170,7 +171,12 @@ def _mentions_byte_level(part: dict | None) -> bool:
 def kept(folder) -> Tokenizer | None:
     """The tokenizer that a run keeps in its workdir; None if one of an older version keeps none."""
     path = epath.Path(folder) / "tokenizer.json"
-    return load(path) if inputs.present(path) else None
+    if not inputs.present(path):
+        return None
+    tokenizer = load(path)
+    for each in filter(inputs.present, (path.parent / name for name in files(tokenizer))):
+        run_facts.check(folder, each, {each.name: inputs.text("", each)})
+    return tokenizer
 
 
 def elsewhere(config: dict, own: dict, folder) -> dict:

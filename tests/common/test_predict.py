@@ -2,6 +2,7 @@
 among good inputs is told in its place."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -173,3 +174,22 @@ def test_facts_are_read_as_they_were_kept_or_refused(tmp_path):
             continue
         with pytest.raises(BadInput, match=message):
             facts.read(tmp_path, ImageFacts)
+
+
+def test_facts_of_another_run_are_refused(tmp_path):
+    """Even where their shapes fit; what a newer version keeps beside them is no difference."""
+    own = ImageFacts(("a", "b"), (0.5,), (1.0,))
+    task = lambda values: type("Task", (), {"files": {"t.json": "x"}, "facts": values})
+    start = {"data": {}, "kept": facts.digests(task(own._asdict()))}
+    (tmp_path / "environment.json").write_text(json.dumps([start]))
+    facts.write(tmp_path, task(own._asdict()))
+    assert facts.read(tmp_path, ImageFacts) == own
+    start["kept"].pop("mean")
+    (tmp_path / "environment.json").write_text(json.dumps([start]))
+    facts.write(tmp_path, task(own._asdict() | {"mean": (0.6,)}))
+    assert facts.read(tmp_path, ImageFacts).mean == (0.6,)
+    facts.write(tmp_path, task(own._asdict() | {"classes": ("b", "a")}))
+    with pytest.raises(BadInput, match=r"facts\.json: not what this run kept: 'classes': the file"):
+        facts.read(tmp_path, ImageFacts)
+    with pytest.raises(BadInput, match=r"t\.json: not what this run kept: the file is of another"):
+        facts.check(tmp_path, tmp_path / "t.json", {"t.json": "y"})

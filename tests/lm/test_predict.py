@@ -61,7 +61,8 @@ def begun(root, kind: str):
         state = state._replace(params=jax.jit(wide)(state.params))
         fingerprints = {n: source.fingerprint for n, source in prepared.task.sources.items()}
         keep = facts.contents(prepared.task)
-        workdir.claim(folder, config, fingerprints, write=True, keep=keep)
+        digests = {"kept": facts.digests(prepared.task)}
+        workdir.claim(folder, config, fingerprints, write=True, keep=keep, facts=digests)
         with contextlib.closing(checkpoint.Checkpoints(folder, prepared.saving)) as checkpoints:
             checkpoints.save(0, state)
     return str(folder), [record for record in records if record["split"] == "test"]

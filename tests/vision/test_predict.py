@@ -56,7 +56,8 @@ def begun(folder, **overrides):
         sources = prepared.task.sources.items()
         fingerprints = {name: source.fingerprint for name, source in sources}
         keep = facts.contents(prepared.task)
-        workdir.claim(folder, config, fingerprints, write=True, keep=keep)
+        digests = {"kept": facts.digests(prepared.task)}
+        workdir.claim(folder, config, fingerprints, write=True, keep=keep, facts=digests)
         run = workdir.identity(config, fingerprints)
         with contextlib.closing(checkpoint.Checkpoints(folder, prepared.saving, run=run)) as all_of:
             all_of.save(0, state)
@@ -166,9 +167,20 @@ def test_a_run_of_an_older_version_reads_its_data_once(digits):
     kept.unlink()
     assert predict.load(digits).predict(image) == before
     assert kept.read_text() == text
-    kept.write_text(text.replace("8, 8, 1", "8, 8"))
-    with pytest.raises(BadInput, match=r"facts\.json: shape is \(8, 8\), not a tuple"):
+    for old, new, message in (
+        ("8, 8, 1", "8, 8", r"facts\.json: shape is \(8, 8\), not a tuple"),
+        ('"3"', '"three"', r"facts\.json: not what this run kept: 'classes'"),
+    ):
+        kept.write_text(text.replace(old, new))
+        with pytest.raises(BadInput, match=message):
+            predict.load(digits)
+    environment = kept.with_name("environment.json")
+    starts = environment.read_text()
+    environment.write_text(starts.replace('"kept"', '"older"'))
+    kept.write_text(text.replace("0.2873", "0.2, 0.3"))
+    with pytest.raises(BadInput, match="mean has 2 numbers, and images have 1 channels"):
         predict.load(digits)
+    environment.write_text(starts)
     kept.write_text(text)
 
 
