@@ -29,7 +29,7 @@ import _checkout  # noqa: F401
 from common import cli, inputs, predict
 from common.data import tables, textfiles
 from common.devices import terminal
-from common.errors import BadInput, require
+from common.errors import BadInput, brief, require
 from common.planning.keys import meanings
 from common.sections import Parameter, parameters
 from common.task import Predictor
@@ -111,11 +111,17 @@ def _inputs(words: list[str], predictor: Predictor, columns: list[str] | None) -
     require(len(columns or ()) <= most, f"--column: {columns}: an input has {most} at most: {own}")
     # {the task's name of a column: the table's}
     named = dict(zip(own, columns or own, strict=False))
+    require(words.count("-") < 2, "-: standard input can be read once: name it once")
     for word in words:
-        try:
-            yield from _named(word, predictor, named)
-        except BadInput as error:
-            yield Named(error, "", word)
+        yield from _or_error(word, _named(word, predictor, named))
+
+
+def _or_error(name: str, read: Iterator[Named]) -> Iterator[Named]:
+    """What is read, and at the end the error that ends it, if there is one."""
+    try:
+        yield from read
+    except BadInput as error:
+        yield Named(error, "", name)
 
 
 def _named(word: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
@@ -132,22 +138,29 @@ def _named(word: str, predictor: Predictor, columns: dict[str, str]) -> Iterator
 
 def _standard_input() -> Iterator[Named]:
     """The inputs in the lines of standard input."""
+    empty = True
     try:
         for number, line in enumerate(sys.stdin, 1):
             line = line.rstrip("\r\n")
             if line.strip():
+                empty = False
                 yield Named(line, f"standard input, line {number}", line)
     except UnicodeDecodeError as error:
         raise BadInput(f"standard input is not UTF-8 ({error.reason})") from error
+    require(not empty, "standard input has no line that is an input")
 
 
 def _folder(root: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
-    """The inputs of all files in a folder and those below it, in order of their names."""
+    """The inputs of all files in a folder and those below it, in order of their names. Links to
+    folders, which may lead back, are not followed."""
     kinds = predictor.suffixes or {*LINES, *tables.KINDS}
     passed: Counter = Counter()
-    count = 0
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    count, closed = 0, []
+    for folder, folders, names in os.walk(root, onerror=closed.append):
+        linked = {name for name in folders if os.path.islink(os.path.join(folder, name))}
+        hidden = {name for name in folders if name.startswith(".")} - linked
+        passed.update({"link to a folder": len(linked), "hidden folder": len(hidden)})
+        folders[:] = sorted({*folders} - linked - hidden, key=inputs.natural)
         for name in sorted(names, key=inputs.natural):
             path = os.path.join(folder, name)
             suffix = name[name.rfind(".") :].lower() if predictor.suffixes else _kind(name)
@@ -155,10 +168,13 @@ def _folder(root: str, predictor: Predictor, columns: dict[str, str]) -> Iterato
                 passed[suffix or "without a suffix"] += 1
                 continue
             count += 1
-            yield from _file(path, predictor, columns)
-    require(count > 0, f"{inputs.shown(root)} holds no file that is an input")
-    if passed:
+            yield from _or_error(path, _file(path, predictor, columns))
+    for error in closed:
+        where = f"{inputs.shown(error.filename)} cannot be read: {inputs.reason(error)}"
+        yield Named(BadInput(where), "", error.filename)
+    if passed := +passed:
         logging.warning("%s: passed over: %s", inputs.shown(root), inputs.said(passed))
+    require(count or closed, f"{inputs.shown(root)} holds no file that is an input")
 
 
 def _kind(path: str) -> str:
@@ -186,19 +202,43 @@ def _file(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[
 
 
 def _records(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
-    """The inputs of a table's records."""
-    for number, record in tables.rows("input", path):
+    """The inputs of a table's records; one that is none is its error."""
+    begun = False
+    for number, record in tables.rows("input", path, past=True):
         place = tables.place(path, number)
-        for name, column in columns.items():
-            if column not in record and name not in predictor.optional:
-                hint = f"{tables.lacking(path, record, column)}; or name it with --column"
-                raise BadInput(f"{place}: there is no column {column!r}{hint}")
-        values = {name: record.get(column) for name, column in columns.items()}
-        values = {name: value for name, value in values.items() if value not in (None, "")}
-        value = next(iter(values.values()), "") if len(values) < 2 else values
-        if predictor.suffixes and isinstance(value, str):
-            value = os.path.join(os.path.dirname(path), value)
+        if isinstance(record, BadInput):
+            yield Named(record, "", place)
+            continue
+        lacking = _lacking(path, record, predictor, columns)
+        require(begun or not lacking, f"{place}: {lacking}")  # else as many lines as records
+        begun = True
+        value = BadInput(lacking) if lacking else _value(path, record, predictor, columns)
         yield Named(value, place, value)
+
+
+def _lacking(path: str, record: dict, predictor: Predictor, columns: dict[str, str]) -> str:
+    """Says which column a record lacks; "" if none. One may be missing if it is optional and was
+    not named by the user; but not all of them."""
+    none = record.keys().isdisjoint(columns.values())
+    for name, column in columns.items():
+        free = name in predictor.optional and name == column and not none
+        if column not in record and not free:
+            hint = f"{tables.lacking(path, record, column)}; or name it with --column"
+            return f"there is no column {column!r}{hint}"
+    return ""
+
+
+def _value(path: str, record: dict, predictor: Predictor, columns: dict[str, str]) -> Any:
+    """The input that a table's record is, or why it is none."""
+    values = {name: record.get(column) for name, column in columns.items()}
+    absent = lambda name, value: name in predictor.optional and value in (None, "")
+    values = {name: value for name, value in values.items() if not absent(name, value)}
+    value = next(iter(values.values()), "") if len(values) < 2 else values
+    if not predictor.suffixes:
+        return value
+    if isinstance(value, str) and value:
+        return os.path.join(os.path.dirname(path), value)
+    return BadInput(f"{next(iter(columns.values()))} is {brief(value)}, not a path")
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -221,7 +261,7 @@ def _predict(loaded: predict.Loaded, args, options: dict) -> int:
     for number, (_, result) in enumerate(loaded.each(values(), options, show)):
         at, places[number] = places[number], None
         if isinstance(result, BadInput):
-            told = isinstance(at.value, BadInput)  # its message names the place
+            told = isinstance(at.value, BadInput) and not at.place  # its message names the place
             place = at.place or inputs.shown(repr(at.name))
             terminal.say(f"error: {result}" if told else f"error: {place}: {result}")
             bad += 1

@@ -34,7 +34,8 @@ def rows(
     path,
     mended: collections.Counter | None = None,
     used: Callable[[list[str]], list[str]] = list,
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    past: bool = False,
+) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
     """The records of a table, in order, each with its number: that of the line where it begins,
     counted from 1, or of its row, for a .parquet.
 
@@ -48,6 +49,7 @@ def rows(
       mended: counts repairs; without it, one warning at the end tells them.
       used: the columns that will be looked at, of those that there are; of a .parquet no others
         are read.
+      past: go on past a line that is no record, which becomes its `BadInput`.
 
     Raises:
       BadInput: when it comes to a line that is no record, or finds the file damaged.
@@ -71,6 +73,8 @@ def rows(
     empty = True
     for record in records:
         empty = False
+        if isinstance(record[1], BadInput) and not past:
+            raise record[1]
         yield record
     if empty:
         raise textfiles.Empty(f"{where}: {inputs.shown(path)} holds no records")
@@ -124,7 +128,7 @@ def _unmarked(lines: Iterator[str], mended: collections.Counter) -> Iterator[str
         yield line
 
 
-def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict]]:
+def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, dict | BadInput]]:
     for number, line in enumerate(_unmarked(textfiles.lines(where, path, mended), mended), 1):
         if not line.strip():
             continue
@@ -137,16 +141,18 @@ def _json(where: str, path, mended: collections.Counter) -> Iterator[tuple[int, 
             why = inputs.reason(error)
             if isinstance(error, json.JSONDecodeError):
                 why = f"{error.msg} at character {error.pos + 1}"
-            raise BadInput(f"{at}, is not JSON: {why}{hint}") from error
-        spelled = inputs.spelled_type(record)
-        hint = LISTED if isinstance(record, list) else ""
-        require(isinstance(record, dict), f"{at}, is not a JSON object, but {spelled}{hint}")
+            yield number, BadInput(f"{at}, is not JSON: {why}{hint}")
+            continue
+        if not isinstance(record, dict):
+            hint = LISTED if isinstance(record, list) else ""
+            spelled = inputs.spelled_type(record)
+            record = BadInput(f"{at}, is not a JSON object, but {spelled}{hint}")
         yield number, record
 
 
 def _delimited(
     where: str, path, delimiter: str, mended: collections.Counter
-) -> Iterator[tuple[int, dict[str, str]]]:
+) -> Iterator[tuple[int, dict[str, str] | BadInput]]:
     csv.field_size_limit(sys.maxsize)  # a process-wide setting; 128 KiB is less than a long text
     lines = _unmarked(textfiles.lines(where, path, mended, newline=""), mended)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -179,7 +185,9 @@ def _delimited(
             mended[REPEATED] += 1
             continue
         fields = "1 field" if len(cells) == 1 else f"{len(cells):,} fields"
-        require(len(cells) == len(header), f"{at}, has {fields}, but the header has {len(header)}")
+        if len(cells) != len(header):
+            yield start, BadInput(f"{at}, has {fields}, but the header has {len(header)}")
+            continue
         yield start, dict(zip(header, cells, strict=True))
 
 

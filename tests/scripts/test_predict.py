@@ -1,6 +1,7 @@
 """scripts/predict.py on runs of language models: it says what their models say."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -10,12 +11,13 @@ import jax
 import language_config
 import numpy as np
 import pytest
-from helpers import ROOT, exit_code, finish, load, start
+from helpers import ROOT, exit_code, finish, load, script, start
 
 from common import predict
 from common.devices import mesh
+from common.errors import BadInput
 from common.runs import checkpoint, workdir
-from common.task import purpose_key, row_keys
+from common.task import Predictor, purpose_key, row_keys
 from common.training import program
 from common.training.saved import evaluate_run, read_config
 from lm import clm, masking, mlm
@@ -233,6 +235,71 @@ def test_inputs_are_texts_files_tables_folders_and_standard_input(
     assert "9.csv, line 2: it has no [MASK]" in capsys.readouterr().err
     assert exit_code("predict", "--workdir", filler[0], table, "--column", "none") == 2
     assert "no column 'none': its columns are 'said', 'text'" in capsys.readouterr().err
+
+
+TEXTS = Predictor(*[None] * 5)
+PAIRS = TEXTS._replace(columns=("text", "text_b"), optional=("text_b",))
+PICTURES = TEXTS._replace(columns=("path",), suffixes=frozenset({".png"}))
+
+
+def named(predictor, *words, columns=None) -> list:
+    """The inputs that words name, or why they are none."""
+    values = [each.value for each in script("predict")._inputs(words, predictor, columns)]
+    return [str(value) if isinstance(value, BadInput) else value for value in values]
+
+
+def test_what_is_bad_in_a_folder_does_not_end_it(tmp_path, monkeypatch, caplog):
+    """Neither a record, a table, nor a folder that cannot be listed; links are not followed."""
+    for name in ("2.csv", "b/3.jsonl", "closed/4.txt", "d/5.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "1.jsonl").write_text('{"text": "a"}\n{"te\n[1]\n{"said": 1}\n{"text": "b"}\n')
+    (tmp_path / "2.csv").write_text("text,x\nc,1\nd\ne,1\n")
+    (tmp_path / "b/3.jsonl").write_text('{"said": 1}\n{"text": "none"}\n')
+    (tmp_path / "d/5.txt").write_text("f\n")
+    (tmp_path / "link").symlink_to(tmp_path)
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    values = named(TEXTS, str(tmp_path))
+    assert [value for value in values if len(value) == 1] == ["a", "b", "c", "e", "f"]
+    for i, message in (
+        (1, "1.jsonl, line 2, is not JSON"),
+        (2, "1.jsonl, line 3, is not a JSON object"),
+        (3, "there is no column 'text': its columns are 'said'"),
+        (6, "2.csv, line 3, has 1 field, but the header has 2"),
+        (8, "3.jsonl, line 1: there is no column 'text'"),
+        (10, "closed cannot be read: permission denied"),
+    ):
+        assert message in values[i]
+    assert "passed over: link to a folder (once)" in caplog.text
+
+
+def test_a_record_is_read_as_it_stands(tmp_path, monkeypatch):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text('text,text_b,more\n"",b,c\na,"",""\n')
+    assert named(PAIRS, str(pairs)) == [{"text": "", "text_b": "b"}, "a"]
+    assert named(PAIRS._replace(optional=()), str(pairs))[1] == {"text": "a", "text_b": ""}
+    (wrong,) = named(PAIRS, str(pairs), columns=["text", "wrong"])
+    assert "line 2: there is no column 'wrong': its columns are" in wrong
+    free = PAIRS._replace(columns=("tokens", "text"), optional=("tokens", "text"))
+    (tmp_path / "more.csv").write_text("more\nx\n")
+    assert "there is no column 'tokens'" in named(free, str(tmp_path / "more.csv"))[0]
+    paths = tmp_path / "paths.jsonl"
+    paths.write_text('{"path": [[1], [2, 3]]}\n{"path": ""}\n{"path": "a.png"}\n')
+    assert named(PICTURES, str(paths)) == [
+        "path is [[1], [2, 3]], not a path",
+        "path is '', not a path",
+        str(tmp_path / "a.png"),
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert named(TEXTS, "-") == ["standard input has no line that is an input"]
+    with pytest.raises(BadInput, match="can be read once"):
+        named(TEXTS, "-", "-")
 
 
 def test_the_options_of_a_run_are_in_its_help(writer, capsys):
