@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from common import imports
+from common import imports, inputs
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, brief, nearest, require
@@ -41,6 +42,12 @@ READERS = ("vision.published", "lm.published")
 SHORTEST = 8  # that rows are padded to
 BATCH = 64  # the most rows of a batch, for each device
 WINDOW = 4  # batches of inputs that are read before the first of them is predicted
+
+
+NOT_FINITE = BadInput(
+    "the model's output for it is not finite (NaN or infinity): its parameters, or what they "
+    "compute at this dtype, are too large"
+)
 
 
 class Published(NamedTuple):
@@ -86,10 +93,15 @@ def load(name, step: str = "latest", embed: bool = False) -> Loaded:
     Raises:
       BadInput: if there is neither, the task predicts nothing, or there is no such step.
     """
-    if workdir.begun(name) and "task" in workdir.read_config(name):
+    if _is_run(name):
         return of_run(name, step, embed)
     require(step == "latest", f"{name}: published weights have no steps")
     return of_weights(name, embed)
+
+
+def _is_run(name) -> bool:
+    folder = inputs.path("", str(name))
+    return workdir.begun(folder) and "task" in workdir.read_config(folder)
 
 
 def of_run(folder, step: str = "latest", embed: bool = False) -> Loaded:
@@ -141,6 +153,7 @@ def _whole_state(config: dict, folder, step: str, sources: dict, layout: mesh.La
 
 def of_weights(name, embed: bool = False) -> Loaded:
     """The model of published weights; see `load`."""
+    require(not _is_run(name), f"--weights: {name} is the workdir of a run: --workdir {name}")
     runtime.start()
     for reader in READERS:
         published = imports.module("weights", reader, READERS[0]).published(name, embed)
@@ -175,7 +188,8 @@ def options_of(predictor: Predictor, values: dict) -> dict:
         flag = name.replace("_", "-")
         require(name in known, f"{flag}: unknown option; {nearest(name, known)}")
         kind = known[name].annotation
-        require(fits(value, kind), f"{flag}: {brief(value)} is not {spelled(kind)}")
+        wanted = spelled(kind).removesuffix(" or None")  # which leaving it out is
+        require(fits(value, kind), f"{flag}: {brief(value)} is not {wanted}")
     return predictor.options(**values)
 
 
@@ -196,6 +210,10 @@ def bucket(length: int, longest: int | None = None) -> int:
     is less."""
     size = max(SHORTEST, 1 << max(length - 1, 0).bit_length())
     return size if longest is None else max(length, min(size, longest))
+
+
+def _finite(array: np.ndarray) -> bool:
+    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(np.isfinite(array).all())
 
 
 class _Row(NamedTuple):
@@ -282,8 +300,10 @@ def loaded(
         for row in rows:
             values[row.place].append(done[id(row)])
         for i, (item, own) in enumerate(zip(items, reads, strict=True)):
-            bad = isinstance(own, BadInput)
-            yield item, own if bad else predictor.result(item, own, values[i], options)
+            if not isinstance(own, BadInput):
+                finite = all(_finite(x) for outputs in values[i] for x in outputs.values())
+                own = predictor.result(item, own, values[i], options) if finite else NOT_FINITE
+            yield item, own
 
     def each(inputs: Iterable, options: dict | None = None, show: bool = False) -> Iterator[tuple]:
         checked = options_of(predictor, options or {})

@@ -194,7 +194,8 @@ class Predictor(NamedTuple):
         call from threads. Raises `BadInput` for an input that has no prediction.
       apply: (params, extra, batch, options) -> {name: [B, ...]}, traced. `batch` holds the rows'
         arrays, and `index u32[B]`, the number of the input: fold it into random keys, so that a
-        prediction does not depend on those beside it. Padding rows repeat another row.
+        prediction does not depend on those beside it. Padding rows repeat another row. An input
+        with an output that is not finite has no prediction.
       result: (input, rows, outputs, options) -> a dict that JSON can write. `rows` is what `read`
         returned, `outputs` [{name: np.ndarray}], what `apply` returned for each of them.
       line: result -> what people read, of one line or more.

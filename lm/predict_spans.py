@@ -22,6 +22,7 @@ from lm.data import questions, tagged, tokenizer
 from lm.data.tokenizer import TextFacts
 from lm.predict import longest_of
 
+NO_SPAN = float(jnp.finfo(jnp.float32).min)  # the score where a text has fewer spans
 WORD = re.compile(r"\w+(?:[-.'’]\w+)*|[^\w\s]")  # or a sign
 
 
@@ -210,9 +211,11 @@ def answers(
 
     def apply(params, extra, batch, options):
         inputs = batch["tokens"], batch["segments"], batch["types"]
-        start, end = model.apply({"params": params}, *inputs)
+        logits = model.apply({"params": params}, *inputs)
+        start, end = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in logits)
         rule = options["longest"], options["top"]
         score, first, last = spans.likeliest(start, end, batch["context"], *rule)
+        score = jnp.maximum(score, NO_SPAN)  # -inf would be no output
         return {"score": score, "first": first, "last": last, "null": start[:, 0] + end[:, 0]}
 
     def result(raw, rows, outputs, options) -> dict:
@@ -220,7 +223,7 @@ def answers(
         best = {}  # a span may stand in several windows
         for row, output in zip(rows, outputs, strict=True):
             for score, *ends in zip(output["score"], output["first"], output["last"], strict=True):
-                if np.isfinite(score):
+                if score > NO_SPAN:
                     (start, _), (_, end) = (row["characters"][at].tolist() for at in ends)
                     best[start, end] = max(float(score), best.get((start, end), -np.inf))
         places = sorted(best, key=lambda place: -best[place])[: options["top"]]

@@ -20,7 +20,7 @@ from vision.data.sets import ImageFacts
 TRACED: list = []  # one entry a program
 
 
-def options(*, times: float = 1.0, power: int = 1):
+def options(*, times: float = 1.0, power: int = 1, start: str | None = None):
     return {"times": times, "power": power}
 
 
@@ -87,7 +87,8 @@ def test_bad_inputs_are_told_in_their_place(loaded):
     ("values", "message"),
     [
         ({"time": 1.0}, "time: unknown option; did you mean 'times'"),
-        ({"power": "2"}, "power: '2' is not int"),
+        ({"power": "2"}, "power: '2' is not int$"),
+        ({"start": 1}, "start: 1 is not str$"),
     ],
 )
 def test_options_are_checked(loaded, values, message):
@@ -104,6 +105,20 @@ def test_lengths_are_few_and_none_exceeds_the_longest():
     sizes = {n: predict.bucket(n, 20) for n in range(1, 21)}
     assert set(sizes.values()) == {8, 16, 20}
     assert all(size >= n for n, size in sizes.items())
+
+
+def test_what_is_not_finite_is_no_prediction(loaded):
+    (_, bad), (_, good) = loaded.each([[1e38, 1e38, 1e38], [1.0]], {"times": 3.0})
+    assert "not finite" in str(bad)
+    assert good["total"] == 6
+
+
+def test_a_run_is_no_published_weights(tmp_path):
+    workdir.claim(tmp_path / "run", load(TOY), {}, write=True)
+    with pytest.raises(BadInput, match="run is the workdir of a run: --workdir"):
+        predict.of_weights(tmp_path / "run")
+    with pytest.raises(BadInput, match="is not a local file"):
+        predict.load("https://a.b/c")
 
 
 def test_a_task_that_predicts_nothing_says_so(tmp_path):

@@ -2,17 +2,21 @@
 
 import json
 import pathlib
+import types
 
 import corpus
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT, load
 
 from common import predict
+from common.devices import mesh
 from common.errors import BadInput
 from common.training import saved, train
 from lm import entities, predict_spans, spans
-from lm.data import squad, tagged
+from lm.data import squad, tagged, tokenizer
 
 SMALL = {
     "model.layers": 1, "model.width": 32, "model.hidden": 48, "model.heads": 2, "init.path": "",
@@ -48,6 +52,18 @@ def test_words_and_texts_have_their_characters():
     for bad in ("question alone", ("q", " "), {"question": "q"}):
         with pytest.raises(BadInput):
             predict_spans.question_of(bad)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_no_answer(value):
+    facts = tokenizer.facts(tokenizer.train("wordpiece", 60, ["one two three " * 9]))
+    where = lambda tokens: jnp.where(tokens == facts.tokenizer.token_to_id("two"), value, 0.0)
+    model = types.SimpleNamespace(apply=lambda params, tokens, *_: (where(tokens), where(tokens)))
+    made = predict_spans.answers(model, facts._replace(length=16), False, 4, 4)
+    loaded = predict.loaded(made._replace(longest=16), mesh.make_layout(jax.devices()[:1]), {}, {})
+    (_, good), *bad = loaded.each([("one", "one three"), ("one", "two three"), ("two", "two")])
+    assert good["answer"] == "one"
+    assert all("not finite" in str(result) for _, result in bad)
 
 
 @pytest.mark.slow
