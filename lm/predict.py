@@ -227,7 +227,8 @@ def texts_of(given: Any, count: int = 0) -> tuple[str, ...]:
         require(
             not unknown, f"{brief(unknown)[1:-1]}: an input has a 'text' and a 'text_b' at most"
         )
-        texts = tuple(texts[key] for key in ("text", "text_b") if texts.get(key) is not None)
+        second = () if texts.get("text_b") is None else (texts["text_b"],)
+        texts = (texts.get("text"), *second)
     valid = isinstance(texts, tuple | list) and len(texts) in (1, 2)
     valid = valid and all(isinstance(text, str) for text in texts)
     two = 'two texts, with a tab between them, or as {"text": …, "text_b": …}'

@@ -139,7 +139,10 @@ def pixels(picture: Any, channels: int) -> np.ndarray:
         except pictures.Broken as error:
             raise BadInput(str(error)) from error
     else:
-        array = np.asarray(picture)
+        try:
+            array = np.asarray(picture)
+        except ValueError:  # nested lists of several lengths
+            array = np.empty((), object)
         array = array[..., None] if array.ndim == 2 else array
         fits = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (1, 3)
         require(

@@ -118,6 +118,7 @@ def test_texts_of_an_input_stand_in_several_ways():
         (" ", 0, "it is blank"),
         ("a\udcff", 0, "bytes that are not UTF-8"),
         (pair, 1, "it has two texts, and the model is for one"),
+        ({"text": None, "text_b": "b"}, 0, "is neither a text nor two texts"),
         (3, 0, "3 is neither a text nor two texts"),
         ({"text": "a", "label": "b"}, 0, "'label': an input has a 'text'"),
         (("a", "b", "c"), 0, "neither a text"),

@@ -156,8 +156,9 @@ def test_pictures_of_any_size_and_colour_are_read_as_those_of_the_run(digits, tm
     files = [tmp_path / "grey.png", str(tmp_path / "wide.png")]
     one, *others = loaded.predict([grey, wide, small, *files])
     assert all(other == one for other in others)
-    with pytest.raises(BadInput, match="a picture is a path or u8"):
-        loaded.predict([wide / 255])
+    for bad in (wide / 255, [[1], [2, 3]]):
+        with pytest.raises(BadInput, match="a picture is a path or u8"):
+            loaded.predict([bad])
 
 
 def test_a_run_of_an_older_version_reads_its_data_once(digits):
