@@ -1,7 +1,11 @@
 """Published image models that predict: `published`, see `common.predict`."""
 
+from typing import NamedTuple
+
+import flax.linen as nn
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from common import inputs
 from common.data import fetch
@@ -9,10 +13,35 @@ from common.errors import require
 from common.predict import Published
 from common.weights import engine
 from vision import predict, weights
+from vision.data.sets import NORMALISATION
+from vision.efficientnet_lite import EfficientNetLite
+from vision.mobilenet import MobileNetV2
 from vision.pretrained import WEIGHTS
 from vision.weights import preprocessor
+from vision.weights.preprocessor import Preprocessor
 
 WHERE = "--weights"
+
+
+class Fetched(NamedTuple):
+    """A model that scripts/prepare.py fetches as tensors alone, and its preprocessing."""
+
+    model: nn.Module
+    setup: Preprocessor
+
+
+FETCHED = {
+    # (x - 127) / 128, and an inner square of 7/8: Liu 2020, and the port's own.
+    "efficientnet_lite0": Fetched(
+        EfficientNetLite(num_classes=1000),
+        Preprocessor((127.0,) * 3, (128.0,) * 3, 256, (224, 224), Image.BICUBIC, 1.0),
+    ),
+    # As torchvision evaluates its first weights.
+    "mobilenet_v2": Fetched(
+        MobileNetV2(num_classes=1000),
+        Preprocessor(*NORMALISATION["imagenet2012"], 256, (224, 224), Image.BILINEAR, 1 / 255),
+    ),
+}
 
 
 def published(name: str, embed: bool = False) -> Published | None:
@@ -26,14 +55,20 @@ def published(name: str, embed: bool = False) -> Published | None:
     if not _of_images(str(name)):
         return None
     folder = fetch.find_pretrained(str(name), known=WEIGHTS, where=WHERE)
-    text = f"{WHERE}: {name}: no config.json says what model it is of"
     described = inputs.present(folder / "config.json")
-    require(described, f"{text}; train or evaluate a config with config.init.path={name}")
-    setup = preprocessor.read(folder)
+    fetched = None if described else FETCHED.get(folder.name)
+    text = f"{WHERE}: {name}: no config.json says what model it is of"
+    advice = f"{text}; train or evaluate a config with config.init.path={name}"
+    require(described or fetched is not None, advice)
+    setup = preprocessor.read(folder) or (fetched and fetched.setup)
     text = f"{WHERE}: {folder}: no {preprocessor.FILE} says how its images are resized and scaled"
     require(setup is not None, text)
-    described, fields = engine.describe(folder, weights.DESCRIBED), weights.sizes(folder)
-    model, values = described.family.model(**fields), weights.flat(weights.pretrained(folder))
+    if fetched is None:
+        model = engine.describe(folder, weights.DESCRIBED).family.model(**weights.sizes(folder))
+        values = weights.flat(weights.pretrained(folder))
+    else:
+        model = fetched.model
+        values = weights.flat(weights.pretrained(folder, model))
     channels = weights.channels_of(model, values)
     read = lambda picture: preprocessor.prepare(setup, predict.pixels(picture, channels))
     as_it_is = lambda images: images
@@ -45,12 +80,19 @@ def published(name: str, embed: bool = False) -> Published | None:
     else:
         head = any(path.startswith(weights.HEADS) for path in values)
         require(head, f"{WHERE}: {name}: it has no head for classes; --embed has vectors")
-        names = described.classes or tuple(map(str, range(fields["num_classes"])))
-        several = inputs.json_object("", folder / "config.json").get("problem_type")
-        multi_label = several == "multi_label_classification"
+        names, multi_label = _classes(folder) if described else ((), False)
+        names = names or tuple(map(str, range(model.num_classes)))
         made = predict.classifier(model, read, as_it_is, names, multi_label)
     variables = engine.variables(values)
     return Published(made, variables.pop("params"), variables)
+
+
+def _classes(folder: epath.Path) -> tuple[tuple[str, ...], bool]:
+    """(the names of the classes, () if there are none, whether a picture has any number of them)
+    of a config.json."""
+    several = inputs.json_object("", folder / "config.json").get("problem_type")
+    names = engine.describe(folder, weights.DESCRIBED).classes
+    return names, several == "multi_label_classification"
 
 
 def _of_images(name: str) -> bool:
@@ -63,5 +105,7 @@ def _of_images(name: str) -> bool:
     if inputs.present(folder / preprocessor.FILE):
         return True
     file = folder / "config.json"
+    if folder.name in FETCHED and not inputs.present(file):
+        return True
     known = {family.name for family in weights.DESCRIBED}
     return inputs.present(file) and inputs.json_object("", file).get("model_type") in known

@@ -6,12 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import tree
+from common import predict, tree
 from common.data import fetch
 from common.errors import BadInput
 from common.nn import flops
-from vision import weights
-from vision.data import photographs
 from vision.efficientnet_lite import RESOLUTIONS, SIZES, Block, EfficientNetLite
 from vision.pretrained import WEIGHTS
 
@@ -246,11 +244,8 @@ def test_the_published_weights_know_a_cup_and_a_cat():
         folder = fetch.weights("efficientnet_lite0", WEIGHTS)
     except BadInput as error:
         pytest.skip(f"efficientnet_lite0 cannot be had: {error}")
-    model = EfficientNetLite(**SIZES["lite0"], num_classes=1000)
-    variables = weights.pretrained(folder, model)
-    images = [photographs.centre_crop(image, 224) for image in (data.coffee(), data.chelsea())]
-    images = (np.stack(images).astype(np.float32) - 127) / 128
-    coffee, chelsea = jax.nn.softmax(jax.jit(model.apply)(variables, images))
-    assert np.argmax(coffee) == 967  # espresso
-    assert abs(coffee[967] - 0.951) < 0.002
-    assert set(np.argsort(-chelsea)[:3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    coffee, chelsea = predict.load(folder).predict([data.coffee(), data.chelsea()])
+    assert coffee["class"] == "967"  # espresso
+    assert coffee["probability"] == pytest.approx(0.951, abs=0.002)
+    # Tabby, tiger cat, Egyptian cat.
+    assert {*list(chelsea["probabilities"])[:3]} == {"281", "282", "285"}

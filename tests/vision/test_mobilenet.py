@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tensor_files import same, write
 
-from common import tree
+from common import predict, tree
 from common.data import fetch
 from common.errors import BadInput
-from vision import weights
+from vision import published, weights
 from vision.mobilenet import MobileNetV2
 from vision.pretrained import WEIGHTS
 from vision.weights.preprocessor import Preprocessor, prepare
@@ -80,6 +81,26 @@ def test_it_computes_what_torch_does():
     np.testing.assert_allclose(ours, x.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_fetched_weights_predict_without_a_config_of_their_own(tmp_path, monkeypatch):
+    setup = Preprocessor(*IMAGENET, 37, (32, 32), Image.BILINEAR, 1 / 255)
+    monkeypatch.setitem(published.FETCHED, "small", published.Fetched(SMALL, setup))
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    image = prepare(setup, picture)[None]
+    variables = random(image)
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small/model.safetensors", weights.export(SMALL, variables))
+    made = published.published(tmp_path / "small")
+    (row,) = made.predictor.read(picture, {})
+    np.testing.assert_array_equal(row["image"], image[0])
+    assert same({"params": made.params, **made.extra}, variables)
+    told = made.predictor.result(picture, [row], [{"logits": np.arange(5.0)}], {"top": 1})
+    assert told["class"] == "4"
+    (tmp_path / "small").rename(tmp_path / "other")
+    (tmp_path / "other/preprocessor_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="no config.json says what model it is of"):
+        published.published(tmp_path / "other")
+
+
 @pytest.mark.slow
 def test_the_published_weights_know_a_cup_and_a_cat():
     data = pytest.importorskip("skimage").data
@@ -87,17 +108,9 @@ def test_the_published_weights_know_a_cup_and_a_cat():
         folder = fetch.weights("mobilenet_v2", WEIGHTS)
     except BadInput as error:
         pytest.skip(f"mobilenet_v2 cannot be had: {error}")
-    images = []
-    for photograph in data.coffee(), data.chelsea():
-        height, width = (
-            round(256 * side / min(photograph.shape[:2])) for side in photograph.shape[:2]
-        )
-        setup = Preprocessor(*IMAGENET, (height, width), (224, 224), Image.BILINEAR, 1 / 255)
-        images.append(prepare(setup, photograph))
-    variables = weights.pretrained(folder, MODEL)
-    logits = jax.jit(MODEL.apply)(variables, np.stack(images))
-    coffee, chelsea = np.asarray(jax.nn.softmax(logits))
-    assert np.argmax(coffee) == 967  # espresso
-    assert abs(coffee[967] - 0.992) < 0.001
-    # Egyptian cat, tiger cat, tabby
-    np.testing.assert_allclose(chelsea[[285, 282, 281]], [0.714, 0.146, 0.132], atol=0.001)
+    coffee, chelsea = predict.load(folder).predict([data.coffee(), data.chelsea()])
+    assert coffee["class"] == "967"  # espresso
+    assert coffee["probability"] == pytest.approx(0.992, abs=0.001)
+    cats = {"285": 0.717, "282": 0.147, "281": 0.130}  # Egyptian cat, tiger cat, tabby
+    likeliest = dict(list(chelsea["probabilities"].items())[:3])
+    assert likeliest == pytest.approx(cats, abs=0.002)
