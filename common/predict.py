@@ -125,7 +125,7 @@ def of_run(folder, step: str = "latest", embed: bool = False) -> Loaded:
 def _parameters(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
     """(parameters to evaluate, statistics, step) of a checkpoint, of which nothing else is read."""
     task = task_module(config["task"]).make(config, sources, mesh.constrainer(layout))
-    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    params, extra = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     shardings = (
         mesh.shardings(layout, task.partition, params),
         jax.tree.map(lambda _: mesh.replicated(layout), extra),

@@ -226,7 +226,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         apply = lambda images: model.apply({"params": params, **extra}, images)
         return sum(share * apply(view) for share, view in weighted_views(images, views))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))  # a key on a device takes a program
     return Task(
         init=init,
         prepare=prepare,
