@@ -97,7 +97,7 @@ def check_settings(steps: int, temperature=None, top_k: int | None = None, top_p
     """Raises `BadInput` if a setting of `generate` is out of range."""
     require(steps > 0, f"tokens: {steps} is not a positive number of tokens to write")
     require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
-    _check("temperature", temperature, lambda t: t >= 0, "is negative")
+    _check("temperature", temperature, lambda t: t >= 0, "is no number of at least 0")
     _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
 
 

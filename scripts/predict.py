@@ -5,11 +5,12 @@ or texts with their probabilities, hidden words ("the [MASK] of peace"), what co
 weights predict, too: --weights FOLDER, or a name that scripts/prepare.py fetches. --embed predicts
 vectors.
 
-An input is a text, or a picture's file. A file of texts is read: a .txt or .md has a text in each
-line, a .jsonl, .csv, .tsv or .parquet one in each record, by its --column. So is a table of
-pictures, whose paths are relative to it. A folder is all of its files, in order of their names, "-"
-the lines of standard input. Two texts stand in a line with a tab between them, or as {"text": …,
-"text_b": …}.
+An input is a text, or a picture's file. A file of texts is read, even if a text happens to be its
+name: a .txt or .md has a text in each line, a .jsonl, .csv, .tsv or .parquet one in each record, by
+its --column. So is a table of pictures, whose paths are relative to it. A folder is all of its
+files, in order of their names, without links to folders; "-" the lines of standard input, which are
+never files of texts. Two texts stand in a line with a tab between them, or as {"text": …, "text_b":
+…}.
 
 Good inputs are predicted, in order; each that cannot be is one line on standard error, and the exit
 code is then 2.

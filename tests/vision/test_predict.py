@@ -159,6 +159,8 @@ def test_pictures_of_any_size_and_colour_are_read_as_those_of_the_run(digits, tm
     for bad in (wide / 255, [[1], [2, 3]]):
         with pytest.raises(BadInput, match="a picture is a path or u8"):
             loaded.predict([bad])
+    with pytest.raises(BadInput, match="'': it is empty, and no path"):
+        loaded.predict([""])
 
 
 def test_a_run_of_an_older_version_reads_its_data_once(digits):
