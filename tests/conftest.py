@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from common.devices import ending, runtime
+from common.training import program, train
 
 # NVIDIA's compiler has an environment of its own: without a GPU its plugin complains in every
 # program.
@@ -34,12 +35,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Tests of a measure (tests/measure.py) run when it is asked for, and at no other time."""
-    name, kept = config.getoption("--measure"), []
+    name, kept, left = config.getoption("--measure"), [], []
     for item in items:
         marks = [mark.args[0] for mark in item.iter_markers("measure")]
-        if name in marks if name else not marks:
-            kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        (kept if (name in marks if name else not marks) else left).append(item)
+    config.hook.pytest_deselected(items=left)
     items[:] = kept
 
 
@@ -59,6 +59,26 @@ def pytest_runtest_setup(item):
     which are about bits, and scripts are compiled as users' programs are."""
     as_users = item.get_closest_marker("slow") or "laws" in item.path.parts
     jax.config.update("jax_disable_most_optimizations", not as_users)
+
+
+@pytest.fixture(scope="module")
+def same_programs():
+    """Runs of this process share the program of a config: it is traced and compiled once. For
+    modules about what is around the program, whose configs name the same data throughout."""
+    made = {}
+
+    def prepare(config):
+        key = repr(config)
+        if key not in made:
+            if len(made) == 8:  # of a module that tries many
+                del made[next(iter(made))]
+            made[key] = program.prepare(config)
+        made[key] = made.pop(key)  # the latest is last
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "prepare", prepare)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The house: imports run one way and in no circle, and a model costs no more than its layers."""
 
 import ast
+import functools
 import graphlib
 import json
 import pathlib
@@ -25,13 +26,20 @@ def modules() -> dict[str, pathlib.Path]:
     return found
 
 
+@functools.cache
+def statements(path: pathlib.Path) -> list:
+    """The imports of a file, wherever in it they are."""
+    kinds = ast.Import, ast.ImportFrom
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+
+
 def imported(path: pathlib.Path, known) -> set[str]:
     """The import paths, of `known` where they are, that a file imports anywhere."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif node.level == 0:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= (inside & known) or {node.module}
     return names

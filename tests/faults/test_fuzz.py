@@ -18,7 +18,7 @@ CHANGES = 100
 
 
 @pytest.fixture(scope="module")
-def grounds(tmp_path_factory):
+def grounds(tmp_path_factory, same_programs):
     return fuzz.prepare(tmp_path_factory.mktemp("grounds"))
 
 

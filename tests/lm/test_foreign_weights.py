@@ -25,6 +25,14 @@ BERT |= {"activation": "relu", "norm_eps": 1e-3}
 LLAMA = gpt.LLAMA | BERT | {"activation": "silu", "theta": 5e5, "kv_heads": 2, "tied": False}
 
 
+def drawn(model, seed: int = 0) -> dict:
+    """Parameters of a model, drawn by numpy, which compiles nothing."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    rng = np.random.default_rng(seed)
+    draw = lambda x: (rng.normal(size=x.shape) * 0.5).astype(x.dtype)
+    return jax.tree.map(draw, shapes)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """A BERT and a Llama with their tokenizers, and overrides that name a corpus."""
@@ -35,8 +43,7 @@ def kept(tmp_path_factory):
         count = made.get_vocab_size()
         cls, fields = (bert.Bert, BERT) if name == "bert" else (gpt.GPT, LLAMA)
         model = cls(vocab_size=count, init_std=0.5, **fields)
-        params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-        weights.save(root / name, model, params)
+        weights.save(root / name, model, drawn(model))
         made.save(str(root / name / "tokenizer.json"))
     corpus = language_config.write(root / "texts", documents=40)
     return root, {"data.name": corpus, "data.folder": str(root / "data")}
@@ -118,8 +125,7 @@ def test_rows_that_no_token_has_are_left_out(kept, tmp_path):
     rows = fields["vocab_size"]
     model = gpt.GPT(**fields | {"vocab_size": rows + 30})
     params = weights.pretrained(root / "llama")
-    more = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
-    more = jax.tree.map(np.array, more)
+    more = drawn(model, 1)
     for table in ("token", "output"):
         more[table]["embedding"][:rows] = params[table]["embedding"][:rows]
     weights.save(tmp_path / "padded", model, params | {k: more[k] for k in ("token", "output")})
@@ -167,8 +173,7 @@ def test_classes_are_in_the_order_of_the_file(labels, refused, kept, tmp_path, c
     root, _ = kept
     fields = weights.sizes(root / "bert")
     model = bert.Classifier(num_classes=2, **fields)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    weights.save(tmp_path / "w", model, params, classes=tuple(labels or ()))
+    weights.save(tmp_path / "w", model, drawn(model), classes=tuple(labels or ()))
     (tmp_path / "w/tokenizer.json").write_bytes((root / "bert/tokenizer.json").read_bytes())
     facts = tokenizer.facts(tokenizer.load(tmp_path / "w"))._replace(classes=("one", "two"))
     run = {"data": {"folder": ""}, "init": {"allow": (), "skip": (), "rename": ()}}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from common import tree
 from common.errors import BadInput
 from common.nn.attention import Cache
 from lm import generate, gpt
@@ -26,10 +27,16 @@ KEY = jax.random.key(1)
 
 
 def made(model):
-    """Parameters spread wide, so that attention is far from even and texts differ."""
-    wide = lambda p: p * 15 if p.ndim == 2 else p
-    init = lambda key: jax.tree.map(wide, model.init(key, PROMPTS)["params"])
-    return jax.jit(init)(jax.random.key(0))
+    """Parameters spread wide, so that attention is far from even and texts differ; drawn by numpy,
+    which compiles nothing."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), PROMPTS)["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path, p):
+        x = rng.normal(size=p.shape) * 0.3 if p.ndim == 2 else np.full(p.shape, "scale" in path)
+        return x.astype(p.dtype)
+
+    return tree.map_paths(draw, shapes)
 
 
 class Table(nn.Module):

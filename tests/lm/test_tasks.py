@@ -61,7 +61,7 @@ def log_softmax(logits) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_masked_lm_metrics_are_means_over_what_is_hidden(texts):
+def test_masked_lm_metrics_are_means_over_what_is_hidden(texts, compiled_in_haste):
     made, state = begun("bert_sotu", **texts, **{"evals.test.show": 2})
     found = evaluated(made, state)
     source = made.task.sources["test"]
@@ -177,7 +177,7 @@ def test_metrics_of_numbers_are_numpys(labelled):
 
 
 @pytest.mark.slow
-def test_a_classifier_learns_from_one_word(labelled, tmp_path):
+def test_a_classifier_learns_from_one_word(labelled, tmp_path, compiled_in_haste):
     quick = {"train.duration": "6 epochs", "optim.lr": 0.01, "evals.test.every": "6 epochs"}
     quick |= {"checkpoint.every": "6 epochs", "evals.valid.every": "6 epochs"}
     result = train.run(fine_tuning(labelled["classes"], **quick), tmp_path / "run", show=False)
@@ -196,7 +196,7 @@ def test_a_classifier_learns_from_one_word(labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_metrics_of_several_classes_are_those_of_the_logits(labelled, tmp_path):
+def test_metrics_of_several_classes_are_those_of_the_logits(labelled, tmp_path, compiled_in_haste):
     rng, entries = np.random.default_rng(0), []
     for _ in range(200):
         own = [name for name in ("war", "peace") if rng.random() < 0.5]
@@ -228,8 +228,9 @@ def test_numbers_have_no_class_weights(labelled):
 
 
 @pytest.mark.slow
-def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path):
+def test_weights_for_another_tokenizer_are_refused(labelled, texts, tmp_path, compiled_in_haste):
     overrides = dict(texts, **{"train.duration": "1 step", "evals.test.every": "1 step"})
+    overrides["optim.name"] = "adamw"  # muon takes longer to compile
     run = load(f"{ROOT}/configs/lm/bert_sotu.py", **(SMALL | overrides))
     train.run(run, tmp_path / "run", show=False)
     other = overrides | {"data.vocab_size": 100, "init.path": str(tmp_path / "run")}

@@ -19,7 +19,7 @@ from PIL import Image
 
 from common.reports import page, reading, report
 from common.runs import log
-from common.training import train
+from common.sweeps import population
 from common.training.saved import read_config
 
 TEST = "eval/test/accuracy"
@@ -29,13 +29,10 @@ TEST = "eval/test/accuracy"
 def runs(tmp_path_factory):
     """Two seeds of an MLP on digits, and one of another rate."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, overrides in {
-        "mlp-0": {"seed": 0},
-        "mlp-1": {"seed": 1},
-        "fast": {"optim.lr": 0.01},
-    }.items():
-        short = {"train.duration": "40 steps", "evals.test.every": "20 steps"}
-        train.run(load(f"{DIGITS}:mlp", **short, **overrides), str(folder / name), show=False)
+    short = {"train.duration": "40 steps", "evals.test.every": "20 steps"}
+    own = {"mlp-0": {"seed": 0}, "mlp-1": {"seed": 1}, "fast": {"optim.lr": 0.01}}
+    configs = [load(f"{DIGITS}:mlp", **short, **overrides) for overrides in own.values()]
+    population.run(configs, [folder / name for name in own])
     return folder
 
 

@@ -275,7 +275,9 @@ def begun(folder, **changes) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(name, tmp_path, capsys):
+def test_the_script_draws_three_pictures_and_finds_the_accuracy_of_the_run(
+    name, tmp_path, capsys, compiled_in_haste
+):
     pytest.importorskip("matplotlib")
     run, rows = begun(tmp_path / "run", **SHAPES[name]), ROWS[name]
     split = f"test[:{rows}]"

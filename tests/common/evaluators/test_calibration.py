@@ -28,14 +28,18 @@ def reference(logits, labels, bins: int) -> tuple[float, float]:
     return sum(gaps) / len(labels), brier / len(labels)
 
 
+bin_sums = jax.jit(calibration.bin_sums, static_argnums=3)
+brier_sums = jax.jit(calibration.brier)
+
+
 @pytest.mark.parametrize(("rows", "classes", "bins"), [(101, 3, 15), (7, 2, 1), (64, 11, 4)])
 def test_it_is_what_a_loop_finds(rows, classes, bins):
     rng = np.random.default_rng(rows)
     logits = rng.normal(size=(rows, classes)).astype(np.float32) * 2
     labels = rng.integers(0, classes, rows)
-    sums, weight = calibration.bin_sums(logits, labels, np.ones(rows, np.float32), bins)["bins"]
+    sums, weight = bin_sums(logits, labels, np.ones(rows, np.float32), bins)["bins"]
     values = calibration.summary(np.asarray(sums, np.float64), float(weight))
-    total, weight = calibration.brier(logits, labels, np.ones(rows, np.float32))
+    total, weight = brier_sums(logits, labels, np.ones(rows, np.float32))
     ece, brier = reference(logits, labels, bins)
     assert values["ece"] == pytest.approx(ece, abs=1e-6)
     assert float(total / weight) == pytest.approx(brier, rel=1e-5)
@@ -45,9 +49,7 @@ def test_it_is_what_a_loop_finds(rows, classes, bins):
 
 def test_padding_weighs_nothing_and_certainty_falls_into_the_last_bin():
     logits, labels = np.array([[50.0, 0.0], [0.0, 0.0]], np.float32), np.array([0, 1])
-    sums, weight = calibration.bin_sums(logits, labels, np.array([1.0, 0.0], np.float32), 10)[
-        "bins"
-    ]
+    sums, weight = bin_sums(logits, labels, np.array([1.0, 0.0], np.float32), 10)["bins"]
     values = calibration.summary(np.asarray(sums, np.float64), float(weight))
     assert (float(weight), values["ece"], values["reliability"][0, 9]) == (1.0, 0.0, 1.0)
 
@@ -58,9 +60,9 @@ def test_frequencies_that_are_the_probabilities_are_calibrated():
     probabilities = np.asarray(jax.nn.softmax(logits))
     labels = (probabilities.cumsum(axis=1) > rng.random((len(logits), 1))).argmax(axis=1)
     valid = np.ones(len(logits), np.float32)
-    sums, weight = calibration.bin_sums(logits, labels, valid, 15)["bins"]
+    sums, weight = bin_sums(logits, labels, valid, 15)["bins"]
     true = calibration.summary(np.asarray(sums, np.float64), float(weight))["ece"]
-    sums, weight = calibration.bin_sums(3 * logits, labels, valid, 15)["bins"]
+    sums, weight = bin_sums(3 * logits, labels, valid, 15)["bins"]
     boastful = calibration.summary(np.asarray(sums, np.float64), float(weight))["ece"]
     assert true < 0.005 < 0.1 < boastful  # a share of 200,000 has a deviation of 0.001
 

@@ -28,7 +28,7 @@ def test_splash_is_the_plain_map(causal, window, segments):
     x = jax.random.normal(jax.random.key(0), (2, 128, 64))
     positions = jnp.broadcast_to(jnp.arange(128), (2, 128))
     plain = module(causal=causal, window=window)
-    params = plain.init(jax.random.key(1), x, positions, segments, False)
+    params = jax.jit(plain.init, static_argnums=4)(jax.random.key(1), x, positions, segments, False)
 
     def value(model):
         def loss(params, x):
@@ -117,6 +117,7 @@ def test_splash_needs_whole_tiles():
     x = jnp.zeros((1, 100, 64))
     model = module(implementation="splash")
     positions = jnp.arange(100)[None]
-    params = model.init(jax.random.key(0), x, positions, None, False)
+    inputs = x, positions, None, False
+    params = jax.eval_shape(lambda key: model.init(key, *inputs), jax.random.key(0))
     with pytest.raises(BadInput, match="a multiple of 128 positions, not 100"):
-        model.apply(params, x, positions, None, False)
+        jax.eval_shape(lambda params: model.apply(params, *inputs), params)

@@ -125,7 +125,9 @@ def training(task: Task):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "nsp" else ()) for n in TASKS]
+)
 def test_training_has_the_flops_that_its_task_says(name, compiled):
     # XLA counts what is done element by element as well: 0.5 to 5.1% at these widths.
     task = task_of(name)

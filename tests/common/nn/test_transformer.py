@@ -60,9 +60,16 @@ def some(names, *quick: str) -> list:
 
 
 def made(model, std: float = 0.3):
-    """A model's parameters, spread wide so that attention is far from even."""
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
-    return jax.tree.map(lambda p: p * std / 0.02 if p.ndim == 2 else p, params)
+    """A model's parameters, spread wide so that attention is far from even; drawn by numpy, which
+    compiles nothing."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path, p):
+        x = rng.normal(size=p.shape) * std if p.ndim == 2 else np.full(p.shape, "scale" in path)
+        return x.astype(p.dtype)
+
+    return tree.map_paths(draw, shapes)
 
 
 def run(model, params, *arguments, **more):

@@ -91,7 +91,9 @@ def test_help_is_short_and_has_an_example(name, capsys):
 def test_a_dry_run_works_where_nothing_is_prepared(config, shows, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("TOUCHSTONE_DATA", str(tmp_path / "data"))
-    small = ("--config.model.layers=1", "--config.model.width=96") if "finetune" in config else ()
+    small = ["--config.model.widths=(4, 8)"]
+    if "finetune" in config:
+        small = ["--config.model.layers=1", "--config.model.width=96"]
     words = ("--config", f"{ROOT}/configs/{config}", "--dry-run", *small)
     assert exit_code("train", *words) == 0
     text = capsys.readouterr().out

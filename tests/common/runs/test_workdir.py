@@ -19,6 +19,8 @@ from common.runs import checkpoint, log, mending, workdir
 from common.training import train
 from common.training.saved import read_config
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 RUN = ("--config", f"{DIGITS}:mlp", "--config.train.duration=8 steps",
        "--config.train.log_every=1 steps", "--config.checkpoint.every=2 steps",
        "--config.checkpoint.keep_latest=5", "--config.evals.test.every=4 steps")  # fmt: skip
@@ -46,7 +48,7 @@ def refused(folder, code: int, capsys, *words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, same_programs):
     """A finished run; to be copied."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert exit_code("train", *RUN, "--workdir", str(folder)) == 0

@@ -51,7 +51,8 @@ def test_each_trial_ends_in_its_own_way(trained):
     assert not (root / "4").exists()
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+# The numbers of the others are not those that the stacked program is made with, which are 0's.
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_a_stacked_trial_is_the_run_that_it_would_be_alone(trained, tmp_path, number):
     configs, root, outcomes = trained
     alone = train.run(configs[number], tmp_path, show=False)

@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from helpers import DIGITS, TOY, load, result, timeless
 
 from common import tree
-from common.config import changed
+from common.config import changed, to_json
 from common.devices import mesh
 from common.errors import BadInput, CannotWrite, NotFinite
 from common.runs import files, log, mending, workdir
@@ -23,47 +24,63 @@ from common.training.loop import Run, loop
 from common.training.program import prepare
 from common.training.saved import read_config
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 
 def short(**overrides) -> dict:
-    """A run of the small perceptron: 12 steps, evaluated every 4, saved every 4."""
+    """A run of the small perceptron: 12 steps, evaluated every 4, saved every 4. It can be
+    extended, as its rate does not know its length."""
     base = {
         "train.duration": "12 steps", "train.log_every": "1 steps", "checkpoint.every": "4 steps",
         "evals.test.every": "4 steps", "mesh.data": 8,
+        "optim.schedule": "constant", "optim.warmup": "1 steps",
     }  # fmt: skip
     return load(f"{DIGITS}:mlp", **(base | overrides))
 
 
-def test_a_workdir_holds_what_it_should(tmp_path):
-    found = train.run(short(), tmp_path / "run", show=False)
-    assert found == result(tmp_path / "run")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, same_programs):
+    """(folder of a finished run, to be copied; what running it returned)."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, train.run(short(), folder, show=False)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+def run_program(made, folder) -> dict:
+    with workdir.Lock(folder) as lock:
+        return train.run_program(made, folder, lock, show=False)
+
+
+def test_a_workdir_holds_what_it_should(whole):
+    folder, found = whole
+    assert found == result(folder)
     assert found["steps"] == 12
     assert found["parameters"] == 4810
-    lines = timeless(tmp_path / "run")
+    lines = timeless(folder)
     assert [x["step"] for x in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
     assert found["eval"]["test"] == {k[10:]: v for k, v in lines[-1].items() if k != "step"}
-    assert json.loads((tmp_path / "run/config.json").read_text())["train"]["batch_size"] == 64
-    (facts,) = json.loads((tmp_path / "run/environment.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["train"]["batch_size"] == 64
+    (facts,) = json.loads((folder / "environment.json").read_text())
     assert facts["versions"]["jax"] == jax.__version__
     assert set(facts["data"]) == {"train", "test"}
     assert math.isfinite(lines[0]["train/loss"])
     assert {"train/learning_rate", "train/gradient_norm", "train/accuracy"} <= set(lines[0])
 
 
-def test_a_finished_run_is_not_trained_again_and_can_be_extended(tmp_path):
-    config = short(**{"optim.schedule": "constant"})
-    longer = short(
-        **{"optim.schedule": "constant", "train.duration": "16 steps", "optim.warmup": "1 steps"}
-    )
-    config["optim"]["warmup"] = longer["optim"]["warmup"]
-    first = train.run(config, tmp_path / "a", show=False)
-    again = train.run(config, tmp_path / "a", show=False)
-    assert again == first
-    (tmp_path / "a/result.json").write_text(json.dumps(first | {"parameters": 7}))
-    assert train.run(config, tmp_path / "a", show=False)["parameters"] == first["parameters"]
-    continued = train.run(longer, tmp_path / "a", show=False)
-    straight = train.run(longer, tmp_path / "b", show=False)
+def test_a_finished_run_is_not_trained_again_and_can_be_extended(whole, copy, tmp_path):
+    (_, first), made = whole, prepare(short())
+    assert run_program(made, copy) == first
+    (copy / "result.json").write_text(json.dumps(first | {"parameters": 7}))
+    assert run_program(made, copy)["parameters"] == first["parameters"]
+    longer = short(**{"train.duration": "16 steps"})
+    continued = train.run(longer, copy, show=False)
+    straight = train.run(longer, tmp_path / "straight", show=False)
     assert continued["digest"] == straight["digest"]
-    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+    assert timeless(copy) == timeless(tmp_path / "straight")
 
 
 @pytest.mark.slow
@@ -71,25 +88,23 @@ def test_an_extended_run_warns_once(tmp_path, caplog):
     made = prepare(short(**{"optim.schedule": "linear"}))
     first = made._replace(plan=made.plan._replace(total=4))
     for program, count in ((first, 0), (made, 1), (made, 1)):
-        with workdir.Lock(tmp_path) as lock:
-            train.run_program(program, tmp_path, lock, show=False)
+        run_program(program, tmp_path)
         assert caplog.text.count("the learning rate jumps from") == count
 
 
-def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
-    train.run(short(), tmp_path, show=False)
-    before = timeless(tmp_path)
+def test_a_run_cannot_be_made_shorter_than_it_is(copy):
+    before = timeless(copy)
     with pytest.raises(BadInput, match=r"config.train.duration: 8 steps, but .* has done \[12\]"):
-        train.run(short(**{"train.duration": "8 steps"}), tmp_path, show=False)
-    assert timeless(tmp_path) == before
+        train.run(short(**{"train.duration": "8 steps"}), copy, show=False)
+    assert timeless(copy) == before
 
 
-def test_a_changed_batch_size_is_no_matter_of_the_duration(tmp_path):
-    length = {"train.duration": "0.2 epochs"}
-    train.run(short(**length), tmp_path, show=False)
+def test_a_changed_batch_size_is_no_matter_of_the_duration(copy):
+    length = {"train.duration": "0.53 epochs"}  # 12 steps, as it has
+    (copy / "config.json").write_text(to_json(short(**length)))
     other = short(**length, **{"train.batch_size": 128})  # fewer steps
     with pytest.raises(BadInput, match=r"another run: config.train.batch_size was 64 and is 128"):
-        train.run(other, tmp_path, show=False)
+        train.run(other, copy, show=False)
 
 
 def test_what_a_refusal_has_written_it_takes_away(tmp_path, monkeypatch):
@@ -131,10 +146,9 @@ def test_the_place_that_is_full_is_the_one_that_is_named(tmp_path, monkeypatch, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
-    train.run(short(), tmp_path, show=False)
+def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(copy):
     train.run(
-        short(**{"checkpoint.keep_latest": 1, "mesh.data": 4, "mesh.fsdp": 2}), tmp_path, show=False
+        short(**{"checkpoint.keep_latest": 1, "mesh.data": 4, "mesh.fsdp": 2}), copy, show=False
     )
     for key, value in (
         ("optim.lr", 0.1),
@@ -143,49 +157,45 @@ def test_log_mesh_and_checkpoint_keys_may_change_and_others_may_not(tmp_path):
         ("data.train", "train[:50%]"),
     ):
         with pytest.raises(BadInput, match=rf"belongs to another run: config\.{key} was"):
-            train.run(short(**{key: value}), tmp_path, show=False)
+            train.run(short(**{key: value}), copy, show=False)
 
 
-def test_a_run_of_before_a_key_was_there_goes_on(tmp_path):
+def test_a_run_of_before_a_key_was_there_goes_on(copy):
     """A program that is newer has more keys, and their defaults mean what was without them."""
-    train.run(short(), tmp_path, show=False)
-    written = json.loads((tmp_path / "config.json").read_text())
+    written = json.loads((copy / "config.json").read_text())
     del written["train"]["steps_per_call"], written["checkpoint"]["keep_latest"]
-    (tmp_path / "config.json").write_text(json.dumps(written))
+    (copy / "config.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match="steps_per_call was 1 and is 2"):
-        train.run(short(**{"train.steps_per_call": 2}), tmp_path, show=False)
-    before = read_config(tmp_path)
+        train.run(short(**{"train.steps_per_call": 2}), copy, show=False)
+    before = read_config(copy)
     assert before == short()
-    assert train.run(before, tmp_path, show=False)["steps"] == 12
-    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps_per_call"] == 1
+    assert train.run(before, copy, show=False)["steps"] == 12
+    assert json.loads((copy / "config.json").read_text())["train"]["steps_per_call"] == 1
 
 
-def test_changed_data_is_another_run(tmp_path):
-    train.run(short(), tmp_path, show=False)
-    path = tmp_path / "environment.json"
+def test_changed_data_is_another_run(copy):
+    path = copy / "environment.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())[0]["data"]["train"], "x"))
     with pytest.raises(BadInput, match="the data set train has changed"):
-        train.run(short(), tmp_path, show=False)
+        train.run(short(), copy, show=False)
 
 
-def test_checkpoints_without_a_config_are_not_overwritten(tmp_path):
-    train.run(short(), tmp_path, show=False)
-    (tmp_path / "config.json").unlink()
+def test_checkpoints_without_a_config_are_not_overwritten(copy):
+    (copy / "config.json").unlink()
     with pytest.raises(BadInput, match="holds checkpoints but no config"):
-        train.run(short(), tmp_path, show=False)
-    (tmp_path / "config.json").write_text("{")
+        train.run(short(), copy, show=False)
+    (copy / "config.json").write_text("{")
     with pytest.raises(BadInput, match="damaged"):
-        train.run(short(), tmp_path, show=False)
+        train.run(short(), copy, show=False)
 
 
-def test_a_log_in_parts_is_the_same_log(tmp_path, monkeypatch):
-    train.run(short(), tmp_path / "a", show=False)
+def test_a_log_in_parts_is_the_same_log(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "can_append", lambda path: False)
-    train.run(short(), tmp_path / "b", show=False)
-    assert not (tmp_path / "b/metrics.jsonl").exists()
-    assert len(list((tmp_path / "b/metrics").glob("part_*"))) > 2
+    train.run(short(), tmp_path / "run", show=False)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert len(list((tmp_path / "run/metrics").glob("part_*"))) > 2
     strip = lambda line: {k: v for k, v in line.items() if not k.startswith("time/")}
-    assert [strip(line) for line in log.read_lines(tmp_path / "b")] == timeless(tmp_path / "a")
+    assert [strip(line) for line in log.read_lines(tmp_path / "run")] == timeless(whole[0])
 
 
 # -------------------------------------------------------------------------------------- early stop
