@@ -212,7 +212,7 @@ def test_no_mesh_changes_the_toy(compiled_in_haste):
     laws.mesh_changes_nothing(config("toy"), report.meshes(8))
 
 
-def test_batch_statistics_are_those_of_the_whole_batch():
+def test_batch_statistics_are_those_of_the_whole_batch(compiled_in_haste):
     # After one step: Adam then moves the bias in front of the norm, whose gradient is noise.
     _, one = measure.train_losses(measure.on_mesh(config("toy"), (1, 1, 1)), 1)
     _, eight = measure.train_losses(measure.on_mesh(config("toy"), (8, 1, 1)), 1)

@@ -62,6 +62,7 @@ def filler(data, tmp_path_factory):
     return begun("mlm", data, tmp_path_factory.mktemp("mlm") / "run")
 
 
+@pytest.mark.slow  # test_generate.py has the law without the script
 def test_texts_are_what_the_model_finds_likeliest(writer, capsys):
     folder, tokenizer, model, params = writer
     forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))

@@ -217,12 +217,9 @@ def test_attention_maps_and_hidden_states_on_request(scan):
         np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=1e-5)
         assert not np.triu(maps, 1).any()
         assert kept[f"hidden_{i}"][0].shape == (3, 12, 32)
-    np.testing.assert_allclose(model.apply({"params": params}, TOKENS), logits, atol=1e-4)
-    final = gpt.GPT(**SMALL).apply(
-        {"params": params},
-        kept["hidden_1"][0],
-        method=lambda m, x: m.output.logits(m.final_norm(x)),
-    )
+    np.testing.assert_allclose(run(model, params, TOKENS), logits, atol=1e-4)
+    last = lambda m, x: m.output.logits(m.final_norm(x))
+    final = run(gpt.GPT(**SMALL), params, kept["hidden_1"][0], method=last)
     np.testing.assert_allclose(final, logits, atol=1e-4)
 
 
@@ -268,7 +265,7 @@ def test_places_restart_in_every_segment():
 
 
 def test_the_vocabulary_is_padded_and_padding_is_never_seen():
-    model = gpt.GPT(**SMALL)
+    model = gpt.GPT(**SMALL | {"layers": 1})
     params = made(model)
     assert params["token"]["embedding"].shape == (padded(200), 32) == (256, 32)
     loss = lambda p: (model.apply({"params": p}, TOKENS) ** 2).sum()
