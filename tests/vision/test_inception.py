@@ -196,7 +196,7 @@ def distance(a, b, floor: float = 0.0) -> float:
 
 
 @pytest.mark.slow
-def test_agreement_with_keras(tmp_path, compiled_in_haste):
+def test_agreement_with_keras(tmp_path):
     if importlib.util.find_spec("keras") is None:
         pytest.skip("keras is not installed")
     model, rng = InceptionV3(K, auxiliary=False), np.random.default_rng(2)

@@ -147,7 +147,7 @@ def crossed(state: dict) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "b16"])
-def test_outputs_and_gradients_of_transformers_in_float64(size, compiled_in_haste):
+def test_outputs_and_gradients_of_transformers_in_float64(size):
     torch = pytest.importorskip("torch")
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers = pytest.importorskip("transformers")
