@@ -254,7 +254,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     optim.check_patterns(config["optim"])
     task, optimizer = build({})
-    abstract = with_step_terms(terms.check_task(config, task, schedule))
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # as in a step
+        abstract = with_step_terms(terms.check_task(config, task, schedule))
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)

@@ -1,7 +1,9 @@
 """What a task's `init`, `prepare` and `loss` return, against the contract, by tracing them once for
 abstract arrays: shapes, structures, and what each term depends on."""
 
+import contextlib
 import functools
+import numbers
 import operator
 
 import jax
@@ -25,6 +27,17 @@ from common.training.contract import (
 from common.training.step import STEP_TERMS, Plan
 
 LOOPS = ("scan", "while")  # whose outputs come of several passes
+
+# Of primitives that join or pick elements, the operands whose elements these are; the others are
+# indices.
+ELEMENTS = {
+    "concatenate": slice(None),
+    "stack": slice(None),
+    "dynamic_update_slice": slice(2),
+    "dynamic_slice": slice(1),
+    "gather": slice(1),
+    "scatter": slice(0, 3, 2),
+}
 
 # What the outputs of a traced loss depend on.
 PARAMETERS, VALID, ROWS, UNKNOWN = 1, 2, 4, 8
@@ -150,22 +163,25 @@ def _check_loss(config: dict, task: Task, schedule: Plan) -> Terms:
                 f"{at}: its weight does not read batch['valid']: a term is no mean, but the sum of "
                 f"valid rows and their weight, such as sum(batch['valid']); {READ_MEANS}",
             )
-        elif minimised and task.rows_independent:
+        elif minimised and parts > 1:
             require(
                 bool(of_sum & of_weight & VALID),
-                f"{at} does not depend on the rows, so each part of an accumulated batch would add "
-                f"it again: multiply its sum and its weight by sum(batch['valid']); {READ_MEANS}",
+                f"{at} does not depend on the rows, so each of the {parts} parts of a batch "
+                "(config.train.accumulate) would add it again: multiply its sum and its weight by "
+                f"sum(batch['valid']); {READ_MEANS}",
             )
     arrays = [term for term, (total, _) in terms.items() if total.shape]
-    if arrays and parts == 1:
-        other, _ = _traced(config, task, params, extra, 2 * size, 1)
-        for term in arrays:
-            shape = list(terms[term][0].shape)
-            require(
-                list(other[term][0].shape) == shape,
-                f"{where}: the term {term!r}: its sum is float32{shape}, a number per row: sum it "
-                f"over the rows; {READ_MEANS}",
-            )
+    other = {}
+    # A loss that is made for this size of the batch fails at another, which proves nothing.
+    with contextlib.suppress(Exception):
+        other = _traced(config, task, params, extra, 2 * size, parts)[0] if arrays else {}
+    for term in filter(other.get, arrays):
+        shape = list(terms[term][0].shape)
+        require(
+            list(other[term][0].shape) == shape,
+            f"{where}: the term {term!r}: its sum is float32{shape}, a number per row: sum it "
+            f"over the rows; {READ_MEANS}",
+        )
     return terms
 
 
@@ -201,12 +217,17 @@ def _check_batch(at: str, batch, size: int, parts: int) -> None:
     for key in RESERVED:
         require(key in batch, f"{at} drops {key!r}: return batch | {{…}}; {READ_TASK}")
     for key, value in batch.items():
-        shape = jnp.shape(value) if not isinstance(value, dict) else None
-        require(
-            shape is None or shape[:1] == (size,) or (parts == 1 and key not in RESERVED),
-            f"{at} makes {key!r} of {size} rows {list(shape or ())}; the number of rows stays; "
-            f"{READ_TASK}",
-        )
+        for leaf in [value] if key in RESERVED else jax.tree.leaves(value):
+            require(
+                isinstance(leaf, jax.Array | np.ndarray | np.generic | numbers.Number),
+                f"{at} makes {key!r} {kind_of(leaf)}, not an array; {READ_TASK}",
+            )
+            shape = jnp.shape(leaf)
+            require(
+                shape[:1] == (size,) or (parts == 1 and key not in RESERVED),
+                f"{at} makes {key!r} of {size} rows {list(shape)}; the number of rows stays; "
+                f"{READ_TASK}",
+            )
 
 
 def _check_values(at: str, values, before) -> None:
@@ -268,8 +289,8 @@ def _structure(extra) -> dict[str, str]:
 def _flows(program, marks: list[int]) -> list[int]:
     """What each output of a jaxpr depends on: the union of the `marks` of its inputs.
 
-    Calls are followed. What other primitives with programs inside (scan, cond) return is taken to
-    depend on all of their inputs, and marked UNKNOWN.
+    Calls are followed. What may depend on some of its inputs alone is marked UNKNOWN, too
+    (`_is_unknown`), and so is all that goes through a mutable array.
     """
     known = dict(zip(program.invars, marks, strict=True))
 
@@ -278,13 +299,31 @@ def _flows(program, marks: list[int]) -> list[int]:
 
     for equation in program.eqns:
         given = [read(variable) for variable in equation.invars]
+        refs = [v for v in equation.invars if isinstance(v.aval, jax.ref.AbstractRef)]
         inner = equation.params.get("call_jaxpr", equation.params.get("jaxpr"))
         inner = getattr(inner, "jaxpr", inner)
-        follows = equation.primitive.name not in LOOPS and inner is not None
-        if follows and len(inner.invars) == len(given):
+        follows = equation.primitive.name not in LOOPS and inner is not None and not refs
+        sizes = len(given), len(equation.outvars)
+        if follows and (len(inner.invars), len(inner.outvars)) == sizes:
             outputs = _flows(inner, given)
         else:
-            opaque = UNKNOWN if any(core.jaxprs_in_params(equation.params)) else 0
-            outputs = [functools.reduce(operator.or_, given, opaque)] * len(equation.outvars)
+            opaque = UNKNOWN if refs or _is_unknown(equation, given) else 0
+            union = functools.reduce(operator.or_, given, opaque)
+            outputs = [union] * len(equation.outvars)
+            known |= dict.fromkeys(refs, union)
         known |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in program.outvars]
+
+
+def _is_unknown(equation, given: list[int]) -> bool:
+    """Whether an element of what a primitive returns may depend on some of its inputs alone, so
+    that one of an array of (sum, weight) would be taken for the other: it returns several arrays,
+    runs a program (scan, cond), or joins, or picks, elements that differ in whether they depend on
+    the parameters."""
+    name, kind, _ = equation.primitive.name.partition("-")
+    if name not in ELEMENTS:
+        return len(equation.outvars) > 1 or any(core.jaxprs_in_params(equation.params))
+    # What is added up usually begins with constants.
+    elements = [mark for mark in given[ELEMENTS[name]] if mark or not kind]
+    differ = {mark & PARAMETERS for mark in elements} | {m & PARAMETERS for m in given} - {0}
+    return len(differ) > 1

@@ -36,6 +36,7 @@ SOURCE = r"; see `Source` in common/task\.py$"
 
 VALID_SUM = '(jnp.sum(batch["valid"] * error**2), '
 L2 = '(jnp.sum(params["in"]["kernel"] ** 2), jnp.float32(1))'
+SIGN = '(batch["y"] > 0).astype(int)'
 METRIC = 'return {{"squared": {}, "m": {}}}, extra'
 ROWS = f"{TRAIN}.resident.items()"
 REPEAT = "{n: jnp.repeat(x, 2, 0) for n, x in batch.items()}"
@@ -71,7 +72,12 @@ MISTAKES = {
         TERM, f'{VALID_SUM}jnp.sum(batch["valid"] / jnp.abs(error)))',
         rf"'squared': its weight depends on the parameters, which it never may{MEANS}"),
     "a_metric_of_parameters_is_none": (RETURN, METRIC.format(TERM, L2), None),
-    "regulariser": (TERM, L2, rf"'squared' does not depend on the rows, so each part.*{MEANS}"),
+    "regulariser": (
+        TERM, L2, rf"'squared' does not depend on the rows, so each of the 4 parts.*{MEANS}"),
+    "a_regulariser_of_an_undivided_batch_is_none": (TERM, L2, None),
+    "weight_of_parameters_scattered": (
+        TERM, f'{VALID_SUM}jnp.zeros(4).at[{SIGN}].add(batch["valid"] * error).sum())',
+        rf"'squared': its weight depends on the parameters, which it never may{MEANS}"),
     "objective_unknown": (
         'objective={"squared": 1.0}', 'objective={"cubed": 1.0}',
         rf"the objective names \['cubed'\], not among its terms squared{TASK}"),
@@ -89,6 +95,15 @@ MISTAKES = {
     "prepare_changes_rows": (
         PREPARE, f"prepare=lambda key, batch, train: {REPEAT}",
         rf"prepare makes 'index' of 32 rows \[64\]; the number of rows stays{TASK}"),
+    "prepare_adds_a_text": (
+        PREPARE, 'prepare=lambda key, batch, train: batch | {"n": "a"}',
+        rf"prepare makes 'n' 'a' \(str\), not an array{TASK}"),
+    "prepare_drops_valid_for_none": (
+        PREPARE, 'prepare=lambda key, batch, train: batch | {"valid": None}',
+        rf"prepare makes 'valid' None, not an array{TASK}"),
+    "nested_batches_are_none": (
+        PREPARE, 'prepare=lambda key, batch, train: batch | {"a": None, "b": (batch["x"],) * 2}',
+        None),
     "params_alone": (
         INIT, INIT.removesuffix(", {}"),
         rf"init returns a dict of in, out, not \(params, extra\), where.*{TASK}"),
@@ -143,23 +158,31 @@ MISTAKES = {
 }  # fmt: skip
 
 
-def written(folder, monkeypatch, old: str, new: str):
+HEAD = """import jax
+from jax.experimental.pallas import run_state
+from jax.sharding import PartitionSpec as P
+"""
+
+
+def written(folder, monkeypatch, old: str, new: str, words=(), head: str = ""):
     """A config of the task with a part of it replaced."""
     assert TEXT.count(old) == 1
     path = folder / f"prices_contract_{next(NUMBER)}.py"
-    path.write_text(TEXT.replace(old, new))
+    path.write_text(head + TEXT.replace(old, new))
     monkeypatch.syspath_prepend(folder)
-    return report.bare(path.stem, [])
+    return report.bare(path.stem, list(words))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_names_it(name, tmp_path, monkeypatch):
     old, new, says = MISTAKES[name]
+    words = ["--config.train.accumulate=4"] if name == "regulariser" else []
+    start = lambda: prepare(written(tmp_path, monkeypatch, old, new, words), jax.devices()[:1])
     if says is None:
-        prepare(written(tmp_path, monkeypatch, old, new), jax.devices()[:1])
+        start()
         return
     with pytest.raises(BadInput) as raised:
-        prepare(written(tmp_path, monkeypatch, old, new), jax.devices()[:1])
+        start()
     said = str(raised.value)
     assert said.startswith("config.task: prices_contract_")
     assert re.search(says, said), said
@@ -173,6 +196,38 @@ def test_labels_that_are_no_whole_numbers_are_named(tmp_path, monkeypatch):
         BadInput, match=r"loss: .*line \d+: TypeError: labels are float32\[32\], not"
     ):
         prepare(config, jax.devices()[:1])
+
+
+# Each makes `pair`, the sum and weight of a term, from `error` and `v`, in a way that the check
+# cannot follow element by element.
+UNUSUAL = {
+    "stack": "b = jnp.stack([v * error**2, v]).sum(1); pair = b[0], b[1]",
+    "matmul": "b = v @ jnp.stack([error**2, jnp.ones(32)], 1); pair = b[0], b[1]",
+    "ravel": "b = jnp.concatenate([v * error**2, v]); pair = b[:32].sum(), b[32:].sum()",
+    "set": "b = jnp.zeros(2).at[0].set(jnp.sum(v * error**2)).at[1].set(v.sum()); pair = tuple(b)",
+    "barrier": "pair = jax.lax.optimization_barrier((jnp.sum(v * error**2), v.sum()))",
+    "hardest": "i = jax.lax.top_k(v * error**2, 8)[1]; pair = (v * error**2)[i].sum(), v[i].sum()",
+    "sort": "k, w = jax.lax.sort((error**2, v), num_keys=1); pair = (w * k).sum(), w.sum()",
+    "scan": "pair, _ = jax.lax.scan(lambda c, x: ((c[0] + x[1] * x[0]**2, c[1] + x[1]), None), "
+            "(jnp.float32(0), jnp.float32(0)), (error, v))",
+    "reference": "r = jax.new_ref(jnp.zeros(2)); r[0] += jnp.sum(v * error**2); r[1] += v.sum(); "
+                 "pair = r[0], r[1]",
+    "state": "pair = tuple(run_state(lambda r: r.__setitem__(..., r[...] + jnp.stack("
+             "[jnp.sum(v * error**2), v.sum()])))(jnp.zeros(2)))",
+    "shard_map": 'pair = jax.shard_map(lambda e, v: jax.lax.psum((jnp.sum(v * e**2), v.sum()), '
+                 '("data", "fsdp")), in_specs=P(("data", "fsdp")), out_specs=P(), '
+                 'check_vma=False)(error, v)',
+    "constants_of_the_batchs_size": "pair = jnp.sum(v * error**2), v.sum(); "
+                 'metric["pairs"] = jnp.stack([v @ jnp.arange(32.), v.sum()]), v.sum()',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_tasks_are_not_accused(name, tmp_path, monkeypatch):
+    lines = f'v, metric = batch["valid"], {{}}\n        {UNUSUAL[name]}\n        '
+    new = lines + RETURN.replace(TERM, "pair, **metric")
+    config = written(tmp_path, monkeypatch, RETURN, new, head=HEAD)
+    prepare(config, jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
