@@ -100,20 +100,27 @@ def _comparisons(
     terms: Callable, batch: dict, others: dict, whole: dict, random: bool
 ) -> list[Comparison]:
     at = np.arange(len(batch["valid"]))
+
+    def by_row(change: Callable, *batches: dict) -> dict:
+        """Batches changed in the arrays that have a row for each of theirs."""
+        rows = lambda x, *others: change(x, *others) if np.shape(x)[:1] == at.shape else x
+        return jax.tree.map(rows, *batches)
+
     masks = at < 1, (at >= 1) & (at < 3), at >= 3
     parts = [terms(batch, mask) for mask in masks]
     sizes = f"1, 2 and {len(at) - 3}"
     together = {name: sum(part[name] for part in parts) for name in whole}
+    # What does not depend on the rows is no sum of theirs: a constant, or a norm of parameters.
+    constant = {n for n in whole if all(np.array_equal(p[n], whole[n]) for p in parts)}
+    together |= {name: whole[name] for name in constant}
     setting = f"of {len(at)} rows, and of {sizes} of them in turn, by `valid`"
     found = [Comparison(setting, whole, together, "rows mix")]
 
     def beside(mask, names) -> dict:
         """Terms of the rows in a mask, where the other rows are replaced in these arrays."""
-        mixed = dict(batch)
-        for name in names:
-            rows = mask.reshape(-1, *[1] * (batch[name].ndim - 1))
-            mixed[name] = np.where(rows, batch[name], others[name])
-        return terms(mixed, mask)
+        mix = lambda x, other: np.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, other)
+        own, replaced = ({name: rows[name] for name in names} for rows in (batch, others))
+        return terms(batch | by_row(mix, own, replaced), mask)
 
     drawn = (
         "random numbers are drawn that change with the other rows: take them from `key` alone, or "
@@ -127,7 +134,7 @@ def _comparisons(
         found.append(Comparison(f"{of} the `index` of the others changes", part, index, cause))
         found.append(Comparison(f"{of} the others are replaced", part, beside(mask, batch), mix))
     for n in SHORT:
-        alone = terms({name: value[:n] for name, value in batch.items()})
+        alone = terms(by_row(lambda x, n=n: x[:n], batch))
         setting = f"of {n} of {len(at)} rows, by `valid`, and alone"
         cause = "a mean in place of a sum?"
         found.append(Comparison(setting, terms(batch, at < n), alone, cause, n))

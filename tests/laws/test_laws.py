@@ -460,7 +460,13 @@ def some_laws(monkeypatch):
 
 
 def test_a_task_of_ones_own_holds_them(tmp_path, capsys, some_laws):
-    assert report.main([own(tmp_path, "prices"), "--config.data.size=70"]) == 0
+    batch = "prepare=lambda key, batch, train: batch"
+    more = "{'pair': (batch['x'] + np.nan, {'one': np.float32(1)}), 'none': None}"
+    file = own(tmp_path, "prices", batch, f"{batch} | {more}")
+    one = '"one": (params["out"]["bias"][0] + 1, jnp.float32(1))'  # does not depend on the rows
+    path = pathlib.Path(file)
+    path.write_text(path.read_text().replace(TERM, f"{TERM}, {one}"))
+    assert report.main([file, "--config.data.size=70"]) == 0
     said = capsys.readouterr().out
     assert "prices, on 8 devices" in said
     assert "evals.test.batch_size=16" in said  # it is 10 there
