@@ -23,7 +23,8 @@ def zeros(like: Terms) -> np.ndarray:
 def add(sums: jax.Array, terms: Terms) -> jax.Array:
     """Adds a step's Terms to the sums f32[2, N].
 
-    Each addition is a TwoSum (Knuth 1969, section 4.2.2), whose error goes into the low parts.
+    Each addition is a TwoSum (Knuth 1969, section 4.2.2), whose error goes into the low parts;
+    sums that are not finite have none.
     """
     # A barrier, so that the step computes the same bits as without sums.
     leaves = jax.lax.optimization_barrier(jax.tree.leaves(terms))
@@ -33,7 +34,8 @@ def add(sums: jax.Array, terms: Terms) -> jax.Array:
     part = total - high
     low = low + ((high - (total - part)) + (new - part))
     high = total + low
-    return jnp.stack([high, low - (high - total)])
+    exact = jnp.isfinite(high)
+    return jnp.stack([jnp.where(exact, high, total), jnp.where(exact, low - (high - total), 0)])
 
 
 def totals(sums, like: Terms) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -48,6 +48,16 @@ def test_a_mean_is_the_sum_of_sums_over_that_of_weights():
     assert interval.means(sums, like)["a"] == 2.5
 
 
+@pytest.mark.parametrize("added", [np.inf, -np.inf, np.nan, 3e38])
+def test_a_sum_that_is_not_finite_stays_what_it_is(added):
+    like = {"a": (np.float32(0), np.float32(0))}
+    sums = jnp.asarray(interval.zeros(like))
+    for value in (1e-3, added, added, 1.0):
+        sums = interval.add(sums, {"a": (jnp.float32(value), jnp.float32(1))})
+    wanted = np.float32(np.inf) if added == 3e38 else added  # it overflows
+    assert np.array_equal(interval.means(sums, like)["a"], wanted, equal_nan=True)
+
+
 @pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)])
 def made(request):
     config = {
