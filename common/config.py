@@ -162,7 +162,7 @@ def overridden(
     if "seed" not in config:
         config.seed = 0
     require(fits(config.seed, int), f"config.seed: {_typed(config.seed)} is not int")
-    complete(config, sections(config))
+    complete(config, sections(config), coming=pairs)
     config.lock()
     _override(config, pairs, sections(config))
     complete(config, sections(config))
@@ -229,9 +229,6 @@ def _choose_evaluators(config: ml_collections.ConfigDict, pairs: dict[str, str])
                 "of evaluators hold no '='",
             )
             _add_evaluator(config, name, known)
-            # The kind may require these.
-            if last in ("split", "every") and name not in known:
-                config.evals[name][last] = value
             if last == "kind" and _get(config, key) != value:
                 own = {k: v for k, v in config.evals[name].items() if k in EVALUATOR_KEYS}
                 config.evals[name] = ml_collections.ConfigDict(own | {"kind": value})

@@ -10,7 +10,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -152,8 +152,11 @@ def _encodes(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -> None:
+def complete(
+    config: ml_collections.ConfigDict, sections: dict[str, Callable], coming: Container[str] = ()
+) -> None:
     """Adds missing keys to `config` and checks the others, against the function of each section.
+    Keys that are `coming` may be required and still missing: they become placeholders.
 
     Raises:
       BadInput: for an unknown section or key, a missing required key, or a value of the wrong type.
@@ -166,6 +169,7 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
         require(
             key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}"
         )
+    missing = []
     for where, function in sections.items():
         section = config
         for part in where.split("."):
@@ -183,9 +187,10 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
             require(key in valid, f"config.{where}.{key}: unknown key; {nearest(key, valid)}")
         for key, parameter in known.items():
             if key not in section:
-                empty = parameter.default is inspect.Parameter.empty
-                require(not empty, f"config.{where}.{key}: required, but not set")
-                section[key] = _default(parameter)
+                if parameter.default is inspect.Parameter.empty and f"{where}.{key}" not in coming:
+                    missing.append(f"config.{where}.{key}")
+                else:
+                    section[key] = _default(parameter)
                 continue
             value = section[key]
             _check_value(f"config.{where}.{key}", value, parameter)
@@ -193,6 +198,8 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
             if type(value) is int and float in kinds and int not in kinds:
                 del section[key]
                 section[key] = float(value)
+    flags = " ".join(f"--{key}=…" for key in missing)
+    require(not missing, f"{', '.join(missing)}: required, but not set: give {flags}")
     for parent in parents - set(sections):
         inner = {n[len(parent) + 1 :] for n in sections if n.startswith(f"{parent}.")}
         for key in config.get(parent) or {}:
@@ -200,9 +207,10 @@ def complete(config: ml_collections.ConfigDict, sections: dict[str, Callable]) -
 
 
 def _default(parameter: Parameter) -> Any:
-    if parameter.default is not None:
+    if parameter.default is not None and parameter.default is not inspect.Parameter.empty:
         return parameter.default
-    kinds = [a for a in typing.get_args(parameter.annotation) if a is not type(None)]
+    annotation = parameter.annotation
+    kinds = [a for a in typing.get_args(annotation) or (annotation,) if a is not type(None)]
     kind = typing.get_origin(kinds[0]) or kinds[0] if kinds else object
     return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
 

@@ -15,6 +15,7 @@ from helpers import DIGITS, ROOT, TOY, load
 
 from common import tree
 from common.devices import mesh
+from common.errors import BadInput
 from common.laws import checks as laws
 from common.laws import measure, report, rows
 from common.runs import checkpoint
@@ -411,8 +412,6 @@ def test_an_unread_argument_is_seen(monkeypatch):
 
 
 def test_an_idle_partition_row_is_seen(monkeypatch):
-    from common.errors import BadInput
-
     with pytest.raises(BadInput, match="matches no parameter"):
         laws.parameters_are_plain(
             broken_toy(monkeypatch, partition=lambda t: (*t, ("nowhere/kernel", (None,))))
@@ -552,6 +551,15 @@ def test_a_task_that_raises_is_broken_and_told_where(tmp_path, capsys, some_laws
     assert f"prices_raises.py, line {line}: TypeError: Net.__call__() takes 2 positional" in said
     assert "as above" in said
     assert said.endswith("1 of 4 laws hold")
+
+
+def test_required_keys_of_a_bare_task_are_named_and_taken(some_laws):
+    with pytest.raises(BadInput) as raised:
+        report.bare("lm.tag", [])
+    flags = "--config.data.name=… --config.data.tokenizer=…"
+    keys = "config.data.name, config.data.tokenizer"
+    assert str(raised.value) == f"{keys}: required, but not set: give {flags}"
+    assert report.bare("lm.tag", flags.split()).data.name == "…"
 
 
 @pytest.mark.slow
