@@ -90,7 +90,7 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None, class_wei
 def _class_weighted(logits, labels, valid, label_smoothing, class_weights):
     classes = logits.shape[-1]
     targets = jax.nn.one_hot(labels, classes) if labels.ndim < logits.ndim else labels
-    row_weights = targets @ class_weights
+    row_weights = jnp.sum(class_weights * targets, axis=-1)  # exact on a TPU, unlike a product
     if label_smoothing is not None:
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
     losses = -jnp.sum(class_weights * targets * jax.nn.log_softmax(logits), axis=-1)

@@ -154,6 +154,12 @@ def test_class_weights_are_those_of_torch(smoothing):
     np.testing.assert_allclose(total, theirs, rtol=1e-6)
 
 
+def test_weights_of_rows_are_no_matrix_product():
+    """Which TPUs round to 8 bits."""
+    loss = lambda *args: losses.softmax_cross_entropy(*args, None, WEIGHTS)
+    assert "dot_general" not in str(jax.make_jaxpr(loss)(LOGITS, LABELS, VALID))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_several_labels_cost_what_they_cost_in_torch(weights):
