@@ -6,14 +6,13 @@ Each batch is summed on the device, and the sums are added up on the host in flo
 fetches a batch's sums while the next batch runs. `finish` computes metrics that are not means.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from common import imports
 from common.config import EVALUATOR_KEYS
@@ -67,25 +66,25 @@ def collecting_evaluator(source: Source, rows: Callable, finish: Callable, *, ba
       EvalContext -> the result of `finish`.
     """
 
-    @functools.cache
-    def compiled(sharding):
-        """Returns all rows to every process, as only whole arrays can be fetched."""
-        several = isinstance(sharding, NamedSharding)
-        replicated = NamedSharding(sharding.mesh, PartitionSpec()) if several else None
-        return jax.jit(rows, out_shardings=replicated)
+    compiled = _on_every_process(rows)
 
     def run(context: EvalContext) -> dict:
         parts: list[dict[str, np.ndarray]] = []
         previous = None
         for batch in context.batches(source, batch_size):
-            outputs = compiled(batch["valid"].sharding)
-            current = outputs(context.params, context.extra, batch, context.key)
+            current = compiled(context.params, context.extra, batch, context.key)
             parts += _valid_rows(previous)
             previous = current
         parts += _valid_rows(previous)
         return finish({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     return run
+
+
+def _on_every_process(rows: Callable) -> Callable:
+    """`rows`, jitted: every process gets all of them, as only whole arrays can be fetched. To be
+    called where `jax.set_mesh` holds."""
+    return jax.jit(lambda *args: jax.lax.with_sharding_constraint(rows(*args), PartitionSpec()))
 
 
 def _valid_rows(outputs: dict | None) -> list[dict[str, np.ndarray]]:
@@ -140,10 +139,7 @@ def gravest_mistakes(source: Source, logits: Callable, most: int = 8) -> Callabl
     count = min(LOOKED_AT, source.size)
     at = (np.arange(count) * source.size // max(count, 1)).astype(np.uint32)
 
-    @jax.jit
-    def predict(params, extra, batch, key):
-        probabilities = jax.nn.softmax(logits(params, extra, batch, key))
-        return jax.lax.with_sharding_constraint(probabilities, PartitionSpec())
+    predict = _on_every_process(lambda *args: jax.nn.softmax(logits(*args)))
 
     def run(context: EvalContext) -> Mistakes:
         rows = source.read(at)

@@ -23,7 +23,8 @@ def evaluated(batch_size: int, devices: int, **keys) -> dict:
     context = EvalContext({}, {}, 0, jax.random.key(0), batches, None)
     logits = lambda params, extra, batch, key: batch["x"]
     evaluator = multi_label.evaluator(source, logits, batch_size=batch_size, **keys)
-    return evaluator.run(context)
+    with jax.set_mesh(layout.mesh):
+        return evaluator.run(context)
 
 
 def test_scores_are_those_of_all_rows_together():
