@@ -173,25 +173,13 @@ class Checkpoints:
         self._empty()
 
     def _stops_orbax(self, step: int) -> bool:
-        """Whether a step's metadata are damaged such that Orbax, which reads those of every step,
-        could not even open the folder: nested too deeply, or JSON of other types."""
+        """Whether a step's metadata are damaged such that Orbax, which reads those of every step
+        for its time, could not even open the folder."""
         try:
-            metadata = json.loads((self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())
-        except RecursionError:
-            return True
-        except (OSError, ValueError):
-            return False
-        if not isinstance(metadata, dict):
-            return True
-        times = (metadata.get(f"{event}_timestamp_nsecs") for event in ("init", "commit"))
-        nested = (
-            metadata.get(key) for key in ("metrics", "performance_metrics", "custom_metadata")
-        )
-        return not (
-            all(isinstance(time, int | None) for time in times)
-            and all(isinstance(value, dict | None) for value in nested)
-            and isinstance(metadata.get("item_handlers"), dict | str | None)
-        )
+            ocp.path.step.standard_name_format().find_step(self._folder, step).commit_timestamp  # noqa: B018
+        except Exception as error:
+            return not isinstance(error, OSError)
+        return False
 
     def _empty(self) -> None:
         """Deletes what is no longer kept; no save may be in progress."""

@@ -122,7 +122,10 @@ def test_a_fifo_in_the_place_of_a_file_is_damage(tmp_path):
         restore(tmp_path, 2)
 
 
-@pytest.mark.parametrize("junk", [b"[" * 100_000, b"[]", b"7", b'"x"'])
+JUNK = b"[" * 100_000, b"[]", b"7", b'"x"', b'{"commit_timestamp_nsecs": 1%s}' % (b"0" * 40)
+
+
+@pytest.mark.parametrize("junk", JUNK)
 def test_metadata_that_orbax_cannot_pass_over_are_damage(tmp_path, junk):
     saved(tmp_path)
     (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(junk)
