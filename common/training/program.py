@@ -17,7 +17,7 @@ from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
 from common.nn import model as models
-from common.runs import checkpoint, log
+from common.runs import log, saves
 from common.runs.history import why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
@@ -50,7 +50,7 @@ class Program(NamedTuple):
 
     config: dict
     plan: Plan
-    saving: checkpoint.Policy
+    saving: saves.Policy
     task: Task
     optimizer: optim.Optimizer
     layout: mesh.Layout
@@ -97,7 +97,7 @@ def sections(config) -> dict[str, Callable]:
         "mesh": mesh.make_layout,
         "train": plan,
         "train.stop": why_stop,
-        "checkpoint": checkpoint.policy,
+        "checkpoint": saves.policy,
         "init": initialise,
         "runtime": runtime.start,
         "log": log.log_section,
@@ -237,7 +237,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
             low=low,
         )
 
-    saving = call(checkpoint.policy, config["checkpoint"], to_steps)
+    saving = call(saves.policy, config["checkpoint"], to_steps)
     call(why_stop, config["train"]["stop"], [])
     hypers = _hypers(config)
     known = f"the sections {', '.join(config)}, and the sets {', '.join(sources)}"

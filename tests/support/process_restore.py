@@ -12,9 +12,9 @@ from common import tree
 from common.devices import mesh, runtime
 from common.errors import BadInput
 from common.laws.measure import flip
-from common.runs import checkpoint, workdir
+from common.runs import checkpoint, saves, workdir
 
-RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
+RULE = saves.Policy(every=1, keep_latest=3, keep_best=1, best=None)
 
 
 def noting(own: list[str]):

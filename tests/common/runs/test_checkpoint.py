@@ -18,11 +18,11 @@ import pytest
 from common import tree
 from common.errors import BadInput
 from common.laws.measure import flip
-from common.runs import checkpoint
+from common.runs import checkpoint, saves
 from common.runs.history import best_steps, parse_best
 from common.training.initialise import adopted, initialise
 
-RULE = checkpoint.Policy(every=1, keep_latest=3, keep_best=1, best=None)
+RULE = saves.Policy(every=1, keep_latest=3, keep_best=1, best=None)
 
 
 def state(seed: int) -> dict:
@@ -303,7 +303,7 @@ def test_latest_and_best_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.2, 6: None}
     history = [{"step": s, "eval/v/accuracy": v} for s, v in scores.items()]
     best = parse_best("x", "max eval/v/accuracy")
-    rule = checkpoint.Policy(1, keep_latest=2, keep_best=2, best=best)
+    rule = saves.Policy(1, keep_latest=2, keep_best=2, best=best)
     saved(tmp_path, scores, rule, lambda: history)
     assert checkpoint.Checkpoints(tmp_path).steps() == [2, 3, 5, 6]
     assert best_steps(best, history) == [2, 3, 1, 5, 4]
