@@ -56,8 +56,12 @@ def range_test(
     Raises:
       BadInput: for a value out of range, and as `prepare` does.
     """
-    rises = 0 < low < high < math.inf
-    require(rises, f"the rates {low:g} to {high:g} do not rise from above 0")
+    limits = np.finfo(np.float32)
+    rises = limits.tiny <= low < high <= limits.max
+    require(
+        bool(rises),
+        f"the rates {low:g} to {high:g} do not rise within {limits.tiny:.1e} to {limits.max:.1e}",
+    )
     require(10 <= steps <= 100_000, f"{steps} steps: a range test has 10 to 100,000")
     constant = {"schedule": "constant", "warmup": "0 steps", "decay": None, "final": 0.0, "lr": low}
     length = {"train.duration": f"{steps} steps", "train.steps_per_call": 1}
@@ -70,10 +74,8 @@ def range_test(
             hypers = mesh.put_replicated(program.layout, {"optim.lr": np.float32(rate)})
             hypers = program.hypers | hypers
             state, terms, finite = program.step(hypers, state, next(batches), program.resident)
-            terms, finite = jax.device_get((terms, finite))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                means = {name: total / weight for name, (total, weight) in terms.items()}
-            loss = sum(c * float(means[name]) for name, c in program.task.objective.items())
+            loss, finite = jax.device_get((terms["loss"][0], finite))
+            loss = float(loss)
             losses.append(loss if finite else math.nan)
             show(step, rate, loss)
             if _diverged(losses):

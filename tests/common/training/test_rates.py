@@ -1,12 +1,15 @@
 """The range test: its suggestion on losses that are known, and a run of the toy."""
 
 import math
+import pathlib
 
 import numpy as np
 import pytest
-from helpers import TOY, exit_code, load
+from helpers import ROOT, TOY, exit_code, load
 
+from common.config import plain
 from common.errors import BadInput
+from common.laws import report
 from common.training import rates
 
 
@@ -45,10 +48,29 @@ def test_rates_that_do_not_rise_are_refused():
     for low, high, steps, message in (
         (1.0, 0.1, 20, "the rates 1 to 0.1 do not rise"),
         (0.0, 0.1, 20, "the rates 0 to 0.1"),
+        (1e-60, 0.1, 20, "the rates 1e-60 to 0.1 do not rise within 1.2e-38 to 3.4e"),
+        (0.1, 1e60, 20, "the rates 0.1 to 1e"),
         (0.1, 1.0, 1, "1 steps: a range test has 10"),
     ):
         with pytest.raises(BadInput, match=message):
             rates.range_test(load(TOY), low, high, steps)
+
+
+@pytest.mark.slow
+def test_a_term_without_weight_does_not_end_the_test(tmp_path, monkeypatch):
+    text = pathlib.Path(ROOT, "tests/support/toy_prices.py").read_text()
+    term, objective = '{"squared": (', 'objective={"squared": 1.0}'
+    assert text.count(term) == text.count(objective) == 1
+    rare = 'rare = batch["valid"] * (batch["x"][:, 0] > 99)'
+    rare += '\n        return {"rare": (jnp.sum(rare * error**2), rare.sum()), '
+    text = text.replace(objective, 'objective={"squared": 1.0, "rare": 1.0}')
+    text = text.replace(f"return {term}", rare + term[1:])
+    (tmp_path / "prices_without_weight.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = report.bare("prices_without_weight", ["--config.evals.test.batch_size=16"])
+    found = rates.range_test(plain(config), 1e-4, 1e-3, 10)
+    assert len(found.losses) == 10
+    assert np.isfinite(found.losses).all()
 
 
 @pytest.mark.slow
