@@ -11,7 +11,9 @@ import numpy as np
 
 from common import inputs
 from common.errors import brief, require
+from common.task import Source, split_key
 
+LEAST_CHANGES = 20  # of the class from row to row, to be expected of a slice that is judged
 MOST_NAMED = 5  # labels of mixed spelling that a warning lists
 MOST_CELLS = 1 << 32  # examples times classes, where examples have several labels
 SEPARATORS = ";|"  # of labels in a cell
@@ -155,6 +157,30 @@ def _say_divisible(classes: Sequence[str], where: str) -> None:
                 "%s: %s is read as the name of one class; if it is several labels, set "
                 "config.data.label_separator=%r",
                 *(where, brief(like[0]), sign),
+            )
+
+
+def say_sorted(sources: Mapping[str, Source], splits: Mapping[str, str]) -> None:
+    """Warns of slices of a set whose rows are sorted by class, as they have other classes than the
+    rest of it.
+
+    Args:
+      sources: by name, with `labels` that are quick to read.
+      splits: {name of the Source: split}.
+    """
+    labels = {key: source.labels() for key, source in sources.items() if source.labels is not None}
+    labels = {k: each for k, each in labels.items() if each.ndim == 1 and each.dtype.kind in "iu"}
+    counts = np.unique(np.concatenate([*labels.values(), []]), return_counts=True)[1]
+    differ = 1 - np.square(counts / counts.sum()).sum()  # of two rows drawn at random
+    for key, each in labels.items():
+        expected, changes = differ * len(each), np.count_nonzero(np.diff(each))
+        sliced = "[" in splits[key] and "fold" not in splits[key]
+        if sliced and expected > LEAST_CHANGES and changes < expected / 5:
+            logging.warning(
+                "%s: %s is consecutive rows, and they are sorted by class: it has other classes "
+                "than the rest; shuffle them, or write [fold 1/10] and [not fold 1/10], which are "
+                "drawn at random",
+                *(split_key(key), brief(splits[key])),
             )
 
 

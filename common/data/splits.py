@@ -14,9 +14,11 @@ import re
 import types
 from collections.abc import Container, Iterator
 
+import numpy as np
 from etils import epath
 
 from common import inputs
+from common.data import order
 from common.errors import BadInput, NotPrepared, brief, nearest, require
 
 MOST_COUNTED = 16  # files of a split whose examples are counted when it is opened
@@ -36,17 +38,21 @@ def names(split: str) -> list[str]:
     return [part.split("[")[0].strip() for part in split.split("+")]
 
 
-def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, slice]]:
+def ranges(
+    split: str, sizes: dict[str, int], where: str, shuffled: bool = False
+) -> list[tuple[str, slice]]:
     """'train[:90%]+test' as [('train', slice(0, …)), …].
 
-    `[fold i/k]` after a name, or after its slice, is the i-th (from 1) of k consecutive blocks of
-    these rows, whose sizes differ by at most one, and `[not fold i/k]` all the others: each row is
-    in exactly one fold.
+    `[fold i/k]` after a name, or after its slice, is the i-th (from 1) of k parts of these rows,
+    whose sizes differ by at most one, and `[not fold i/k]` all the others: each row is in exactly
+    one fold.
 
     Args:
       split: the expression.
       sizes: {available split: number of examples}.
       where: the config key, for the error message.
+      shuffled: folds are drawn at random, by a fixed seed: a function of the number of rows, the
+        same in every run. Else they are consecutive blocks, which keep neighbours together.
 
     Raises:
       BadInput: for a split that is unknown, malformed or empty.
@@ -78,13 +84,15 @@ def ranges(split: str, sizes: dict[str, int], where: str) -> list[tuple[str, sli
             (p.splitname, slice(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to))
             for p in read
         ]
-        slices += _fold(rows, fold, whole) if fold else rows
+        slices += _fold(rows, fold, whole, shuffled) if fold else rows
     slices = [(name, at) for name, at in slices if at.stop > at.start]
     require(len(slices) > 0, f"{whole} is empty")
     return slices
 
 
-def _fold(rows: list[tuple[str, slice]], fold: re.Match, whole: str) -> list[tuple[str, slice]]:
+def _fold(
+    rows: list[tuple[str, slice]], fold: re.Match, whole: str, shuffled: bool
+) -> list[tuple[str, slice]]:
     """One fold of these rows, or all but that fold."""
     number, count = int(fold[2]), int(fold[3])
     require(
@@ -95,10 +103,11 @@ def _fold(rows: list[tuple[str, slice]], fold: re.Match, whole: str) -> list[tup
     for name, at in rows:
         size = max(at.stop - at.start, 0)
         require(size >= count, f"{whole}: {count} folds of {size} examples would be empty")
-        first, last = (at.start + size * i // count for i in (number - 1, number))
-        within = [slice(first, last)]
-        outside = [slice(at.start, first), slice(last, at.stop)]
-        slices += [(name, piece) for piece in (outside if fold[1] else within)]
+        rows_ = order.rows(0, 0, size, size) if shuffled else np.arange(size)
+        wanted = np.full(size, bool(fold[1]))
+        wanted[rows_[size * (number - 1) // count : size * number // count]] ^= True
+        ends = at.start + np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+        slices += [(name, slice(*pair)) for pair in ends.reshape(-1, 2).tolist()]
     return slices
 
 

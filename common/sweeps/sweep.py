@@ -117,9 +117,10 @@ def chain(*sweeps: Iterable[Overrides]) -> Iterator[Overrides]:
 def folds(count: int, train: str = "train", evaluator: str = "test") -> Iterator[Overrides]:
     """Cross-validation: trial i trains on all but the i-th of `count` folds, and evaluates that.
 
-    Folds are consecutive blocks of rows (`common.data.splits.ranges`), as slices are: neighbours in
-    a text stay together, but rows that are sorted by class must be shuffled first. A product with
-    other overrides repeats each of them on every fold, and a report averages them.
+    Where examples have labels, folds are drawn at random, the same ones for every seed and trial;
+    elsewhere they are consecutive blocks, so that neighbours in a text stay together
+    (`common.data.splits.ranges`). A product with other overrides repeats each of them on every
+    fold, and a report averages them.
 
     Args:
       count: how many folds.

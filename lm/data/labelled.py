@@ -109,7 +109,10 @@ def load_sources(
     facts = own.text_facts(tokenizer, folder)
     from_file = lambda: _from_file(_path(name, folder), label_separator)
     sizes, take, classes = _from_tfds(name, folder) if name.startswith("tfds:") else from_file()
-    ranges = {key: grammar.ranges(split, sizes, split_key(key)) for key, split in splits.items()}
+    ranges = {
+        key: grammar.ranges(split, sizes, split_key(key), shuffled=True)
+        for key, split in splits.items()
+    }
     used = dict.fromkeys(part for at in ranges.values() for part, _ in at)
     examples = {part: take(part) for part in used}
     several = any(each.labels.ndim == 2 for each in examples.values())
@@ -124,6 +127,7 @@ def load_sources(
             for column in rows[at[0][0]]
         }
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
+    numbering.say_sorted(sources, splits)
     return sources
 
 
@@ -150,7 +154,7 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     sizes = {part: round(share * count) for part, share in SHARES.items()}
     sources = {}
     for key, split in splits.items():
-        ranges = grammar.ranges(split, sizes, split_key(key))
+        ranges = grammar.ranges(split, sizes, split_key(key), shuffled=True)
         size = sum(at.stop - at.start for _, at in ranges)
         sources[key] = empty(facts, size, section["resident"] is not False)
     return sources

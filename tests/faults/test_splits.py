@@ -9,6 +9,7 @@ from helpers import DIGITS
 
 from common.data import splits
 from common.errors import BadInput
+from lm.data.labelled import load_sources
 
 # (split, what the line says)
 SPLITS = [
@@ -81,11 +82,12 @@ def test_all_and_parts_from_the_end_are_read():
 
 @pytest.mark.parametrize("count", [2, 3, 7, 19])
 @pytest.mark.parametrize("split", ["train", "train[:90%]+test", "train[-19:]+train[:20]", "all"])
-def test_each_row_is_in_exactly_one_fold_and_in_no_training_set_of_it(split, count):
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_each_row_is_in_exactly_one_fold_and_in_no_training_set_of_it(split, count, shuffled):
     sizes = {"train": 101, "test": 19}
     rows = lambda text: [
         (name, row)
-        for name, at in splits.ranges(text, sizes, "where")
+        for name, at in splits.ranges(text, sizes, "where", shuffled)
         for row in range(at.start, at.stop)
     ]
     of = lambda text: "+".join(f"{part}[{text}]" for part in split.split("+"))
@@ -96,6 +98,27 @@ def test_each_row_is_in_exactly_one_fold_and_in_no_training_set_of_it(split, cou
     for i, fold in enumerate(held):
         others = rows(of(f"not fold {i + 1}/{count}"))
         assert sorted(fold + others) == sorted(rows(split))
+
+
+def test_folds_of_rows_sorted_by_class_hold_all_classes_and_slices_are_warned_of(tmp_path, caplog):
+    import corpus
+
+    path, tokenizer = tmp_path / "sorted.csv", corpus.tokenizer(tmp_path, "wordpiece", 150)
+    lines = (f"union number {i} of {i * i},{'abcd'[i // 10]},train\n" for i in range(40))
+    path.write_text("text,label,split\n" + "".join(lines))
+
+    def loaded(train, test):
+        splits = {"train": f"train[{train}]", "test": f"train[{test}]"}
+        own = {"name": f"file:{path}", "tokenizer": tokenizer, "train": splits["train"]}
+        return [set(source.labels()) for source in load_sources(splits, **own).values()]
+
+    for i in (1, 2):
+        assert loaded(f"not fold {i}/2", f"fold {i}/2") == [{0, 1, 2, 3}] * 2
+    assert not caplog.records
+    loaded(":75%", "75%:")
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "config.data.train: 'train[:75%]' is consecutive rows"
+    ]
 
 
 def test_an_empty_part_beside_another_is_left_out():

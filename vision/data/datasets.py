@@ -185,7 +185,8 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
     resident = sets.is_resident(section["resident"], side, sizes, shape)
     outlines = {}
     for key, split in splits.items():
-        size = sum(at.stop - at.start for _, at in ranges(split, sizes, split_key(key)))
+        rows = ranges(split, sizes, split_key(key), shuffled=True)
+        size = sum(at.stop - at.start for _, at in rows)
         source = sets.outline(shape, size, facts, resident)
         facts = _scaled(source, section["mean"], section["std"])
         outlines[key] = source._replace(facts=facts)

@@ -28,7 +28,7 @@ import numpy as np
 from common import inputs
 from common.data import made
 from common.data import splits as prepared_sets
-from common.data.labels import multi_hot
+from common.data.labels import multi_hot, say_sorted
 from common.data.parts import moves
 from common.devices import terminal
 from common.errors import require
@@ -72,6 +72,7 @@ def load_sources(
             labels = functools.partial(kept.labels, path, found, splits[key], key)
             source = source._replace(labels=functools.cache(labels))
         contents[key] = _content(source, splits[key], found)
+    say_sorted({k: s for k, s in contents.items() if s.resident is None}, splits)
     return contents
 
 

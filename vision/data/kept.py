@@ -82,7 +82,7 @@ def labels(path: pathlib.Path, kept: Kept, split: str, key: str) -> np.ndarray:
     """The labels of all rows of the Source `key`, which reads `split`, without their pixels."""
     labels = np.load(path / LABELS)
     starts = dict(zip(kept.sizes, np.cumsum([0, *kept.sizes.values()]), strict=False))
-    spans = ranges(split, kept.sizes, split_key(key))
+    spans = ranges(split, kept.sizes, split_key(key), shuffled=True)
     return np.concatenate([labels[starts[part] :][at] for part, at in spans])
 
 
@@ -95,7 +95,10 @@ def warn_of_copies(path: pathlib.Path, kept: Kept, splits: dict[str, str]) -> No
       kept: what is kept there.
       splits: {name of the Source: split}.
     """
-    rows = {key: ranges(split, kept.sizes, split_key(key)) for key, split in splits.items()}
+    rows = {
+        key: ranges(split, kept.sizes, split_key(key), shuffled=True)
+        for key, split in splits.items()
+    }
     trained = rows.get("train", [])
     starts = dict(zip(kept.sizes, np.cumsum([0, *kept.sizes.values()]), strict=False))
     hashes = np.load(path / ROWS, mmap_mode="r")

@@ -97,7 +97,7 @@ def from_tfds(
     digest = fingerprint(builder)
     sources = {}
     for key, split in splits.items():
-        parts = ranges(split, sizes, where(key))
+        parts = ranges(split, sizes, where(key), shuffled=True)
         reader = _Reader(
             {part: _examples_of(builder, layout, part) for part, _ in parts},
             np.concatenate([np.arange(at.start, at.stop, dtype=np.uint32) for _, at in parts]),

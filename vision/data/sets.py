@@ -113,7 +113,7 @@ def in_memory(
     """
     sources, rows, images = {}, {}, {}
     for name, split in splits.items():
-        rows[name] = ranges(split, sizes, split_key(name))
+        rows[name] = ranges(split, sizes, split_key(name), shuffled=True)
         parts = [take(part, at) for part, at in rows[name]]
         arrays = (
             parts[0]
@@ -122,24 +122,22 @@ def in_memory(
         )
         sources[name] = loading.from_arrays(arrays, resident, facts)
         images[name] = arrays["image"]
+    numbering.say_sorted(sources, splits)
     if compare:
-        _report_duplicates(splits, rows, images)
+        _report_duplicates(splits, sizes, rows, images)
     return sources
 
 
-def _report_duplicates(splits: dict[str, str], rows: dict, images: dict[str, np.ndarray]) -> None:
+def _report_duplicates(splits, sizes, rows: dict, images: dict[str, np.ndarray]) -> None:
     """Warns of images that another split shares with the training split, except in rows that both
     name: who evaluates 'train[:100]' knows."""
     if "train" not in splits:
         return
+    trained = {part: np.zeros(size, bool) for part, size in sizes.items()}
+    for part, at in rows["train"]:
+        trained[part][at] = True
     for split, name in {split: name for name, split in splits.items()}.items():
-        own = []
-        for part, at in rows[name]:
-            row, new = np.arange(at.start, at.stop), np.ones(at.stop - at.start, bool)
-            for trained, span in rows["train"]:
-                new &= (trained != part) | (row < span.start) | (row >= span.stop)
-            own.append(new)
-        new = np.concatenate(own)
+        new = np.concatenate([~trained[part][at] for part, at in rows[name]])
         count = len(duplicates(images["train"], images[name][new])) if new.any() else 0
         warn_of_copies(count, len(images[name]), split, splits["train"])
 
