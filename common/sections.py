@@ -194,6 +194,8 @@ def complete(
                 continue
             value = section[key]
             _check_value(f"config.{where}.{key}", value, parameter)
+            if dict(section.items(preserve_field_references=True))[key] is None:
+                section[key] = _unset(parameter)  # overrides can set it
             kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
             if type(value) is int and float in kinds and int not in kinds:
                 del section[key]
@@ -207,10 +209,12 @@ def complete(
 
 
 def _default(parameter: Parameter) -> Any:
-    if parameter.default is not None and parameter.default is not inspect.Parameter.empty:
-        return parameter.default
-    annotation = parameter.annotation
-    kinds = [a for a in typing.get_args(annotation) or (annotation,) if a is not type(None)]
+    return _unset(parameter) if parameter.default is None else parameter.default
+
+
+def _unset(parameter: Parameter) -> Any:
+    """None, of the type that the value would have."""
+    kinds = [a for a in typing.get_args(parameter.annotation) if a is not type(None)]
     kind = typing.get_origin(kinds[0]) or kinds[0] if kinds else object
     return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
 

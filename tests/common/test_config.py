@@ -33,8 +33,9 @@ def completed(**section) -> ml_collections.ConfigDict:
     return config
 
 
-def test_defaults_are_filled_in_and_integers_become_floats():
-    config = completed(rate=1)
+@pytest.mark.parametrize("own", [{}, {"limit": None}])  # as configs of runs spell it
+def test_defaults_are_filled_in_and_integers_become_floats(own):
+    config = completed(rate=1, **own)
     assert configs.plain(config)["toy"] == {
         "rate": 1.0, "name": "a", "sizes": (1, 2), "limit": None, "on": False,
     }  # fmt: skip
