@@ -4,8 +4,9 @@
 splits of its data set such as 'test[:1000]'. Prints one JSON object, with the same numbers that
 training logs.
 
-On another set of the same kind: --config.data.name=images:other --config.evals.test.split=train, or
-any key of `data` and `evals`. Classes are matched by their names; tokenizer, mean and deviation
+On another set of the same kind, or any other key of `data` and `evals`:
+--config.data.name=images:other --set all. `all` is all of its examples; without parts of its own,
+`test` is what a hash holds out. Classes are matched by their names; tokenizer, mean and deviation
 stay the run's, whose own data need not be there.
 
 Published weights are evaluated on the data of a config, whose model and tokenizer give way to

@@ -56,6 +56,8 @@ def load_sources(
     """Sources of a set `images:…`, prepared if it is not; the arguments are those of
     `datasets.load_sources`."""
     listing = listed.listing(name, columns, broken, separator)
+    if "train" in splits:
+        listed.check_learnable(listing, name)
     path, title = _place(listing, name, folder, image_size, broken)
     build = lambda into: _build(into, title, listing, image_size, broken)
     found = made.folder(path, kept.load, build, f"the pixels of {name}")
@@ -120,7 +122,9 @@ def unprepared(section: dict) -> str | None:
 
 def _listing(section: dict) -> Listing:
     keys = "name", "columns", "broken", "label_separator"
-    return listed.listing(*(section[key] for key in keys))
+    listing = listed.listing(*(section[key] for key in keys))
+    listed.check_learnable(listing, section["name"])
+    return listing
 
 
 def outline(section: dict) -> tuple[tuple[int, int, int], tuple[str, ...], bool, dict[str, int]]:

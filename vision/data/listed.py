@@ -90,6 +90,15 @@ def listing(
     return _folder(path)
 
 
+def check_learnable(listing: Listing, name: str) -> None:
+    """Raises `BadInput` if the pictures of the set `name` have but one class, the same for all."""
+    where = f"{WHERE}: {inputs.shown(name.removeprefix(PREFIX))}"
+    require(
+        len(listing.classes) > 1 or listing.multi_label,
+        f"{where}: there is but one class, {brief(listing.classes[0])}: nothing to learn",
+    )
+
+
 def labels_of(picture: Picture) -> tuple[int, ...]:
     """The labels of a picture, one or several."""
     return picture.label if isinstance(picture.label, tuple) else (picture.label,)
@@ -151,7 +160,6 @@ def _folder(root: str) -> Listing:
     ]
     pictures_.sort(key=lambda p: (inputs.natural(p.path.rpartition("/")[2]), p.path))
     parts = tuple(part for part in PARTS if part in held)
-    _checked(classes, root)
     counts = collections.Counter(name for _, name in places.values())
     labels.say_alike(counts, f"{WHERE}: {inputs.shown(root)}")
     deep = [p.path for p in pictures_ if p.path.count("/") > depth + 1]
@@ -258,13 +266,6 @@ def _spelled(loose: set[str], deep: set[str], folders: set, at) -> dict[str, str
     return {}
 
 
-def _checked(classes: tuple[str, ...], where) -> None:
-    where = f"{WHERE}: {inputs.shown(where)}"
-    require(
-        len(classes) > 1, f"{where}: there is but one class, {brief(classes[0])}: nothing to learn"
-    )
-
-
 def _facts(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -328,8 +329,6 @@ def _table(path: str, columns: tuple[str, str], broken: str, separator: str) -> 
         learnt = {k for p in pictures_ if p.part == "train" for k in labels_of(p)}
         lacking = [name for i, name in enumerate(classes) if i not in learnt]
         require(not lacking, f"{where}: no row of the class {brief(lacking[:1])[1:-1]} is in train")
-    if not several:
-        _checked(classes, path)
     return Listing(root, pictures_, classes, parts, {}, [], several)
 
 

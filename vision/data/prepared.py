@@ -73,7 +73,7 @@ def from_tfds(
     if sets.is_resident(resident, image_size, sizes, shape):
         columns = functools.cache(lambda split: decoded(builder, split))
         classes = layout.classes or classes_of(layout, columns(_reference(sizes))["label"])
-        _require_two(layout, classes)
+        _require_two(layout, classes, splits)
         facts = _facts(layout, classes, shape)
 
         def take(split, at):
@@ -92,7 +92,7 @@ def from_tfds(
     if layout.classes is None:
         trained = _labels(builder, layout, _reference(sizes))
     classes = layout.classes or classes_of(layout, trained)
-    _require_two(layout, classes)
+    _require_two(layout, classes, splits)
     facts = _facts(layout, classes, shape)
     digest = fingerprint(builder)
     sources = {}
@@ -123,9 +123,9 @@ def from_tfds(
     return sources
 
 
-def _require_two(layout: Layout, classes: tuple[str, ...]) -> None:
+def _require_two(layout: Layout, classes: tuple[str, ...], splits: dict[str, str]) -> None:
     require(
-        len(classes) > 1 or layout.several,
+        len(classes) > 1 or layout.several or "train" not in splits,
         f"{named(layout.name)}: there is but one class, {brief(classes[0])}: nothing to learn",
     )
 

@@ -85,6 +85,11 @@ def test_folders_that_cannot_be_meant_are_refused(tmp_path, kind):
     assert "config.data.name" in str(caught.value)
 
 
+def test_a_set_to_evaluate_on_may_have_one_class(tmp_path):
+    root = write(tmp_path / "pets", *(f"a/{i}.png" for i in range(3)))
+    assert load(root, {"test": "all"})["test"].facts.classes == ("a",)
+
+
 @pytest.mark.parametrize(
     "names", [("Training", "Testing"), ("training_set", "test_set"), ("seg_train", "seg_test")]
 )
