@@ -5,6 +5,7 @@ Letters: K classes, b rows.
 """
 
 import logging
+import re
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 
 from common.errors import brief, require
 from common.task import Source
+
+NUMBER = re.compile(r"[-+]?([0-9]{1,30}\.?[0-9]*|\.[0-9]+)")
 
 
 def check_top(top: int, count: int) -> int:
@@ -57,7 +60,8 @@ def line(result: dict) -> str:
 def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
     """Sets whose labels are numbered as a run's, by the names of the classes, with its facts.
 
-    Classes that a set lacks are told in a warning.
+    Classes that a set lacks are told in a warning. Where the run predicts numbers, classes that are
+    all numbers, such as 1 to 5, are these.
 
     Args:
       sources: the parts of one set, by name, with `label`: i32[b] or, of words, i32[b, L], below
@@ -69,14 +73,17 @@ def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
     """
     (theirs,) = {source.facts.classes for source in sources.values()}
     ours, where = facts.classes, "config.data.name"
+    several = {facts.multi_label, *(source.facts.multi_label for source in sources.values())}
+    text = "its examples have several labels each, and those of the run have one, or the reverse"
+    require(len(several) == 1, f"{where}: {text}")
+    if theirs and not ours and all(map(NUMBER.fullmatch, theirs)):
+        values = np.array(theirs, np.float32)
+        return {k: _numbered(each, values, 0)._replace(facts=facts) for k, each in sources.items()}
     kinds = {True: "classes", False: "numbers"}
     require(
         bool(theirs) == bool(ours),
         f"{where}: its labels are {kinds[bool(theirs)]}, and those of the run {kinds[bool(ours)]}",
     )
-    several = {facts.multi_label, *(source.facts.multi_label for source in sources.values())}
-    text = "its examples have several labels each, and those of the run have one, or the reverse"
-    require(len(several) == 1, f"{where}: {text}")
     strange = [name for name in theirs if name not in ours]
     absent = [name for name in ours if name not in theirs]
     counted = lambda names: "a class" if len(names) == 1 else f"{len(names)} classes"
@@ -96,8 +103,9 @@ def renumbered(sources: dict[str, Source], facts: Any) -> dict[str, Source]:
 
 
 def _numbered(source: Source, number: np.ndarray, count: int) -> Source:
-    """A set whose class i is the class number[i] of `count`; unchanged if it has none."""
-    if not count:
+    """A set whose class i is the class number[i] of `count`, or the number itself; unchanged if it
+    has none."""
+    if not len(number):
         return source
 
     def read(rows):
@@ -111,5 +119,6 @@ def _numbered(source: Source, number: np.ndarray, count: int) -> Source:
 
     own = source.spec["label"]
     single = np.issubdtype(own.dtype, np.signedinteger)
-    label = own if single else jax.ShapeDtypeStruct((count,), own.dtype)
+    label = (own.shape, number.dtype) if single else ((count,), own.dtype)
+    label = jax.ShapeDtypeStruct(*label)
     return source._replace(read=read, resident=None, spec=source.spec | {"label": label})

@@ -31,7 +31,6 @@ from common.task import (
     Task,
     held_out,
     padding,
-    split_key,
     splits,
     training_flops,
 )
@@ -213,8 +212,8 @@ def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Sourc
     wanted = tokenizer.elsewhere(config, own, folder)
     others = call(labelled.load_sources, wanted["data"], held_out(wanted))
     facts = sources["train"].facts
-    for name, source in others.items():
-        texts = f"{split_key(name)}: its examples have {source.facts.texts} texts, those of the run"
+    for source in others.values():
+        texts = f"config.data.name: its examples have {source.facts.texts} texts, those of the run"
         require(source.facts.texts == facts.texts, f"{texts} {facts.texts}")
     return classes.renumbered(others, facts)
 

@@ -160,6 +160,10 @@ def test_labels_of_another_set_are_numbered_by_the_names_of_their_classes():
     many = classes.renumbered(labelled(hot, ("c", "a"), True), several)["test"]
     assert many.read(rows)["label"].tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 1]]
     assert many.spec["label"].shape == (3,)
+    stars = labelled(np.int32([1, 0, 1]), ("1", "4.5"))
+    numbers = classes.renumbered(stars, run._replace(classes=()))["test"]
+    assert numbers.read(rows)["label"].tolist() == [4.5, 1, 4.5]
+    assert numbers.spec["label"].dtype == np.float32
     for theirs, message in (
         (labelled(np.int32([0, 1]), ("a", "d")), "'d'; the run has 'b', 'c', which the set lacks"),
         (labelled(np.float32([0, 1]), ()), "labels are numbers, and those of the run classes"),
