@@ -1,23 +1,23 @@
 """Entities of tagged sentences: from tags to spans, and precision, recall and F1 over spans.
 
-Tags are those of BIO and its kin: O, and PREFIX-TYPE with a prefix of B (begins), I (inside), E or
-L (ends), S or U (the only word). Sequences that are not valid are read as by conlleval (Tjong Kim
-Sang & Buchholz 2000), and by seqeval's default: an I after O, or after another type, begins an
-entity.
+Tags are those of BIO and its kin: O, and PREFIX-TYPE, or PREFIX alone where there is one type, with
+a prefix of B (begins), I or M (inside), E or L (ends), S or U (the only word). Sequences that are
+not valid are read as by conlleval (Tjong Kim Sang & Buchholz 2000), and by seqeval's default, to
+which M is an I: an I after O, or after another type, begins an entity.
 """
 
 import collections
 import re
 from collections.abc import Iterable, Sequence
 
-TAG = re.compile(r"O|[BIESLU]-.+")
+TAG = re.compile(r"O|[BIMESLU](-.+)?")
 BEGIN, END = "BSU", "ESLU"  # prefixes before which an entity ends, and after which
 
 
 def are_entities(classes: Iterable[str]) -> bool:
     """Whether classes are tags of entities, rather than of words alone such as parts of speech."""
     classes = tuple(classes)
-    prefixed = any(name.startswith(("B-", "I-")) for name in classes)
+    prefixed = any(name[:2] in ("B-", "I-", "B", "I") for name in classes)
     return prefixed and all(map(TAG.fullmatch, classes))
 
 

@@ -160,6 +160,24 @@ def _say_divisible(classes: Sequence[str], where: str) -> None:
             )
 
 
+def say_absent(labels: np.ndarray, classes: Sequence[str], where: str, split: str) -> None:
+    """Warns of classes without an example.
+
+    Args:
+      labels: whole numbers, below 0 for none, of any shape; or u8[N, K] of 0 and 1.
+      classes: the names of the K classes.
+      where, split: what the message begins with, and the split whose labels they are.
+    """
+    labels = np.flatnonzero(labels.any(axis=0)) if labels.dtype == np.uint8 else labels
+    empty = np.setdiff1d(np.arange(len(classes)), labels).tolist()
+    if empty:
+        have = "has" if len(empty) == 1 else "have"
+        logging.warning(
+            "%s: %s of %s classes %s no example in %r, %s first",
+            *(where, f"{len(empty):,}", f"{len(classes):,}", have, split, brief(classes[empty[0]])),
+        )
+
+
 def say_sorted(sources: Mapping[str, Source], splits: Mapping[str, str]) -> None:
     """Warns of slices of a set whose rows are sorted by class, as they have other classes than the
     rest of it.

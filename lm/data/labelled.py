@@ -128,6 +128,9 @@ def load_sources(
         }
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
     numbering.say_sorted(sources, splits)
+    if "train" in sources:
+        labels = sources["train"].labels()
+        numbering.say_absent(labels, classes, f"{WHERE}: {inputs.shown(name)}", splits["train"])
     return sources
 
 

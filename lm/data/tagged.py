@@ -111,6 +111,8 @@ def load_sources(
             for column in pieces[0][0]
         }
         sources[key] = loading.from_arrays(arrays, resident is not False, facts)
+    if "train" in sources:
+        numbering.say_absent(sources["train"].labels(), classes, own.shown(name), splits["train"])
     return sources
 
 
@@ -173,19 +175,19 @@ def _records(file: own.File, shown: str, notes: collections.Counter) -> Iterator
 
 
 def _columns(file: own.File, shown: str, notes: collections.Counter) -> Iterator[Sentence]:
-    """The sentences of a file in columns: separated by tabs in a line that has one, else by white
-    space."""
+    """The sentences of a file in columns: separated by tabs in a line that has one, else by
+    spaces."""
     universal = textfiles.kind_of(file.path)[0] == ".conllu"  # its forms and universal tags
     count, words, tags, places = None, [], [], []
     for number, line in enumerate(textfiles.lines(WHERE, file.path, notes), 1):
         place = file.place(number)
-        line = line.strip(" \r\n") if "\t" in line else line.strip()
+        line = line.strip(" \r\n")
         if not line.strip():
             if words:
                 yield Sentence((*words,), (*tags,), file.part, (*places,))
             words, tags, places = [], [], []
             continue
-        cells = line.split("\t") if "\t" in line else line.split()
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
         if cells[0] == DOCUMENT or (universal and line.startswith("#")):
             continue
         require(

@@ -146,16 +146,8 @@ def _warn_of_classes(
     `split`, if these are known as numbers."""
     numbering.say_alike(dict.fromkeys(classes, 0), named(layout.name))
     known = trained is not None and trained.dtype.kind != "U"
-    if known and trained.ndim == 2:
-        trained = np.flatnonzero(trained.any(axis=0))
-    empty = np.setdiff1d(np.arange(len(classes)), trained).tolist() if known else []
-    if empty:
-        have = "has" if len(empty) == 1 else "have"
-        logging.warning(
-            "%s: %s of %s classes %s no example in %r, %s first",
-            named(layout.name), f"{len(empty):,}", f"{len(classes):,}", have, split,
-            brief(classes[empty[0]]),
-        )  # fmt: skip
+    if known:
+        numbering.say_absent(trained, classes, named(layout.name), split)
 
 
 def _facts(layout: Layout, classes: tuple[str, ...], shape: tuple) -> sets.ImageFacts:

@@ -131,17 +131,18 @@ def test_a_word_without_a_token_is_unknown(tmp_path, wordpiece, caplog):
     assert "word without a token read as the unknown token (2 times)" in caplog.text
 
 
-def test_columns_and_a_folder_of_parts(tmp_path, wordpiece):
+def test_columns_and_a_folder_of_parts(tmp_path, wordpiece, caplog):
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train.txt").write_text(COLUMNS)
-    (folder / "dev.conll").write_text("EU\tB-ORG\nthe war\tO\n")
+    (folder / "dev.conll").write_text("EU\tB-ORG\nthe war\tO\n\n10\u00a0000  B-NUM\n\u3000 O\n")
     (folder / "README.md").write_text("Nothing.")
     splits = {"train": "train", "valid": "valid"}
     sources = tagged.load_sources(splits, name=f"folder:{folder}", tokenizer=wordpiece)
-    assert sources["train"].facts.classes == ("B-ORG", "B-PER", "I-PER", "O")
+    assert sources["train"].facts.classes == ("B-NUM", "B-ORG", "B-PER", "I-PER", "O")
+    assert "set: 1 of 5 classes has no example in 'train', 'B-NUM' first" in caplog.text
     assert tags_of(sources["train"]) == [["B-ORG", "O"], ["B-PER", "I-PER"]]
-    assert tags_of(sources["valid"]) == [["B-ORG", "O"]]
+    assert tags_of(sources["valid"]) == [["B-ORG", "O"], ["B-NUM", "O"]]
     (folder / "more.txt").write_text(COLUMNS)
     with pytest.raises(BadInput, match=r"more\.txt is not named for one part"):
         tagged.load_sources(splits, name=f"folder:{folder}", tokenizer=wordpiece)
