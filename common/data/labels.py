@@ -40,7 +40,8 @@ def numbered(
       where: the config key and file, which begins each message.
       at: the place of the i-th label, such as "line 3"; by default "label i", counted from 1.
       numbers: whether labels may be numbers, too, not classes alone.
-      separator: divides each text into labels, from which white space around them is taken.
+      separator: divides each text into labels, from which white space around them is taken; None
+        then has no labels.
 
     Returns:
       (i32[N], names of the classes in order), (u8[N, K] of 0 and 1, names) for lists, or (f32[N],
@@ -48,11 +49,13 @@ def numbered(
 
     Raises:
       BadInput: if a label is missing, is neither text nor a number, or is not finite; if they
-        are of several kinds; or for a number with a decimal point without `numbers`.
+        are of several kinds, or vectors of 0 and 1; or for a number with a decimal point without
+        `numbers`.
     """
     at = at or (lambda i: f"label {i + 1}")
     if separator:
         parts = lambda text: [part.strip() for part in text.split(separator) if part.strip()]
+        values = ["" if value is None else value for value in values]  # an empty cell of a .parquet
         values = [parts(value) if isinstance(value, str) else value for value in values]
     if any(isinstance(value, list) for value in values):
         return _several(values, where, at)
@@ -117,6 +120,12 @@ def _several(
     require(
         deep is None,
         f"{where}, {at(int(rows[deep or 0]))}: a label in the list is a list, not text or a number",
+    )
+    widths = {len(value) for value in values}
+    require(
+        len(widths) > 1 or widths == {1} or not all(label in (0, 1) for label in flat),
+        f"{where}: labels such as {brief(values[0])} ({at(0)}) are vectors of 0 and 1; write the "
+        "classes that are 1: [0, 2] for [1, 0, 1]",
     )
     labels, classes = numbered(flat, where, lambda i: at(int(rows[i])), numbers=False)
     needed = len(values) * len(classes)
