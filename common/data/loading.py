@@ -69,6 +69,7 @@ def balanced(source: Source) -> Source:
     """
     labels = None if source.labels is None else source.labels()
     has_classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+    has_classes = has_classes and len(labels) == source.size and labels.min() >= 0
     require(
         has_classes,
         "config.train.sampling: 'balanced' is for sets whose examples have one class each, known "

@@ -56,7 +56,10 @@ def evaluator(
     require(fits, f"config.evals: bins = {bins} is not positive, or more than {MOST_BINS:,}")
     label = source.spec["label"]
     is_class = jnp.issubdtype(label.dtype, jnp.integer) and label.shape == ()
-    require(is_class, "config.evals: calibration is for classes, but these labels are numbers")
+    have = "several labels" if label.shape else "numbers"
+    require(
+        is_class, f"config.evals: calibration is for examples of a class each; these have {have}"
+    )
 
     def terms(params, extra, batch, key):
         outputs, labels, valid = logits(params, extra, batch, key), batch["label"], batch["valid"]

@@ -7,6 +7,7 @@ import pytest
 
 from common.data import loading, order
 from common.devices import mesh, processes
+from common.errors import BadInput
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(7, 10), (10, 7), (64, 1000), (3, 1), (5, 5)])
@@ -100,6 +101,13 @@ def test_classes_of_one_size_have_orders_of_their_own():
     assert (first == second).mean() < 0.2
     turns = labels[rows].reshape(-1, 2)[:, 0]  # which class a block begins with
     assert 10 < turns.sum() < 40
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 1], [0, 1], [0.5, 1, 1], [[0, 1]] * 3])
+def test_only_rows_of_a_class_each_are_balanced(labels):
+    source = loading.from_arrays({"x": np.zeros(3)})._replace(labels=lambda: np.array(labels))
+    with pytest.raises(BadInput, match=r"sampling: 'balanced' is for sets"):
+        loading.balanced(source)
 
 
 def test_seeds_and_epochs_differ():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import DIGITS, exit_code, load
 
+from common.data import loading
 from common.errors import BadInput
 from common.evaluators import calibration
 from common.training import loop
@@ -100,6 +101,13 @@ def test_a_kind_that_does_not_fit_is_one_line(kind, message, capsys):
     assert text.startswith("error: config.evals.test.kind: ")
     assert message in text
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("label", [np.zeros((4, 3), np.uint8), np.zeros(4, np.float32)])
+def test_other_labels_are_told_apart(label):
+    have = "several labels" if label.ndim == 2 else "numbers"
+    with pytest.raises(BadInput, match=f"of a class each; these have {have}"):
+        calibration.evaluator(loading.from_arrays({"label": label}), None)
 
 
 def test_keys_of_another_kind_are_refused():
