@@ -209,7 +209,7 @@ def _outcome(error: BaseException) -> tuple[int, str | None]:
             return code, _AtOnce(text)
         case KeyboardInterrupt():
             return 128 + signal.SIGINT, "interrupted; the newest checkpoint is kept"
-        case OSError() if error.filename is None and not terminal.flushed(sys.stdout):
+        case OSError() if error.filename == terminal.OUTPUT:
             terminal.discard_output()
             if isinstance(error, BrokenPipeError):  # `| head` has seen enough
                 return 0, None

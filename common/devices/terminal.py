@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+OUTPUT = "standard output"
 MOST_KEPT = 1 << 16  # characters said before there is a workdir, at most
 
 
@@ -79,21 +80,52 @@ class Steady:
         self._copy = None
 
 
+class Output:
+    """Standard output as `stream`; an error of it has `OUTPUT` as its file name. Nothing else tells
+    it from another pipe's, or disk's: what failed to be written may have left the buffer."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text."""
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Writes what is in the buffer."""
+        with self._named():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+
+
 @contextlib.contextmanager
 def steady() -> Iterator[Steady]:
-    """Makes standard error steady, and closed standard descriptors harmless: a file that is opened
-    later would get their numbers, and with them what libraries write to 1 and 2."""
+    """Makes standard error steady, names errors of standard output (`Output`), and makes closed
+    standard descriptors harmless: a file that is opened later would get their numbers, and with
+    them what libraries write to 1 and 2."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    before, sys.stderr = sys.stderr, Steady(sys.stderr)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = sys.stdout and Output(sys.stdout), Steady(sys.stderr)
     try:
         yield sys.stderr
     finally:
         sys.stderr.close()
-        sys.stderr = before
+        sys.stdout, sys.stderr = before
 
 
 def copy_to(path) -> None:

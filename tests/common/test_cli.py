@@ -80,8 +80,9 @@ def test_running_out_of_memory_says_what_to_do(capsys):
     assert "config.train.batch_size" in line
 
 
+@pytest.mark.parametrize("length", [8, 1 << 17])  # more than a buffer holds is gone when it fails
 @pytest.mark.parametrize(("place", "code"), [("full", 1), ("pipe", 0)])
-def test_output_without_a_reader(place, code, capfd, monkeypatch):
+def test_output_without_a_reader(place, code, length, capfd, monkeypatch):
     if place == "full":
         stream = open("/dev/full", "w")  # noqa: SIM115
     else:
@@ -89,7 +90,7 @@ def test_output_without_a_reader(place, code, capfd, monkeypatch):
         os.close(end)
         stream = os.fdopen(start, "w")
     monkeypatch.setattr(sys, "stdout", stream)
-    assert ended(lambda: print("a result") or 0) == code
+    assert ended(lambda: print("x" * length) or 0) == code
     said = capfd.readouterr().err
     full = "error: standard output cannot be written: No space left on device\n"
     assert said == (full if place == "full" else "")
