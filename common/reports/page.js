@@ -83,7 +83,7 @@ if (data.parallel || data.dots.length) {
       x: { label: panel.key, log: panel.log, names: panel.names }, y: { log: state.log },
       window: panel.window, bands: [], dots: true,
       lines: panel.points.map((point) => ({
-        row: point.row, kind: "", points: [point.at],
+        row: point.row, kind: point.away ? "away" : "", points: [point.at],
         tip: ([at, value]) => `${title(point.row, point.run)}\n${short(value)}`,
       })),
     }));

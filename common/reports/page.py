@@ -53,7 +53,8 @@ def html(
     reasons = "".join(
         f"<li>{escape(_folder(path))}: {escape(reason)}</li>\n" for path, reason in left_out.items()
     )
-    apart = f"<details open><summary>{len(left_out)} runs are not in the table</summary>"
+    count = f"{len(left_out)} runs are" if len(left_out) > 1 else "1 run is"
+    apart = f"<details open><summary>{count} not in the table</summary>"
     apart = f'{apart}<ul class="left-out">\n{reasons}</ul></details>' if left_out else ""
     own = importlib.resources.files("common.reports")
     style, plot, page = (own.joinpath(f).read_text() for f in ("page.css", "plot.js", "page.js"))
@@ -180,15 +181,15 @@ def _curves(key: str, logs: list, kept: int, signs: dict[str, int]) -> dict:
     ]
     drawn = [values for row, _, values in flat if row < kept and len(values)]
     flat = [entry for entry in flat if len(entry[2])]
-    away = curves.off_axis([values for _, _, values in flat], sign)
+    low, high = curves.window(drawn or [values for _, _, values in flat], sign)
     away = [
         {"row": row, "run": name, "end": values[-1]}
-        for (row, name, values), far in zip(flat, away, strict=True)
-        if far
+        for row, name, values in flat
+        if not low <= values[-1] <= high
     ]
     return {
         "key": key,
-        "window": curves.window(drawn or [values for _, _, values in flat], sign),
+        "window": (low, high),
         "lines": lines,
         "bands": bands,
         "away": away,
@@ -206,13 +207,13 @@ def _against(result: report.RunReport) -> list[dict]:
     panels = []
     for key in result.varied:
         column = plots.positions([reading.settings_of(run, [key])[key] for _, run in rows])
+        low, high = curves.window([np.array([value]) for value in values])
         points = [
-            {"row": i, "run": _label(run), "at": [at, value]}
+            {"row": i, "run": _label(run), "at": [at, value], "away": not low <= value <= high}
             for (i, run), at, value in zip(rows, column.at, values, strict=True)
         ]
-        ends = curves.window([np.array([value]) for value in values])
         panel = {"key": key, "log": column.log, "names": column.names, "points": points}
-        panels.append(panel | {"metric": result.metric, "window": ends})
+        panels.append(panel | {"metric": result.metric, "window": (low, high)})
     return panels
 
 

@@ -13,7 +13,7 @@ const colour = (row) => rows[row].left_out ? "var(--muted)"
   : kept <= PALETTE.length ? PALETTE[row] : `hsl(${215 - 190 * row / (kept - 1)} 65% 52%)`;
 const title = (row, run) => [rows[row].name, run].filter(Boolean).join(", ");
 const short = (x) => x === null ? "not finite"
-  : x !== 0 && (Math.abs(x) >= 1e6 || Math.abs(x) < 1e-3) ? x.toExponential(2)
+  : x !== 0 && (Math.abs(x) >= 1e6 || Math.abs(x) < 1e-3) ? x.toExponential(2).replace(/\.?0+e/, "e")
   : String(+x.toPrecision(5));
 
 function add(parent, tag, attributes = {}, text = null) {
@@ -42,7 +42,8 @@ function ticks([low, high], count, log) {
     }
     const inside = marks.filter((x) => low <= x && x <= high);
     const tens = inside.filter((x) => Math.abs(Math.log10(x) % 1) < 1e-9);
-    return tens.length > 2 ? tens : inside;
+    const apart = Math.ceil(tens.length / count); // decades from one mark to the next
+    return tens.length > 2 ? tens.filter((_, i) => i % apart === 0) : inside;
   }
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= raw);

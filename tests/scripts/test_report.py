@@ -291,6 +291,16 @@ def test_the_page_has_a_curve_of_every_run_and_of_every_metric(sweep, capsys, tm
         assert mean["points"][-1][3] == pytest.approx(statistics.mean(ends) - half)
         low, high = chart["window"]
         assert all(low <= end <= high for end in ends)
+    assert chart["away"] == []
+
+
+def test_the_page_names_a_run_that_ends_off_the_axis_of_a_plot():
+    losses = (0.344, 0.342, 0.347), (0.35, 0.342, 0.335), (1.93, 2.1, 2.3), (0.9, 0.33, 0.345)
+    logs = [[{"step": k, "train/loss": v} for k, v in enumerate(of)] for of in losses]
+    # The last is left out: it decides neither the axis nor what is off it.
+    made = page._curves("train/loss", [[("", lines)] for lines in logs], 3, {"loss": -1})
+    assert made["window"][1] < 1
+    assert [(end["row"], end["end"]) for end in made["away"]] == [(2, 2.3)]
 
 
 # Hovers over the first point of the first plot, zooms into the right half, goes back, and hides the
