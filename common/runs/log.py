@@ -29,7 +29,7 @@ def log_section(*, tensorboard: bool = False, wandb: str = "") -> dict:
     pictures and texts of examples, mistakes and confusion.
 
     Args:
-      tensorboard: write event files to WORKDIR/tensorboard (needs the extra `tensorboard`).
+      tensorboard: write event files to WORKDIR (needs the extra `tensorboard`).
       wandb: the Weights & Biases project to log to; "" is none (needs the extra `wandb`;
         WANDB_MODE=offline works without a network).
 

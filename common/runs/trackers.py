@@ -20,6 +20,7 @@ from common.runs import place
 
 UNFIT_ID = r"[^a-zA-Z0-9_-]+"  # in the id of a run of W&B, which may have 128 characters
 UNFIT_TAG = r"[^-/\w.]+"  # in a tag of TensorBoard
+EVENTS = "events.out.tfevents.*"
 LONGEST = 119  # bytes of either, before a checksum
 # Sections that are no hyperparameters.
 ASIDE = ("log.", "runtime.", "mesh.", "checkpoint.", "evals.", "data.workers", "train.log_every")
@@ -43,13 +44,12 @@ def hyperparameters(config: dict) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Event files in WORKDIR/tensorboard."""
+    """Event files in the workdir, whose name TensorBoard shows as that of the run."""
 
     def __init__(self, folder: epath.Path, step: int, config: dict):
         """Goes on after `step`: what is there of later steps is dropped when it is read."""
         module = needed("tensorboardX", "tensorboard", "config.log.tensorboard")
-        folder = folder / "tensorboard"
-        files = len(list(folder.iterdir())) if folder.exists() else 0
+        files = len(list(folder.glob(EVENTS)))
         self._writer = module.SummaryWriter(
             os.fspath(folder),
             purge_step=step + 1 if step else 0,

@@ -122,7 +122,7 @@ def events(folder) -> dict:
     is there of its first step and later ones. Nothing is there twice."""
     reader = pytest.importorskip("tensorboardX.proto.event_pb2")
     seen = {}
-    for file in sorted((folder / "tensorboard").iterdir()):
+    for file in sorted(folder.glob(trackers.EVENTS)):
         raw, at = file.read_bytes(), 0
         while at < len(raw):
             length = int.from_bytes(raw[at : at + 8], "little")
