@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 96  # pixels of the longer side of a small image, at least
+TILE, MOST_TILE = 96, 384  # pixels of the longer side of an image, about at least, and at most
 CELL, MOST_CELLS = 36, 1200  # pixels of a class; and of a whole matrix, about
 
 
@@ -21,8 +21,10 @@ def tiles(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """
     font = ImageFont.load_default(11)
     height, width = images.shape[1:3]
-    scale = max(1, round(TILE / max(height, width)))
-    high, wide = height * scale, width * scale
+    longer = max(height, width)
+    scale = max(1, round(TILE / longer)) if longer <= MOST_TILE else MOST_TILE / longer
+    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     page = Image.new("RGB", (columns * (wide + 6) + 6, rows * (high + 22) + 6), "white")
@@ -31,7 +33,8 @@ def tiles(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         x, y = 6 + i % columns * (wide + 6), 6 + i // columns * (high + 22)
         pixels = pixels if pixels.shape[-1] in (3, 4) else pixels[..., 0]
         image = Image.fromarray(np.ascontiguousarray(pixels))
-        page.paste(image.resize((wide, high), Image.Resampling.NEAREST), (x, y))
+        page.paste(image.resize((wide, high), how), (x, y))
+        caption = caption[:wide]
         while draw.textlength(caption, font) > wide:
             caption = caption[:-2].rstrip("…") + "…" if len(caption) > 2 else ""
         draw.text((x, y + high + 2), caption, "black", font)
@@ -41,14 +44,21 @@ def tiles(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """A confusion matrix, the true class of a row in each row: u8[H', W', 3].
 
-    The shade of a cell is its share of its row. Counts and names are written where they fit.
+    The shade of a cell is its share of its row. Counts and names are written where they fit; of
+    more than `MOST_CELLS` classes, a cell stands for several that follow one another.
 
     Args:
       matrix: [K, K] counts, true by predicted.
       classes: K names.
     """
     count, font = len(matrix), ImageFont.load_default(11)
-    cell = max(1, min(CELL, MOST_CELLS // count))
+    title = "rows: true, columns: predicted"
+    if count > MOST_CELLS:
+        together = math.ceil(count / MOST_CELLS)
+        starts = np.arange(0, count, together)
+        matrix = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
+        count, title = len(matrix), f"{title}; {together} classes together"
+    cell = min(CELL, MOST_CELLS // count)
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     shade = np.rint(255 - share[..., None] * (255 - np.array([8.0, 48.0, 107.0]))).astype(np.uint8)
@@ -56,7 +66,6 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     named = cell >= 12
     names = [name if len(name) < 20 else name[:19] + "…" for name in classes]
     left = 24 + (math.ceil(max(map(font.getlength, names))) if named else 0)
-    title = "rows: true, columns: predicted"
     width = max(left + body.width, math.ceil(font.getlength(title))) + 8
     page = Image.new("RGB", (width, left + body.height + 8), "white")
     page.paste(body, (left, left))
