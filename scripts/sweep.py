@@ -76,7 +76,8 @@ def _trials(args, words: list[str]) -> list[trials.Trial]:
     )
     if args.metric:
         every = all_trials or [_trial(args, words, {})]
-        trials.check_metric("--metric", metric_key(args.metric), every)
+        made = [trial.config for trial in every if trial.config]
+        trials.check_metric("--metric", metric_key(args.metric), made)
     return all_trials
 
 

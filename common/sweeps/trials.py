@@ -21,11 +21,11 @@ from etils import epath
 
 from common import config, imports, inputs, values
 from common.errors import BadInput, brief, nearest, require
-from common.runs import history, lines, located, log, place, workdir
+from common.runs import checkpoint, history, lines, located, log, place, workdir
 from common.runs.files import replace_text
 from common.sections import call
 from common.sweeps import sweep
-from common.training import optim, program
+from common.training import duration, optim, program
 from common.training.saved import read_config
 
 FAILED, STOPPED = "failed.txt", "stopped.txt"
@@ -135,7 +135,7 @@ def check(trials: Iterable[Trial]) -> None:
 
 def _out_of_range(made: dict) -> str:
     """What `train.run` would refuse of a completed config without reading data; "" for nothing.
-    Durations, which may count epochs, are not looked at."""
+    Of durations, which may count epochs, only the form is looked at."""
     optimizer, train = made["optim"], made["train"]
     one_step = {"duration": "1 step", "log_every": "1 step"}
     schedule = optimizer["schedule"]
@@ -145,8 +145,23 @@ def _out_of_range(made: dict) -> str:
         "decay": None,
         "lookahead": None,
     }
+    durations = {
+        "train.duration": train["duration"],
+        "train.log_every": train["log_every"],
+        "checkpoint.every": made["checkpoint"]["every"],
+        **{f"optim.{key}": optimizer[key] for key in ("warmup", "decay", "lookahead")},
+        **{f"evals.{name}.every": section["every"] for name, section in made["evals"].items()},
+    }
     try:
         call(program.plan, train | one_step, 1)
+        for key, text in durations.items():
+            if text is not None:
+                total = None if key == "train.duration" else 1
+                size = {"batch_size": train["batch_size"], "size": 1}
+                duration.steps(text, where=f"config.{key}", total=total, **size)
+        call(checkpoint.policy, made["checkpoint"], lambda *_: 1)
+        for where, key in history.metric_keys(made).items():
+            check_metric(where, key, [made])
         call(history.why_stop, train["stop"], [])
         optim.check_patterns(optimizer)
         section = optimizer | timeless
@@ -156,15 +171,14 @@ def _out_of_range(made: dict) -> str:
     return ""
 
 
-def check_metric(where: str, key: str, trials: Iterable[Trial]) -> None:
+def check_metric(where: str, key: str, configs: Sequence[dict]) -> None:
     """Raises `BadInput` unless a trial can log `key`, as far as that shows before one has run.
 
     Args:
       where: for the error message.
       key: of the log: "eval/EVALUATOR/METRIC", "train/TERM" or "time/seconds".
-      trials: of the sweep; if all of them are refused, nothing is checked.
+      configs: of the trials that are not refused.
     """
-    configs = [trial.config for trial in trials if trial.config]
     kind, *names = key.split("/")
     form = f"{where}: {key!r}; write 'eval/NAME/METRIC', or 'train/loss'"
     require(kind in ("eval", "train", "time") and bool(names) and all(names), form)

@@ -245,7 +245,9 @@ def test_what_needs_no_data_is_refused_before_a_trial_begins_and_nothing_else():
     trials.check(itertools.chain(*found))
     (one,) = found[0]
     for key, value in (("optim.clip", -1.0), ("train.accumulate", 3), ("optim.freeze", ("(",)),
-                       ("train.stop.patience", 0)):  # fmt: skip
+                       ("train.stop.patience", 0), ("train.duration", "forever"),
+                       ("evals.test.every", "often"), ("optim.warmup", "1 hour"),
+                       ("checkpoint.best", "max eval/tset/accuracy")):  # fmt: skip
         made = one._replace(config=changed(one.config, **{key: value}))
         with pytest.raises(BadInput, match=rf"^trial 0, base: config\.{re.escape(key)}: "):
             trials.check([made])
