@@ -140,12 +140,9 @@ def overridden(
     """Completes and checks `config`, applies the overrides, and locks it; see `load`."""
     pairs = _split(overrides)
     for key, section in config.items():
-        require(
-            key in ("seed", "task")
-            or section is None
-            or isinstance(section, ml_collections.ConfigDict),
-            f"config.{key}: expected a section of keys, got {_typed(section)}",
-        )
+        kinds = ml_collections.ConfigDict | None
+        if key not in ("seed", "task") and not isinstance(section, kinds):
+            raise BadInput(f"config.{key}: expected a section of keys, got {_typed(section)}")
     pairs = _choose_evaluators(config, pairs)
     for key, governed in SELECTORS.items():
         if key not in pairs or _get(config, key) == pairs[key]:
@@ -278,7 +275,8 @@ def differing(a, b) -> dict[str, tuple[str, str]]:
 def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections: dict) -> None:
     known = flatten(config)
     for key in pairs:
-        require(key in known, f"--config.{key}: unknown key; {nearest(key, known)}")
+        if key not in known:
+            raise BadInput(f"--config.{key}: unknown key; {nearest(key, known)}")
     rest = {}
     for key, text in pairs.items():
         where, _, last = key.rpartition(".")

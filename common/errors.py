@@ -58,5 +58,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def choice(where: str, name: str, valid: Iterable[str]) -> str:
     """Returns `name` if it is one of `valid`, else raises `BadInput` with the nearest."""
     valid = tuple(valid)
-    require(name in valid, f"{where}: unknown {brief(name)}; {nearest(str(name), valid)}")
+    if name not in valid:
+        raise BadInput(f"{where}: unknown {brief(name)}; {nearest(str(name), valid)}")
     return name

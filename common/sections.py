@@ -134,11 +134,11 @@ def _check_plain(where: str, value: Any) -> None:
             _check_plain(where, item)
         return
     plain = value is None or type(value) in (bool, int, float, str)
-    require(
-        plain,
-        f"{where}: {brief(value)} is of type {type(value).__name__}; a config holds numbers, "
-        "strings, True, False, None and tuples of these",
-    )
+    if not plain:
+        raise BadInput(
+            f"{where}: {brief(value)} is of type {type(value).__name__}; a config holds numbers, "
+            "strings, True, False, None and tuples of these"
+        )
     if type(value) is int:
         require(-(2**63) <= value < 2**63, f"{where}: {brief(value)} has more than 64 bits")
     if type(value) is float:
@@ -156,7 +156,7 @@ def complete(
     config: ml_collections.ConfigDict, sections: dict[str, Callable], coming: Container[str] = ()
 ) -> None:
     """Adds missing keys to `config` and checks the others, against the function of each section.
-    Keys that are `coming` may be required and still missing: they become placeholders.
+    Messages are made only when they are needed: a sweep completes thousands of configs.
 
     Raises:
       BadInput: for an unknown section or key, a missing required key, or a value of the wrong type.
@@ -166,25 +166,23 @@ def complete(
     if config.get("evals") is None:
         config.evals = ml_collections.ConfigDict()
     for key in config:
-        require(
-            key in top | {"seed", "task"}, f"config.{key}: unknown section; {nearest(key, top)}"
-        )
-    missing = []
+        if key not in top | {"seed", "task"}:
+            raise BadInput(f"config.{key}: unknown section; {nearest(key, top)}")
     for where, function in sections.items():
         section = config
         for part in where.split("."):
             if part not in section or section[part] is None:
                 section[part] = ml_collections.ConfigDict()
             section = section[part]
-            require(
-                isinstance(section, ml_collections.ConfigDict),
-                f"config.{where}: expected a section of keys, got {brief(section)}",
-            )
+            if not isinstance(section, ml_collections.ConfigDict):
+                got = f"expected a section of keys, got {brief(section)}"
+                raise BadInput(f"config.{where}: {got}")
         known = parameters(function)
         inner = {name.rsplit(".", 1)[1] for name in sections if name.startswith(f"{where}.")}
+        valid = set(known) | inner
         for key in section:
-            valid = set(known) | inner
-            require(key in valid, f"config.{where}.{key}: unknown key; {nearest(key, valid)}")
+            if key not in valid:
+                raise BadInput(f"config.{where}.{key}: unknown key; {nearest(key, valid)}")
         for key, parameter in known.items():
             if key not in section:
                 if parameter.default is inspect.Parameter.empty and f"{where}.{key}" not in coming:
@@ -205,7 +203,8 @@ def complete(
     for parent in parents - set(sections):
         inner = {n[len(parent) + 1 :] for n in sections if n.startswith(f"{parent}.")}
         for key in config.get(parent) or {}:
-            require(key in inner, f"config.{parent}.{key}: unknown; {nearest(key, inner)}")
+            if key not in inner:
+                raise BadInput(f"config.{parent}.{key}: unknown; {nearest(key, inner)}")
 
 
 def _default(parameter: Parameter) -> Any:

@@ -170,7 +170,7 @@ def _folds(text: str | None) -> tuple[int, str] | None:
     if text is None:
         return None
     count, _, evaluator = text.partition(":")
-    valid = count.isdecimal() and len(count) < 6 and int(count) > 1
+    valid = count.isdecimal() and len(count) < 10 and int(count) > 1
     require(valid, f"--folds: {text!r}; write a number of at least 2, or 5:EVALUATOR")
     return int(count), evaluator
 

@@ -90,6 +90,11 @@ def of(
     base = ml_collections.ConfigDict(module.get_config(arg))
     base = config.plain(config.overridden(base, words, program.sections))
     if folds:
+        most = MOST // max(1, len(definition))
+        require(
+            folds[0] <= most,
+            f"--folds: {len(definition)} x {folds[0]} trials are more than {MOST:,}",
+        )
         definition = sweep.product(definition, _folds(base, *folds))
     trials = [
         one(module.get_config, arg, k, overrides, words) for k, overrides in enumerate(definition)

@@ -221,6 +221,7 @@ def test_two_launchers_share_a_sweep(tmp_path):
         (("--sweep", "mistyped"), "; 1 more of 4 trials are refused"),
         (("--sweep", "out_of_range"), "trial 1, optim.lr=-1.0: config.optim.lr: -1.0 is out of"),
         (("--folds", "1"), "--folds: '1'; write a number of at least 2"),
+        (("--folds", "100000"), "--folds: 1 x 100000 trials are more than 10,000"),
         (("--folds", "many"), "--folds: 'many'"),
         (("--folds", "5:tset"), "--folds: unknown evaluator 'tset'; did you mean 'test'"),
         (("--folds", "5", "--sweep", "of_rows"), "a sweep sets data.train twice"),
