@@ -20,6 +20,7 @@ from common.reports import curves, plots, reading, report, statistics
 # Nothing is fetched and nothing is sent, whatever a name holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 FIRST = 6  # plots of curves that are open
+MOST_OPEN = 12  # commands that are shown at once
 MOST_POINTS, FEWEST = 40_000, 60  # points of all the curves of a plot, and of each at least
 
 
@@ -76,7 +77,9 @@ def html(
 <noscript><p>The plots are drawn by JavaScript; report.py --png draws them to files.</p></noscript>
 <div id="plots"></div>
 <h2>Commands of the first runs</h2>
-{listed}<script type="application/json" id="data">{_json(data)}</script>
+<details{" open" if len(commands) <= MOST_OPEN else ""}><summary>rows: {len(commands)}</summary>
+{listed}</details>
+<script type="application/json" id="data">{_json(data)}</script>
 <script>
 (() => {{
 "use strict";

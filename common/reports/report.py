@@ -77,7 +77,7 @@ def last(run: FinishedRun, key: str) -> float:
     """The last value of a log key; NaN if that is not a number. Raises `BadInput` if the log lacks
     it."""
     values = [line[key] for line in run.history if key in line]
-    keys = sorted({key for line in run.history for key in line if key.startswith("eval/")})
+    keys = {key for line in run.history for key in line if key.startswith(("eval/", "train/"))}
     require(bool(values), f"{run.path}: no {key!r} in its log; {nearest(key, keys)}")
     return float(number(values[-1]))
 
