@@ -36,6 +36,8 @@ from common.training.saved import opened, opened_weights, read_config, with_sets
 from vision import explain
 from vision.data.views import weighted_views
 
+MOST = 200  # images in a picture: more take minutes to draw, and too many pixels
+
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
@@ -48,7 +50,8 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--count", type=int, default=16, help="images per picture (default: 16)")
     args, config = cli.parse_model(parser, argv)
-    require(args.count > 0, f"--count: {args.count} is not positive")
+    fits = 0 < args.count <= MOST
+    require(fits, f"--count: {args.count} is not from 1 to {MOST}, which is what a picture holds")
     plots.figure(1, 1)  # without Matplotlib, fail before loading the run
     config = read_config(args.workdir) if config is None else config
     require(

@@ -320,7 +320,8 @@ def test_what_cannot_be_explained_is_one_line(tmp_path, capsys):
         ("empty", [], "no checkpoint there"),
         ("empty", ["--step", "best"], "config.checkpoint.best is not set"),
         ("empty", ["--set", "tset"], "--set: unknown split 'tset'"),
-        ("empty", ["--count", "0"], "--count: 0 is not positive"),
+        ("empty", ["--count", "0"], "--count: 0 is not from 1 to 200"),
+        ("empty", ["--count", "201"], "--count: 201 is not from 1 to 200"),
         ("text", [], "a run of lm.mlm; only vision.classify is explained"),
         ("blind", [], "the run has no evaluators"),
     ):
