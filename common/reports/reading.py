@@ -26,6 +26,7 @@ from common.training.saved import read_config
 LEFT = ("metrics.jsonl", "environment.json", "result.json")
 OF_START = {"commit": str, "command": list, "device": str, "devices": int, "versions": dict}
 OF_RESULT = {"steps": int, "eval": dict, "parameters": int, "wall_seconds": int | float}
+RUNNING = "still running"
 FOLD = re.compile(r"\[(not )?fold (\d+)/(\d+)\]", re.A)
 
 
@@ -124,6 +125,8 @@ def _unfinished(folder: epath.Path) -> str:
             return prefix + " ".join(noted(file).split())
     if (folder / "result.json").exists() and workdir.begun(folder):
         return f"{folder / 'result.json'} is damaged"
+    if workdir.in_use(folder):
+        return RUNNING
     return "not finished" if workdir.begun(folder) else "its config.json is missing"
 
 
@@ -133,6 +136,7 @@ def read_run(folder) -> FinishedRun:
     folder = absolute(folder)
     config = flatten(read_config(folder))
     reason = _unfinished(folder)
+    require(reason != RUNNING, f"{folder}: {RUNNING}")
     require(not reason, f"{folder}: {reason}; run its command again")
     starts = workdir.read_starts(folder)
     history, result = log.read_lines(folder), workdir.load_result(folder)

@@ -18,8 +18,8 @@ from helpers import DIGITS, exit_code, load, result
 from PIL import Image
 
 from common.reports import page, reading, report
-from common.runs import log
-from common.sweeps import population
+from common.runs import log, workdir
+from common.training import train
 from common.training.saved import read_config
 
 TEST = "eval/test/accuracy"
@@ -114,6 +114,9 @@ def test_what_is_not_finished_in_a_folder_is_named_and_left_out(sweep, capsys):
     said = "left out: broken (failed: step 7: loss is not finite), stopped (not finished)"
     assert out.splitlines()[-1] == said
     assert f"{sweep}/stopped: not finished" in refused(capsys, sweep / "stopped")
+    with workdir.Lock(sweep / "stopped") as lock:
+        lock.hold()
+        assert refused(capsys, sweep / "stopped").endswith("/stopped: still running")
     shutil.copytree(sweep / "broken", sweep / "all/broken")
     assert "there is no finished run; left out: broken" in refused(capsys, sweep / "all")
 
