@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import textwrap
+import time
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from common.runs import place
 
 UNFIT_ID = r"[^a-zA-Z0-9_-]+"  # in the id of a run of W&B, which may have 128 characters
 UNFIT_TAG = r"[^-/\w.]+"  # in a tag of TensorBoard
+FLUSH_SECONDS = 30
 EVENTS = "events.out.tfevents.*"
 LONGEST = 119  # bytes of either, before a checksum
 # Sections that are no hyperparameters.
@@ -48,35 +50,46 @@ class TensorBoard:
 
     def __init__(self, folder: epath.Path, step: int, config: dict):
         """Goes on after `step`: what is there of later steps is dropped when it is read."""
-        module = needed("tensorboardX", "tensorboard", "config.log.tensorboard")
-        files = len(list(folder.glob(EVENTS)))
-        self._writer = module.SummaryWriter(
-            os.fspath(folder),
-            purge_step=step + 1 if step else 0,
-            filename_suffix=f".{files}",  # two starts in one second would share a file
+        needed("tensorboardX", "tensorboard", "config.log.tensorboard")
+        names = ("event_file_writer", "summary", "proto.event_pb2")
+        files, self._make, self._proto = (
+            importlib.import_module(f"tensorboardX.{n}") for n in names
         )
-        if not (step and files):
-            values = hyperparameters(config)
-            _, start, _ = importlib.import_module("tensorboardX.summary").hparams(values, {})
-            self._writer.file_writer.add_summary(start)
+        before = len(list(folder.glob(EVENTS)))  # two starts in one second would share a file
+        # Not `SummaryWriter`, whose thread dies of a full disk: the run would wait for it for ever.
+        self._writer = files.EventsWriter(os.fspath(folder / "events"), f".{before}")
+        self._flushed_at = time.time()
+        begins = self._proto.SessionLog(status=self._proto.SessionLog.START)
+        self._write(step + 1 if step else 0, session_log=begins)
+        if not (step and before):
+            _, start, _ = self._make.hparams(hyperparameters(config), {})
+            self._write(0, summary=start)
             self.text(step, "config", to_json(config))
+
+    def _write(self, step: int, **what) -> None:
+        now = time.time()
+        self._writer.write_event(self._proto.Event(wall_time=now, step=step, **what))
+        if now - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
 
     def _tag(self, name: str) -> str:
         return place.fitting(name, UNFIT_TAG, LONGEST)
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(self._tag(name), value, step)
+            self._write(step, summary=self._make.scalar(self._tag(name), value))
 
     def text(self, step: int, name: str, text: str) -> None:
         block = textwrap.indent(text, "    ", lambda line: True)  # code, in Markdown
-        self._writer.add_text(self._tag(name), block, step)
+        self._write(step, summary=self._make.text(self._tag(name), block))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._writer.add_image(self._tag(name), picture, step, dataformats="HWC")
+        summary = self._make.image(self._tag(name), picture, dataformats="HWC")
+        self._write(step, summary=summary)
 
     def flush(self) -> None:
         self._writer.flush()
+        self._flushed_at = time.time()
 
     def close(self) -> None:
         self._writer.close()

@@ -1,6 +1,7 @@
 """The log: whole after a crash, in parts where files cannot be appended to, and in TensorBoard and
 W&B."""
 
+import errno
 import json
 import pathlib
 import re
@@ -179,6 +180,21 @@ def test_a_run_shows_trackers_rows_mistakes_and_confusion(tmp_path):
     assert min(picture.height for picture in pictures.values()) > 300
     lines = [line for line in log.read_lines(tmp_path / "run") if "eval/test/loss" in line]
     assert not {"eval/test/mistakes", "eval/test/confusion_matrix"} & set(lines[0])
+
+
+def test_a_full_disk_leaves_tensorboard_out(tmp_path, monkeypatch, caplog):
+    metrics = make(tmp_path, tensorboard=True)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics._trackers["TensorBoard"]._writer._py_recordio_writer, "write", full)
+    for step in range(1, 30):  # more than a queue of the library's holds
+        metrics.write(step, {"train/loss": 1.0})
+    metrics.close()
+    assert len(log.read_lines(tmp_path)) == 29
+    (line,) = caplog.messages
+    assert line.startswith("TensorBoard is left out: OSError: ")
 
 
 class Failing:
