@@ -38,8 +38,17 @@ def adopted(config) -> ml_collections.ConfigDict:
     _check_keys(config, "config")
     config = ml_collections.ConfigDict(config, convert_dict=True)
     check_lazy(config, "config")
+    config = _own(config)
     _to_python(config, "config")
     return config
+
+
+def _own(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy with sections of its own, where `ConfigDict(config)` would share them."""
+    own = ml_collections.ConfigDict()
+    for key, value in _items(config):
+        own[key] = _own(value) if isinstance(value, ml_collections.ConfigDict) else value
+    return own
 
 
 def python(where: str, value: Any) -> Any:

@@ -237,3 +237,10 @@ def test_importing_common_imports_neither_images_nor_text():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_config_made_in_python_is_not_changed():
+    values = {"task": "vision.classify", "train": {"duration": "1 epoch"}}
+    for given in (ml_collections.ConfigDict(values), values):
+        assert configs.in_full(given, program.sections)["train"]["average"] is None
+        assert set(given["train"]) == {"duration"}
