@@ -38,6 +38,12 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         known, rest = super().parse_known_args(args, namespace)
         if getattr(known, "help_config", False):
+            own = getattr(known, "workdir", None)
+            require(
+                known.config is not None,
+                "--help-config: --config FILE.py is needed"
+                + (f"; the keys of that run are in {own}/config.json" if own else ""),
+            )
             completed = config.load(known.config, rest, program.sections)
             print(keys.listing(completed, program.sections(completed)))
             sys.exit(0)
@@ -59,12 +65,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 class _HelpConfig(argparse.Action):
-    """Requests the list of keys, and makes --config the only required argument."""
+    """Requests the list of keys, for which no argument but --config is required."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         namespace.help_config = True
-        for action in parser._actions:
-            action.required = action.dest == "config"
+        for required in (*parser._actions, *parser._mutually_exclusive_groups):
+            required.required = False
 
 
 def add_model(to: argparse.ArgumentParser) -> None:
@@ -147,6 +153,8 @@ def exit(main: Callable[[], int], several: bool = False) -> None:
       several: whether it may be one of several processes of a run. If one of them fails, neither it
         nor the others wait (`processes`), not even if it fails before it has joined them.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as scripts/_checkout.py set it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with terminal.steady(), ending.guarded():
         _warn_in_a_line()
         # Silence remarks of libraries, and errors that they also raise; ours go through `logging`.

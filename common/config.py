@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -272,11 +272,21 @@ def differing(a, b) -> dict[str, tuple[str, str]]:
     }
 
 
+def _meant(key: str, known: Iterable[str]) -> str:
+    """A hint at what an unknown key means: the nearest of its section, or all of them."""
+    where, _, last = key.rpartition(".")
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == where}
+    if not where or not beside:
+        return nearest(key, known)
+    close = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
+    return f"did you mean {beside[close[0]]!r}?" if close else f"{where} has {', '.join(beside)}"
+
+
 def _override(config: ml_collections.ConfigDict, pairs: dict[str, str], sections: dict) -> None:
     known = flatten(config)
     for key in pairs:
         if key not in known:
-            raise BadInput(f"--config.{key}: unknown key; {nearest(key, known)}")
+            raise BadInput(f"--config.{key}: unknown key; {_meant(key, known)}")
     rest = {}
     for key, text in pairs.items():
         where, _, last = key.rpartition(".")

@@ -156,7 +156,9 @@ def complete(
     config: ml_collections.ConfigDict, sections: dict[str, Callable], coming: Container[str] = ()
 ) -> None:
     """Adds missing keys to `config` and checks the others, against the function of each section.
-    Messages are made only when they are needed: a sweep completes thousands of configs.
+
+    Keys that are `coming` may be required and still missing: they become placeholders. Messages are
+    made only when they are needed: a sweep completes thousands of configs.
 
     Raises:
       BadInput: for an unknown section or key, a missing required key, or a value of the wrong type.
@@ -168,6 +170,7 @@ def complete(
     for key in config:
         if key not in top | {"seed", "task"}:
             raise BadInput(f"config.{key}: unknown section; {nearest(key, top)}")
+    missing = []
     for where, function in sections.items():
         section = config
         for part in where.split("."):
@@ -208,12 +211,15 @@ def complete(
 
 
 def _default(parameter: Parameter) -> Any:
-    return _unset(parameter) if parameter.default is None else parameter.default
+    if parameter.default is None or parameter.default is inspect.Parameter.empty:
+        return _unset(parameter)
+    return parameter.default
 
 
 def _unset(parameter: Parameter) -> Any:
     """None, of the type that the value would have."""
-    kinds = [a for a in typing.get_args(parameter.annotation) if a is not type(None)]
+    annotation = parameter.annotation
+    kinds = [a for a in typing.get_args(annotation) or (annotation,) if a is not type(None)]
     kind = typing.get_origin(kinds[0]) or kinds[0] if kinds else object
     return placeholder(kind if kind in (int, float, str, bool, tuple) else object)
 

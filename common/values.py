@@ -28,6 +28,7 @@ class _Step(NamedTuple):
 
 def adopted(config) -> ml_collections.ConfigDict:
     """A `ConfigDict`, not locked, of one that a user made, or of nested dicts, with plain values.
+    The argument is unchanged.
 
     Values that follow others lazily (`get_ref`) still do.
 

@@ -144,7 +144,7 @@ def question_of(raw: Any) -> tuple[str, str]:
     Raises:
       BadInput: if it is none of these, or one of them is blank.
     """
-    raw = _object(raw, "question", "context")
+    given, raw = raw, _object(raw, "question", "context")
     if isinstance(raw, dict):
         raw = tuple(raw.get(key) for key in ("question", "context"))
     elif isinstance(raw, str):
@@ -152,7 +152,7 @@ def question_of(raw: Any) -> tuple[str, str]:
     pair = isinstance(raw, tuple | list) and len(raw) == 2
     pair = pair and all(isinstance(text, str) for text in raw)
     like = '{"question": "…", "context": "…"}'
-    require(pair, f"{brief(raw)} is not a question, a tab and its context, and not {like}")
+    require(pair, f"{brief(given)} is not a question, a tab and its context, and not {like}")
     require(all(map(str.strip, raw)), "its question or its context is blank")
     return tuple(raw)
 

@@ -76,9 +76,9 @@ def advice(found: rates.Tested, rate: float, schedule: str) -> str:
         return "the loss does not fall anywhere in this range: take more --steps, or other rates"
     end = f"diverges at {found.rates[-1]:.1e}" if found.diverged else "does not diverge"
     return (
-        f"falls fastest at {found.suggested:.1e}, is lowest at {found.lowest:.1e}, {end}; try "
-        f"--config.optim.lr={found.suggested:.1e} (the config has {rate:g}) as the peak of "
-        f"{schedule!r}"
+        f"falls fastest at {found.suggested:.1e}, is lowest, smoothed, at {found.lowest:.1e}, "
+        f"{end}; try --config.optim.lr={found.suggested:.1e} (the config has {rate:g}) as the peak "
+        f"of {schedule!r}"
     )
 
 

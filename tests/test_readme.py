@@ -136,9 +136,9 @@ def test_every_config_is_listed():
 
 def test_every_room_is_listed():
     assert [room for room in ROOMS if f"\n| [{room}]({room}) |" not in COMMON] == []
-    inside = section(MAIN, "Folders").split("\ncommon/")[1]
-    folders = re.findall(r"^  (\w+)/ ", inside, re.MULTILINE)
-    assert sorted(folders) == ROOMS
+    inside = section(MAIN, "Folders").split("\ncommon/")[1].split("\ntests/")[0]
+    listed = inside.split(":")[1].split("(")[0]
+    assert sorted(re.findall(r"\w+", listed)) == ROOMS
 
 
 def test_the_order_of_imports_is_that_of_the_code():

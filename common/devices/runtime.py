@@ -41,7 +41,8 @@ def start(
       deterministic: on GPU, use only kernels with bitwise reproducible results (slower).
       cache: the folder for compiled programs; "" is JAX_COMPILATION_CACHE_DIR if it is set, else
         `~/.cache/touchstone`; "none" disables the cache.
-      profile: the steps to profile into WORKDIR/profile, as "10:20"; "" is none (see `profiled`).
+      profile: the steps to profile into WORKDIR/profile, as "10:20" for 10 to 19; "" is none. To
+        look at it: `pip install xprof`, `xprof --logdir WORKDIR/profile`.
       cpu_devices: number of devices to divide a CPU into, for the mesh to split work over. XLA's
         convolutions use one core per device, so one device per core speeds them up; matrix products
         use all cores regardless. None is one, or JAX_NUM_CPU_DEVICES, which takes precedence.

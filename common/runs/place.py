@@ -32,7 +32,8 @@ def folder(text: str, where: str = "") -> str:
     if "://" not in text:
         path = absolute(text)
         nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))
-        require(os.path.isdir(nearest), f"{where}{path}: {nearest} is not a folder")
+        at = "it" if nearest == path else nearest
+        require(os.path.isdir(nearest), f"{where}{path}: {at} is not a folder")
         return text
     scheme = text.partition("://")[0]
     try:

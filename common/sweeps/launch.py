@@ -231,8 +231,8 @@ class Board:
         return [trials.standing(trial, self._root, self._metric) for trial in self._trials]
 
     def final(self) -> str:
-        """The table of all trials, the best first, followed by its name and the reasons of those
-        that failed or were stopped."""
+        """The table of all trials, the best first, followed by its name, unless they are folds, and
+        the reasons of those that failed or were stopped."""
         pairs = list(zip(self._trials, self.standings(), strict=True))
 
         def ranked(standing: Standing) -> bool:
@@ -251,7 +251,8 @@ class Board:
         which = {1: " (max)", -1: " (min)", 0: ""}[self._sign]
         header = "index", "trial", "state", "step", f"{self._metric}{which}", "took"
         best = ""
-        if sum(ranked(s) for _, s in pairs) > 1:
+        folds = any("[not fold " in str(t.overrides.get("data.train")) for t in self._trials)
+        if sum(ranked(s) for _, s in pairs) > 1 and not folds:  # one fold is not better than others
             best = f"best by its last {self._metric}: {rows[0][1]} ({rows[0][4]})\n"
         reasons = [f"{trial.name}: {s.reason}\n" for trial, s in pairs if s.reason]
         return tree.table_text(header, rows) + best + "".join(reasons)

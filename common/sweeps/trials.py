@@ -21,7 +21,7 @@ from etils import epath
 
 from common import config, imports, inputs, values
 from common.errors import BadInput, brief, nearest, require
-from common.runs import checkpoint, history, lines, located, log, place, workdir
+from common.runs import history, lines, located, log, place, saves, workdir
 from common.runs.files import replace_text
 from common.sections import call
 from common.sweeps import sweep
@@ -164,7 +164,7 @@ def _out_of_range(made: dict) -> str:
                 total = None if key == "train.duration" else 1
                 size = {"batch_size": train["batch_size"], "size": 1}
                 duration.steps(text, where=f"config.{key}", total=total, **size)
-        call(checkpoint.policy, made["checkpoint"], lambda *_: 1)
+        call(saves.policy, made["checkpoint"], lambda *_: 1)
         for where, key in history.metric_keys(made).items():
             check_metric(where, key, [made])
         call(history.why_stop, train["stop"], [])

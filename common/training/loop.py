@@ -8,6 +8,7 @@ the step and the log (`due`), so a run interrupted anywhere does exactly what is
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -168,6 +169,10 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
     program, checkpoints = run.program, run.checkpoints
     plan, history = program.plan, run.metrics.history
     profiled = runtime.profiled(program.config["runtime"]["profile"] if run.folder else "")
+    written = run.folder / "profile" if len(profiled) else None
+    if written and not step <= profiled.start < plan.total and not written.exists():
+        span = f"this start does steps {step} to {plan.total}"
+        logging.warning("config.runtime.profile: there is nothing to profile: %s", span)
     saved = set(checkpoints.steps()) if checkpoints else set()
     in_flight = None  # the newest call: (steps, sums, Terms, finite, digests)
     calls, longest = 0, 0.0  # calls so far, and seconds of the slowest
@@ -218,6 +223,8 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             if now.last or preempted or step == profiled.stop:
                 fetch()
                 profile.close()
+                if step == profiled.stop:
+                    run.progress.say(f"profile: {written}")
             if now.last and not interrupted:
                 return
             if preempted:
@@ -228,7 +235,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
 
             # The caller reads the batch and steps.
             if len(profiled) and step == profiled.start:
-                profile.enter_context(jax.profiler.trace(str(run.folder / "profile")))
+                profile.enter_context(jax.profiler.trace(str(written)))
             steps = next_steps(program, step, profiled)
             ending.now_busy(_named(plan, steps) + ("" if calls else ", which is compiled"))
             begun = time.monotonic()

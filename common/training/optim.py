@@ -258,7 +258,8 @@ def _check_ranges(positive: dict, at_least_zero: dict) -> None:
     for key, value in (positive | at_least_zero).items():
         if isinstance(value, int | float):
             ok = math.isfinite(value) and (value > 0 or (value == 0 and key in at_least_zero))
-            require(ok, f"config.optim.{key}: {value} is out of range")
+            least = "0 or more" if key in at_least_zero else "above 0"
+            require(ok, f"config.optim.{key}: {value} is not a finite number {least}")
 
 
 def _check_arguments(name: str, arguments: dict) -> None:

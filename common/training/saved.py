@@ -5,6 +5,7 @@ with saved.opened(saved.read_config("runs/a"), "runs/a", "best") as (program, st
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +19,7 @@ from common.nn.layers import identity
 from common.runs import checkpoint, facts, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
-from common.task import MOST_STEPS
+from common.task import MOST_STEPS, held_out
 from common.training.loop import eval_context
 from common.training.program import initial_state, prepare, sections, task_module
 
@@ -71,6 +72,12 @@ def evaluate_run(
     if config["data"] != own["data"]:
         config |= {"evals": {key: config["evals"][key] for key in keys.values()}}
         sources = _elsewhere(config, own, folder)
+        if sets is None and config["data"].get("name") != own["data"].get("name"):
+            for name, split in held_out(config).items():
+                logging.warning(
+                    f"{name}: the {sources[name].size:,} examples of its split {split!r}; "
+                    "--set all takes all of the set"
+                )
         config = endless(own) | {"evals": config["evals"]}
     with opened(config, folder, step, sources) as (program, state, number):
         return _evaluated(eval_context(program, state, number, folder), program, keys)

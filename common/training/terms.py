@@ -13,7 +13,7 @@ from jax.extend import core
 
 from common import tree
 from common.data import loading
-from common.errors import choice, require
+from common.errors import choice, nearest, require
 from common.runs.history import metric_keys
 from common.task import Task, Terms
 from common.training.contract import (
@@ -65,7 +65,13 @@ def check_task(config: dict, task: Task, schedule: Plan) -> Terms:
         kind, *names = key.split("/")
         kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
         require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
-        choice(where, names[0] if names else "", valid[kind])
+        name = names[0] if names else ""
+        require(
+            kind == "train" or name in valid[kind],
+            f"{where}: {key!r}: unknown evaluator {name!r}; {nearest(name, valid[kind])}; "
+            f"--config.evals.{name or 'NAME'}.split=… adds one",
+        )
+        choice(where, name, valid[kind])
         if kind == "train":
             require(
                 not shapes.get(names[0], ()) or names[0] in STEP_TERMS,

@@ -101,10 +101,9 @@ def load(path: epath.PathLike) -> Tokenizer:
         elif {"vocab.json", "merges.txt"} <= present:
             tokenizer = _byte_level(folder, settings)
         else:
-            raise BadInput(
-                f"{WHERE}: {path} has no tokenizer.json, no vocab.txt, and no vocab.json with "
-                "merges.txt"
-            )
+            kinds = "a tokenizer.json, a vocab.txt, or a vocab.json with merges.txt"
+            verb = "is none of" if path.is_file() else "has none of"
+            raise BadInput(f"{WHERE}: {path} {verb} the files that are read: {kinds}")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode("a\u2603 \u00e9")  # some lack what only encoding asks for

@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused_unopened(make, says, words, capsys, scratch)
     path = scratch / ("theirs.py" if words is config_file else "theirs.json")
     make(path)
     if make is folder and words in (tokenizer, weights):  # which may be folders
-        says = r"has no tokenizer\.json|no weights: there should be"
+        says = r"has none of the files that are read|no weights: there should be"
     refused(capsys, "train", *words(path), "--dry-run", says=says)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from common.reports import page, reading, report
 from common.runs import log, workdir
-from common.training import train
+from common.sweeps import population
 from common.training.saved import read_config
 
 TEST = "eval/test/accuracy"

@@ -23,7 +23,7 @@ SHORT = ("--config.train.duration=8 steps", "--config.evals.test.every=4 steps")
         (["--config.evals.test.evry=1"], "did you mean 'evals.test.every'"),
         (["--config.optim.lr=fast"], "'fast' does not fit"),
         (["--config.optim.lr"], "no value given"),
-        (["--config.optim.lr=-1"], "config.optim.lr: -1.0 is out of range"),
+        (["--config.optim.lr=-1"], "config.optim.lr: -1.0 is not a finite number above 0"),
         (["--config.train.batch_size=-1"], "-1 is not a positive number of examples"),
         (["--config.train.batch_size=36"], "36 examples cannot be divided over 8 devices; take 32"),
         (["--config.evals.test.batch_size=9"], "config.evals.test.batch_size: 9 examples cannot"),

@@ -219,7 +219,7 @@ def test_two_launchers_share_a_sweep(tmp_path):
         (("--sweep", "none"), "defines no none()"),
         (("--sweep", "mistyped"), "trial 2, optim.rate=1: --config.optim.rate: unknown key"),
         (("--sweep", "mistyped"), "; 1 more of 4 trials are refused"),
-        (("--sweep", "out_of_range"), "trial 1, optim.lr=-1.0: config.optim.lr: -1.0 is out of"),
+        (("--sweep", "out_of_range"), "trial 1, optim.lr=-1.0: config.optim.lr: -1.0 is not a"),
         (("--folds", "1"), "--folds: '1'; write a number of at least 2"),
         (("--folds", "100000"), "--folds: 1 x 100000 trials are more than 10,000"),
         (("--folds", "many"), "--folds: 'many'"),
@@ -287,6 +287,8 @@ def test_the_table_begins_with_the_best_of_those_that_are_finished(tmp_path):
         assert which[sign] in header
         best = [f"best by its last eval/test/loss: {made[order[0]].name} "] if sign else []
         assert [row.partition("(")[0] for row in rows[4:]] == best
+    folds = [trial._replace(overrides={"data.train": "train[not fold 1/4]"}) for trial in made]
+    assert "best" not in launch.Board(folds, tmp_path, "eval/test/loss", -1).final()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def test_activations_pass_the_constraint():
 
     model = cnn.CNN(3, padding="SAME", constrain=constrain)
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    assert seen == [(4, ("batch", None, None, None))] * 2 + [(2, ("batch", "mlp"))]
+    dense = [(2, (None, "mlp")), (2, ("batch", "mlp"))]  # the kernel, gathered, and the layer
+    assert seen == [(4, ("batch", None, None, None))] * 2 + dense
 
 
 @pytest.mark.parametrize(

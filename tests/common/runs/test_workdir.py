@@ -164,9 +164,9 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_made_ready(
 ):
     monkeypatch.setattr(train, "prepare", lambda config: pytest.fail("made ready"))
     (tmp_path / "file").write_text("here first")
-    for folder in (tmp_path / "file", tmp_path / "file/below/it"):
+    for folder, at in (tmp_path / "file", "it"), (tmp_path / "file/below", tmp_path / "file"):
         error = refused(folder, 2, capsys)
-        assert error == f"error: --workdir: {folder}: {tmp_path / 'file'} is not a folder"
+        assert error == f"error: --workdir: {folder}: {at} is not a folder"
     assert (tmp_path / "file").read_text() == "here first"
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may write
     error = refused(tmp_path / "run", 2, capsys)

@@ -229,9 +229,9 @@ def test_tails_and_final_rates():
     ("section", "message"),
     [
         ({"name": "adamm"}, "did you mean 'adamw'"),
-        ({"lr": 0.0}, "lr: 0.0 is out of range"),
-        ({"lr": float("nan")}, "lr: nan is out of range"),
-        ({"clip": -1.0}, "clip: -1.0 is out of range"),
+        ({"lr": 0.0}, "lr: 0.0 is not a finite number above 0"),
+        ({"lr": float("nan")}, "lr: nan is not a finite number above 0"),
+        ({"clip": -1.0}, "clip: -1.0 is not a finite number above 0"),
         ({"weight_decay": -0.1}, "weight_decay: -0.1"),
         ({"warmup": "11 steps"}, "longer than the run"),
         ({"schedule": "wsd"}, "required by 'wsd'"),

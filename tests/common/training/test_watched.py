@@ -78,10 +78,10 @@ def test_a_metric_that_is_there_is_taken_and_only_its_evaluator_runs(program, st
     ("text", "says"),
     [
         ("max train/loss/x", "unknown 'train/loss/x'; did you mean 'train/loss'"),
-        ("max train", "unknown ''"),
-        ("max train/", "unknown ''"),
+        ("max train", "unknown (evaluator )?''"),
+        ("max train/", "unknown (evaluator )?''"),
         ("max train/losss", "did you mean 'loss'"),
-        ("max eval", "unknown ''"),
+        ("max eval", "unknown (evaluator )?''"),
         ("max time/seconds", "begins with eval or train"),
         ("max evals/scores/loss", "begins with eval or train"),
     ],
