@@ -125,18 +125,20 @@ def missing(
     Returns:
       (its step, "training" or "evaluation NAME"), or None.
     """
-    configs = [start.get("config") or {} for start in starts]
-    totals = {start.get("steps") for start in starts}
+    configs = [c if isinstance(c := start.get("config"), dict) else {} for start in starts]
+    known = lambda value: value if isinstance(value, int | str) else None
+    told = lambda records, key: {known(record.get(key)) for record in records}
+    totals = told(starts, "steps")
     bare = {line["step"] for line in history if line.keys() == {"step"}}  # without a result
     trained = _steps_with(history, "train/")
-    texts = {config.get("train.log_every") for config in configs}
+    texts = told(configs, "train.log_every")
     n = log_every or _interval(texts, trained, totals)
     absent = [(at, "training") for at in _due(n, step) if at not in trained]
     for key in configs[-1] if configs else ():
         _, name, *rest = (*key.split("."), "", "")
         if key.startswith("evals.") and rest[:1] == ["every"]:
             done = _steps_with(history, f"eval/{name}/")
-            n = _interval({config.get(key) for config in configs}, done, totals)
+            n = _interval(told(configs, key), done, totals)
             # Those of the checkpoint's own step may come after it: the run resumes with them.
             absent += [(s, f"evaluation {name}") for s in _due(n, step - 1) if s not in done | bare]
     return min(absent, default=None, key=lambda line: line[0])

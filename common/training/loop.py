@@ -223,7 +223,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
             if now.last or preempted or step == profiled.stop:
                 fetch()
                 profile.close()
-                if step == profiled.stop:
+                if written and step == profiled.stop:
                     run.progress.say(f"profile: {written}")
             if now.last and not interrupted:
                 return

@@ -16,7 +16,7 @@ import numpy as np
 from common import losses, tree
 from common.data import loading
 from common.evaluate import mean_evaluator
-from common.nn.layers import Dropout, identity
+from common.nn.layers import Dense, Dropout, identity
 from common.sections import call
 from common.task import Evaluator, Task, row_keys
 
@@ -32,7 +32,8 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = nn.Dense(self.width, name="hidden")(x)
+        names = ("embed", "mlp")
+        x = Dense(self.width, names=names, constrain=self.constrain, name="hidden")(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
         x = self.constrain(nn.relu(x), "batch", "mlp")
         x = Dropout(self.dropout)(x, train)

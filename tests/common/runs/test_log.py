@@ -15,7 +15,7 @@ from helpers import DIGITS, ROOT, load
 
 from common.devices import chips
 from common.errors import BadInput
-from common.runs import lines, log, place, trackers
+from common.runs import history, lines, log, place, trackers
 from common.runs.files import replace_text
 from common.runs.progress import Progress, duration, speeds
 from common.task import Shown
@@ -348,3 +348,10 @@ def test_a_run_of_text_says_tokens_a_second_and_on_cpu_no_mfu(tmp_path):
     )
     for name in ("examples_per_second", "tokens_per_second"):
         assert result[name] == last[f"time/{name}"] > 0
+
+
+@pytest.mark.parametrize("start", [{"steps": {}, "config": {"train.log_every": []}}, {"config": 3}])
+def test_records_of_no_sense_ask_for_no_line(start):
+    lines = [{"step": step, "train/loss": 1.0} for step in (2, 4)]
+    assert history.missing(lines, 6, 0, [start]) is None
+    assert history.missing(lines, 6, 2, [start]) == (6, "training")
