@@ -103,9 +103,9 @@ def _fold(
     for name, at in rows:
         size = max(at.stop - at.start, 0)
         require(size >= count, f"{whole}: {count} folds of {size} examples would be empty")
-        rows_ = order.rows(0, 0, size, size) if shuffled else np.arange(size)
+        drawn = order.rows(0, 0, size, size) if shuffled else np.arange(size)
         wanted = np.full(size, bool(fold[1]))
-        wanted[rows_[size * (number - 1) // count : size * number // count]] ^= True
+        wanted[drawn[size * (number - 1) // count : size * number // count]] ^= True
         ends = at.start + np.flatnonzero(np.diff(wanted, prepend=False, append=False))
         slices += [(name, slice(*pair)) for pair in ends.reshape(-1, 2).tolist()]
     return slices

@@ -58,7 +58,9 @@ def _multiplied(program: core.Jaxpr, marks: list[str]) -> tuple[set[str], list[s
         if name in PRODUCTS:
             multiplied |= set(filter(None, inputs))
             continue
-        inner = list(core.jaxprs_in_params(equation.params))
+        # A kernel's program also has its outputs as inputs: it is no call of these.
+        inner = core.jaxprs_in_params(equation.params)
+        inner = [called for called in inner if len(called.invars) <= len(inputs)]
         for called in inner:  # the first inputs of a `cond` or a `while` are not its program's
             found, outputs = _multiplied(called, inputs[len(inputs) - len(called.invars) :])
             multiplied |= found

@@ -66,13 +66,14 @@ def check_task(config: dict, task: Task, schedule: Plan) -> Terms:
         kinds = ("eval",) if where == "config.checkpoint.best" else ("eval", "train")
         require(kind in kinds, f"{where}: {key!r}: a key here begins with {' or '.join(kinds)}")
         name = names[0] if names else ""
-        require(
-            kind == "train" or name in valid[kind],
-            f"{where}: {key!r}: unknown evaluator {name!r}; {nearest(name, valid[kind])}; "
-            f"--config.evals.{name or 'NAME'}.split=… adds one",
-        )
-        choice(where, name, valid[kind])
-        if kind == "train":
+        if kind == "eval":
+            require(
+                name in valid[kind],
+                f"{where}: {key!r}: unknown evaluator {name!r}; {nearest(name, valid[kind])}; "
+                f"--config.evals.{name or 'NAME'}.split=… adds one",
+            )
+        else:
+            choice(where, name, valid[kind])
             require(
                 not shapes.get(names[0], ()) or names[0] in STEP_TERMS,
                 f"{where}: {key!r} is no single number, which never improves",

@@ -286,7 +286,8 @@ def _headline(program: Program, folder, step: int) -> str:
     task, plan = program.task, program.plan
     devices = jax.devices()
     start = f"resuming at step {step}" if step else "starting"
-    start = "finished" if step == plan.total else start
+    if step == plan.total:
+        start = "finished"
     return (
         f"{program.config['task']}: {described_count(program)}, "
         f"{task.sources['train'].size:,} examples, {plan.total} steps of {plan.batch_size} on "
