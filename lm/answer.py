@@ -175,7 +175,7 @@ weights_settings = weights.settings  # see `common.task`
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
     """The model that a config describes, for the facts of a tokenizer. `constrain` pins activations
     to a mesh."""
-    return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
+    return models.build(config, constrain, vocab_size=facts.vocab_size)
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:

@@ -128,7 +128,7 @@ def evaluator(
 def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> nn.Module:
     """The model that a config describes, for texts and classes with these facts."""
     fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes) or 1}
-    return models.build(config["model"], constrain, **fields)
+    return models.build(config, constrain, **fields)
 
 
 weights_settings = weights.settings  # see `common.task`

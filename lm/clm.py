@@ -121,7 +121,7 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
       facts: of the training set.
       constrain: pins activations to a mesh.
     """
-    return models.build(config["model"], constrain, vocab_size=facts.vocab_size)
+    return models.build(config, constrain, vocab_size=facts.vocab_size)
 
 
 weights_settings = weights.settings  # see `common.task`

@@ -185,7 +185,7 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
         has_head = "next_sentence" in models.fields_of(cls)
         require(has_head, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
         fields["next_sentence"] = True
-    return models.build(config["model"], constrain, **fields)
+    return models.build(config, constrain, **fields)
 
 
 weights_settings = weights.settings  # see `common.task`

@@ -130,7 +130,7 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
     """The model that a config describes, for the facts of a training set. `constrain` pins
     activations to a mesh."""
     fields = {"vocab_size": facts.vocab_size, "num_classes": len(facts.classes)}
-    return models.build(config["model"], constrain, **fields)
+    return models.build(config, constrain, **fields)
 
 
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:

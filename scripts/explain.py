@@ -74,7 +74,7 @@ def main(argv=None) -> int:
         source = program.task.sources[name]
         several = source.facts.multi_label
         require(not several, f"{where}: images with several labels each are not explained")
-        model = models.build(config["model"], identity, num_classes=len(source.facts.classes))
+        model = models.build(config, identity, num_classes=len(source.facts.classes))
         variables = {"params": context.params, **context.extra}
         prepare = partial(program.task.prepare, context.key, train=False)
         batches = context.batches(source, evals[name]["batch_size"])

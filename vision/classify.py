@@ -244,7 +244,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
 
 def _model(config: dict, facts: ImageFacts, constrain: Callable) -> nn.Module:
-    return models.build(config["model"], constrain, num_classes=len(facts.classes))
+    return models.build(config, constrain, num_classes=len(facts.classes))
 
 
 # ------------------------------------------------------------------------------------- predictions

@@ -177,7 +177,7 @@ class Dense(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernel = gathered(self.constrain, kernel, self.names)
-        y = x.reshape(-1, shape[0]) @ kernel
+        y = product(x.reshape(-1, shape[0]), kernel)
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], self.features)
 
@@ -253,7 +253,16 @@ def padded(vocab_size: int) -> int:
 def project(x, table):
     """[..., D] times the transpose of [V, D]: [..., V], f32 or wider, multiplied in x's dtype."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=dtype)
+    contracted = (x.ndim - 1,), (1,)
+    table = table.astype(x.dtype)
+    return jax.lax.dot_general(x, table, (contracted, ((), ())), preferred_element_type=dtype)
+
+
+def product(x, kernel):
+    """[N, inputs] times [inputs, outputs], of one dtype: the same program as `x @ kernel`, but
+    spelled so that libraries which intercept products see it (`common.compress`)."""
+    contracted = (1,), (0,)
+    return jax.lax.dot_general(x, kernel, (contracted, ((), ())), preferred_element_type=x.dtype)
 
 
 # ------------------------------------------------------------------------------------ explicit axes

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import flax.linen as nn
 
 from common import imports, tree
+from common.compress import quantize
 from common.errors import BadInput, brief, nearest, require
 from common.sections import Selected
 
@@ -95,11 +96,11 @@ def section(config, default: str, given: tuple[str, ...]) -> Selected:
     return Selected("module", default, cls, given)
 
 
-def build(values: dict, constrain: Callable, **given) -> nn.Module:
-    """Builds the model of a section `model`.
+def build(config: dict, constrain: Callable, **given) -> nn.Module:
+    """Builds the model of a config: its section `model`, compressed as its section `compress` says.
 
     Args:
-      values: the section; its floats may be traced.
+      config: nested dict; the floats of `model` may be traced.
       constrain: pins activations to a mesh, for modules with a field `constrain`.
       given: fields that the task sets.
 
@@ -107,6 +108,7 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
       BadInput: for a module whose required fields are not those the task sets, a dropout rate
         outside [0, 1), or a size of 2^31 or more.
     """
+    values = config["model"]
     cls = model_class(values["module"])
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     required -= {
@@ -128,4 +130,4 @@ def build(values: dict, constrain: Callable, **given) -> nn.Module:
             require(small, f"config.model.{name}: {brief(value)}: {number} is too large a size")
         if name.endswith("dropout") and isinstance(value, float):
             require(0 <= value < 1, f"config.model.{name}: {value} is not in [0, 1)")
-    return cls(**fields)
+    return quantize.applied(cls(**fields), config)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import imports, tree
+from common.compress import quantize
 from common.config import plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
@@ -99,6 +100,7 @@ def sections(config) -> dict[str, Callable]:
         "train.stop": why_stop,
         "checkpoint": saves.policy,
         "init": initialise,
+        "compress.quantize": quantize.scheme,
         "runtime": runtime.start,
         "log": log.log_section,
     }

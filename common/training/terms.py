@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from common import tree
+from common.compress import quantize
 from common.data import loading
 from common.errors import choice, nearest, require
 from common.runs.history import metric_keys
@@ -84,7 +85,7 @@ def check_task(config: dict, task: Task, schedule: Plan) -> Terms:
 
 def _initial(config: dict, task: Task):
     """(params, extra) of `task.init` as ShapeDtypeStructs. Raises `BadInput` unless both are nested
-    dicts of arrays, those of params of floats."""
+    dicts of arrays, those of params of floats, or of the integers of a quantized run."""
     where = f"config.task: {config['task']}: init"
 
     def init(key):
@@ -100,9 +101,10 @@ def _initial(config: dict, task: Task):
         return tuple(values)
 
     params, extra = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    integers = quantize.of(config).after
     for path, leaf in tree.flatten(params).items():
         require(
-            jnp.issubdtype(leaf.dtype, jnp.floating),
+            integers or jnp.issubdtype(leaf.dtype, jnp.floating),
             f"{where}: the parameter {path} is {leaf.dtype}, which has no gradient; put it into "
             f"extra; {READ_PARAMETERS}",
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 
 from common import imports, tree
+from common.compress import quantize
 from common.config import flatten, in_full
 from common.data import loading
 from common.devices import agreement, chips, code, ending, memory, mesh, runtime, terminal
@@ -109,7 +110,12 @@ def refusals(folder):
 
 @contextlib.contextmanager
 def begun(
-    program: Program, folder, lock: workdir.Lock, show: bool, population: int = 1
+    program: Program,
+    folder,
+    lock: workdir.Lock,
+    show: bool,
+    population: int = 1,
+    first: TrainState | None = None,
 ) -> Iterator[tuple[Run, TrainState]]:
     """Claims `folder` for a run, restores what it resumes from, and closes everything afterwards.
 
@@ -118,10 +124,12 @@ def begun(
       folder, lock: the workdir and its lock.
       show: whether to print progress to standard error.
       population: number of runs trained as one program, recorded in environment.json.
+      first: the state that a new run begins with; None is that of step 0.
 
     Yields:
-      (Run, TrainState): the state is restored, or that of step 0.
+      (Run, TrainState): the state is restored, or the first one.
     """
+    require(first is not None or not quantize.of(program.config).after, quantize.no_training())
     config, layout = program.config, program.layout
     devices = layout.mesh.local_devices
     memory.require_fits(program.like, devices, "the state of this model", "config.model")
@@ -130,7 +138,7 @@ def begun(
     # Reject a bad `config.init` before writing anything.
     resumes = any(agreement.gather(workdir.begun(folder), "to look into the workdir"))
     ending.now_busy("initialising the model")
-    fresh = None if resumes else initial_state(program)
+    fresh = None if resumes else first or initial_state(program)
     main, before = runtime.is_main(), workdir.before(folder)
     fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
     if resumes:
@@ -160,14 +168,16 @@ def begun(
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
         ending.now_busy("reading the checkpoint")
         restored = checkpoints.restore(program.like)
-        state, step = restored or (fresh or initial_state(program), 0)
+        fresh = fresh or initial_state(program)
+        state, step = restored or (fresh, int(fresh.step))
         sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
         jump = extended.jump(program, length, step) if isinstance(length, int) else ""
         if main and jump:
             logging.warning("%s", jump)
         # A percentage may refer to an earlier, different duration.
         log_every = 0 if "%" in config["train"]["log_every"] else program.plan.log_every
-        mending.mend_log(folder, step, log_every, main)
+        if first is None:
+            mending.mend_log(folder, step, log_every, main)
         name = f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"
         options = call(log.log_section, config["log"])
         metrics = log.Log(folder, step, writing=main, name=name, config=config, **options)

@@ -168,7 +168,7 @@ def test_metrics_of_numbers_are_numpys(labelled):
     assert batch["types"].max() == 1
     terms, _ = jax.jit(made.task.loss)(state.params, {}, batch, jax.random.key(0))
     assert set(terms) == {"loss"}
-    model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=1)
+    model = models.build(made.config, lambda x, *n: x, vocab_size=300, num_classes=1)
     inputs = batch["tokens"], batch["segments"], batch["types"]
     apply = jax.jit(lambda p, *i: model.apply({"params": p}, *i))
     guesses = np.asarray(apply(state.params, *inputs))[:, 0]
@@ -208,7 +208,7 @@ def test_metrics_of_several_classes_are_those_of_the_logits(labelled, tmp_path, 
         state = program.initial_state(made)
     found = evaluated(made, state)
     batch = rows_of(made.task.sources["test"])
-    model = models.build(made.config["model"], lambda x, *n: x, vocab_size=300, num_classes=2)
+    model = models.build(made.config, lambda x, *n: x, vocab_size=300, num_classes=2)
     inputs = batch["tokens"], batch["segments"], batch["types"]
     logits = jax.jit(lambda p, *i: model.apply({"params": p}, *i))(state.params, *inputs)
     logits, many = np.asarray(logits), batch["label"]

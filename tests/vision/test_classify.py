@@ -158,7 +158,7 @@ def test_evaluation_averages_logits_over_views():
     with jax.set_mesh(made.layout.mesh):
         context = eval_context(made, state, 0)
         found = made.task.evaluators["test"].run(context)
-    model = models.build(made.config["model"], identity, num_classes=10)
+    model = models.build(made.config, identity, num_classes=10)
     test = made.task.sources["test"]
     batch = test.read(np.arange(test.size))
     images = made.task.prepare(context.key, batch, False)["image"]
