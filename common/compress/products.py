@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import qwix
 from flax.core import tracers
 
-from common.compress.quantize import (
+from common.compress.rounding import (
     COLLECTION,
     WHERE,
     Scheme,

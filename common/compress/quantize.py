@@ -1,9 +1,10 @@
 """Weights and activations of few bits: the section `compress.quantize`, over any linen module.
 
 A named kernel W is seen by its model as q * s, with integers q of 8 or 4 bits and a scale s for
-each output channel: s = max |W| / (2^(bits-1) - 1), q = round(W / s). In training W itself stays
-float, the rounding is part of the model, and its gradient is that of the identity (straight-
-through; Jacob et al. 2018). After training, q and s take W's place in the parameters, as
+each output channel: s = max |W| / (2^(bits-1) - 1), a thousandth more in fact (`rounding.ROOM`),
+and q = round(W / s). In training W itself stays float, the rounding is part of the model, and its
+gradient is that of the identity (straight-through; Jacob et al. 2018). After training, q and s take
+W's place in the parameters, as
 
     {"kernel": {"int8": i8[..., K], "scale": f32[K]}}
 
@@ -19,35 +20,27 @@ inputs pass the kernel as if it had not been rounded.
 Letters: K output channels.
 """
 
-import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from common import tree
+from common.compress.rounding import (
+    COLLECTION,
+    WHERE,
+    Activations,
+    Scheme,
+    Weights,
+    channels_of,
+    integers,
+    named,
+    rounded,
+)
 from common.errors import BadInput, require
 
-Weights = Literal["", "int8", "int4"]
-Activations = Literal["", "int8"]
-WHERE = "config.compress.quantize"
 STORED = "int8", "int4", "int4_odd"  # a key of a kernel that is stored as integers
-COLLECTION = "quantized"  # of the kernels' integers, for products with integers
-
-
-class Scheme(NamedTuple):
-    """The section `compress.quantize`; see `scheme`."""
-
-    weights: Weights
-    activations: Activations
-    paths: str
-    how: Literal["training", "after"]
-
-    @property
-    def after(self) -> bool:
-        """Whether the parameters are integers."""
-        return bool(self.weights) and self.how == "after"
 
 
 def scheme(
@@ -81,11 +74,6 @@ def scheme(
 def of(config: dict) -> Scheme:
     """The scheme of a config, which may lack the section."""
     return scheme(**config.get("compress", {}).get("quantize", {}))
-
-
-def named(chosen: Scheme, path: str) -> bool:
-    """Whether the parameter of this path is quantized."""
-    return re.fullmatch(chosen.paths, path) is not None
 
 
 # ------------------------------------------------------------------------------------------ storage
@@ -149,39 +137,6 @@ def _partition(table) -> tuple:
     return tuple((rf"(?:{regex})(?:/(?:{'|'.join(STORED)}))?", names) for regex, names in table)
 
 
-# ----------------------------------------------------------------------------------------- rounding
-
-
-def channels_of(path: str, dimensions: int) -> int:
-    """The dimension along which a parameter has a scale each: the outputs of its product."""
-    return 0 if path.rpartition("/")[2] == "embedding" else dimensions - 1
-
-
-def integers(x, kind: str, *channels: int):
-    """A qwix.QArray of x, with integers of `kind` and f32 scales, one for each index of the
-    dimensions `channels`, with which the largest is the largest integer."""
-    import qwix  # `applied` has reported it if it is missing
-
-    most = jnp.iinfo(kind).max
-    method = f"absmax,{(most + 0.5) / most}"  # qwix itself divides by the largest and a half
-    wide = x.astype(jnp.float32)
-    return qwix.quantize(wide, kind, channelwise_axes=channels, calibration_method=method)
-
-
-def rounded(x, kind: str, *channels: int):
-    """`x` rounded to what integers and scales can say, in f32 and returned in x's dtype; its
-    gradient is that of `x`.
-
-    Args:
-      x: floats.
-      kind: "int8" or "int4".
-      channels: the dimensions with a scale for each index.
-    """
-    q = integers(jax.lax.stop_gradient(x), kind, *channels)
-    value = (q.qvalue.astype(jnp.float32) * q.scale).astype(x.dtype)
-    return jax.lax.stop_gradient(value) + (x - jax.lax.stop_gradient(x))  # + 0, exactly
-
-
 # ------------------------------------------------------------------------------------------- models
 
 
@@ -235,6 +190,8 @@ def applied(model: nn.Module, config: dict) -> nn.Module:
     fields = {"init": nn.nowrap(init), "apply": nn.nowrap(apply)}
     if chosen.after:
         fields["PARTITION"] = property(lambda self: _partition(super(quantized, self).PARTITION))
+        if hasattr(own, "fitted"):  # initial parameters, which these are not
+            fields["fitted"] = nn.nowrap(lambda self, params, images: params)
     names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
     quantized = type(own.__name__, (base,), fields | names)
     model.__class__ = quantized
@@ -263,7 +220,7 @@ def _check_multiplied(chosen: Scheme, params: dict, multiplied: set[str]) -> Non
         not floats,
         f"{WHERE}.paths: {''.join(floats[:1])}{more} would stay float, {len(floats)} of "
         f"{len(paths)}: nothing multiplies by it that can be seen, such as "
-        "common.nn.layers.Dense, nn.Dense or nn.Conv; leave it out",
+        "common.nn.layers.Dense, nn.Dense or nn.Conv; leave it out of the regex",
     )
 
 
