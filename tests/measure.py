@@ -16,6 +16,7 @@ TESTS = {
     "processes": "each key of a config changed on one of two or four processes: all of them refuse",
     "images": "Fashion-MNIST as 70,000 PNG files, and a run on them beside one on the set",
     "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
+    "quantize": "what int8 costs after training: bert_sotu, Fashion-MNIST small x 3 (40 minutes)",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
