@@ -95,9 +95,18 @@ class Products(qwix.QuantizationProvider):
         if not self.scheme.after:
             return floats(rounded(lhs, self.scheme.activations, *rows))
         stored = kernel.module.get_variable(COLLECTION, kernel.name)
-        left = integers(lhs, self.scheme.activations, *rows)
         right = qwix.QArray(stored["value"], stored["scale"])
-        return multiplied(left, right).astype(jax.eval_shape(floats, lhs).dtype)
+        dtype = jax.eval_shape(floats, lhs).dtype
+
+        def product(lhs):
+            left = integers(lhs, self.scheme.activations, *rows)
+            return multiplied(left, right).astype(dtype)
+
+        # For those who ask how inputs matter, the gradient of the same product of floats.
+        straight = jax.custom_vjp(product)
+        backward = lambda lhs, g: jax.vjp(floats, lhs)[1](g)
+        straight.defvjp(lambda lhs: (product(lhs), lhs), backward)
+        return straight(lhs)
 
     def _kernel_of(self, rhs) -> _Kernel | None:
         """The named kernel of which `rhs` is made; None if it is made of no such one."""

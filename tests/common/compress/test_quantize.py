@@ -136,6 +136,17 @@ def test_a_gradient_is_that_of_the_rounded_model(two):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), ours, wanted)
 
 
+@pytest.mark.slow
+def test_inputs_have_the_same_gradient_in_training_and_after(two):
+    keys = {"weights": "int8", "activations": "int8"}
+    loss = lambda model: lambda x, params: jnp.sin(model.apply({"params": params}, x)).sum()
+    aware, after = applied(Two(), **keys), applied(Two(), "after", **keys)
+    wanted = jax.jit(jax.grad(loss(aware)))(IMAGES, two)
+    ours = jax.jit(jax.grad(loss(after)))(IMAGES, quantize.stored(scheme(**keys), two))
+    assert np.abs(wanted).max() > 1
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_the_gradient_of_rounding_is_the_identity():
     x = RNG.normal(size=(3, 4)).astype(np.float32)
     x[1] = 0
