@@ -201,27 +201,34 @@ def test_every_kernel_of_every_model_is_seen(name):
     }
 
 
+jitted = jax.jit(product)
+
+
 class Hidden(nn.Module):
-    """A product that cannot be seen, and one that can."""
+    """Two products that cannot be seen, and one that can."""
 
     PARTITION = ()
 
     @nn.compact
     def __call__(self, x):
         """f32[B, 4] -> f32[B, 4]."""
-        return nn.Dense(4, name="seen")(x) @ self.param("kernel", nn.initializers.ones, (4, 4))
+        ones = nn.initializers.ones
+        x = nn.Dense(4, name="seen")(x) @ self.param("kernel", ones, (4, 4))
+        return jitted(x, self.param("other_kernel", ones, (4, 4)))
 
 
 def test_a_named_parameter_that_would_stay_float_is_an_error():
-    x = RNG.normal(size=(4, 4)).astype(np.float32)
+    x = RNG.normal(size=(3, 4)).astype(np.float32)
     key = jax.random.key(0)
     init = lambda **keys: jax.eval_shape(applied(Hidden(), weights="int8", **keys).init, key, x)
+    with pytest.raises(BadInput, match="other_kernel would stay float, 1 of 1"):
+        init(paths="other_kernel")
     with pytest.raises(BadInput, match="'none' matches no parameter; one of them is kernel"):
         init(paths="none")
     for keys in ({}, {"activations": "int8"}):
         with pytest.raises(BadInput, match=r"kernel would stay float, 1 of 2"):
             init(**keys)
-    with pytest.raises(BadInput, match="kernel and 1 more would stay float, 2 of 3"):
+    with pytest.raises(BadInput, match="kernel and 2 more would stay float, 3 of 4"):
         init(paths=".*")
     for wrong, keys in {
         "set .*weights as well": {"activations": "int8"},
@@ -230,12 +237,13 @@ def test_a_named_parameter_that_would_stay_float_is_an_error():
         with pytest.raises(BadInput, match=wrong):
             applied(Hidden(), **keys)
     # What was traced for a quantized model is not used again for another.
-    model, params = Hidden(), Hidden().init(key, x)
-    twice = [model.apply(params, x)]
-    keys = {"weights": "int8", "activations": "int8", "paths": "seen/kernel"}
-    assert np.abs(applied(Hidden(), **keys).apply(params, x) - twice[0]).max() > 1e-4
-    twice.append(model.apply(params, x))
-    np.testing.assert_array_equal(*twice)
+    params, x = Hidden().init(key, x), x[:2]
+    keys = {"weights": "int8", "activations": "int8", "paths": "seen/kernel|other_kernel"}
+    quantized = applied(Hidden(), **keys).apply(params, x)
+    dense = params["params"]["seen"]
+    wanted = (x @ dense["kernel"] + dense["bias"]) @ np.ones((4, 4)) @ np.ones((4, 4))
+    np.testing.assert_allclose(Hidden().apply(params, x), wanted, rtol=1e-5)
+    assert np.abs(quantized - wanted).max() > 1e-3
 
 
 @pytest.mark.slow
