@@ -193,7 +193,7 @@ def options_of(predictor: Predictor, values: dict) -> dict:
     return predictor.options(**values)
 
 
-def _divided(options: dict) -> tuple[dict, tuple]:
+def divided(options: dict) -> tuple[dict, tuple]:
     """(traced options, static ones), see `Predictor.options`."""
     is_traced = lambda value: isinstance(value, float | np.ndarray | jax.Array)
     traced = {
@@ -225,7 +225,7 @@ class _Row(NamedTuple):
     index: int
 
 
-def _padded(predictor: Predictor, row: dict) -> dict:
+def padded(predictor: Predictor, row: dict) -> dict:
     """A row's arrays with the first dimension of those that vary padded to a bucket."""
     arrays = {}
     for name, array in row.items():
@@ -274,7 +274,7 @@ def loaded(
         batch = {k: np.stack([rows[i].arrays[k] for i in at]) for k in rows[0].arrays}
         batch["index"] = np.array([rows[i].index for i in at], np.uint32)
         batch = mesh.to_global(layout, size, batch)
-        return compiled(params, extra, batch, *_divided(options))
+        return compiled(params, extra, batch, *divided(options))
 
     def window(pool, first: int, items: list, options) -> Iterator[tuple[Any, dict | BadInput]]:
         def read(item):
@@ -285,7 +285,7 @@ def loaded(
 
         reads = list(pool.map(read, items)) if len(items) > 1 else [read(items[0])]
         rows = [
-            _Row(_padded(predictor, row), place, first + place)
+            _Row(padded(predictor, row), place, first + place)
             for place, own in enumerate(reads)
             for row in (own if not isinstance(own, BadInput) else ())
         ]

@@ -181,6 +181,23 @@ class Task(NamedTuple):
     shown: Callable | None = None
 
 
+class Function(NamedTuple):
+    """A function of a predictor's model that an exported model has, see `Predictor.exports`.
+
+    Attributes:
+      apply: as `Predictor.apply`.
+      inputs: (params, extra, rows) -> {name: np[B, ...]}: examples of its `batch`, by which the
+        export is verified. `rows` {name: np[B, ...]} are those of an evaluation set, as its
+        `Source.read` returns them, or the arrays of `Predictor.read`, padded.
+      lengths: {name: letter} of the inputs whose dimension after the batch may have any size; the
+        same letter is the same size.
+    """
+
+    apply: Callable
+    inputs: Callable
+    lengths: Mapping[str, str] = MappingProxyType({})
+
+
 class Predictor(NamedTuple):
     """How raw inputs become predictions: pure functions, which `common.predict` batches, compiles
     and spreads over the devices.
@@ -211,6 +228,9 @@ class Predictor(NamedTuple):
       optional: columns that a table may lack.
       suffixes: of the files that are inputs, such as ".png"; none if inputs are texts.
       model: the model, for those who want more of it; called with {"params": params, **extra}.
+      exports: {name: Function} of an exported model (scripts/export.py). It has `predict`, which is
+        `apply`, in any case; an entry of that name makes its inputs of rows of an evaluation set,
+        without which an export is verified on inputs that the user names.
     """
 
     read: Callable
@@ -224,6 +244,7 @@ class Predictor(NamedTuple):
     optional: tuple[str, ...] = ()
     suffixes: frozenset[str] = frozenset()
     model: Any = None
+    exports: Mapping[str, Function] = MappingProxyType({})
 
 
 def training_flops(model: Any, *sizes) -> float | None:

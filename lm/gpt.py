@@ -161,7 +161,7 @@ class GPT(SequenceTransformer, kw_only=True):
           at: i32[B], the index of each row's last new token, behind which there is padding; None is
             L - 1.
         """
-        at = jnp.full(len(tokens), tokens.shape[1] - 1) if at is None else at
+        at = jnp.full(tokens.shape[0], tokens.shape[1] - 1) if at is None else at
         at, cache = jax.tree.map(lambda x: split_like(x, tokens), (at, cache))
         # Padding adds nothing to the length by which rotary wavelengths may be stretched.
         new = jnp.minimum(jnp.arange(tokens.shape[1]), at[:, None])

@@ -10,15 +10,18 @@ Letters: B batch, L positions, P masks, D width, K classes.
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common import classes as ranking
 from common.errors import brief, require
-from common.task import Predictor, purpose_key
+from common.nn.attention import Cache
+from common.task import Function, Predictor, purpose_key
 from lm import bert, fill, generate
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
@@ -34,6 +37,18 @@ def longest_of(model: nn.Module) -> int | None:
 def _pads(facts: TextFacts, *names: str) -> dict[str, int]:
     """What arrays of a row are padded with; padding is segment 0."""
     return {name: facts.special["pad"] or 0 if name == "tokens" else 0 for name in names}
+
+
+def exported(apply: Callable, *names: str, longest: int | None = None) -> Function:
+    """A `Function` whose inputs are arrays of rows, [B, L], cut at `longest`; what rows lack is
+    0."""
+
+    def inputs(params, extra, rows):
+        del params, extra
+        blank = np.zeros_like(rows["tokens"])
+        return {name: rows.get(name, blank)[:, :longest].astype(np.int32) for name in names}
+
+    return Function(apply, inputs, dict.fromkeys(names, "l"))
 
 
 def _text(given: Any) -> str:
@@ -87,13 +102,25 @@ def fills(model: nn.Module, facts: TextFacts) -> Predictor:
         picked = np.flatnonzero(tokens == mask).astype(np.int32)
         return [{"tokens": tokens, "segments": np.ones(length, np.int32), "picked": picked}]
 
-    def apply(params, extra, batch, options):
+    def logits(params, extra, batch, options):
         inputs = batch["tokens"], batch["segments"], batch.get("types"), batch["picked"]
         outputs = model.apply({"params": params}, *inputs)
         # A model with a next-sentence head returns two outputs.
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        ids, shares = fill.guesses(logits, options["top"])
+        return {"logits": outputs[0] if isinstance(outputs, tuple) else outputs}
+
+    def apply(params, extra, batch, options):
+        ids, shares = fill.guesses(logits(params, extra, batch, options)["logits"], options["top"])
         return {"ids": ids, "shares": shares}
+
+    def inputs(params, extra, rows) -> dict:
+        """Every eighth token of a row is hidden, unless it has its own masks."""
+        tokens, segments = rows["tokens"].astype(np.int32), rows["segments"].astype(np.int32)
+        if "picked" in rows:
+            return {"tokens": tokens, "segments": segments, "picked": rows["picked"]}
+        picked = np.arange(1, tokens.shape[1], 8, dtype=np.int32)
+        tokens[:, picked] = mask
+        picked = np.tile(picked, (len(tokens), 1))
+        return {"tokens": tokens, "segments": segments, "picked": picked}
 
     def result(text, rows, outputs, options) -> dict:
         tokens, picked = rows[0]["tokens"].copy(), rows[0]["picked"]
@@ -119,8 +146,13 @@ def fills(model: nn.Module, facts: TextFacts) -> Predictor:
             lines.append("    " + ", ".join(told))
         return "\n".join(lines)
 
-    pads = _pads(facts, "tokens", "segments", "picked")
-    return Predictor(read, apply, result, line, options, pads, longest, model=model)
+    lengths = {"tokens": "l", "segments": "l", "picked": "p"}
+    functions = {"predict": apply, "logits": logits}
+    return Predictor(
+        *(read, apply, result, line, options, _pads(facts, *lengths), longest),
+        model=model,
+        exports={name: Function(f, inputs, lengths) for name, f in functions.items()},
+    )
 
 
 # --------------------------------------------------------------------------------- what comes next
@@ -192,9 +224,57 @@ def continues(model: nn.Module, facts: TextFacts) -> Predictor:
         (text,) = generate.decode(facts, prompt[None], np.array([len(prompt)]), written)
         return {"text": text}
 
+    def prompts(params, extra, rows) -> dict:
+        """The first halves of rows."""
+        tokens = rows["tokens"][:, : max(1, rows["tokens"].shape[1] // 2)].astype(np.int32)
+        length = np.full(len(tokens), tokens.shape[1], np.int32)
+        return {"tokens": tokens, "length": np.minimum(length, rows.get("length", length))}
+
+    def logits(params, extra, batch, options):
+        return {"logits": model.apply({"params": params}, batch["tokens"])}
+
     line = lambda result: f"{result['text']}\n"
     pads = _pads(facts, "tokens")
-    return Predictor(read, apply, result, line, options, pads, longest, model=model)
+    return Predictor(
+        *(read, apply, result, line, options, pads, longest),
+        model=model,
+        exports={
+            "predict": Function(apply, prompts, {"tokens": "l"}),
+            "logits": exported(logits, "tokens", longest=longest),
+            "step": _step(model, prompts),
+        },
+    )
+
+
+def _step(model: nn.Module, prompts: Callable) -> Function:
+    """One step of decoding: a token of each row and the cache -> the logits of the next, and the
+    cache. Block i has `keys_i` and `values_i`, [B, T, heads, width of a head]; `length` i32[B] is
+    the number of positions that are filled. An empty cache is zeros."""
+
+    def flat(cache: Cache) -> dict:
+        arrays = {f"keys_{i}": x for i, x in enumerate(cache.keys)}
+        arrays |= {f"values_{i}": x for i, x in enumerate(cache.values)}
+        return arrays | {"length": cache.length}
+
+    def apply(params, extra, batch, options):
+        numbers = range(sum(name.startswith("keys_") for name in batch))
+        keys, values = (tuple(batch[f"{kind}_{i}"] for i in numbers) for kind in ("keys", "values"))
+        cache = Cache(keys, values, batch["length"])
+        logits, cache = model.apply({"params": params}, batch["token"], cache, method="decode")
+        return {"logits": logits} | flat(cache)
+
+    def inputs(params, extra, rows) -> dict:
+        """The step after the first halves of rows."""
+        tokens = prompts(params, extra, rows)["tokens"]
+        dtype = getattr(model, "dtype", None) or jnp.float32
+        cache = model.empty_cache(len(tokens), tokens.shape[1] + 1, dtype)
+        decode = jax.jit(partial(model.apply, method="decode"))
+        logits, cache = decode({"params": params}, tokens, cache)
+        token = np.argmax(logits, axis=-1).astype(np.int32)[:, None]
+        return {"token": token} | jax.tree.map(np.asarray, flat(cache))
+
+    blocks = flat(jax.eval_shape(lambda: model.empty_cache(1, 1)))
+    return Function(apply, inputs, {name: "t" for name in blocks if name != "length"})
 
 
 # ----------------------------------------------------------------------------- classes and numbers
@@ -305,6 +385,7 @@ def classifies(model: nn.Module, facts: TextFacts) -> Predictor:
         columns=("text", "text_b"),
         optional=("text_b",) if facts.texts != 2 else (),
         model=model,
+        exports={"predict": exported(apply, "tokens", "segments", "types")},
     )
 
 
@@ -357,4 +438,5 @@ def vectors(model: nn.Module, facts: TextFacts, pooling: str = "", unit: bool = 
         columns=("text", "text_b"),
         optional=("text_b",) if facts.texts != 2 else (),
         model=model,
+        exports={"predict": exported(apply, "tokens", "segments", "types")},
     )

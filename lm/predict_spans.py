@@ -20,7 +20,7 @@ from common.task import Predictor
 from lm import entities, spans
 from lm.data import questions, tagged, tokenizer
 from lm.data.tokenizer import TextFacts
-from lm.predict import longest_of
+from lm.predict import exported, longest_of
 
 NO_SPAN = float(jnp.finfo(jnp.float32).min)  # the score where a text has fewer spans
 WORD = re.compile(r"\w+(?:[-.'’]\w+)*|[^\w\s]")  # or a sign
@@ -131,6 +131,7 @@ def tags(model: nn.Module, facts: TextFacts) -> Predictor:
         columns=("tokens", "text"),
         optional=("tokens", "text"),
         model=model,
+        exports={"predict": exported(apply, "tokens", "segments", "types")},
     )
 
 

@@ -1,10 +1,17 @@
-"""Published language models that predict: `published`, see `common.predict`."""
+"""Published language models that predict: `published`, see `common.predict`; and `write`, of runs
+as published ones."""
+
+import json
+
+import flax.linen as nn
+from etils import epath
 
 from common import inputs
 from common.errors import require
 from common.predict import Published
-from common.task import Predictor
+from common.task import Predictor, Source
 from lm import bert, gpt, predict, predict_spans, weights
+from lm.data import tokenizer
 from lm.data.tokenizer import TextFacts
 from lm.weights import sentences
 
@@ -66,3 +73,48 @@ def _problem(folder) -> str | None:
     """What transformers calls the kind of a classifier's task, if the folder says so."""
     file = folder / "config.json"
     return inputs.json_object("", file).get("problem_type") if inputs.present(file) else None
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def families() -> list[str]:
+    """The families in whose layout `write` writes."""
+    return [family.name for family in weights.FAMILIES]
+
+
+def write(folder, model: nn.Module, variables: dict, source: Source) -> bool:
+    """Writes a language model with its tokenizer, for `transformers` and for `published`; False if
+    it is none.
+
+    Args:
+      folder: to write.
+      model: the model.
+      variables: {"params": …}.
+      source: a set without contents, with the facts of the tokenizer and the classes.
+
+    Raises:
+      BadInput: if no family has such a model.
+    """
+    if not any(isinstance(model, family.model) for family in weights.FAMILIES):
+        return False
+    facts, folder = source.facts, epath.Path(folder)
+    weights.save(folder, model, variables["params"], classes=facts.classes)
+    for name, text in tokenizer.files(facts.tokenizer).items():
+        (folder / name).write_text(text)
+    token = lambda i: facts.tokenizer.id_to_token(i)
+    roles = {
+        f"{k}_token": token(i) for k, i in facts.special.items() if k != "end" and i is not None
+    }
+    if facts.special["end"] is not None and isinstance(model, gpt.GPT):
+        roles["eos_token"] = token(facts.special["end"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
+    longest = predict.longest_of(model)
+    settings |= {} if longest is None else {"model_max_length": longest}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if isinstance(model, bert.Classifier):
+        kinds = {True: "multi_label_classification", False: "single_label_classification"}
+        kind = kinds[facts.multi_label] if facts.classes else "regression"
+        described = inputs.json_object("", folder / "config.json") | {"problem_type": kind}
+        (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    return True

@@ -61,7 +61,7 @@ def main(argv=None) -> int:
         loaded = predict.of_weights(known.weights, known.embed)
     parser = cli.parser(__doc__)
     _add_own(parser)
-    _add_options(parser, loaded.predictor)
+    add_options(parser, loaded.predictor)
     args = parser.parse_intermixed_args(argv)
     options = {name: getattr(args, name) for name in parameters(loaded.predictor.options)}
     return _predict(loaded, args, options)
@@ -82,7 +82,7 @@ def _add_own(parser) -> None:
     )
 
 
-def _add_options(parser, predictor: Predictor) -> None:
+def add_options(parser, predictor: Predictor) -> None:
     """Adds the options of a prediction as flags."""
     group = parser.add_argument_group("options of the prediction")
     described = meanings(predictor.options)
@@ -104,7 +104,9 @@ def _flag(parameter: Parameter) -> dict:
 # ------------------------------------------------------------------------------------------ inputs
 
 
-def _inputs(words: list[str], predictor: Predictor, columns: list[str] | None) -> Iterator[Named]:
+def named_inputs(
+    words: list[str], predictor: Predictor, columns: list[str] | None
+) -> Iterator[Named]:
     """The inputs that words on a command line name; a file that cannot be read, or not further, is
     one, whose value is the error."""
     own = predictor.columns
@@ -253,7 +255,7 @@ def _predict(loaded: predict.Loaded, args, options: dict) -> int:
     places: list[Named] = []
 
     def values() -> Iterator[Any]:
-        for each in _inputs(args.inputs, loaded.predictor, args.column):
+        for each in named_inputs(args.inputs, loaded.predictor, args.column):
             places.append(each)
             yield each.value
 

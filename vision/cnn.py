@@ -143,7 +143,7 @@ def _dense_layers(model: CNN | MLP, x, train: bool, dropout, dtype, remat: Remat
         names, constrain = ("embed", "mlp"), module.constrain
         return nn.relu(Dense(width, dtype=dtype, names=names, constrain=constrain, name=name)(x))
 
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     for i, width in enumerate(model.hidden):
         x = recomputed(layer, remat, 2, 3)(model, x, f"dense_{i}", width)
         x = model.constrain(x, "batch", "mlp")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from common import classes as ranking
 from common.errors import BadInput, require
-from common.task import Predictor, Source, split_key
+from common.task import Function, Predictor, Source, split_key
 from vision.data import photographs, pictures
 from vision.data.views import Views, weighted_views
 
@@ -75,6 +75,7 @@ def classifier(
         columns=COLUMNS,
         suffixes=pictures.suffixes(),
         model=model,
+        exports={"predict": Function(apply, _images)},
     )
 
 
@@ -111,7 +112,14 @@ def vectors(model: nn.Module, read: Callable, prepare: Callable) -> Predictor:
         columns=COLUMNS,
         suffixes=pictures.suffixes(),
         model=model,
+        exports={"predict": Function(apply, _images)},
     )
+
+
+def _images(params, extra, rows: dict) -> dict:
+    """`Function.inputs` of `apply`."""
+    del params, extra
+    return {"image": rows["image"]}
 
 
 # ---------------------------------------------------------------------------------------- pictures

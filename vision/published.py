@@ -1,6 +1,7 @@
-"""Published image models that predict: `published`, see `common.predict`."""
+"""Published image models that predict: `published`, see `common.predict`; and `write`, of runs as
+published ones."""
 
-from typing import NamedTuple
+import json
 
 import flax.linen as nn
 import numpy as np
@@ -11,6 +12,7 @@ from common import inputs
 from common.data import fetch
 from common.errors import require
 from common.predict import Published
+from common.task import Source
 from common.weights import engine
 from vision import predict, weights
 from vision.data.sets import NORMALISATION
@@ -109,3 +111,51 @@ def _of_images(name: str) -> bool:
         return True
     known = {family.name for family in weights.DESCRIBED}
     return inputs.present(file) and inputs.json_object("", file).get("model_type") in known
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def families() -> list[str]:
+    """The families in whose layout `write` writes."""
+    return [family.name for family in weights.DESCRIBED]
+
+
+def write(folder, model: nn.Module, variables: dict, source: Source) -> bool:
+    """Writes an image classifier with its preprocessing, for `transformers` and for `published`;
+    False if it is of no family there.
+
+    Args:
+      folder: to write.
+      model: the model.
+      variables: its parameters and statistics.
+      source: a set without contents, with the shape of its images and their facts.
+
+    Raises:
+      BadInput: if no family has such a model.
+    """
+    if not any(isinstance(model, family.model) for family in weights.DESCRIBED):
+        return False
+    facts, (height, width, _) = source.facts, source.spec["image"].shape
+    weights.save(folder, model, variables, classes=facts.classes)
+    square, sides = height == width, {"height": height, "width": width}
+    setup = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": square,
+        "size": {"shortest_edge": height},
+        "resample": 3,
+        "do_center_crop": square,
+        "crop_size": sides,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(facts.mean),
+        "image_std": list(facts.std),
+    }
+    folder = epath.Path(folder)
+    (folder / preprocessor.FILE).write_text(json.dumps(setup, indent=2) + "\n")
+    if facts.multi_label:
+        kind = {"problem_type": "multi_label_classification"}
+        described = inputs.json_object("", folder / "config.json") | kind
+        (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    return True

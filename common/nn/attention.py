@@ -32,11 +32,17 @@ def places(segments):
     Args:
       segments: i32[B, L]; a segment is a run of equal ids.
     """
-    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    length = segments.shape[1]
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
     first = jnp.concatenate(
         [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
     )
-    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+    starts = jnp.where(first, index, 0)
+    if isinstance(length, int):
+        return index - jax.lax.cummax(starts, axis=1)
+    # StableHLO has no cumulative maximum over a length that is not known yet.
+    before = index[:, :, None] >= index[:, None, :]
+    return index - jnp.where(before, starts[:, None, :], 0).max(axis=2)
 
 
 # --------------------------------------------------------------------------------------- attention
