@@ -8,56 +8,26 @@ Letters: B batch.
 """
 
 import contextlib
-import logging
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import jax
-import jax.export
 import numpy as np
 
 from common import predict, tree
 from common.devices import terminal
 from common.errors import BadInput, brief, require
-from common.imports import described
 from common.nn.layers import identity
 from common.runs import workdir as runs
 from common.sections import fits, parameters
-from common.serving import artifact, huggingface, onnx
+from common.serving import artifact, huggingface, lower, onnx
 from common.task import Function, Predictor
 from common.training import saved
 from common.training.program import task_module
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-# What JAX adds to check symbolic dimensions; it is gone when they are known.
-CHECKS = {"shape_assertion"}
 ROWS, FEWER = 5, 2  # of the batches that verify an export
-TOLERANCE = 1e-5  # of float32; relative to the largest number, if that exceeds 1
-COARSE = 2e-2  # of programs that compute in fewer bits
-FEW_BITS = re.compile(r"x(bf16|f16|f8\w*|i4|si8|i8)>")
-UNKNOWN = "read the model's code for an operation that needs a known size"
-
-
-class Lowered(NamedTuple):
-    """A function, exported.
-
-    Attributes:
-      entry: of the manifest.
-      code: the StableHLO.
-      calls: verified inputs, {name: array} each.
-      source: (weights, inputs) -> outputs, as the run computes them.
-      program: the same function, lowered plainly, traced.
-    """
-
-    entry: dict
-    code: bytes
-    calls: list[dict]
-    source: Callable
-    program: Callable
 
 
 def export(
@@ -105,14 +75,14 @@ def export(
         for name, function in functions_of(source).items():
             terminal.say(f"exporting {name} …")
             ways = function, functions_of(plain)[name]
-            lowered[name] = _lowered(name, ways, source, (params, extra), rows, checked)
+            lowered[name] = lower.lower(name, ways, source, (params, extra), rows, checked)
         artifact.write(folder, {name: each.code for name, each in lowered.items()}, weights)
         manifest = {
             "task": config["task"],
             "model": config.get("model", {}).get("module"),
             "step": loaded.step,
             "options": options,
-            "platforms": list(PLATFORMS),
+            "platforms": list(lower.PLATFORMS),
             "versions": artifact.versions(),
             "parameters": tree.count(params),
             "functions": {name: each.entry for name, each in lowered.items()},
@@ -250,113 +220,10 @@ def _read(predictor: Predictor, options: dict, inputs: list) -> list[dict]:
     return [batch(rows, 1), batch(rows[:FEWER], 2)]
 
 
-# -------------------------------------------------------------------------------------- lowering
-
-
-def _lowered(
-    name: str, ways: tuple[Function, Function], predictor: Predictor, state, rows, options: dict
-) -> Lowered:
-    """Exports a function.
-
-    Args:
-      name: of the function.
-      ways: the function, as the run computes it, and with plain attention.
-      predictor: whose function it is.
-      state: (params, extra).
-      rows: from `_rows`.
-      options: of the prediction, checked.
-    """
-    function, plain = ways
-    numbers, static = predict.divided(options)
-    defaults = {key: np.asarray(artifact.raw(x)) for key, x in numbers.items()}
-    collections, weights = tuple(state[1]), artifact.flat(*state)
-    examples = []
-    for batch in rows:
-        own = function.inputs(*state, batch)
-        count = len(next(iter(own.values())))
-        examples.append({**own, "index": np.arange(count, dtype=np.uint32)})
-    both = sorted(examples[0].keys() & defaults.keys())
-    require(not both, f"{name}: {both[:1]} is an input, and an option too")
-
-    def program(function: Function, weights, inputs):
-        like = {key: numbers[key] for key in defaults}
-        values = {key: _as(like[key], inputs[key]) for key in defaults if key in inputs}
-        batch = {key: x for key, x in inputs.items() if key not in defaults}
-        return dict(
-            function.apply(*artifact.unflat(weights, collections), batch, values | dict(static))
-        )
-
-    def exported(lengths: dict):
-        letters = sorted({"b", *lengths.values()})
-        bounded = predictor.longest is not None
-        most = {letter for key, letter in lengths.items() if bounded and key in predictor.pads}
-        constraints = [f"{letter} <= {predictor.longest}" for letter in sorted(most)]
-        sizes = jax.export.symbolic_shape(",".join(letters), constraints=constraints)
-        sizes = dict(zip(letters, sizes, strict=True))
-
-        def spec(key, x):
-            after = (sizes[lengths[key]],) if key in lengths else x.shape[1:2]
-            return jax.ShapeDtypeStruct((sizes["b"], *after, *x.shape[2:]), x.dtype)
-
-        specs = {key: spec(key, x) for key, x in examples[0].items()}
-        specs |= {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in defaults.items()}
-        made = jax.jit(lambda weights, inputs: program(plain, weights, inputs))
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights)
-        return jax.export.export(made, platforms=PLATFORMS)(shapes, specs), specs, constraints
-
-    try:
-        made, specs, constraints = exported(dict(function.lengths))
-    except BadInput:
-        raise
-    except Exception as error:
-        reason = described(error).splitlines()[0]
-        require(bool(function.lengths), f"{name} cannot be exported: {reason}; {UNKNOWN}")
-        logging.warning("%s: its lengths are fixed: %s", name, reason)
-        examples[1] = {key: x[:FEWER] for key, x in examples[0].items()}
-        try:
-            made, specs, constraints = exported({})
-        except Exception as error:
-            reason = described(error).splitlines()[0]
-            raise BadInput(f"{name} cannot be exported: {reason}; {UNKNOWN}") from error
-    text = made.mlir_module()
-    left = sorted(set(re.findall(r"custom_call @([\w.$]+)", text)) - CHECKS)
-    require(
-        not left, f"{name} cannot be exported: it calls {', '.join(left)}, which is no StableHLO"
-    )
-    paths, keys = sorted(weights), sorted(specs)
-    kept = {(*paths, *keys)[i] for i in made.module_kept_var_idx}
-    outputs = jax.tree.unflatten(made.out_tree, made.out_avals)
-    shape = lambda x: [d if isinstance(d, int) else str(d) for d in x.shape]
-    entry = {
-        "inputs": {
-            key: {"shape": shape(specs[key]), "dtype": str(specs[key].dtype)}
-            | ({"default": defaults[key].tolist()} if key in defaults else {})
-            for key in keys
-            if key in kept
-        },
-        "outputs": {k: {"shape": shape(x), "dtype": str(x.dtype)} for k, x in outputs.items()},
-        "constraints": constraints,
-        "unused": [path for path in paths if path not in kept],
-        "calling_convention": made.calling_convention_version,
-        "tolerance": COARSE if FEW_BITS.search(text) else TOLERANCE,
-    }
-    calls = [{k: x for k, x in (each | defaults).items() if k in kept} for each in examples]
-    run = jax.jit(lambda weights, inputs: program(function, weights, inputs))
-    plainly = lambda weights, inputs: program(plain, weights, inputs)
-    return Lowered(entry, made.mlir_module_serialized, calls, run, plainly)
-
-
-def _as(like, x):
-    """An input as the option that it stands for: data of a random key as the key."""
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like))
-    return x
-
-
 # ------------------------------------------------------------------------------------- verifying
 
 
-def _verified(folder: pathlib.Path, lowered: dict[str, Lowered], weights: dict) -> dict:
+def _verified(folder: pathlib.Path, lowered: dict[str, lower.Lowered], weights: dict) -> dict:
     """Compares the functions with the run's, and notes the differences in their entries. Returns
     {name: what the run computes, a {name: array} for each call}."""
     expected = {}
