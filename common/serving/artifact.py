@@ -199,6 +199,7 @@ def load(folder, layout: mesh.Layout | None = None) -> predict.Loaded:
     exported = read.exported("predict", manifest, contents, weights)
     names = manifest["functions"]["predict"]["inputs"]
     made, defaults = predictor(folder, manifest)
+    checked = made.options
     fixed = dict(predict.divided(defaults)[1])
 
     def apply(params, extra, batch, options):
@@ -208,9 +209,9 @@ def load(folder, layout: mesh.Layout | None = None) -> predict.Loaded:
         arrays = batch | {k: raw(x) for k, x in options.items() if k not in fixed}
         return exported(params, {name: arrays[name] for name in names})
 
-    @functools.wraps(made.options)
+    @functools.wraps(checked)
     def options(**values):
-        return made.options(**(manifest["options"] | values))
+        return checked(**(manifest["options"] | values))
 
     made = made._replace(apply=apply, options=options)
     layout = mesh.make_layout() if layout is None else layout

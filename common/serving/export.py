@@ -58,6 +58,8 @@ def export(
     to = pathlib.Path(to).expanduser().absolute()
     require(not to.exists() and not to.is_symlink(), f"--to: {to} exists; name a new folder")
     require("://" not in str(to), f"--to: {to}: exports are verified, and written, on local disks")
+    if {"onnx", "openvino"} & set(forms):
+        onnx.check(forms)
     config = saved.read_config(workdir)
     module = task_module(config["task"])
     sources = saved.kept_sources(module, config, workdir)
@@ -70,8 +72,9 @@ def export(
     with _beside(to) as folder:
         task = module.make(config | {"evals": {}}, sources, identity)
         artifact.write_kept(folder, config, task)
-        weights = artifact.flat(params, extra)
-        lowered = {}
+        weights, lowered, hub = artifact.flat(params, extra), {}, folder / "huggingface"
+        if "huggingface" in forms:
+            huggingface.write(hub, source, sources["train"], host)
         for name, function in functions_of(source).items():
             terminal.say(f"exporting {name} …")
             ways = function, functions_of(plain)[name]
@@ -91,10 +94,8 @@ def export(
         terminal.say("verifying in a fresh process …")
         expected, first = _verified(folder, lowered, weights), lowered["predict"]
         if "huggingface" in forms:
-            terminal.say("writing huggingface …")
-            hub, calls = folder / "huggingface", zip(first.calls, expected["predict"], strict=True)
-            huggingface.write(hub, source, sources["train"], host)
-            apart = huggingface.difference(hub, source, host, checked, list(calls))
+            calls = list(zip(first.calls, expected["predict"], strict=True))
+            apart = huggingface.difference(hub, source, host, checked, calls)
             manifest["huggingface"] = _agreement("huggingface", apart, first.entry["tolerance"])
         if {"onnx", "openvino"} & set(forms):
             terminal.say("writing onnx …")

@@ -14,6 +14,7 @@ from common import imports, predict, tree
 from common.errors import BadInput, require
 from common.serving import artifact
 from common.task import Predictor, Source
+from common.weights import engine
 
 
 def write(folder: pathlib.Path, predictor: Predictor, source: Source, variables: dict) -> None:
@@ -31,8 +32,9 @@ def write(folder: pathlib.Path, predictor: Predictor, source: Source, variables:
     names: list[str] = []
     for reader in predict.READERS:
         module = imports.module("--huggingface", reader, predict.READERS[0])
-        if module.write(folder, predictor.model, variables, source):
-            return
+        with engine.within("--huggingface"):
+            if module.write(folder, predictor.model, variables, source):
+                return
         names += module.families()
     kind = type(predictor.model).__name__
     raise BadInput(f"--huggingface: {kind} has no layout there; these have: {', '.join(names)}")

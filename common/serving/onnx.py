@@ -6,6 +6,7 @@ sees these alone, and those that it lacks, or has for images alone, are written 
 
 import contextlib
 import functools
+import importlib.util
 import io
 import logging
 import pathlib
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from common.errors import BadInput, require
+from common.errors import require
 from common.serving import artifact
 from common.serving.lower import Lowered
 
@@ -31,6 +32,13 @@ NESTED = (
     "checkpoint",
 )
 INSTALL = "pip install -e '.[onnx]'"
+
+
+def check(forms: Iterable[str]) -> None:
+    """Raises `BadInput` if a package is missing."""
+    packages = ("jax2onnx", "onnxruntime", *(["openvino"] if "openvino" in forms else []))
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    require(not missing, f"--onnx: {', '.join(missing)} is missing: {INSTALL}")
 
 
 def write(
@@ -54,13 +62,11 @@ def write(
       (form, function, the largest difference of its outputs).
 
     Raises:
-      BadInput: if a package is missing, or no function can be converted.
+      BadInput: if no function can be converted.
     """
-    try:
-        import jax2onnx
-        import onnxruntime
-    except ImportError as error:
-        raise BadInput(f"--onnx: {error.name} is missing: {INSTALL}") from error
+    import jax2onnx
+    import onnxruntime
+
     (folder / "onnx").mkdir()
     left_out = {}
     for name, each in lowered.items():
@@ -100,10 +106,8 @@ def _session(onnxruntime, path: pathlib.Path):
 def _openvino(folder: pathlib.Path, name: str, outputs: list[str]) -> Callable:
     """Writes a function as OpenVINO; returns inputs -> outputs, computed in float32."""
     sys.modules.setdefault("openvino_telemetry", None)  # which reports to its makers otherwise
-    try:
-        import openvino
-    except ImportError as error:
-        raise BadInput(f"--openvino: {error.name} is missing: {INSTALL}") from error
+    import openvino
+
     engine = openvino.Core()
     model = engine.read_model(folder / "onnx" / f"{name}.onnx")
     path = folder / "openvino" / f"{name}.xml"
@@ -174,8 +178,8 @@ def _evaluated(jaxpr: core.Jaxpr, consts, arguments) -> list:
 def _window_max(
     x, shape, *, window_dimensions, window_strides, padding, base_dilation, window_dilation
 ):
-    """The maximum over windows, dimension by dimension: of the rows at each place in a window. Where
-    there is padding, the nearest row takes its place, which is in the same window."""
+    """The maximum over windows, dimension by dimension: of the rows at each place in a window. For
+    one in the padding the nearest row is taken, which is in the same window."""
     if {*base_dilation, *window_dilation} != {1}:
         raise NotImplementedError("a maximum over dilated windows")
     for axis, (window, stride) in enumerate(zip(window_dimensions, window_strides, strict=True)):

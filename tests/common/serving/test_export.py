@@ -1,0 +1,210 @@
+"""Exports: what a fresh process computes with jax and numpy alone is what the run computes."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import exports
+import jax
+import numpy as np
+import pytest
+
+from common import predict
+from common.errors import BadInput
+from common.serving import artifact, lower, read
+from common.task import Function, Predictor
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """(a run, its export, the manifest)."""
+    folder = tmp_path_factory.mktemp("digits")
+    run = exports.begun("mlp", folder)
+    return run, folder / "to", exports.exported(run, folder / "to", top=3)
+
+
+def test_another_process_computes_the_same_of_any_number_of_rows(digits):
+    run, folder, manifest = digits
+    entry = manifest["functions"]["predict"]
+    assert entry["inputs"] == {"image": {"shape": ["b", 8, 8, 1], "dtype": "uint8"}}
+    assert entry["outputs"] == {"logits": {"shape": ["b", 10], "dtype": "float32"}}
+    assert entry["difference"] <= entry["tolerance"] == 1e-5
+    images = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 1), np.uint8)
+    loaded = predict.load(run)
+    apply = lambda x: loaded.predictor.apply(
+        loaded.variables["params"], {}, {"image": x}, {"top": 3, "views": "none"}
+    )
+    expected = jax.device_get(apply(images))
+    again = artifact.load(folder)
+    results = again.predict(list(images))
+    for mine, theirs in zip(results, loaded.predict(list(images), top=3), strict=True):
+        assert mine["class"] == theirs["class"]
+        assert mine["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
+    function = read.load(folder)["predict"]
+    assert artifact.difference(jax.device_get(function({"image": images})), expected) < 1e-6
+    with pytest.raises(BadInput, match="top: the export has it fixed at 3, not 2"):
+        again.predict(list(images), top=2)
+
+
+def test_an_export_that_is_damaged_is_one_line(digits, tmp_path):
+    _, folder, _ = digits
+
+    def error(change) -> str:
+        shutil.rmtree(tmp_path / "to", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "to")
+        change(tmp_path / "to")
+        with pytest.raises(read.Unusable) as raised:
+            read.verified(tmp_path / "to")
+        with pytest.raises(BadInput, match="to: "):
+            artifact.manifest_of(tmp_path / "to")
+        return str(raised.value)
+
+    def flipped(name):
+        def change(path):
+            data = bytearray((path / name).read_bytes())
+            data[len(data) // 2] ^= 1
+            (path / name).write_bytes(data)
+
+        return change
+
+    for name in ("weights.safetensors", "predict.stablehlo", "kept/config.json", "read.py"):
+        assert f"{name} is not as it was exported" in error(flipped(name))
+        assert f"{name}: No such file" in error(lambda path, name=name: (path / name).unlink())
+    assert "manifest.json: No such file" in error(lambda path: (path / "manifest.json").unlink())
+    assert "manifest.json " in error(flipped("manifest.json"))
+
+    def other(path):
+        text = (path / "manifest.json").read_text().replace('"format": 1', '"format": 2')
+        (path / "manifest.json").write_text(text)
+
+    assert "of format 2, and this reads 1" in error(other)
+
+
+def test_read_py_says_in_a_line_what_is_wrong(digits, tmp_path):
+    _, folder, _ = digits
+    shutil.copytree(folder, tmp_path / "to")
+    (tmp_path / "to/weights.safetensors").unlink()
+    words = [sys.executable, str(tmp_path / "to/read.py"), "predict", "in.npz", "out.npz"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "error: " in done.stderr
+    assert "weights.safetensors: No such file" in done.stderr
+    functions = read.load(folder)
+    with pytest.raises(read.Unusable, match="predict: inputs are image, not picture"):
+        functions["predict"]({"picture": 0})
+
+
+def test_what_cannot_be_exported_leaves_nothing(digits, tmp_path):
+    run, folder, _ = digits
+    with pytest.raises(BadInput, match=r"--to: .* exists; name a new folder"):
+        exports.exported(run, folder)
+    with pytest.raises(BadInput, match="MLP has no layout there; these have: .*vit.*bert"):
+        exports.exported(run, tmp_path / "to", ["huggingface"])
+    with pytest.raises(BadInput, match="none.png"):
+        exports.exported(run, tmp_path / "to", inputs=[str(tmp_path / "none.png")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_differ_are_refused(digits, tmp_path, monkeypatch):
+    run, _, _ = digits
+    zeros = lambda folder, calls: [{"logits": np.zeros((len(x["image"]), 10))} for _, x in calls]
+    monkeypatch.setattr(artifact, "outputs_in_a_fresh_process", zeros)
+    with pytest.raises(
+        BadInput, match="predict: its outputs differ from the run's by .*, and 1e-05 is allowed"
+    ):
+        exports.exported(run, tmp_path / "to")
+    assert list(tmp_path.iterdir()) == []
+
+
+def lowered(apply, inputs: dict, lengths=None, **options):
+    """An export of a function of `inputs` and the parameter `w`."""
+    function = Function(apply, lambda params, extra, rows: rows, lengths or {})
+    predictor = Predictor(None, apply, None, None, None, pads={"x": 0}, longest=8)
+    rows = [inputs, {k: x[:1] for k, x in inputs.items()}]
+    state = {"w": np.float32([1, 2])}, {}
+    return lower.lower("f", (function, function), predictor, state, rows, options)
+
+
+def test_custom_calls_are_refused_by_name():
+    inverse = lambda params, extra, batch, options: {"y": jax.numpy.linalg.inv(batch["x"])}
+    with pytest.raises(BadInput, match="f cannot be exported: .*custom|calls .*getrf|lu"):
+        lowered(inverse, {"x": np.eye(2, dtype=np.float32)[None]})
+
+
+def test_lengths_are_fixed_where_the_model_needs_it(caplog):
+    inputs = {"x": np.ones((3, 4), np.float32)}
+    total = lambda params, extra, batch, options: {"y": batch["x"].reshape(-1, 2) @ params["w"]}
+    halves = lambda params, extra, batch, options: {
+        "y": sum(batch["x"][:, i] for i in range(batch["x"].shape[1])) + options["times"]
+    }
+    free = lowered(lambda p, e, b, o: {"y": b["x"] * p["w"][0]}, inputs, {"x": "l"})
+    assert free.entry["inputs"] == {"x": {"shape": ["b", "l"], "dtype": "float32"}}
+    assert free.entry["constraints"] == ["l <= 8"]
+    fixed = lowered(halves, inputs, {"x": "l"}, times=2.0)
+    assert fixed.entry["inputs"]["x"]["shape"] == ["b", 4]
+    assert fixed.entry["inputs"]["times"]["default"] == 2.0
+    assert fixed.entry["unused"] == ["w"]
+    assert "f: its lengths are fixed" in caplog.text
+    assert lowered(total, inputs).entry["outputs"]["y"]["shape"] == ["2*b"]
+
+
+def test_differences_are_relative_to_large_numbers_and_exact_for_integers():
+    a = {"x": np.float32([1, 1000]), "i": np.int32([1, 2])}
+    assert artifact.difference(a, a) == 0
+    assert artifact.difference(a | {"x": np.float32([1, 1001])}, a) == pytest.approx(1e-3)
+    assert artifact.difference(a | {"i": np.int32([1, 3])}, a) == 0.5
+    nan, other = {"x": np.float32([np.nan, 1])}, {"x": np.float32([0, 1])}
+    assert (artifact.difference(nan, nan), artifact.difference(nan, other)) == (0, np.inf)
+    assert artifact.difference({"x": a["x"]}, a) == np.inf
+    assert artifact.difference(a | {"x": a["x"][:1]}, a) == np.inf
+
+
+# ------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit", "bert", "mlm", "gpt"])
+def test_models_go_out_and_come_back(name, tmp_path):
+    run = exports.begun(name, tmp_path)
+    options = {"tokens": 4, "temperature": 2.0} if name == "gpt" else {}
+    manifest = exports.exported(run, tmp_path / "to", ["huggingface"], **options)
+    assert set(manifest["functions"]) == {
+        "mlm": {"predict", "logits"},
+        "gpt": {"predict", "logits", "step"},
+    }.get(name, {"predict"})
+    for entry in (*manifest["functions"].values(), manifest["huggingface"]):
+        assert entry["difference"] <= entry["tolerance"] == 1e-5
+    for entry in manifest["functions"].values():
+        assert all(each["shape"][:1] in (["b"], [], [2]) for each in entry["inputs"].values())
+    if name == "gpt":
+        _decodes_as_it_generates(run, tmp_path / "to")
+
+
+def _decodes_as_it_generates(run: str, folder) -> None:
+    """Greedy text by the exported `logits` alone, by `step`, and by the run."""
+    functions = read.load(folder)
+    loaded = predict.load(run)
+    text = "one two three"
+    (row,) = loaded.predictor.read(text, predict.options_of(loaded.predictor, {"tokens": 4}))
+    tokens, written = row["tokens"][None], []
+    shapes = json.loads((folder / "manifest.json").read_text())["functions"]["step"]["inputs"]
+    cache = {
+        key: np.zeros([1, 16, *each["shape"][2:]], np.float32)
+        for key, each in shapes.items()
+        if key not in ("token", "length")
+    } | {"length": np.zeros(1, np.int32)}
+    for token in tokens[0]:
+        cache = functions["step"]({"token": np.int32([[token]]), **cache})
+        logits = cache.pop("logits")
+    for _ in range(4):
+        best = int(np.argmax(logits))
+        assert best == int(np.argmax(functions["logits"]({"tokens": tokens})["logits"][0, -1]))
+        written.append(best)
+        tokens = np.append(tokens, [[best]], axis=1).astype(np.int32)
+        cache = functions["step"]({"token": tokens[:, -1:], **cache})
+        logits = cache.pop("logits")
+    result = loaded.predictor.result
+    outputs = [{"tokens": np.int32(written), "length": np.int32(4)}]
+    expected = result(text, [row], outputs, {})
+    assert loaded.predict([text], tokens=4, greedy=True) == [expected]
