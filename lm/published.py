@@ -112,9 +112,13 @@ def write(folder, model: nn.Module, variables: dict, source: Source) -> bool:
     longest = predict.longest_of(model)
     settings |= {} if longest is None else {"model_max_length": longest}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    described = inputs.json_object("", folder / "config.json")
+    described |= {f"{k}_id": facts.tokenizer.token_to_id(v) for k, v in roles.items()}
+    if isinstance(model, gpt.GPT):
+        ends = {"bos": facts.begin[:1] or facts.document_begin, "eos": facts.end[:1]}
+        described |= {f"{k}_token_id": ids[0] if ids else None for k, ids in ends.items()}
     if isinstance(model, bert.Classifier):
         kinds = {True: "multi_label_classification", False: "single_label_classification"}
-        kind = kinds[facts.multi_label] if facts.classes else "regression"
-        described = inputs.json_object("", folder / "config.json") | {"problem_type": kind}
-        (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        described["problem_type"] = kinds[facts.multi_label] if facts.classes else "regression"
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     return True

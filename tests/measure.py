@@ -33,6 +33,10 @@ COMMANDS = {
         "the table of common/weights/README.md: every family beside transformers",
         [["tests/support/parity.py"]],
     ),
+    "export": (
+        "every kind of model exported in a size that is used: bytes, and how nearly it agrees",
+        [["tests/support/exports.py"]],
+    ),
     "fuzz": (
         "2,000 tries of odd overrides and of workdirs that were touched",
         [["tests/support/fuzz.py", "--tries", "2000"]],

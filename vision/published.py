@@ -136,11 +136,12 @@ def write(folder, model: nn.Module, variables: dict, source: Source) -> bool:
     """
     if not any(isinstance(model, family.model) for family in weights.DESCRIBED):
         return False
-    facts, (height, width, _) = source.facts, source.spec["image"].shape
+    facts, (height, width, channels) = source.facts, source.spec["image"].shape
     weights.save(folder, model, variables, classes=facts.classes)
     square, sides = height == width, {"height": height, "width": width}
     setup = {
         "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": channels == 3,
         "do_resize": square,
         "size": {"shortest_edge": height},
         "resample": 3,

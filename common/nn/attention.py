@@ -40,7 +40,7 @@ def places(segments):
     starts = jnp.where(first, index, 0)
     if isinstance(length, int):
         return index - jax.lax.cummax(starts, axis=1)
-    # StableHLO has no cumulative maximum over a length that is not known yet.
+    # In an export with symbolic sizes: StableHLO has no cumulative maximum over them.
     before = index[:, :, None] >= index[:, None, :]
     return index - jnp.where(before, starts[:, None, :], 0).max(axis=2)
 

@@ -83,7 +83,11 @@ def segment_lengths(positions):
     )
     last = positions.shape[1] - 1
     index = jnp.where(ends, jnp.arange(last + 1, dtype=jnp.int32), last)
-    index = jax.lax.cummin(index, axis=1, reverse=True)
+    if isinstance(last, int):
+        index = jax.lax.cummin(index, axis=1, reverse=True)
+    else:  # as in `attention.places`
+        later = jnp.arange(last + 1)[:, None] <= jnp.arange(last + 1)
+        index = jnp.where(later, index[:, None, :], last).min(axis=2)
     return jnp.take_along_axis(positions, index, axis=1) + 1
 
 

@@ -14,7 +14,7 @@ from helpers import ROOT, load
 
 from common import predict
 from common.runs import checkpoint, facts, workdir
-from common.serving import export
+from common.serving import artifact, export, read
 from common.training import program
 from lm.data import tokenizer
 
@@ -69,6 +69,44 @@ def exported(run: str, to, forms=(), inputs=(), **options) -> dict:
     return export.export(run, predict.load(run), to, options, inputs, forms)
 
 
+def beside_transformers(name: str, folder: pathlib.Path) -> float:
+    """The largest difference of an export's logits from those of `transformers` on its folder
+    `huggingface`; the tokens of texts must be the same."""
+    import torch
+    import transformers
+
+    kinds = {"gpt": "CausalLM", "mlm": "MaskedLM", "bert": "SequenceClassification"}
+    loader = getattr(transformers, f"AutoModelFor{kinds.get(name, 'ImageClassification')}")
+    theirs = loader.from_pretrained(folder / "huggingface").eval()
+    functions, rng = read.load(folder), np.random.default_rng(1)
+    if name not in kinds:
+        images = rng.integers(0, 256, (3, 8, 8, 1), np.uint8)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder / "huggingface")
+        pixels = processor(list(images), return_tensors="pt", input_data_format="channels_last")
+        ours = functions["predict"]({"image": images})["logits"]
+    else:
+        tokens = rng.integers(5, 60, (3, 9)).astype(np.int32)
+        pixels = {"input_ids": torch.tensor(tokens).long()}
+        more = {
+            "bert": {"segments": 0 * tokens + 1, "types": 0 * tokens},
+            "mlm": {
+                "segments": 0 * tokens + 1,
+                "picked": 0 * tokens + np.arange(9, dtype=np.int32),
+            },
+        }
+        given = {"tokens": tokens, **more.get(name, {})}
+        ours = functions["predict" if name == "bert" else "logits"](given)["logits"]
+        made, options = artifact.predictor(folder, artifact.manifest_of(folder))
+        text = "one [MASK] three four" if name == "mlm" else "one two three four"
+        (row,) = made.read(text, options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "huggingface")
+        ids = tokenizer(text).input_ids
+        assert ids == row["tokens"].tolist()[-len(ids) :]
+    with torch.no_grad():
+        logits = theirs(**pixels).logits.numpy()
+    return artifact.difference({"logits": logits}, {"logits": ours})
+
+
 def main() -> int:
     """Prints the table."""
     forms = ["huggingface"]
@@ -76,14 +114,16 @@ def main() -> int:
         import jax2onnx  # noqa: F401
 
         forms += ["onnx", "openvino"]
-    print("| model | parameters | function | bytes | differs by | ONNX | OpenVINO |")
-    print("|---|---|---|---|---|---|---|")
+    heads = "model", "parameters", "function", "bytes", "differs by", "ONNX", "OpenVINO"
+    print(f"| {' | '.join((*heads, 'transformers'))} |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             own = forms if name != "cnn" else [x for x in forms if x != "huggingface"]
             run = begun(f"{name}_real", folder)
             manifest = exported(run, folder / "to", own, **({"tokens": 8} if name == "gpt" else {}))
+            hub = "" if name == "cnn" else f"{beside_transformers(name, folder / 'to'):.0e}"
             for function, entry in manifest["functions"].items():
                 told = [f"{entry['difference']:.0e}"]
                 for form in ("onnx", "openvino"):
@@ -91,6 +131,10 @@ def main() -> int:
                     told.append("" if other is None else f"{other['difference']:.0e}")
                 size = (folder / "to" / f"{function}.stablehlo").stat().st_size
                 cells = name, f"{manifest['parameters']:,}", f"`{function}`", f"{size:,}", *told
+                cells = (
+                    *cells,
+                    hub if function in ("logits", list(manifest["functions"])[-1]) else "",
+                )
                 print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

@@ -6,7 +6,7 @@ import ml_collections
 
 from vision import resnet
 
-TEXT = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "max_length": 16}
+TEXT = {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "max_length": 16}
 REAL_TEXT = {"width": 384, "layers": 6, "heads": 6, "hidden": 1536, "max_length": 128}
 PATCHES = {"image_size": 8, "patch_size": 2}
 # {model: (task, module, fields, those of a size that is used)}
@@ -16,13 +16,13 @@ MODELS = {
     "resnet18": (
         "vision.classify",
         "vision.resnet:ResNet",
-        resnet.SIZES["resnet18"] | {"widths": (4, 8, 8, 8), "stem_width": 4},
+        resnet.SIZES["resnet18"] | {"stages": (1, 2), "widths": (4, 8), "stem_width": 4},
         resnet.SIZES["resnet18"],
     ),
     "vit": (
         "vision.classify",
         "vision.vit:ViT",
-        PATCHES | {"width": 16, "layers": 2, "heads": 2, "hidden": 32},
+        PATCHES | {"width": 16, "layers": 1, "heads": 2, "hidden": 32},
         PATCHES | {"width": 384, "layers": 12, "heads": 6, "hidden": 1536},
     ),
     "bert": ("lm.classify", "lm.bert:Classifier", TEXT, REAL_TEXT),
@@ -34,7 +34,10 @@ MODELS = {
 def get_config(arg="mlp"):
     name, _, size = arg.partition("_")
     task, module, small, real = MODELS[name]
-    data = {"vision.classify": {"name": "digits"}, "lm.classify": {"length": 16}}.get(task)
+    data = {
+        "vision.classify": {"name": "digits"},
+        "lm.classify": {"length": 16, "tokenizer": "-"},
+    }.get(task)
     text = language_config.get_config(task[3:]) if data is None else {"data": data}
     return ml_collections.ConfigDict(
         {
