@@ -35,7 +35,7 @@ def likeliest(start, end, context, longest: int, count: int = 1):
     start, end = jnp.where(inside, start, -jnp.inf), jnp.where(inside, end, -jnp.inf)
     padded = jnp.pad(end, ((0, 0), (0, longest)), constant_values=-jnp.inf)
     sums = start[:, :, None] + padded[:, at[:, None] + jnp.arange(longest)]
-    best, place = jax.lax.top_k(sums.reshape(len(sums), -1), min(count, length * longest))
+    best, place = jax.lax.top_k(sums.reshape(sums.shape[0], -1), min(count, length * longest))
     first = place // longest
     return best, first, first + place % longest
 

@@ -205,5 +205,5 @@ class Block(nn.Module):
         if self.layer_scale is not None:
             start = nn.initializers.constant(self.layer_scale)
             y = y * self.param("scale", start, (width,), jnp.float32).astype(y.dtype)
-        kept = Dropout(self.drop_path)(jnp.ones((len(y), 1, 1, 1), y.dtype), train)
+        kept = Dropout(self.drop_path)(jnp.ones((y.shape[0], 1, 1, 1), y.dtype), train)
         return x + kept * y

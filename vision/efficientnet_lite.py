@@ -248,5 +248,5 @@ class Block(nn.Module):
         y = self.layer("project", y, train, self.width)
         if self.stride > 1 or x.shape[-1] != self.width:
             return y
-        kept = Dropout(self.drop_path)(jnp.ones((len(y), 1, 1, 1), y.dtype), train)
+        kept = Dropout(self.drop_path)(jnp.ones((y.shape[0], 1, 1, 1), y.dtype), train)
         return x + kept * y
