@@ -8,11 +8,12 @@ from vision import resnet
 
 TEXT = {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "max_length": 16}
 REAL_TEXT = {"width": 384, "layers": 6, "heads": 6, "hidden": 1536, "max_length": 128}
+SAME = {"padding": "SAME"}
 PATCHES = {"image_size": 8, "patch_size": 2}
 # {model: (task, module, fields, those of a size that is used)}
 MODELS = {
     "mlp": ("vision.classify", "vision.cnn:MLP", {"hidden": (8,)}, {"hidden": (512,)}),
-    "cnn": ("vision.classify", "vision.cnn:CNN", {"widths": (4, 8), "padding": "SAME"}, {}),
+    "cnn": ("vision.classify", "vision.cnn:CNN", SAME | {"widths": (4, 8)}, SAME),
     "resnet18": (
         "vision.classify",
         "vision.resnet:ResNet",
