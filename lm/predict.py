@@ -248,33 +248,34 @@ def continues(model: nn.Module, facts: TextFacts) -> Predictor:
 
 def _step(model: nn.Module, prompts: Callable) -> Function:
     """One step of decoding: a token of each row and the cache -> the logits of the next, and the
-    cache. Block i has `keys_i` and `values_i`, [B, T, heads, width of a head]; `length` i32[B] is
-    the number of positions that are filled. An empty cache is zeros."""
+    cache. Block i has `keys_i` and `values_i`, f32[B, T, heads, width of a head]; `length` i32[B]
+    is the number of positions that are filled. An empty cache is zeros."""
+    dtype = getattr(model, "dtype", None) or jnp.float32
 
     def flat(cache: Cache) -> dict:
-        arrays = {f"keys_{i}": x for i, x in enumerate(cache.keys)}
-        arrays |= {f"values_{i}": x for i, x in enumerate(cache.values)}
+        arrays = {f"keys_{i}": x.astype(jnp.float32) for i, x in enumerate(cache.keys)}
+        arrays |= {f"values_{i}": x.astype(jnp.float32) for i, x in enumerate(cache.values)}
         return arrays | {"length": cache.length}
 
+    blocks = [x for x in jax.eval_shape(lambda: flat(model.empty_cache(1, 1))) if x != "length"]
+
     def apply(params, extra, batch, options):
-        numbers = range(sum(name.startswith("keys_") for name in batch))
-        keys, values = (tuple(batch[f"{kind}_{i}"] for i in numbers) for kind in ("keys", "values"))
-        cache = Cache(keys, values, batch["length"])
+        layers = range(len(blocks) // 2)
+        of_kind = lambda kind: tuple(batch[f"{kind}_{i}"].astype(dtype) for i in layers)
+        cache = Cache(of_kind("keys"), of_kind("values"), batch["length"])
         logits, cache = model.apply({"params": params}, batch["token"], cache, method="decode")
         return {"logits": logits} | flat(cache)
 
     def inputs(params, extra, rows) -> dict:
         """The step after the first halves of rows."""
         tokens = prompts(params, extra, rows)["tokens"]
-        dtype = getattr(model, "dtype", None) or jnp.float32
         cache = model.empty_cache(len(tokens), tokens.shape[1] + 1, dtype)
         decode = jax.jit(partial(model.apply, method="decode"))
         logits, cache = decode({"params": params}, tokens, cache)
         token = np.argmax(logits, axis=-1).astype(np.int32)[:, None]
         return {"token": token} | jax.tree.map(np.asarray, flat(cache))
 
-    blocks = flat(jax.eval_shape(lambda: model.empty_cache(1, 1)))
-    return Function(apply, inputs, {name: "t" for name in blocks if name != "length"})
+    return Function(apply, inputs, dict.fromkeys(blocks, "t"))
 
 
 # ----------------------------------------------------------------------------- classes and numbers

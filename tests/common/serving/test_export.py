@@ -7,17 +7,23 @@ import subprocess
 import sys
 
 import exports
+import flax.linen as nn
 import jax
 import models
 import numpy as np
 import pytest
-from helpers import exit_code
+from helpers import ROOT, exit_code, load
 
 from common import predict
 from common.errors import BadInput
+from common.nn import attention, rope
 from common.nn.transformer import SequenceTransformer
-from common.serving import artifact, lower, read
+from common.serving import artifact, export, lower, onnx, read
 from common.task import Function, Predictor
+from common.training import saved
+from lm import clm, gpt
+from lm import predict as lm_predict
+from vision import classify
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,10 @@ def test_what_cannot_be_exported_leaves_nothing(digits, tmp_path, capsys):
     for words, message in (
         (["--to", str(folder)], "exists; name a new folder"),
         (["--to", str(tmp_path / "to"), "--top", "0"], "top: 0 is"),
-        (["--to", str(tmp_path / "to"), "--inputs", str(tmp_path / "no.png")], "no.png': no such file"),
+        (
+            ["--to", str(tmp_path / "to"), "--inputs", str(tmp_path / "no.png")],
+            "no.png': no such file",
+        ),
     ):
         assert exit_code("export", "--workdir", run, *words) == 2
         assert message in capsys.readouterr().err
@@ -144,8 +153,65 @@ def lowered(apply, inputs: dict, lengths=None, **options):
 
 def test_custom_calls_are_refused_by_name():
     inverse = lambda params, extra, batch, options: {"y": jax.numpy.linalg.inv(batch["x"])}
-    with pytest.raises(BadInput, match="f cannot be exported: it calls .*lapack_sgetrf_ffi, .*no StableHLO"):
+    with pytest.raises(
+        BadInput, match="f cannot be exported: it calls .*lapack_sgetrf_ffi, .*no StableHLO"
+    ):
         lowered(inverse, {"x": np.eye(2, dtype=np.float32)[None]})
+
+
+def test_counts_along_a_length_that_is_symbolic_are_those_of_one_that_is_known():
+    shape = jax.export.symbolic_shape("b, l")
+    segments = np.int32([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 4, 5, 5]])
+    of_segments = lambda x: rope.segment_lengths(attention.places(x))
+    for function in (attention.places, of_segments):
+        exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct(shape, np.int32))
+        assert "dynamic_reduce_window" not in exported.mlir_module()
+        np.testing.assert_array_equal(exported.call(segments), function(segments))
+    np.testing.assert_array_equal(of_segments(segments)[0], [2, 2, 3, 3, 3, 2, 2])
+
+
+def test_operations_that_onnx_lacks_are_written_as_others():
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    n = np.int32([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+    @jax.jit
+    def function(x, n):
+        del n
+        pooled = nn.max_pool(x, (3, 2), (2, 1), ((1, 1), (0, 1)))
+        return pooled.mean(axis=3), nn.max_pool(x, (2, 2), (2, 2))
+
+    largest = lambda n: (jax.lax.cummax(n, axis=1),)
+    for f, arrays, lacking in ((function, (x, n), "reduce_window"), (largest, (n,), "cummax")):
+        closed = jax.make_jaxpr(f)(*arrays)
+        flat = jax.make_jaxpr(lambda *a, c=closed: onnx._evaluated(c.jaxpr, c.consts, a))(*arrays)
+        assert lacking in str(closed)
+        assert lacking not in str(flat)
+        found = onnx._evaluated(closed.jaxpr, closed.consts, arrays)
+        for mine, theirs in zip(found, f(*arrays), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_attention_is_plain_where_the_model_has_a_choice(digits):
+    run, _, _ = digits
+    text = load(f"{ROOT}/configs/lm/gpt_sotu.py", **{"model.implementation": "splash"})
+    assert export.plainly(text, clm)["model"] == text["model"] | {"implementation": "plain"}
+    images = saved.read_config(run)
+    assert export.plainly(images, classify) is images
+
+
+def test_fewer_bits_have_a_tolerance_of_their_own_and_caches_are_float32():
+    small = lambda p, e, b, o: {"y": b["x"].astype(jax.numpy.bfloat16) @ p["w"].astype("bfloat16")}
+    assert lowered(small, {"x": np.ones((3, 2), np.float32)}).entry["tolerance"] == 2e-2
+    sizes = {"vocab_size": 9, "width": 8, "layers": 1, "heads": 2, "hidden": 8, "max_length": 8}
+    model = gpt.GPT(**sizes, dtype="bfloat16")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    step = lm_predict._step(model, lambda params, extra, rows: rows)
+    inputs = step.inputs(params, {}, {"tokens": np.ones((2, 3), np.int32)})
+    outputs = jax.eval_shape(lambda: step.apply(params, {}, inputs, {}))
+    kinds = {k: str(x.dtype) for each in (inputs, outputs) for k, x in each.items()}
+    rest = {"token": "int32", "length": "int32", "logits": "float32"}
+    assert kinds == rest | {"keys_0": "float32", "values_0": "float32"}
 
 
 def test_lengths_are_fixed_where_the_model_needs_it(caplog):
@@ -193,6 +259,11 @@ def test_models_go_out_and_come_back(name, tmp_path, compiled_in_haste):
         assert all(each["shape"][:1] in (["b"], [], [2]) for each in entry["inputs"].values())
     assert exports.beside_transformers(name, tmp_path / "to") < 1e-5
     if name == "gpt":
+        texts, options = ["one two", "six", "nine ten one two"], {"temperature": 0.5, "seed": 3}
+        again = artifact.load(tmp_path / "to")
+        assert again.predict(texts, **options) == predict.load(run).predict(
+            texts, tokens=4, **options
+        )
         _decodes_as_it_generates(run, tmp_path / "to")
 
 
