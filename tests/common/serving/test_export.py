@@ -214,6 +214,23 @@ def test_fewer_bits_have_a_tolerance_of_their_own_and_caches_are_float32():
     assert kinds == rest | {"keys_0": "float32", "values_0": "float32"}
 
 
+def test_raw_inputs_are_read_in_two_lengths_within_the_models():
+    read_ = lambda text, options: [
+        {"x": np.int32([ord(c) for c in text]), "n": np.int32(len(text))}
+    ]
+    made = Predictor(read_, None, None, None, None, pads={"x": 7}, longest=12)
+    first, second = export._read(made, {}, ["abc", "abcdefghi"])
+    assert (first["x"].shape, second["x"].shape) == ((5, 12), (2, 12))
+    assert (first["n"].tolist(), second["n"].tolist()) == ([3, 9, 3, 9, 3], [3, 9])
+    assert first["x"][0].tolist() == [97, 98, 99, *[7] * 9]
+    assert [x["x"].shape[1] for x in export._read(made._replace(longest=99), {}, ["abc"])] == [
+        8,
+        16,
+    ]
+    with pytest.raises(BadInput, match="torn"):
+        export._read(made, {}, ["abc", BadInput("torn")])
+
+
 def test_lengths_are_fixed_where_the_model_needs_it(caplog):
     inputs = {"x": np.ones((3, 4), np.float32)}
     total = lambda params, extra, batch, options: {"y": batch["x"].reshape(-1, 2) @ params["w"]}
