@@ -45,25 +45,33 @@ SECONDS = 3600  # that a fresh process may take
 # ----------------------------------------------------------------------------------------- weights
 
 
-def flat(params, extra) -> dict[str, Any]:
-    """{path: array} of parameters and, with the names of their collections, of statistics."""
+def flat(params, extra) -> dict[str, np.ndarray]:
+    """{path: array} of parameters and, with the names of their collections, of statistics. Integers
+    of less than a byte, which safetensors lacks, become int8."""
     weights, more = tree.flatten(params), tree.flatten(extra)
     both = sorted(weights.keys() & more.keys())
     require(not both, f"{both[:1]} is a parameter, and a statistic too")
-    return weights | more
+    return {path: _whole_bytes(np.asarray(x)) for path, x in (weights | more).items()}
 
 
-def unflat(weights: dict[str, Any], collections) -> tuple[dict, dict]:
-    """(params, extra): the inverse of `flat`.
+def _whole_bytes(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.int8) if str(x.dtype) in ("int4", "uint4", "int2", "uint2") else x
+
+
+def unflat(weights: dict[str, Any], like: tuple) -> tuple:
+    """(params, extra): the inverse of `flat`, of any kind of pytree.
 
     Args:
       weights: {path: array}.
-      collections: the keys of `extra`.
+      like: (params, extra) of the same structure and dtypes.
     """
-    of_extra = lambda path: path.partition("/")[0] in collections
-    params = {path: x for path, x in weights.items() if not of_extra(path)}
-    extra = {path: x for path, x in weights.items() if of_extra(path)}
-    return tree.unflatten(params), tree.unflatten(extra)
+
+    def restored(part):
+        leaves = [weights[path].astype(x.dtype) for path, x in tree.flatten(part).items()]
+        return jax.tree.unflatten(jax.tree.structure(part), leaves)
+
+    params, extra = like
+    return restored(params), restored(extra)
 
 
 # ----------------------------------------------------------------------------------------- writing

@@ -146,7 +146,8 @@ def functions_of(predictor: Predictor) -> dict[str, Function]:
 
 def plainly(config: dict, module) -> dict:
     """The config with attention as ordinary products, if its model has a choice of kernels."""
-    field = parameters(module.sections(config)["model"]).get("implementation")
+    section = module.sections(config).get("model")
+    field = None if section is None else parameters(section).get("implementation")
     if field is None or not fits("plain", field.annotation):
         return config
     return config | {"model": config["model"] | {"implementation": "plain"}}

@@ -67,7 +67,7 @@ def lower(
     function, plain = ways
     traced, static = predict.divided(options)
     defaults = {key: np.asarray(artifact.raw(x)) for key, x in traced.items()}
-    collections, weights = tuple(state[1]), artifact.flat(*state)
+    weights = artifact.flat(*state)
     examples = [_numbered(function.inputs(*state, batch)) for batch in rows]
     both = sorted(examples[0].keys() & defaults.keys())
     require(not both, f"{name}: {both[:1]} is an input, and an option too")
@@ -75,7 +75,7 @@ def lower(
     def program(function: Function, weights, inputs) -> dict:
         values = {key: _as(x, inputs[key]) for key, x in traced.items() if key in inputs}
         batch = {key: x for key, x in inputs.items() if key not in traced}
-        params, extra = artifact.unflat(weights, collections)
+        params, extra = artifact.unflat(weights, state)
         return dict(function.apply(params, extra, batch, values | dict(static)))
 
     def lowered(lengths: dict):

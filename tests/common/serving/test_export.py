@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import exports
 import flax.linen as nn
@@ -149,6 +150,26 @@ def lowered(apply, inputs: dict, lengths=None, **options):
     rows = [inputs, {k: x[:1] for k, x in inputs.items()}]
     state = {"w": np.float32([1, 2])}, {}
     return lower.lower("f", (function, function), predictor, state, rows, options)
+
+
+def test_weights_are_any_pytree_and_integers_of_four_bits_are_bytes():
+    class Quantized(NamedTuple):
+        values: jax.Array
+        scale: jax.Array
+
+    kernel = Quantized(jax.numpy.arange(-4, 4).astype("int4"), np.float32(0.5))
+    state = {"dense": {"kernel": kernel}}, {"batch_stats": {"mean": np.float32([1])}}
+    weights = artifact.flat(*state)
+    assert {path: str(x.dtype) for path, x in weights.items()} == {
+        "dense/kernel/values": "int8",
+        "dense/kernel/scale": "float32",
+        "batch_stats/mean": "float32",
+    }
+    again = artifact.unflat(weights, state)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    for mine, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, np.asarray(theirs))
 
 
 def test_custom_calls_are_refused_by_name():
