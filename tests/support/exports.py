@@ -19,6 +19,7 @@ from common.training import program
 from lm.data import tokenizer
 
 CONFIG = ROOT / "tests/support/exports_config.py"
+FORMS = "onnx", "openvino"
 NAMES = ("cnn", "resnet18", "vit", "bert", "mlm", "gpt")
 
 
@@ -113,7 +114,7 @@ def main() -> int:
     with contextlib.suppress(ImportError):
         import jax2onnx  # noqa: F401
 
-        forms += ["onnx", "openvino"]
+        forms += FORMS
     heads = "model", "parameters", "function", "bytes", "differs by", "ONNX", "OpenVINO"
     print(f"| {' | '.join((*heads, 'transformers'))} |")
     print("|---|---|---|---|---|---|---|---|")
@@ -123,18 +124,17 @@ def main() -> int:
             own = forms if name != "cnn" else [x for x in forms if x != "huggingface"]
             run = begun(f"{name}_real", folder)
             manifest = exported(run, folder / "to", own, **({"tokens": 8} if name == "gpt" else {}))
-            hub = "" if name == "cnn" else f"{beside_transformers(name, folder / 'to'):.0e}"
+            hub = None if name == "cnn" else beside_transformers(name, folder / "to")
+            shown = "logits" if "logits" in manifest["functions"] else "predict"
             for function, entry in manifest["functions"].items():
-                told = [f"{entry['difference']:.0e}"]
-                for form in ("onnx", "openvino"):
-                    other = manifest.get(form, {}).get(function)
-                    told.append("" if other is None else f"{other['difference']:.0e}")
                 size = (folder / "to" / f"{function}.stablehlo").stat().st_size
-                cells = name, f"{manifest['parameters']:,}", f"`{function}`", f"{size:,}", *told
-                cells = (
-                    *cells,
-                    hub if function in ("logits", list(manifest["functions"])[-1]) else "",
-                )
+                told = [entry["difference"]]
+                told += [
+                    manifest.get(form, {}).get(function, {}).get("difference") for form in FORMS
+                ]
+                told.append(hub if function == shown else None)
+                cells = name, f"{manifest['parameters']:,}", f"`{function}`", f"{size:,}"
+                cells = *cells, *("" if x is None else f"{x:.0e}" for x in told)
                 print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

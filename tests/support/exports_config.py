@@ -17,7 +17,7 @@ MODELS = {
     "resnet18": (
         "vision.classify",
         "vision.resnet:ResNet",
-        resnet.SIZES["resnet18"] | {"stages": (1, 2), "widths": (4, 8), "stem_width": 4},
+        resnet.SIZES["resnet18"] | {"stages": (1, 1), "widths": (4, 8), "stem_width": 4},
         resnet.SIZES["resnet18"],
     ),
     "vit": (

@@ -283,19 +283,28 @@ def test_differences_are_relative_to_large_numbers_and_exact_for_integers():
 # ------------------------------------------------------------------------------------------- models
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "gpt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("gpt", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.measure("models"))
+            for name in ("cnn", "resnet18", "vit", "bert", "mlm")
+        ),
+    ],
+)
 def test_models_go_out_and_come_back(name, tmp_path, compiled_in_haste):
     run = exports.begun(name, tmp_path)
     options = {"tokens": 4, "temperature": 2.0} if name == "gpt" else {}
-    manifest = exports.exported(run, tmp_path / "to", ["huggingface"], **options)
-    names = ["predict", "logits", "step"] if name == "gpt" else ["predict"]
-    assert list(manifest["functions"]) == names
-    for entry in (*manifest["functions"].values(), manifest["huggingface"]):
+    forms = ["huggingface"] if name != "cnn" else []
+    manifest = exports.exported(run, tmp_path / "to", forms, **options)
+    names = {"gpt": ["predict", "logits", "step"], "mlm": ["predict", "logits"]}
+    assert list(manifest["functions"]) == names.get(name, ["predict"])
+    for entry in (*manifest["functions"].values(), *(manifest[form] for form in forms)):
         assert entry["difference"] <= entry["tolerance"] == 1e-5
     for entry in manifest["functions"].values():
         assert all(each["shape"][:1] in (["b"], [], [2]) for each in entry["inputs"].values())
-    assert exports.beside_transformers(name, tmp_path / "to") < 1e-5
+    assert not forms or exports.beside_transformers(name, tmp_path / "to") < 1e-5
     if name == "gpt":
         texts, options = ["one two", "six", "nine ten one two"], {"temperature": 0.5, "seed": 3}
         again = artifact.load(tmp_path / "to")
@@ -305,33 +314,42 @@ def test_models_go_out_and_come_back(name, tmp_path, compiled_in_haste):
         _decodes_as_it_generates(run, tmp_path / "to")
 
 
-@pytest.mark.slow
-def test_every_model_is_lowered_with_symbolic_sizes(caplog):
+# One of each that is written in its own way; the others are a measure.
+LOWERED = "llama", "vit", "efficientnet_lite"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.slow if name in LOWERED else pytest.mark.measure("models")
+        )
+        for name in models.MODELS
+    ],
+)
+def test_a_model_is_lowered_with_symbolic_sizes(name, caplog):
     """Of the batch, and of lengths that inputs share."""
-    for name, (model, inputs) in models.MODELS.items():
-        if isinstance(model, SequenceTransformer):
-            keys = ("tokens", "segments", "types", "picked")[: len(inputs)]
-        else:
-            keys = ("image",)
-        lengths = {key: key[:1] for key in keys if key != "image"} | {"segments": "t", "types": "t"}
-        lengths = {key: lengths[key] for key in keys if key in lengths}
+    model, inputs = models.MODELS[name]
+    texts = isinstance(model, SequenceTransformer)
+    keys = ("tokens", "segments", "types", "picked")[: len(inputs)] if texts else ("image",)
+    lengths = {key: "p" if key == "picked" else "l" for key in keys if texts}
 
-        def apply(params, extra, batch, options, model=model, keys=keys):
-            outputs = model.apply({"params": params, **extra}, *(batch[key] for key in keys))
-            return {str(i): x for i, x in enumerate(jax.tree.leaves(outputs))}
+    def apply(params, extra, batch, options):
+        outputs = model.apply({"params": params, **extra}, *(batch[key] for key in keys))
+        return {str(i): x for i, x in enumerate(jax.tree.leaves(outputs))}
 
-        variables = jax.tree.map(np.asarray, models.variables(model, inputs))
-        function = Function(apply, lambda params, extra, rows: rows, lengths)
-        predictor = Predictor(None, apply, None, None, None, pads=lengths, longest=8)
-        rows = dict(zip(keys, inputs, strict=True))
-        state = variables.pop("params"), variables
-        found = lower.lower(name, (function, function), predictor, state, [rows, rows], {})
-        assert all(each["shape"][0] == "b" for each in found.entry["outputs"].values()), name
+    variables = jax.tree.map(np.asarray, models.variables(model, inputs))
+    function = Function(apply, lambda params, extra, rows: rows, lengths)
+    predictor = Predictor(None, apply, None, None, None, pads=lengths, longest=8)
+    rows = dict(zip(keys, inputs, strict=True))
+    state = variables.pop("params"), variables
+    found = lower.lower(name, (function, function), predictor, state, [rows, rows], {})
+    assert all(each["shape"][0] == "b" for each in found.entry["outputs"].values())
     assert "fixed" not in caplog.text
 
 
 def _decodes_as_it_generates(run: str, folder) -> None:
-    """Greedy text by the exported `logits` alone, by `step`, and by the run."""
+    """Greedy text, token by token, is the run's."""
     functions = read.load(folder)
     loaded = predict.load(run)
     text = "one two three"
@@ -346,9 +364,10 @@ def _decodes_as_it_generates(run: str, folder) -> None:
     for token in tokens[0]:
         cache = functions["step"]({"token": np.int32([[token]]), **cache})
         logits = cache.pop("logits")
+    alone = functions["logits"]({"tokens": tokens})["logits"][:, -1]
+    np.testing.assert_allclose(logits, alone, atol=1e-5)
     for _ in range(4):
         best = int(np.argmax(logits))
-        assert best == int(np.argmax(functions["logits"]({"tokens": tokens})["logits"][0, -1]))
         written.append(best)
         tokens = np.append(tokens, [[best]], axis=1).astype(np.int32)
         cache = functions["step"]({"token": tokens[:, -1:], **cache})
