@@ -220,6 +220,7 @@ def test_attention_is_plain_where_the_model_has_a_choice(digits):
     assert export.plainly(images, classify) is images
 
 
+@pytest.mark.slow
 def test_fewer_bits_have_a_tolerance_of_their_own_and_caches_are_float32():
     small = lambda p, e, b, o: {"y": b["x"].astype(jax.numpy.bfloat16) @ p["w"].astype("bfloat16")}
     assert lowered(small, {"x": np.ones((3, 2), np.float32)}).entry["tolerance"] == 2e-2
