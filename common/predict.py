@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import imports, inputs
+from common import imports
+from common.compress import lora
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, brief, nearest, require
@@ -117,7 +118,8 @@ def of_run(folder, step: str = "latest", embed: bool = False) -> Loaded:
     sources = saved.kept_sources(module, config, folder)
     predictor = getattr(module, what)(config, sources, mesh.constrainer(layout))
     config |= {"evals": {}}
-    read = _whole_state if optim.keeps_own(config["optim"]) else _parameters
+    partial = optim.keeps_own(config["optim"]) or lora.of(config).rank
+    read = _whole_state if partial else _parameters
     params, extra, number = read(config, folder, step, sources, layout)
     return loaded(predictor, layout, params, extra, number)
 

@@ -48,6 +48,17 @@ def unflatten(flat: dict[str, Any]) -> dict:
     return tree
 
 
+def part(tree: dict, keep: Callable[[str], bool]) -> dict:
+    """Nested dicts without the leaves at paths that `keep` does not want."""
+    return unflatten({path: leaf for path, leaf in flatten(tree).items() if keep(path)})
+
+
+def joined(tree, some: dict):
+    """`tree` with the leaves that `some`, a `part` of such a tree, has in place of its own."""
+    leaves = flatten(some)
+    return map_paths(lambda path, leaf: leaves.get(path, leaf), tree)
+
+
 def row_of(table: Rows, path: str) -> int | None:
     """The index of the first row whose regex matches all of `path`, or None."""
     return next((i for i, (regex, _) in enumerate(table) if re.fullmatch(regex, path)), None)

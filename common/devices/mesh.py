@@ -225,6 +225,11 @@ def to_global(
     return {name: put(value) for name, value in local.items()}
 
 
+def put_like(x, like) -> jax.Array:
+    """Copies a host array, equal on every process, to where the array `like` is to be."""
+    return jax.make_array_from_callback(x.shape, like.sharding, lambda i: np.asarray(x)[i])
+
+
 def put_replicated(layout: Layout, arrays) -> Any:
     """Copies host arrays, equal on every process, to every device."""
     put = lambda x: jax.make_array_from_callback(x.shape, replicated(layout), lambda i: x[i])

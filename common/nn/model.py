@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import flax.linen as nn
 
 from common import imports, tree
-from common.compress import quantize
+from common.compress import lora, quantize
 from common.errors import BadInput, brief, nearest, require
 from common.sections import Selected
 
@@ -130,4 +130,9 @@ def build(config: dict, constrain: Callable, **given) -> nn.Module:
             require(small, f"config.model.{name}: {brief(value)}: {number} is too large a size")
         if name.endswith("dropout") and isinstance(value, float):
             require(0 <= value < 1, f"config.model.{name}: {value} is not in [0, 1)")
-    return quantize.applied(cls(**fields), config)
+    require(
+        not (lora.of(config).rank and quantize.of(config).weights),
+        "config.compress: lora or quantize, not both: begin another run by config.init.path, which "
+        "merges the updates",
+    )
+    return quantize.applied(lora.applied(cls(**fields), config), config)

@@ -23,6 +23,7 @@ from common.training.program import (
     described_count,
     prepare,
     task_module,
+    task_of,
 )
 
 
@@ -33,13 +34,14 @@ def parameter_table(program: Program) -> str:
     """
     flat, partition = tree.flatten(program.like.params), program.task.partition
     every = optim.flags_of(program.config["optim"], flat)
+    live = tree.flatten(program.optimizer.live(program.like.params))
 
     def row(path, leaf):
         flags = every[path]
         names = tree.lookup(partition, path)
         axes = "-" if names is None else " ".join(name or "." for name in names)
         shape = "x".join(map(str, leaf.shape))
-        frozen = "frozen" if flags["frozen"] else ""
+        frozen = "frozen" if flags["frozen"] or path not in live else ""
         return (
             path,
             shape,
@@ -97,7 +99,7 @@ def dry_run(config) -> str:
         missing.append(str(error))
     plan, like, task = program.plan, program.like, program.task
     init_args = program.config["init"], like.params, like.extra, task.pretrained, task.files
-    init_args += (program.config.get("model", {}),)
+    init_args += (program.config.get("model", {}), task_of)
     try:
         call(initialise, *init_args)
     except NotPrepared as error:

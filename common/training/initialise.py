@@ -1,4 +1,5 @@
-"""Initial parameters: those of another run, or pretrained weights that the task can read."""
+"""Initial parameters: those of another run, or pretrained weights that the task can read; and the
+frozen ones of a run with `compress.lora`, which are read from there whenever it starts."""
 
 import contextlib
 import logging
@@ -9,11 +10,14 @@ import jax
 import numpy as np
 
 from common import inputs, tree
+from common.compress import lora
 from common.errors import BadInput, brief, require
 from common.runs import workdir
 from common.runs.checkpoint import Checkpoints
 from common.runs.files import absolute
 from common.runs.record import differences, structure
+from common.sections import call
+from common.task import Task
 from common.weights.family import FREE, require_same
 
 
@@ -23,6 +27,7 @@ def initialise(
     pretrained: Callable | None = None,
     files: dict[str, str] | None = None,
     model: dict | None = None,
+    task_of: Callable | None = None,
     *,
     path: str = "",
     step: int | None = None,
@@ -43,6 +48,8 @@ def initialise(
       files: {name: contents} of files the task keeps in its workdir, such as its tokenizer; the
         other run's must be identical.
       model: the section `model`, with which that of the other run is compared.
+      task_of: workdir -> (config, Task) of the run there, of whose parameters checkpoints hold
+        only some; see `read_frozen`.
       path: another run's workdir, or pretrained weights that the task can read; "" is none, and
         parameters begin fresh.
       step: the checkpoint to take from a workdir; None is the newest.
@@ -76,7 +83,7 @@ def initialise(
     names = {
         p: next((_renamed(r, to, p) for r, to in rename if re.fullmatch(r, p)), p)
         for p in flat
-        if not any(re.fullmatch(regex, p) for regex in skip)
+        if not any(re.fullmatch(regex, p) for regex in skip) and not lora.is_factor(p)
     }
     inputs.path("config.init.path", path)  # may be read here
     if pretrained is None or (absolute(path) / "checkpoints").exists():
@@ -92,6 +99,8 @@ def initialise(
             theirs = workdir.read_config(path).get("model", {})
             require_same(f"config.init.path: {path}", theirs, model, allow)
         where, values = _parameters(path, step)
+        if any(map(lora.is_factor, values)):
+            values = _merged(path, values, task_of)
     else:
         require(step is None, f"config.init.step: {path} is not a workdir and has no steps")
         where, values = path, tree.flatten(pretrained(path))
@@ -137,6 +146,46 @@ def adopted(config: dict, weights_settings: Callable | None) -> dict:
     if changed:
         logging.warning("config.init.adopt: %s: %s", init["path"], ", ".join(sorted(changed)))
     return adopting | {"init": init | {"adopt": False}}
+
+
+def read_frozen(config: dict, task: Task, task_of: Callable) -> dict[str, np.ndarray]:
+    """{path: array}: the parameters that checkpoints of a run leave out (`lora.left_out`), read
+    from its `init.path`.
+
+    Args:
+      config, task: of the run.
+      task_of: workdir -> (config, Task) of the run there.
+
+    Raises:
+      BadInput: if they cannot be read.
+    """
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
+    fresh = jax.tree.map(zeros, jax.eval_shape(task.init, jax.random.key(0)))
+    arguments = *fresh, task.pretrained, task.files, config.get("model", {}), task_of
+    params, _ = call(initialise, config["init"], *arguments)
+    trained = lora.trained(config)
+    return {path: x for path, x in tree.flatten(params).items() if not trained(path)}
+
+
+def check_frozen(folder, config: dict, arrays: dict) -> None:
+    """Raises `BadInput` if the run in `folder` began with other frozen parameters."""
+    before = workdir.last_start(folder).get("base")
+    require(
+        before is None or before == tree.hexdigest(arrays),
+        f"config.init.path: the parameters in {config['init']['path']} have changed since the run "
+        f"in {folder} began, whose checkpoints hold only what it trains; restore them, or begin "
+        "another run in another --workdir",
+    )
+
+
+def _merged(path: str, values: dict, task_of: Callable) -> dict[str, np.ndarray]:
+    """{path: array} of a run with `compress.lora`, from what its checkpoint holds."""
+    config, task = task_of(path)
+    if lora.left_out(config):
+        others = read_frozen(config, task, task_of)
+        check_frozen(path, config, others)
+        values = others | values
+    return tree.flatten(jax.device_get(lora.merged(tree.unflatten(values), config)))
 
 
 def _renamed(regex: str, to: str, path: str) -> str:

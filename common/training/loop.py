@@ -28,7 +28,7 @@ from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
 from common.sections import call
 from common.task import EvalContext, Shown, purpose_key
-from common.training import interval
+from common.training import frozen, interval
 from common.training.program import Program
 from common.training.step import TrainState
 
@@ -215,7 +215,8 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
                 run.progress.pause()
                 run.metrics.sync()
                 with saving(checkpoints, step):
-                    checkpoints.save(step, state(), _pending(program, step, outputs()[0]))
+                    part = frozen.kept(program, state())
+                    checkpoints.save(step, part, _pending(program, step, outputs()[0]))
                 if saved:  # by now the one before is on disk
                     ending.keeps(max(saved))
                 saved.add(step)
@@ -340,6 +341,7 @@ def eval_context(
     """The evaluators' view of a state: its averaged parameters if the run keeps an average."""
     if state.average:
         params, extra = state.average["params"], state.average["extra"]
+        params = tree.joined(state.params, params)
     else:
         params, extra = program.optimizer.eval_params(state.opt_state, state.params), state.extra
     return EvalContext(

@@ -39,6 +39,8 @@ class Optimizer(NamedTuple):
       learning_rate: step -> the rate of that step.
       trained: params -> params with the gradients of frozen ones stopped, so that none are computed
         in vain.
+      live: params -> those of which gradients, state and averages are kept at all; `update` takes
+        these, and returns updates of these. Nested dicts.
     """
 
     init: Callable
@@ -46,6 +48,7 @@ class Optimizer(NamedTuple):
     eval_params: Callable
     learning_rate: Callable
     trained: Callable = lambda params: params
+    live: Callable = lambda params: params
 
 
 # --------------------------------------------------------------------------------------------- make
@@ -172,6 +175,20 @@ def make_optimizer(
     if lookahead is None:
         return optimizer
     return look_ahead(optimizer, to_steps(lookahead, "config.optim.lookahead"))
+
+
+def limited(optimizer: Optimizer, trained: Callable[[str], bool] | None) -> Optimizer:
+    """The optimizer of the parameters at paths that `trained` wants; None is all of them. Unlike
+    `freeze`, it keeps nothing of the others."""
+    if trained is None:
+        return optimizer
+    live = lambda params: tree.part(params, trained)
+    evaluated = lambda state, params: optimizer.eval_params(state, live(params))
+    return optimizer._replace(
+        init=lambda params: optimizer.init(live(params)),
+        eval_params=lambda state, params: tree.joined(params, evaluated(state, params)),
+        live=live,
+    )
 
 
 def keeps_own(section: dict) -> bool:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import imports, tree
-from common.compress import quantize
-from common.config import plain, substitute, traced, untraced
+from common.compress import lora, quantize
+from common.config import completed, plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
 from common.nn import model as models
-from common.runs import log, saves
+from common.nn.layers import identity
+from common.runs import checkpoint, files, log, workdir
 from common.runs.history import why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
@@ -100,6 +101,7 @@ def sections(config) -> dict[str, Callable]:
         "train.stop": why_stop,
         "checkpoint": saves.policy,
         "init": initialise,
+        "compress.lora": lora.scheme,
         "compress.quantize": quantize.scheme,
         "runtime": runtime.start,
         "log": log.log_section,
@@ -250,9 +252,10 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
             task = module.make(changed, sources, mesh.constrainer(layout))
         task = contract.checked(config["task"], task)
         section = changed["optim"]
-        return task, call(
+        optimizer = call(
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
         )
+        return task, optim.limited(optimizer, lora.trained(config))
 
     optim.check_patterns(config["optim"])
     task, optimizer = build({})
@@ -261,8 +264,8 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)
-        average = {"params": params, "extra": extra} if schedule.average is not None else {}
-        average = jax.tree.map(jnp.copy, average)
+        average = {"params": optimizer.live(params), "extra": extra}
+        average = jax.tree.map(jnp.copy, average if schedule.average is not None else {})
         return TrainState(jnp.uint32(0), params, extra, optimizer.init(params), average)
 
     def create(hypers):
@@ -272,7 +275,9 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     with contract.explained_in(config, "init"):
         shapes = jax.eval_shape(create, hypers)
     models.check_shapes(shapes.params)
+    lora.check_train(config, shapes.params)
     optim.check_tables(config["optim"], shapes.params)
+    task = task._replace(partition=lora.partition(task.partition, shapes.params))
     where = f"config.task: {config['task']}: Task.partition"
     of_params = mesh.shardings(layout, task.partition, shapes.params, where)
     others = shapes._replace(params={})
@@ -368,6 +373,7 @@ def with_numbers(program: Program, config: dict) -> Program:
     task, optimizer = program.build(values)
     before = traced(program.config)
     differ = {key for key in values if values[key] != before[key]}
+    task = task._replace(partition=program.task.partition)
     if all(key == "seed" or key.startswith("optim.") for key in differ):
         # Evaluation uses neither: its randomness comes from the context's key.
         task = task._replace(evaluators=program.task.evaluators)
@@ -390,7 +396,16 @@ def initial_state(program: Program) -> TrainState:
     fresh = jax.device_get(jax.jit(lambda x: x, out_shardings=replicated)(fresh))
     task = program.task
     model = program.config.get("model", {})
-    values = call(initialise, section, *fresh, task.pretrained, task.files, model)
-    put = lambda x, s: jax.make_array_from_callback(x.shape, s.sharding, lambda i: np.asarray(x)[i])
-    values = jax.tree.map(put, values, (program.like.params, program.like.extra))
+    values = call(initialise, section, *fresh, task.pretrained, task.files, model, task_of)
+    values = jax.tree.map(mesh.put_like, values, (program.like.params, program.like.extra))
     return program.adopt(program.hypers, *values)
+
+
+def task_of(folder) -> tuple[dict, Task]:
+    """(config, Task without evaluators) of the run in a workdir, from what it keeps there if its
+    task can."""
+    config = completed(workdir.read_config(folder), sections)
+    module = task_module(config["task"])
+    sources = module.kept(config, files.absolute(folder)) if hasattr(module, "kept") else None
+    sources = module.sources(config) if sources is None else sources
+    return config, module.make(config | {"evals": {}}, sources, identity)

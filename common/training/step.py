@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from common import tree
 from common.data import loading
 from common.devices import mesh
 from common.task import Task, Terms, purpose_key
@@ -28,7 +29,8 @@ def with_step_terms(terms: Terms) -> Terms:
 
 
 class TrainState(NamedTuple):
-    """Arrays only. `step` counts completed updates; `average` is {} or {"params", "extra"}."""
+    """Arrays only. `step` counts completed updates; `average` is {} or {"params", "extra"}, of the
+    parameters that are trained (`Optimizer.live`)."""
 
     step: jax.Array
     params: dict
@@ -136,9 +138,12 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
             batch = loading.gather(seed, state.step, plan.batch_size, order, resident)
             batch = jax.lax.with_sharding_constraint(batch, by_rows)
         batch = task.prepare(purpose_key(seed, "prepare", state.step), batch, True)
+        live = optimizer.live(state.params)
+        whole = lambda live: tree.joined(state.params, live)
+        trained = lambda live: optimizer.trained(whole(live))
         grads, loss, terms, extra = _gradients(
-            task._replace(loss=lambda params, *rest: task.loss(optimizer.trained(params), *rest)),
-            state.params,
+            task._replace(loss=lambda live, *rest: task.loss(trained(live), *rest)),
+            live,
             state.extra,
             batch,
             purpose_key(seed, "loss", state.step),
@@ -146,8 +151,8 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
             split=split,
             unroll=unroll,
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
-        params = jax.tree.map(jnp.add, state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, live, state.step)
+        live = jax.tree.map(jnp.add, live, updates)
         average = state.average
         if plan.average is not None:
             count = state.step.astype(jnp.float32)
@@ -155,7 +160,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
             average = jax.tree.map(
                 lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype),
                 average,
-                {"params": params, "extra": extra},
+                {"params": live, "extra": extra},
             )
         weight = jnp.float32(1)
         norms = {"gradient_norm": _norm(grads), "update_norm": _norm(updates)}
@@ -166,7 +171,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
             **{name: (norm, weight) for name, norm in norms.items()},
         }
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
-        return TrainState(state.step + 1, params, extra, opt_state, average), terms, finite
+        return TrainState(state.step + 1, whole(live), extra, opt_state, average), terms, finite
 
     return step
 

@@ -24,7 +24,7 @@ from common.runs import facts as run_facts
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import extended, interval, watched
+from common.training import extended, frozen, interval, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -144,6 +144,8 @@ def begun(
     if resumes:
         with agreement.together():
             _check_resumes(program, folder)
+    others = frozen.read(program, folder) if resumes else frozen.of_state(program, fresh)
+    base = {"base": tree.hexdigest(others)} if others else {}
     watched.check(program, fresh, folder)
     length = workdir.last_start(folder).get("steps")
 
@@ -161,15 +163,18 @@ def begun(
                 "steps": program.plan.total,
                 "population": population,
                 "folders": imports.folders_of(code.own(flatten(config))),
-                "kept": run_facts.digests(program.task),
+                **base,
             },
         )
-        run_of = workdir.identity(config, fingerprints)
+        run_of = workdir.identity(config, fingerprints) | base
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
         ending.now_busy("reading the checkpoint")
-        restored = checkpoints.restore(program.like)
-        fresh = fresh or initial_state(program)
-        state, step = restored or (fresh, int(fresh.step))
+        restored = checkpoints.restore(frozen.kept(program, program.like))
+        if restored:
+            state, step = frozen.restored(program, restored[0], others), restored[1]
+        else:
+            state = fresh or initial_state(program)
+            step = int(state.step)
         sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
         jump = extended.jump(program, length, step) if isinstance(length, int) else ""
         if main and jump:
