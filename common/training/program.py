@@ -275,7 +275,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     with contract.explained_in(config, "init"):
         shapes = jax.eval_shape(create, hypers)
     models.check_shapes(shapes.params)
-    lora.check_train(config, shapes.params)
+    lora.check(config, shapes.params)
     optim.check_tables(config["optim"], shapes.params)
     task = task._replace(partition=lora.partition(task.partition, shapes.params))
     where = f"config.task: {config['task']}: Task.partition"
