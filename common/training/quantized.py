@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from common.compress import quantize
+from common.compress import lora, quantize
 from common.config import changed, in_full
 from common.errors import require
 from common.runs import files, workdir
@@ -43,7 +43,9 @@ def quantize_run(folder, to, step: str = "latest", show: bool = True, **keys) ->
         before = {name: evaluator.run(context) for name, evaluator in evaluators}
         made = quantized_config(config, number, keys)
         other = prepare(made, sources=program.task.sources)
-        params = jax.jit(lambda x: quantize.stored(quantize.of(made), x))(context.params)
+        params = jax.jit(lambda x: quantize.stored(quantize.of(made), x))(
+            lora.merged(context.params, config)
+        )
         first = other.adopt(other.hypers, params, context.extra)._replace(step=jnp.uint32(number))
         with (
             workdir.Lock(to) as lock,
@@ -60,7 +62,10 @@ def quantized_config(config: dict, step: int, keys: dict) -> dict:
     with every key. Raises `BadInput` for an unknown key of the scheme, or a value out of range."""
     chosen = {"weights": "int8"} | keys | {"how": "after"}
     made = {key: section for key, section in config.items() if key not in TRAINED_BY}
-    made |= {"optim": {"name": "sgd"}, "compress": {**config["compress"], "quantize": chosen}}
+    made |= {
+        "optim": {"name": "sgd"},
+        "compress": {**lora.without(config)["compress"], "quantize": chosen},
+    }
     return in_full(
         changed(made, **{"train.duration": f"{step} steps", "train.average": None}), sections
     )
