@@ -326,11 +326,13 @@ def _with_adopted(config: dict) -> dict:
 
 
 def described_count(made: Program) -> str:
-    """'124,439,808 parameters', and those of rows that only pad a table apart."""
+    """'124,439,808 parameters', those of rows that only pad a table apart, and how many of them are
+    trained, if not all."""
     padding = made.task.padding
     count = tree.count(made.like.params) - padding
     apart = f" (and {padding:,} in padding rows)" if padding else ""
-    return f"{count:,} parameters{apart}"
+    live, whole = (tree.count(x) for x in (made.optimizer.live(made.like.params), made.like.params))
+    return f"{count:,} parameters{apart}" + (f", {live:,} of them trained" if live < whole else "")
 
 
 def abstract_arguments(made: Program) -> tuple:
