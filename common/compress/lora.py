@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from common import tree
 from common.errors import require
-from common.nn.layers import Dense, gathered, identity, product
 from common.task import Table
 
 WHERE = "config.compress.lora"
@@ -149,7 +148,8 @@ def _updating(chosen: Scheme, wanted: Callable[[str], bool]) -> Callable:
 
     def around(method, args, kwargs, context):
         y, layer = method(*args, **kwargs), context.module
-        if context.method_name != "__call__" or not isinstance(layer, Dense | nn.Dense):
+        ours = hasattr(layer, "gather")  # a `common.nn.layers.Dense`
+        if context.method_name != "__call__" or not (ours or isinstance(layer, nn.Dense)):
             return y
         if layer.is_initializing():
             updates = wanted("/".join((*layer.path, "kernel")))
@@ -163,7 +163,7 @@ def _updating(chosen: Scheme, wanted: Callable[[str], bool]) -> Callable:
 def _update(chosen: Scheme, layer: nn.Module, x):
     """(alpha / rank) (x A) B of a bound dense layer: [..., inputs] -> [..., features]."""
     rows, columns = getattr(layer, "names", (None, None))
-    constrain = getattr(layer, "constrain", identity)
+    gather = getattr(layer, "gather", lambda x, names: x)
 
     def factor(name, initializer, *shape):
         make = lambda key: {"kernel": initializer(key, shape, jnp.float32)}
@@ -175,8 +175,8 @@ def _update(chosen: Scheme, layer: nn.Module, x):
     b = factor(B, nn.initializers.zeros, chosen.rank, layer.features)
     shape = (*x.shape[:-1], layer.features)
     x, a, b = nn.dtypes.promote_dtype(x, a, b, dtype=layer.dtype)
-    a, b = gathered(constrain, a, (rows, None)), gathered(constrain, b, (None, columns))
-    y = product(product(x.reshape(-1, x.shape[-1]), a), b)
+    a, b = gather(a, (rows, None)), gather(b, (None, columns))
+    y = x.reshape(-1, x.shape[-1]) @ a @ b
     return (chosen.alpha / chosen.rank * y).reshape(shape)
 
 

@@ -176,10 +176,16 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        kernel = gathered(self.constrain, kernel, self.names)
+        kernel = self.gather(kernel, self.names)
         y = product(x.reshape(-1, shape[0]), kernel)
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], self.features)
+
+    @nn.nowrap
+    def gather(self, x, names: Names):
+        """A kernel, or what is multiplied in its place (`common.compress.lora`), gathered for use
+        as `gathered` does."""
+        return gathered(self.constrain, x, names)
 
 
 class Embedding(nn.Module):
