@@ -73,8 +73,9 @@ class _HelpConfig(argparse.Action):
             required.required = False
 
 
-def add_model(to: argparse.ArgumentParser) -> None:
-    """Adds --workdir RUN with --step, and --weights in its place; one of the two is required."""
+def add_model(to: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Adds --workdir RUN with --step, and --weights in its place; one of the group, which is
+    returned, is required."""
     model = to.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", type=place.workdir, help="workdir of the run")
     model.add_argument(
@@ -85,6 +86,7 @@ def add_model(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--step", default="latest", help="checkpoint step: latest (default), best or a number"
     )
+    return model
 
 
 def add_config(to: argparse.ArgumentParser, required: bool = True) -> None:

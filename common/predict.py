@@ -72,6 +72,10 @@ class Loaded(NamedTuple):
       model, variables: the model, and what it is applied to, on the devices.
       predictor: of the task.
       step: of the checkpoint; None for published weights.
+      outputs: (rows, index, size, options) -> {name: [size, ...]} on the devices, for callers who
+        batch by themselves: rows are {name: array} of the same shapes (`padded`), `index` the
+        numbers of their inputs, `size` a multiple of `ways`. A new size compiles a program.
+      ways: devices among which a batch is divided.
     """
 
     predict: Callable
@@ -80,6 +84,8 @@ class Loaded(NamedTuple):
     variables: dict
     predictor: Predictor
     step: int | None
+    outputs: Callable
+    ways: int
 
 
 def load(name, step: str = "latest", embed: bool = False) -> Loaded:
@@ -270,13 +276,18 @@ def loaded(
 
     compiled = jax.jit(compute, static_argnums=4)
 
-    def outputs(rows: list[_Row], options) -> dict[str, jax.Array]:
-        size = _size(len(rows), ways)
+    def outputs(rows: list[dict], index: list[int], size: int, options) -> dict[str, jax.Array]:
         at = [*range(len(rows)), *[0] * (size - len(rows))]
-        batch = {k: np.stack([rows[i].arrays[k] for i in at]) for k in rows[0].arrays}
-        batch["index"] = np.array([rows[i].index for i in at], np.uint32)
-        batch = mesh.to_global(layout, size, batch)
-        return compiled(params, extra, batch, *divided(options))
+        batch = {k: np.stack([rows[i][k] for i in at]) for k in rows[0]}
+        batch["index"] = np.array([index[i] for i in at], np.uint32)
+        with jax.set_mesh(layout.mesh):
+            batch = mesh.to_global(layout, size, batch)
+            return compiled(params, extra, batch, *divided(options))
+
+    def started(rows: list[_Row], options) -> Iterator[tuple[list[_Row], dict]]:
+        for batch in _batches(rows, BATCH, ways):
+            arrays, index = [row.arrays for row in batch], [row.index for row in batch]
+            yield batch, outputs(arrays, index, _size(len(batch), ways), options)
 
     def window(pool, first: int, items: list, options) -> Iterator[tuple[Any, dict | BadInput]]:
         def read(item):
@@ -293,12 +304,10 @@ def loaded(
         ]
         values: dict[int, list] = {i: [] for i in range(len(items))}
         done: dict[int, dict] = {}
-        with jax.set_mesh(layout.mesh):
-            started = ((batch, outputs(batch, options)) for batch in _batches(rows, BATCH, ways))
-            for batch, arrays in loading.prefetch(started):
-                arrays = jax.device_get(arrays)
-                for i, row in enumerate(batch):
-                    done[id(row)] = {name: array[i] for name, array in arrays.items()}
+        for batch, arrays in loading.prefetch(started(rows, options)):
+            arrays = jax.device_get(arrays)
+            for i, row in enumerate(batch):
+                done[id(row)] = {name: array[i] for name, array in arrays.items()}
         for row in rows:
             values[row.place].append(done[id(row)])
         for i, (item, own) in enumerate(zip(items, reads, strict=True)):
@@ -333,7 +342,7 @@ def loaded(
         return results
 
     variables = {"params": params, **extra}
-    return Loaded(predict, each, predictor.model, variables, predictor, step)
+    return Loaded(predict, each, predictor.model, variables, predictor, step, outputs, ways)
 
 
 @contextlib.contextmanager

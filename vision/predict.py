@@ -1,7 +1,7 @@
 """Predictions of image classifiers, from pictures: the classes of each, or a vector.
 
-A picture is the path of a file, or an array u8[H, W, C]. It is read as those of `images:` are
-(`vision.data.pictures`) and, if it has another size, becomes a square as they do
+A picture is the path of a file, its contents as bytes, or an array u8[H, W, C]. It is read as those
+of `images:` are (`vision.data.pictures`) and, if it has another size, becomes a square as they do
 (`photographs.square`); published weights come with a preprocessor of their own.
 
 Letters: H height, W width, C channels, D width of a vector, K classes.
@@ -130,7 +130,7 @@ def pixels(picture: Any, channels: int) -> np.ndarray:
     become grey by their luminance.
 
     Args:
-      picture: a path, or an array u8[H, W], u8[H, W, 1] or u8[H, W, 3].
+      picture: a path, the contents of a file, or an array u8[H, W], u8[H, W, 1] or u8[H, W, 3].
       channels: C.
 
     Raises:
@@ -140,8 +140,7 @@ def pixels(picture: Any, channels: int) -> np.ndarray:
         channels in (1, 3),
         f"the model takes images of {channels} channels, and pictures are read as grey or RGB",
     )
-    if isinstance(picture, str | os.PathLike):
-        require(os.fspath(picture) != "", "it is empty, and no path")
+    if isinstance(picture, str | bytes | os.PathLike):
         try:
             grey = channels == 1 and pictures.header(picture).grey
             array, _ = pictures.pixels(picture, 1 if grey else 3)

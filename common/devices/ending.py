@@ -42,7 +42,7 @@ class _Watch:
     """What the watching thread knows.
 
     Attributes:
-      tasks: [[what the main thread does, since when], …], the innermost last.
+      tasks: [[what the main thread does, since when], …], the innermost last; None while it waits.
       told: the last signal that asked the program to end, and when it first came.
       grace: seconds that it is given to end by itself; infinite while something is saved.
       polls: whether the program polls for signals, to save first.
@@ -99,7 +99,7 @@ class _Watch:
     def end(self) -> None:
         """Ends the program from this thread."""
         code, text = outcome(self.told)
-        what = self.tasks[-1][0] if self.tasks else "the program"
+        what = self.tasks[-1][0] if self.tasks and self.tasks[-1] else "the program"
         what = what() if callable(what) else what
         say(f"{text} ({what} did not end in {self.grace:.0f} s)")
         self.last_words(code, text)
@@ -151,6 +151,16 @@ def busy(what: str | Callable[[], str]) -> Iterator[None]:
     """Names what the main thread does in the body, should it take long: a text, or a function that
     makes one."""
     _WATCH.tasks.append([what, time.monotonic()])
+    try:
+        yield
+    finally:
+        _WATCH.tasks.pop()
+
+
+@contextlib.contextmanager
+def idle() -> Iterator[None]:
+    """The body waits for others, as long as they like: nothing is said of it."""
+    _WATCH.tasks.append(None)
     try:
         yield
     finally:

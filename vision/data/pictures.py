@@ -3,13 +3,15 @@
     header = pictures.header(path)                 # its size, and whether it is grey: quick
     image, highest = pictures.pixels(path, channels=3)     # u8[H, W, 3]
 
-Of an animation, or of several pages, the first is read. What is transparent is laid on white. 16
-bits become 8: 65535 is 255. A file that is no picture, or damaged, or whose values Pillow would
-change without a word, raises `Broken` with the reason.
+The contents of a file, as bytes, will do in place of its path. Of an animation, or of several
+pages, the first is read. What is transparent is laid on white. 16 bits become 8: 65535 is 255. A
+file that is no picture, or damaged, or whose values Pillow would change without a word, raises
+`Broken` with the reason.
 """
 
 import contextlib
 import functools
+import io
 import stat
 from typing import NamedTuple
 
@@ -57,16 +59,20 @@ def suffixes() -> frozenset[str]:
     return _readable()[1]
 
 
+def _file(path):
+    return io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb")
+
+
 @contextlib.contextmanager
 def _opened(path):
     """(the picture of a file, of which only the header has been read; the bits of a value as they
     are stored, if it is a PNG or TIFF, else 8; whether it is grey)."""
-    wrong = inputs.fault(path, stat.S_IFREG)
+    wrong = None if isinstance(path, bytes) else inputs.fault(path, stat.S_IFREG)
     if wrong is not None:  # the path is said already
         shown = inputs.shown(path)
         raise Broken(wrong.replace(f"{shown} ", "it ", 1).replace(f": {shown}", "", 1))
     try:
-        with open(path, "rb") as file:
+        with _file(path) as file:
             head = file.read(64)
             known = inputs.impostor(head)
             if known is not None:
@@ -145,7 +151,7 @@ def _brightest(image: Image.Image) -> int:
 
 def _notes_behind(path) -> bool:
     """Whether a PNG has notes behind its pixels."""
-    with open(path, "rb") as file:
+    with _file(path) as file:
         file.seek(8)
         begun = False
         while len(head := file.read(8)) == 8 and head[4:] != b"IEND":

@@ -1,0 +1,148 @@
+"""Batches of many clients' rows: each answer is its own, and there are few programs."""
+
+import threading
+
+import numpy as np
+import pytest
+import served
+
+from common.errors import BadInput
+from common.serving import batching
+
+
+def batcher(made, **settings) -> batching.Batcher:
+    return batching.Batcher(made, served.options(), **settings)
+
+
+def submit(queue, text: str):
+    rows = served.read(text, {})
+    finish = lambda outputs: served.result(text, rows, outputs, {})
+    return queue.submit([queue.fitted(row) for row in rows], finish)
+
+
+def test_answers_are_their_own_whatever_comes_together():
+    made, batches = served.loaded()
+    queue = batcher(made, batch=8, latency=0.0)
+    rng = np.random.default_rng(0)
+    texts = [
+        "|".join("".join(map(chr, rng.integers(48, 120, rng.integers(1, 99)))) for _ in range(n))
+        for n in rng.integers(1, 4, 300)
+    ]
+    futures = {}
+
+    def client(first: int) -> None:
+        for text in texts[first::4]:
+            futures[text] = submit(queue, text)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    queue.run(lambda: not any(thread.is_alive() for thread in threads))
+    queue.close()
+    assert len(futures) == len(set(texts)) > 290
+    for text, future in futures.items():
+        assert future.result(0) == served.expected(text)
+    assert {len(rows) for rows in batches} <= {1, 2, 4, 8}
+    assert sum(map(len, batches)) == sum(text.count("|") + 1 for text in texts)
+
+
+def test_every_row_has_a_shape_that_is_compiled():
+    made, batches = served.loaded()
+    queue = batcher(made, batch=4)
+    steps = list(queue.compile())
+    assert steps == [(i, 15) for i in range(16)]  # 8, 16, 32, 64 and 100; 1, 2 and 4 rows
+    compiled = {(len(rows), rows[0]["tokens"].shape) for rows in batches}
+    assert len(compiled) == 15
+    for length in range(1, 101):
+        row = queue.fitted({"tokens": np.zeros(length, np.int32)})
+        assert (1, row["tokens"].shape) in compiled
+    with pytest.raises(BadInput, match="101 positions, and the server takes 100"):
+        queue.fitted({"tokens": np.zeros(101, np.int32)})
+
+
+def test_what_is_short_beside_a_long_text_stays_short():
+    """The places of masks: they are padded as the text is, or to the least."""
+    read = lambda text, options: [
+        {"tokens": np.zeros(len(text), np.int32), "picked": np.zeros(text.count("["), np.int32)}
+    ]
+    predictor = served.TEXTS._replace(read=read, pads={"tokens": 0, "picked": 0}, longest=32)
+    compiled = {
+        (len(row["tokens"]), len(row["picked"])) for row in batching.shapes(predictor, {}, 32)
+    }
+    assert compiled == {(8, 8), (16, 8), (16, 16), (32, 8), (32, 32)}
+    for text in ("[" * 9 + "a" * 4, "[" + "a" * 19, "[" * 20):
+        (row,) = read(text, {})
+        row = batching.fitted(predictor, row, 32)
+        assert (len(row["tokens"]), len(row["picked"])) in compiled
+
+
+def test_a_row_waits_for_others_until_a_batch_is_full():
+    made, batches = served.loaded()
+    queue = batcher(made, batch=4, latency=1e9)
+    done = threading.Event()
+    thread = threading.Thread(target=queue.run, args=(done.is_set,))
+    thread.start()
+    first = [submit(queue, text) for text in ("ab", "cd", "ef")]
+    second = submit(queue, "a text of another length")
+    assert not any(future.done() for future in first)
+    last = submit(queue, "gh")
+    assert last.result(10) == served.expected("gh")
+    assert [len(rows) for rows in batches] == [4]
+    assert not second.done()
+    done.set()  # whatever waits is answered at once
+    assert second.result(10) == served.expected("a text of another length")
+    thread.join()
+    queue.close()
+
+
+def test_those_who_have_waited_longest_come_first():
+    made, batches = served.loaded()
+    queue = batcher(made, batch=2, latency=0.0)
+    old = submit(queue, "a text that is alone with its length")
+    for text in ("ab", "cd", "ef"):
+        submit(queue, text)
+    queue.run(lambda: True)
+    queue.close()
+    assert old.done()
+    assert [len(rows) for rows in batches] == [1, 2, 1]
+    assert len(batches[0][0]["tokens"]) == 64
+
+
+def test_what_nobody_waits_for_is_not_computed():
+    made, batches = served.loaded()
+    queue = batcher(made)
+    gone, kept = submit(queue, "gone|gone"), submit(queue, "kept")
+    assert gone.cancel()
+    queue.run(lambda: True)
+    queue.close()
+    assert kept.result(0) == served.expected("kept")
+    assert sum(map(len, batches)) == 1
+    assert queue.waiting() == 0
+
+
+def test_a_batch_that_fails_takes_no_other_with_it():
+    def before(rows):
+        if len(rows[0]["tokens"]) == 16:
+            raise RuntimeError("out of memory")
+
+    made, _ = served.loaded(before=before)
+    queue = batcher(made)
+    bad, good = submit(queue, "a text of sixteen"[:16]), submit(queue, "short")
+    partly = submit(queue, "short|a text of sixteen"[:22])
+    queue.run(lambda: True)
+    queue.close()
+    assert good.result(0) == served.expected("short")
+    for future in (bad, partly):
+        assert "out of memory" in str(future.exception(0))
+
+
+def test_batches_are_divided_among_devices():
+    made, batches = served.loaded(ways=3)
+    queue = batcher(made, batch=4)
+    assert queue.sizes() == [3, 6, 12]
+    futures = [submit(queue, text) for text in ("a", "b", "c", "d", "e", "f", "g")]
+    queue.run(lambda: True)
+    queue.close()
+    assert [len(rows) for rows in batches] == [6, 1]
+    for text, future in zip("abcdefg", futures, strict=True):
+        assert future.result(0) == served.expected(text)
