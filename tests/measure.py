@@ -18,7 +18,7 @@ TESTS = {
     "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
     "quantize": "what int8 costs after training: bert_sotu, Fashion-MNIST small x 3 (40 minutes)",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
-    "lora": "film reviews by low-rank updates beside full fine-tuning, three seeds (an hour)",
+    "serving": "10,000 requests to a BERT of 6 layers, beside one by one and transformers",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {

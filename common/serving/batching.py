@@ -81,7 +81,7 @@ def _sizes(predictor: Predictor, row: dict, size: int) -> dict[str, int]:
 def _padded(predictor: Predictor, row: dict, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(array) for name, array in row.items()}
     for name, size in sizes.items():
-        array, value = arrays[name], predictor.pads[name]
+        array, value = arrays[name][:size], predictor.pads[name]
         widths = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
         arrays[name] = np.pad(array, widths, constant_values=value)
     return arrays
@@ -93,7 +93,7 @@ def shapes(predictor: Predictor, options: dict, longest: int) -> list[dict[str, 
     length = _length(row, predictor)
     if not length:
         return [_padded(predictor, row, {})]
-    buckets = sorted({predict.bucket(n, longest) for n in range(length, longest + 1)})
+    buckets = sorted({predict.bucket(n, longest) for n in range(1, longest + 1)})
     along = {name for name in predictor.pads if name in row and len(row[name]) == length}
     beside = [name for name in predictor.pads if name in row and name not in along]
     rows = []

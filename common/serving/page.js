@@ -84,7 +84,9 @@ function bar(name, share) {
 function shown({ probabilities, masks, text, ...rest }) {
   const parts = [];
   if (text !== undefined) parts.push(made("pre", { textContent: text }));
-  for (const [name, share] of Object.entries(probabilities ?? {})) parts.push(bar(name, share));
+  // An object's keys that are numbers come first, in their order.
+  const shares = Object.entries(probabilities ?? {}).sort(([, a], [, b]) => b - a);
+  for (const [name, share] of shares) parts.push(bar(name, share));
   (masks ?? []).forEach((guesses, i) => {
     parts.push(made("h2", { textContent: `mask ${i + 1}` }));
     for (const { token, probability } of guesses) parts.push(bar(token, probability));

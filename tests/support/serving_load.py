@@ -4,14 +4,18 @@ clients that ask again and again, and the same weights by `transformers` behind 
     python tests/support/serving_load.py FOLDER PORT
 """
 
+import contextlib
 import http.client
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
 from typing import NamedTuple
 
 import numpy as np
+from helpers import free_port
 
 WORDS = [f"w{i}" for i in range(500)]
 CLASSES = [f"c{i}" for i in range(8)]
@@ -115,6 +119,27 @@ def rival(folder: str, port: int) -> None:
         return {"results": [{names[i]: x for i, x in enumerate(row)} for row in shares]}
 
     uvicorn.run(app, port=port, log_level="warning")
+
+
+@contextlib.contextmanager
+def rival_process(folder):
+    """`rival` as a process of its own: its port."""
+    port = free_port()
+    words = [sys.executable, __file__, str(folder), str(port)]
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path})
+    try:
+        while True:
+            assert process.poll() is None
+            with contextlib.suppress(OSError):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+                ask(connection, WORDS[0])
+                break
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

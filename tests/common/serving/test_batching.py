@@ -2,10 +2,12 @@
 
 import threading
 
+import exports
 import numpy as np
 import pytest
 import served
 
+from common import predict
 from common.errors import BadInput
 from common.serving import batching
 
@@ -146,3 +148,54 @@ def test_batches_are_divided_among_devices():
     assert [len(rows) for rows in batches] == [6, 1]
     for text, future in zip("abcdefg", futures, strict=True):
         assert future.result(0) == served.expected(text)
+
+
+TRIED = {
+    "bert": ["one", "two three four five", "six " * 30],
+    "mlm": ["[MASK]", "one [MASK]", "one two " * 4 + "[MASK]", "[MASK] " * 12],
+    "gpt": ["", "one two three", "seven " * 9],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRIED)
+def test_models_answer_as_alone_with_what_was_compiled(name, tmp_path, compiled_in_haste):
+    made = predict.load(exports.begun(name, tmp_path))
+    shapes = []
+
+    def outputs(rows, index, size, options):
+        shapes.append((size, *sorted((k, x.shape) for k, x in rows[0].items())))
+        return made.outputs(rows, index, size, options)
+
+    settings = {"tokens": 4, "greedy": True} if name == "gpt" else {"top": 2}
+    options, predictor = predict.options_of(made.predictor, settings), made.predictor
+    queue = batching.Batcher(made._replace(outputs=outputs), options, batch=1)
+    list(queue.compile())
+    compiled, futures = set(shapes), []
+    for text in TRIED[name]:
+        rows = predictor.read(text, options)
+        finish = lambda outputs, text=text, rows=rows: predictor.result(
+            text, rows, outputs, options
+        )
+        futures.append(queue.submit([queue.fitted(row) for row in rows], finish))
+    shapes.clear()
+    queue.run(lambda: True)
+    queue.close()
+    assert set(shapes) <= compiled
+    for text, future in zip(TRIED[name], futures, strict=True):
+        assert_close(future.result(0), made.predict([text], **settings)[0])
+
+
+def assert_close(a, b) -> None:
+    """Two results say the same, numbers within 1e-5."""
+    if isinstance(b, dict):
+        assert a.keys() == b.keys()
+        b, a = list(b.values()), list(a.values())
+    if isinstance(b, list):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_close(*pair)
+    elif isinstance(b, float):
+        assert a == pytest.approx(b, abs=1e-5)
+    else:
+        assert a == b
