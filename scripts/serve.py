@@ -20,6 +20,7 @@ import sys
 import _checkout  # noqa: F401
 import predict as predicting
 from common import cli, inputs, predict
+from common.devices import runtime, terminal
 from common.errors import BadInput, require
 from common.sections import parameters
 from common.serving import artifact
@@ -31,7 +32,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    server = _server()
+    server, application = _server()
     first = cli.parser(__doc__)
     _add_own(first)
     sources = ("--artifact", "--workdir", "--weights")
@@ -52,25 +53,25 @@ def main(argv=None) -> int:
     settings = {k: getattr(args, k) for k, each in named if getattr(args, k) != each.default}
     name = os.path.basename(os.path.normpath(args.artifact or args.workdir or args.weights))
     latency = args.latency / 1000
-    model = server.model_of(name, loaded, settings, args.batch, latency, args.longest)
-    limits = server.Limits(int(args.body * 2**20), args.queue, args.timeout)
+    model = application.model_of(name, loaded, settings, args.batch, latency, args.longest)
+    limits = application.Limits(int(args.body * 2**20), args.queue, args.timeout)
     with server.listener(args.host, args.port) as sock:
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        tell = lambda: print(f"http://{shown}:{port}/", flush=True)
+        tell = lambda: terminal.offer(f"http://{shown}:{port}/")
         return server.run(model, limits, token, sock, tell)
 
 
 def _server():
-    """The module that serves, which needs packages of an extra."""
+    """The modules that serve, which need packages of an extra."""
     try:
-        from common.serving import server
+        from common.serving import application, server
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name not in PACKAGES:
             raise
         raise BadInput(f"{name} is missing: pip install -e '.[serve]'") from error
-    return server
+    return server, application
 
 
 def _add_own(parser) -> None:
@@ -114,6 +115,7 @@ def _token(path: str) -> str:
 
 def _loaded(args) -> predict.Loaded:
     if args.artifact is not None:
+        runtime.start()
         return artifact.load(args.artifact)
     if args.workdir is not None:
         return predict.of_run(args.workdir, args.step, args.embed)

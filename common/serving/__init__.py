@@ -2,7 +2,7 @@
 
 An artifact is a folder that a process with jax and numpy alone can run (`read`), with what turns
 raw inputs into its arrays, and its outputs into predictions (`artifact`). `export` makes one of a
-run, `onnx` and `huggingface` its other forms. `server` answers requests over HTTP, whose bodies
-`requests` reads and whose rows `batching` computes together. Training and models do not belong
-here.
+run, `onnx` and `huggingface` its other forms. `server` answers over HTTP (`application`), reads
+bodies (`requests`), computes rows of many clients together (`batching`) and counts (`metrics`).
+Training and models do not belong here.
 """

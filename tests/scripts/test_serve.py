@@ -21,7 +21,7 @@ from helpers import exit_code, start
 from PIL import Image
 
 from common import predict
-from common.serving import artifact, server
+from common.serving import application, artifact
 
 
 def pictures(count: int) -> list[bytes]:
@@ -194,9 +194,9 @@ def browsed(port: int, folder) -> dict:
 @pytest.fixture
 def driven(tmp_path, monkeypatch):
     script = tmp_path / "page.js"
-    own = pathlib.Path(server.__file__).with_name("page.js")
+    own = pathlib.Path(application.__file__).with_name("page.js")
     script.write_text(own.read_text() + DRIVE)
-    monkeypatch.setitem(server.PAGE, "/page.js", str(script))
+    monkeypatch.setitem(application.PAGE, "/page.js", str(script))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 
 from common import predict
 from common.errors import require
-from common.serving import server
+from common.serving import application, server
 from common.task import Predictor
 
 
@@ -68,13 +68,15 @@ def expected(text: str, scale: float = 1.0) -> dict:
 
 
 @contextlib.contextmanager
-def serving(made: predict.Loaded, limits=server.Limits(), token=None, latency=0.0, batch=8, **more):
+def serving(
+    made: predict.Loaded, limits=application.Limits(), token=None, latency=0.0, batch=8, **more
+):
     """A server in a thread: yields its port, a function that tells it to end, and `wait`, which
     returns its exit code."""
     told, ready, codes = SimpleNamespace(signal=None), threading.Event(), []
     sock = server.listener("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    model = server.model_of("toy", made, more, batch, latency)
+    model = application.model_of("toy", made, more, batch, latency)
     before, server.ending.Told = server.ending.Told, lambda: contextlib.nullcontext(told)
 
     def run():

@@ -151,7 +151,6 @@ def test_batches_are_divided_among_devices():
 
 
 TRIED = {
-    "bert": ["one", "two three four five", "six " * 30],
     "mlm": ["[MASK]", "one [MASK]", "one two " * 4 + "[MASK]", "[MASK] " * 12],
     "gpt": ["", "one two three", "seven " * 9],
 }

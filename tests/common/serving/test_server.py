@@ -14,7 +14,7 @@ from served import ask, expected, serving
 
 from common.errors import BadInput
 from common.serving import server
-from common.serving.server import Limits
+from common.serving.application import Limits
 
 
 @pytest.fixture(scope="module")
