@@ -7,7 +7,8 @@
 Rows of the same shapes are batched, oldest first, as many as have come when the oldest has waited
 for `latency` seconds, or as soon as a batch is full. Batches have a few sizes, powers of two, and
 no padding rows: those left over open the next batch. So with all lengths in buckets there are few
-programs, and all of them can be compiled before the first request.
+programs, and all of them can be compiled before the first request. They are timed then: where a row
+of a larger batch costs no less, as long texts on a CPU, batches stay small.
 """
 
 import collections
@@ -30,6 +31,9 @@ from common.task import Predictor
 
 IDLE_SECONDS = 0.1  # between two looks at `stop`, at most
 LONGEST = 512  # positions, of models without a limit of their own
+TIMED_SECONDS = 0.2  # of one program, over three runs at most
+GAIN = 0.95  # of a row's time, that makes a larger batch worth trying on
+NEAR = 1.1  # of the least time of a row, to which the smallest batch is preferred
 
 
 # ------------------------------------------------------------------------------------------ shapes
@@ -105,6 +109,29 @@ def shapes(predictor: Predictor, options: dict, longest: int) -> list[dict[str, 
     return rows
 
 
+def _shape(row: dict[str, np.ndarray]) -> tuple:
+    return tuple(sorted((k, a.shape, a.dtype.str) for k, a in row.items()))
+
+
+# ------------------------------------------------------------------------------------------- sizes
+
+
+def gains(times: dict[int, float]) -> bool:
+    """Whether batches larger than those tried may pay.
+
+    Args:
+      times: {size: seconds of a row}, from the least size. The last two must have gained something.
+    """
+    tried, latest = [*times.values()][:-2], [*times.values()][-2:]
+    return not tried or min(latest) < GAIN * min(tried)
+
+
+def worthwhile(times: dict[int, float]) -> int:
+    """The size of the largest batch that pays: the smallest with nearly the least time of a row."""
+    least = min(times.values())
+    return min(size for size, seconds in times.items() if seconds <= NEAR * least)
+
+
 # ------------------------------------------------------------------------------------------- queue
 
 
@@ -150,7 +177,8 @@ class Batcher:
         self.longest = longest_of(loaded.predictor, options, longest)
         self.observe: Callable[[int, float], None] = lambda rows, seconds: None
         self._changed = threading.Condition()
-        self._groups: dict[Hashable, collections.deque] = {}
+        self._groups: dict[tuple, collections.deque] = {}
+        self._largest: dict[tuple, int] = {}  # by shape, once it is timed
         self._results = concurrent.futures.ThreadPoolExecutor(1, "results")
 
     def sizes(self) -> list[int]:
@@ -195,23 +223,39 @@ class Batcher:
             self._results.submit(self._deliver, [job])
         with self._changed:
             for place, row in enumerate(rows):
-                shape = tuple(sorted((k, a.shape, a.dtype.str) for k, a in row.items()))
-                group = self._groups.setdefault((shape, kind), collections.deque())
+                group = self._groups.setdefault((_shape(row), kind), collections.deque())
                 group.append((job, place, row))
             self._changed.notify()
         return future
 
     def compile(self, stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, int]]:
-        """Compiles all programs, one a step; yields (how many are done, of how many). Ends when
-        `stop()` holds."""
+        """Compiles and times all programs, one a step; yields (how many are done, of how many at
+        most). Ends when `stop()` holds."""
         rows = shapes(self._loaded.predictor, self._options, self.longest)
-        programs = list(itertools.product(rows, self.sizes()))
-        for done, (row, size) in enumerate(programs):
-            if stop():
-                return
-            yield done, len(programs)
-            self._outputs([row] * size, [0] * size, size, self._options)
-        yield len(programs), len(programs)
+        sizes = self.sizes()
+        most = len(rows) * len(sizes)
+        for first, row in enumerate(rows):
+            times: dict[int, float] = {}
+            for size in sizes:
+                if stop():
+                    return
+                yield first * len(sizes) + len(times), most
+                times[size] = self._seconds(row, size) / size
+                if not gains(times):
+                    break
+            self._largest[_shape(row)] = worthwhile(times)
+        yield most, most
+
+    def _seconds(self, row: dict, size: int) -> float:
+        """The time of a batch, at best, once it is compiled."""
+        batch = [row] * size, [0] * size, size, self._options
+        self._outputs(*batch)
+        begun, times = time.monotonic(), []
+        while not times or (len(times) < 3 and time.monotonic() < begun + TIMED_SECONDS):
+            start = time.perf_counter()
+            self._outputs(*batch)
+            times.append(time.perf_counter() - start)
+        return min(times)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Computes until `stop()` holds and nothing waits."""
@@ -230,9 +274,9 @@ class Batcher:
         with self._changed:
             while True:
                 stopping = stop()
-                group = self._due(stopping)
-                if group is not None:
-                    return self._taken(group)
+                key = self._due(stopping)
+                if key is not None:
+                    return self._taken(key)
                 if stopping:
                     return None
                 wait = IDLE_SECONDS
@@ -241,22 +285,25 @@ class Batcher:
                     wait = min(max(oldest + self._latency - time.monotonic(), 0), wait)
                 self._changed.wait(wait)
 
-    def _due(self, stopping: bool) -> collections.deque | None:
-        """The rows of which the next batch is made now, if it is time: those whose first has waited
-        longest, else any that fill a batch."""
+    def _due(self, stopping: bool) -> tuple | None:
+        """The group of which the next batch is made now, if it is time: the one whose first row has
+        waited longest, else any that fills a batch."""
         for key in [key for key, group in self._groups.items() if not group]:
             del self._groups[key]
         if not self._groups:
             return None
-        oldest = min(self._groups.values(), key=lambda group: group[0][0].since)
-        if stopping or time.monotonic() >= oldest[0][0].since + self._latency:
+        oldest = min(self._groups, key=lambda key: self._groups[key][0][0].since)
+        if stopping or time.monotonic() >= self._groups[oldest][0][0].since + self._latency:
             return oldest
-        return next((each for each in self._groups.values() if len(each) >= self._most), None)
+        full = lambda key: len(self._groups[key]) >= self._largest.get(key[0], self._most)
+        return next(filter(full, self._groups), None)
 
-    def _taken(self, group: collections.deque) -> list:
+    def _taken(self, key: tuple) -> list:
         """Takes the rows of a batch from those that wait, and with them those that nobody wants any
         more."""
-        count = max(size for size in self.sizes() if size <= max(len(group), self._loaded.ways))
+        group, most = self._groups[key], self._largest.get(key[0], self._most)
+        most = min(most, max(len(group), self._loaded.ways))
+        count = max(size for size in self.sizes() if size <= most)
         batch: list = []
         while group and len(batch) < count:
             job, place, row = group.popleft()

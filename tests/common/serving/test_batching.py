@@ -52,9 +52,10 @@ def test_every_row_has_a_shape_that_is_compiled():
     made, batches = served.loaded()
     queue = batcher(made, batch=4)
     steps = list(queue.compile())
-    assert steps == [(i, 15) for i in range(16)]  # 8, 16, 32, 64 and 100; 1, 2 and 4 rows
+    assert steps[0] == (0, 15)  # 8, 16, 32, 64 and 100; 1, 2 and 4 rows
+    assert steps[-1] == (15, 15)
     compiled = {(len(rows), rows[0]["tokens"].shape) for rows in batches}
-    assert len(compiled) == 15
+    assert len({shape for _, shape in compiled}) == 5
     for length in range(1, 101):
         row = queue.fitted({"tokens": np.zeros(length, np.int32)})
         assert (1, row["tokens"].shape) in compiled
@@ -76,6 +77,26 @@ def test_what_is_short_beside_a_long_text_stays_short():
         (row,) = read(text, {})
         row = batching.fitted(predictor, row, 32)
         assert (len(row["tokens"]), len(row["picked"])) in compiled
+
+
+@pytest.mark.parametrize(
+    ("times", "tried", "size"),
+    [
+        ([9.1, 6.8, 5.3, 4.5, 4.25, 3.93, 4.0], 7, 16),  # short texts: from 1 to 64
+        ([39.8, 35.9, 34.2, 34.9, 35.9], 4, 2),  # long ones
+        ([1.0, 2.0, 3.0, 0.1], 3, 1),
+        ([8.0, 4.0, 2.0, 1.0], 4, 8),
+        ([1.0], 1, 1),
+    ],
+)
+def test_batches_are_as_large_as_pays(times, tried, size):
+    seen = {}
+    for i, seconds in enumerate(times):
+        seen[2**i] = seconds
+        if not batching.gains(seen):
+            break
+    assert len(seen) == tried
+    assert batching.worthwhile(seen) == size
 
 
 def test_a_row_waits_for_others_until_a_batch_is_full():
