@@ -28,7 +28,7 @@ from common.runs.log import Log, logged
 from common.runs.progress import Progress, spelled
 from common.sections import call
 from common.task import EvalContext, Shown, purpose_key
-from common.training import frozen, interval
+from common.training import interval, unsaved
 from common.training.program import Program
 from common.training.step import TrainState
 
@@ -215,7 +215,7 @@ def drive(run: Run, step: int, state: Callable, outputs: Callable) -> Iterator[r
                 run.progress.pause()
                 run.metrics.sync()
                 with saving(checkpoints, step):
-                    part = frozen.kept(program, state())
+                    part = unsaved.kept(program, state())
                     checkpoints.save(step, part, _pending(program, step, outputs()[0]))
                 if saved:  # by now the one before is on disk
                     ending.keeps(max(saved))

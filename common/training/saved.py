@@ -19,8 +19,8 @@ from common.nn.layers import identity
 from common.runs import checkpoint, facts, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
-from common.task import MOST_STEPS
-from common.training import frozen
+from common.task import MOST_STEPS, held_out
+from common.training import unsaved
 from common.training.loop import eval_context
 from common.training.program import initial_state, prepare, sections, task_module
 
@@ -210,9 +210,9 @@ def opened(config: dict, folder, step: str = "latest", sources: dict | None = No
     with reading(folder, fingerprints) as checkpoints:
         number = step_number(config, folder, checkpoints, step)
         with jax.set_mesh(program.layout.mesh):
-            restored = checkpoints.restore(frozen.kept(program, program.like), number)
+            restored = checkpoints.restore(unsaved.kept(program, program.like), number)
             require(restored is not None, f"{folder}: no checkpoint there")
-            state = frozen.restored(program, restored[0], frozen.read(program, folder))
+            state = unsaved.restored(program, restored[0], unsaved.read(program, folder))
             yield program, state, restored[1]
 
 

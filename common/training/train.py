@@ -24,7 +24,7 @@ from common.runs import facts as run_facts
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import extended, frozen, interval, watched
+from common.training import extended, interval, unsaved, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -144,7 +144,7 @@ def begun(
     if resumes:
         with agreement.together():
             _check_resumes(program, folder)
-    others = frozen.read(program, folder) if resumes else frozen.of_state(program, fresh)
+    others = unsaved.read(program, folder) if resumes else unsaved.of_state(program, fresh)
     base = {"base": tree.hexdigest(others)} if others else {}
     watched.check(program, fresh, folder)
     length = workdir.last_start(folder).get("steps")
@@ -169,9 +169,9 @@ def begun(
         run_of = workdir.identity(config, fingerprints) | base
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
         ending.now_busy("reading the checkpoint")
-        restored = checkpoints.restore(frozen.kept(program, program.like))
+        restored = checkpoints.restore(unsaved.kept(program, program.like))
         if restored:
-            state, step = frozen.restored(program, restored[0], others), restored[1]
+            state, step = unsaved.restored(program, restored[0], others), restored[1]
         else:
             state = fresh or initial_state(program)
             step = int(state.step)
