@@ -311,7 +311,7 @@ def first_rows(program: Program, count: int = 16) -> dict[str, np.ndarray]:
 
 def _log(run: Run, steps: range, sums, terms, finite, digests) -> None:
     """Fetches the outputs of a call; raises `NotFinite`, and logs if `digests` are given: means
-    since the last line, and the learning rate of this step."""
+    since the last line, and the learning rate and sparsity of this step."""
     finite, step = int(jax.device_get(finite)), steps.stop
     if finite < len(steps):
         values = {n: s / w for n, (s, w) in jax.device_get(terms).items() if np.ndim(s) == 0}
@@ -322,8 +322,9 @@ def _log(run: Run, steps: range, sums, terms, finite, digests) -> None:
     run.progress.done(step)
     if digests is None:
         return
-    sums, rate = jax.device_get((sums, terms["learning_rate"][0]))
-    values = interval.means(sums, run.program.terms) | {"learning_rate": rate}
+    newest = {name: terms[name][0] for name in ("learning_rate", "sparsity") if name in terms}
+    sums, newest = jax.device_get((sums, newest))
+    values = interval.means(sums, run.program.terms) | newest
     values = {f"train/{name}": value for name, value in values.items()}
     groups = tree.group_digests(jax.device_get(digests))
     clock = {"seconds": round(run.progress.seconds(), 3), **run.progress.speeds()}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import imports, tree
-from common.compress import lora, quantize
-from common.config import completed, plain, substitute, traced, untraced
+from common.compress import prune
+from common.config import plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
@@ -101,8 +101,7 @@ def sections(config) -> dict[str, Callable]:
         "train.stop": why_stop,
         "checkpoint": saves.policy,
         "init": initialise,
-        "compress.lora": lora.scheme,
-        "compress.quantize": quantize.scheme,
+        "compress.prune": prune.pruning,
         "runtime": runtime.start,
         "log": log.log_section,
     }
@@ -243,6 +242,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     saving = call(saves.policy, config["checkpoint"], to_steps)
     call(why_stop, config["train"]["stop"], [])
+    rule = call(prune.pruning, config["compress"]["prune"], to_steps)
     hypers = _hypers(config)
     known = f"the sections {', '.join(config)}, and the sets {', '.join(sources)}"
 
@@ -255,12 +255,11 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         optimizer = call(
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
         )
-        return task, optim.limited(optimizer, lora.trained(config))
+        return task, prune.pruned(optimizer, rule, config.get("model"), section["freeze"])
 
     optim.check_patterns(config["optim"])
     task, optimizer = build({})
-    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # as in a step
-        abstract = with_step_terms(terms.check_task(config, task, schedule))
+    abstract = with_step_terms(terms.check_task(config, task, schedule), optimizer)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)

@@ -17,15 +17,17 @@ from common.data import loading
 from common.devices import mesh
 from common.task import Task, Terms, purpose_key
 from common.training import interval
+from common.training.optim import Optimizer
 
 # Terms that the step adds to the task's.
 STEP_TERMS = {"loss", "learning_rate", "gradient_norm", "update_norm"}
 
 
-def with_step_terms(terms: Terms) -> Terms:
+def with_step_terms(terms: Terms, optimizer: Optimizer) -> Terms:
     """The abstract Terms of a step, from those of its task."""
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    return terms | dict.fromkeys(STEP_TERMS, (number, number))
+    own = STEP_TERMS if optimizer.sparsity is None else STEP_TERMS | {"sparsity"}
+    return terms | dict.fromkeys(own, (number, number))
 
 
 class TrainState(NamedTuple):
@@ -113,8 +115,8 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
       order: of the training set: `Source.order`.
 
     The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
-    The Terms are the task's plus `loss` (the objective), `learning_rate`, `gradient_norm` and
-    `update_norm`. `finite` is whether loss, gradients and update all are.
+    The Terms are the task's plus `loss` (the objective), `learning_rate`, `gradient_norm`,
+    `update_norm` and, where weights are pruned, `sparsity`. `finite` is whether loss, gradients and update all are.
     """
     by_rows = mesh.batch_sharding(layout)
     # Parts are unrolled on CPU, where XLA's convolutions are ten times slower inside a loop.
@@ -162,6 +164,7 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
                 average,
                 {"params": live, "extra": extra},
             )
+            average["params"] = optimizer.zeroed(opt_state, average["params"])
         weight = jnp.float32(1)
         norms = {"gradient_norm": _norm(grads), "update_norm": _norm(updates)}
         terms = {
@@ -170,6 +173,8 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
             "learning_rate": (optimizer.learning_rate(state.step), weight),
             **{name: (norm, weight) for name, norm in norms.items()},
         }
+        if optimizer.sparsity is not None:
+            terms["sparsity"] = optimizer.sparsity(opt_state), weight
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
         return TrainState(state.step + 1, whole(live), extra, opt_state, average), terms, finite
 

@@ -45,7 +45,8 @@ def run(config, folder, *, show: bool = True) -> dict:
 
     Returns:
       The contents of `result.json`: steps, eval, wall_seconds, examples_per_second, digest,
-      parameters; tokens_per_second and mfu where they apply; `stopped`, {step, reason}, if early
+      parameters; tokens_per_second and mfu where they apply; sparsity, of a run that prunes (the
+      share of zeros among what it prunes); `stopped`, {step, reason}, if early
       stopping ended it.
 
     Raises:
@@ -256,6 +257,8 @@ def finish(run: Run, state: TrainState) -> dict:
         "digest": tree.hexdigest(state),
         "parameters": tree.count(state.params) - run.program.task.padding,
     }
+    if run.program.optimizer.sparsity is not None:
+        result["sparsity"] = float(run.program.optimizer.sparsity(state.opt_state))
     if result["steps"] < run.program.plan.total:
         reason = call(why_stop, run.program.config["train"]["stop"], history)
         result["stopped"] = {"step": result["steps"], "reason": reason}
