@@ -27,7 +27,7 @@ def _check_whole(labels) -> None:
         raise TypeError(f"labels are {labels.dtype}{list(labels.shape)}, not whole numbers i32[B]")
 
 
-def _weighted(values, valid):
+def weighted(values, valid):
     return jnp.sum(jnp.where(valid > 0, values, 0) * valid), jnp.sum(valid)
 
 
@@ -84,7 +84,7 @@ def softmax_cross_entropy(logits, labels, valid, label_smoothing=None, class_wei
     if label_smoothing is not None:
         uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
-    return _weighted(losses, valid)
+    return weighted(losses, valid)
 
 
 def _class_weighted(logits, labels, valid, label_smoothing, class_weights):
@@ -95,7 +95,7 @@ def _class_weighted(logits, labels, valid, label_smoothing, class_weights):
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
     losses = -jnp.sum(class_weights * targets * jax.nn.log_softmax(logits), axis=-1)
     weights = jnp.where(valid > 0, row_weights * valid, 0)
-    return _weighted(losses, valid)[0], jnp.sum(weights)
+    return weighted(losses, valid)[0], jnp.sum(weights)
 
 
 def _binary_cross_entropy(logits, targets):
@@ -110,7 +110,7 @@ def sigmoid_cross_entropy(logits, targets, valid):
       valid: f32[B].
     """
     losses = _binary_cross_entropy(logits.astype(jnp.float32), targets)
-    return _weighted(losses.sum(axis=-1), valid)
+    return weighted(losses.sum(axis=-1), valid)
 
 
 def multi_label_cross_entropy(logits, targets, valid, label_smoothing=None, class_weights=None):
@@ -131,17 +131,17 @@ def multi_label_cross_entropy(logits, targets, valid, label_smoothing=None, clas
     losses = _binary_cross_entropy(logits, targets)
     if class_weights is not None:
         losses += (class_weights - 1) * targets * jax.nn.softplus(-logits)
-    return _weighted(losses.mean(axis=-1), valid)
+    return weighted(losses.mean(axis=-1), valid)
 
 
 def squared_error(predictions, targets, valid):
     """Squared difference, averaged over the outputs of a row. f32[B, D] each, valid f32[B]."""
-    return _weighted(jnp.mean((predictions - targets) ** 2, axis=-1), valid)
+    return weighted(jnp.mean((predictions - targets) ** 2, axis=-1), valid)
 
 
 def absolute_error(predictions, targets, valid):
     """Absolute difference, averaged over the outputs of a row. f32[B, D] each, valid f32[B]."""
-    return _weighted(jnp.mean(jnp.abs(predictions - targets), axis=-1), valid)
+    return weighted(jnp.mean(jnp.abs(predictions - targets), axis=-1), valid)
 
 
 def _rank(logits, labels):
@@ -161,14 +161,14 @@ def accuracy(logits, labels, valid):
 
 def top_k(logits, labels, valid, k: int):
     """Counts rows whose label is among the k largest logits; ties go to the lower index."""
-    return _weighted((_rank(logits, labels) < k).astype(jnp.float32), valid)
+    return weighted((_rank(logits, labels) < k).astype(jnp.float32), valid)
 
 
 def subset_accuracy(logits, targets, valid):
     """Counts rows whose classes are all predicted and no other: those of positive logits, that is
     of probabilities above 0.5. logits f32[B, C], targets [B, C] of 0 and 1, valid f32[B]."""
     exact = jnp.all((logits > 0) == (targets > 0), axis=-1)
-    return _weighted(exact.astype(jnp.float32), valid)
+    return weighted(exact.astype(jnp.float32), valid)
 
 
 def confusion_matrix(logits, labels, valid):

@@ -33,8 +33,7 @@ from common.errors import BadInput, brief, nearest, require
 from common.runs import workdir
 from common.sections import call, fits, parameters, spelled
 from common.task import Predictor
-from common.training import optim, saved
-from common.training.loop import eval_context
+from common.training import saved
 from common.training.program import task_module
 
 # Modules with a function `published(name, embed) -> Published | None`: None if the weights are not
@@ -124,39 +123,8 @@ def of_run(folder, step: str = "latest", embed: bool = False) -> Loaded:
     sources = saved.kept_sources(module, config, folder)
     predictor = getattr(module, what)(config, sources, mesh.constrainer(layout))
     config |= {"evals": {}}
-    partial = optim.keeps_own(config["optim"]) or lora.of(config).rank
-    read = _whole_state if partial else _parameters
-    params, extra, number = read(config, folder, step, sources, layout)
+    params, extra, number = saved.evaluated(config, folder, step, sources, layout)
     return loaded(predictor, layout, params, extra, number)
-
-
-def _parameters(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
-    """(parameters to evaluate, statistics, step) of a checkpoint, of which nothing else is read."""
-    task = task_module(config["task"]).make(config, sources, mesh.constrainer(layout))
-    params, extra = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    shardings = (
-        mesh.shardings(layout, task.partition, params),
-        jax.tree.map(lambda _: mesh.replicated(layout), extra),
-    )
-    place = lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at)
-    params, extra = jax.tree.map(place, (params, extra), shardings)
-    like = {"params": params, "extra": extra}
-    averaged = config["train"]["average"] is not None
-    with jax.set_mesh(layout.mesh), saved.reading(folder) as checkpoints:
-        number = saved.step_number(config, folder, checkpoints, step)
-        like = {"average": like} if averaged else like
-        restored = checkpoints.restore(like, number, part=True)
-    require(restored is not None, f"{folder}: no checkpoint there")
-    state, number = restored
-    state = state["average"] if averaged else state
-    return state["params"], state["extra"], number
-
-
-def _whole_state(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
-    """`_parameters` that the optimizer's state has to tell."""
-    with saved.opened(saved.endless(config), folder, step, sources) as (program, state, number):
-        context = eval_context(program, state, number)
-        return context.params, context.extra, number
 
 
 def of_weights(name, embed: bool = False) -> Loaded:

@@ -132,6 +132,22 @@ class Evaluator(NamedTuple):
     run: Callable
 
 
+class Frozen(NamedTuple):
+    """Arrays that a loss reads and training does not change, such as the parameters of a teacher:
+    nested dicts, an argument of the compiled step, and in no checkpoint.
+
+    Attributes:
+      name: what they are, for messages and for environment.json, which records their digest: a run
+        resumes with the same ones alone.
+      place: layout (`common.devices.mesh`) -> ShapeDtypeStructs with shardings.
+      read: layout -> the arrays, placed so. Raises `BadInput` if they cannot be read.
+    """
+
+    name: str
+    place: Callable
+    read: Callable
+
+
 class Task(NamedTuple):
     """The pure functions, and a few facts, that define a training run.
 
@@ -161,6 +177,7 @@ class Task(NamedTuple):
       padding: parameters in rows that only pad a table; counts of parameters leave them out.
       shown: None, or rows -> {name: Shown}: the first rows of the first training batch, as
         `prepare` returns them, on the host.
+      frozen: None, or the arrays that `loss` takes as a fifth argument.
     """
 
     init: Callable
@@ -179,6 +196,7 @@ class Task(NamedTuple):
     tokens: int | None = None
     padding: int = 0
     shown: Callable | None = None
+    frozen: Frozen | None = None
 
 
 class Function(NamedTuple):

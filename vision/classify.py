@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import classes, evaluate, losses
+from common.compress.distill import Lesson
+from common.compress.distill import lesson as lesson_of
 from common.data import order
 from common.errors import require
 from common.evaluators import multi_label
@@ -29,7 +31,7 @@ from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
 from common.task import Evaluator, Predictor, Source, Task, held_out, splits, training_flops
-from vision import predict, shown, weights
+from vision import predict, shown, teaching, weights
 from vision.data import augment, datasets, sets
 from vision.data.sets import ImageFacts
 from vision.data.views import Views, evaluated, normalise, weighted_views
@@ -104,8 +106,12 @@ def loss_section(
     label_smoothing: float | None = None,
     class_weights: str = "",
     auxiliary: float | None = None,
-) -> tuple[tuple[float | None, str], float | None]:
-    """The section `loss`: (what `losses.classification` returns, auxiliary).
+    teacher: str = "",
+    temperature: float | None = None,
+    distill: float | None = None,
+    hidden: float | None = None,
+) -> tuple[tuple[float | None, str], float | None, Lesson | None]:
+    """The section `loss`: (what `losses.classification` returns, auxiliary, that of a teacher).
 
     Args:
       label_smoothing: share of each training target spread over all classes; None disables it. With
@@ -117,6 +123,12 @@ def loss_section(
         negatives / positives.
       auxiliary: weight of the auxiliary head's loss, for models that have such a head; None ignores
         it. 0.4 for Inception-v3, as in torchvision.
+      teacher: the workdir of a run of vision.classify, or published weights, with the same classes,
+        whose outputs the model learns as well; "" is none.
+      temperature: by which the logits of both are divided (Hinton et al. 2015); None is 1.
+      distill: share of the teacher's classes in the objective, labels having the rest; None is 0.
+      hidden: weight of the mean squared error of the activations that models name with a number
+        (hidden_0, stage_1), layers mapped evenly; None is no such term.
 
     Raises:
       BadInput: if a number is out of range.
@@ -126,7 +138,8 @@ def loss_section(
     classification = losses.classification(
         label_smoothing=label_smoothing, class_weights=class_weights
     )
-    return classification, auxiliary
+    lesson = lesson_of(teacher=teacher, temperature=temperature, distill=distill, hidden=hidden)
+    return classification, auxiliary, lesson
 
 
 def sections(config) -> dict[str, Callable]:
@@ -169,11 +182,20 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     model = _model(config, facts, constrain)
     augmented = call(augment.make_augment, config["augment"], mean)
     mixes = config["augment"]["mixup"] is not None or config["augment"]["cutmix"] is not None
-    (label_smoothing, weights_), auxiliary = call(loss_section, config["loss"])
+    (label_smoothing, weights_), auxiliary, lesson = call(loss_section, config["loss"])
     class_weights = losses.class_weights(weights_, train_set, facts.classes)
 
     def scaled(images):
         return images.astype(np.float32) / 255.0
+
+    objective = {"loss" if lesson is None else "hard": 1.0}
+    objective |= {} if auxiliary is None else {"auxiliary": auxiliary}
+    taught = None
+    if lesson is not None:
+        known = lambda own, theirs: _model(own, theirs, constrain)
+        teacher = teaching.teacher(config, lesson.teacher, facts, known, constrain)
+        taught = teaching.taught(lesson, teacher, model, shape, objective, facts, constrain)
+        objective = taught.objective
 
     def init(key):
         variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32)))
@@ -182,7 +204,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             rows = np.arange(min(FITTED_TO, train_set.size), dtype=np.uint32)
             images = scaled(train_set.read(rows)["image"])
             params = model.fitted(params, (images - mean) / std)
-        return params, variables
+        return params if taught is None else params | taught.init(key), variables
 
     def prepare(key, batch, train):
         images = batch["image"]
@@ -197,21 +219,22 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         images, labels = augmented(key, scaled(images), labels, rows, epochs)
         return batch | {"image": normalise(images, mean, std), "target": labels}
 
-    def loss(params, extra, batch, key):
+    def loss(params, extra, batch, key, frozen=None):
         logits, changed = model.apply(
             {"params": params, **extra},
             batch["image"],
             train=True,
             rngs={"dropout": key},
-            mutable=[*extra, "auxiliary"],
+            mutable=[*extra, "auxiliary", *(() if taught is None else taught.captures)],
         )
         changed = dict(changed)
+        hidden = changed.pop("intermediates", {})
         auxiliary_logits = jax.tree.leaves(changed.pop("auxiliary", ()))
         loss, metric = losses.of_labels(facts.multi_label)
         entropy = lambda logits: loss(
             logits, batch["target"], batch["valid"], label_smoothing, class_weights
         )
-        terms = {"loss": entropy(logits)}
+        terms = {"loss" if taught is None else "hard": entropy(logits)}
         terms |= {metric.__name__: metric(logits, batch["label"], batch["valid"])}
         if auxiliary is not None:
             require(
@@ -219,6 +242,8 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
                 f"config.loss.auxiliary: {config['model']['module']} has no auxiliary head",
             )
             terms["auxiliary"] = entropy(auxiliary_logits[0])
+        if taught is not None:
+            terms |= teaching.terms(taught, teacher, params, frozen, batch, logits, hidden)
         return terms, changed
 
     def logits(params, extra, batch, key, views="none"):
@@ -231,15 +256,16 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         init=init,
         prepare=prepare,
         loss=loss,
-        objective={"loss": 1.0} | ({} if auxiliary is None else {"auxiliary": auxiliary}),
+        objective=objective,
         sources=sources,
         evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
-        partition=model.PARTITION,
+        partition=(*model.PARTITION, *(() if taught is None else taught.partition)),
         rows_independent="batch_stats" not in shapes[1],
         pretrained=weights.reader(config, model, facts.classes),
         flops=training_flops(model, shape),
         facts=Kept(**facts._asdict(), shape=own)._asdict(),
         shown=partial(shown.training, facts),
+        frozen=None if taught is None else teacher.frozen,
     )
 
 

@@ -143,7 +143,7 @@ def is_due(rule: Pruning, done) -> jax.Array:
     return within & (((done - rule.begin) % rule.frequency == 0) | (done == rule.end))
 
 
-# ------------------------------------------------------------------------------------ what is pruned
+# ----------------------------------------------------------------------------------- what is pruned
 
 
 class Part(NamedTuple):
@@ -192,8 +192,8 @@ def modules(structure: str, params, model: dict) -> list[Module]:
         units = flat[path].shape[1]
         if structure == "heads":
             units = model.get("kv_heads") or model["heads"]
-        parts = tuple(Part(f"{module}/{p}", at) for p, at in table.items() if f"{module}/{p}" in flat)
-        found.append(Module(module, units, parts))
+        parts = (Part(f"{module}/{p}", axis) for p, axis in table.items())
+        found.append(Module(module, units, tuple(part for part in parts if part.path in flat)))
     return found
 
 
@@ -294,7 +294,8 @@ def _by_unit(scores: jax.Array, axis: int, units: int) -> jax.Array:
 def _of_units(mask: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
     """A mask bool[U] of units as one of a parameter of this shape."""
     each = jnp.repeat(mask, shape[axis] // mask.size)
-    return jnp.broadcast_to(each.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
+    along = [-1 if i == axis else 1 for i in range(len(shape))]
+    return jnp.broadcast_to(each.reshape(along), shape)
 
 
 def zeroed(masks, params):

@@ -135,7 +135,7 @@ def causes(a, b) -> list[str]:
             differ = code_lines(before, after) + _lines(_place(before), _place(after))
             lines += [f"between two starts of {folder}: {line}" for line in differ]
     x, y = (known[-1] for known in starts)
-    lines += [f"the data set {line}" for line in _lines(x["data"], y["data"])]
+    lines += list(map(workdir.called, _lines(x["data"], y["data"])))
     return list(dict.fromkeys(lines + code_lines(x, y) + _lines(_place(x), _place(y))))
 
 

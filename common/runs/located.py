@@ -16,7 +16,7 @@ from common.runs.files import absolute
 
 KINDS = "folder", "file", "images"  # of `data.name`: "folder:DIR"
 WORDS = "wordpiece", "bpe"  # of `data.tokenizer`, which are no paths: they are trained
-KEYS = "data.name", "data.folder", "data.tokenizer", "init.path"
+KEYS = "data.name", "data.folder", "data.tokenizer", "init.path", "loss.teacher"
 
 
 def _split(key: str, value) -> tuple[str, str] | None:
@@ -39,7 +39,7 @@ def settled(config: dict) -> dict:
         if parts is None:
             continue
         before, path = parts
-        named = key in ("data.tokenizer", "init.path")
+        named = key in ("data.tokenizer", "init.path", "loss.teacher")
         if named and not _present(path):
             continue
         absolutes[key] = before + os.fspath(absolute(path))

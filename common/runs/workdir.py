@@ -309,18 +309,28 @@ def check_data(folder, fingerprints: dict[str, str]) -> list[dict]:
     before = starts[-1]["data"] if starts else {}
     changed = sorted(n for n, digest in fingerprints.items() if before.get(n, digest) != digest)
     name = starts[-1].get("config", {}).get("data.name") if starts else None
-    known = "" if name is None else f" (config.data.name was {name!r})"
+    of_data = name is not None and any(map(_is_set, changed))
+    known = f" (config.data.name was {name!r})" if of_data else ""
     require(
         not changed,
-        f"{folder}: the data set {', '.join(changed)} has changed since the run began{known}; "
+        f"{folder}: {', '.join(map(called, changed))} has changed since the run began{known}; "
         f"restore it, or start another run in another --workdir{_way_on(folder)}",
     )
     return starts
 
 
+def called(name: str) -> str:
+    """What people call something with a fingerprint: "the data set train", "the teacher"."""
+    return f"the data set {name}" if _is_set(name) else name
+
+
+def _is_set(name: str) -> bool:
+    return not name.startswith("the ")
+
+
 def identity(config: dict, fingerprints: dict[str, str]) -> dict:
     """What tells a run from others: {key: value} of its config and its data."""
-    sets = {f"the data set {name}": digest for name, digest in fingerprints.items()}
+    sets = {called(name): digest for name, digest in fingerprints.items()}
     return {f"config.{key}": value for key, value in _lasting(config).items()} | sets
 
 

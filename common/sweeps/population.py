@@ -77,6 +77,8 @@ def obstacle(program: Program) -> str | None:
         return "the run has several processes"
     if layout.mesh.shape["fsdp"] * layout.mesh.shape["tensor"] > 1:
         return "its mesh shards the parameters of a trial"
+    if program.task.frozen is not None:
+        return f"each would hold {program.task.frozen.name}"
     if not program.resident:
         return "the training set is not resident"
     if program.config["log"]["wandb"]:

@@ -23,7 +23,7 @@ from common.runs import checkpoint, files, log, workdir
 from common.runs.history import why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
-from common.training import contract, directions, optim, products, terms
+from common.training import contract, directions, frozen, optim, products, terms
 from common.training.duration import steps
 from common.training.initialise import adopted, initialise
 from common.training.step import Plan, TrainState, make_step, make_update, with_step_terms
@@ -37,7 +37,7 @@ class Program(NamedTuple):
       plan, saving: the sections `train` and `checkpoint`, durations in steps.
       task, optimizer: built with the config's own numbers, for use outside the step.
       layout: the mesh and its sharding rules.
-      hypers: the traced numbers, on the device.
+      hypers: the traced numbers, on the device, and what `common.training.frozen` adds.
       create: jitted: hypers -> TrainState.
       adopt: jitted: (hypers, params, extra) -> TrainState of step 0 around these parameters.
       step: jitted: (hypers, state, batch, resident) -> (state, Terms, finite); donates the state.
@@ -171,13 +171,16 @@ def _check_batch_size(where: str, batch_size: int) -> None:
 # ----------------------------------------------------------------------------------------- prepare
 
 
-def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> Program:
+def prepare(
+    config, devices=None, sources: dict[str, Source] | None = None, trains: bool = True
+) -> Program:
     """Prepares a completed config: reads its data, checks it and lays it out. Writes nothing.
 
     Args:
       config: from `common.config.load`, or the same as nested dicts.
       devices: the devices to use; None is all.
       sources: data sets to use instead of those the config names.
+      trains: whether it will take steps, and needs what the loss alone reads.
 
     Raises:
       BadInput: for anything the user can fix.
@@ -198,8 +201,9 @@ def prepare(config, devices=None, sources: dict[str, Source] | None = None) -> P
     )
     with ending.busy("tracing the model"):
         program = lay_out(config, layout, sources)
+    kept = frozen.arrays(program.task, layout) if trains else {}
     return program._replace(
-        hypers=mesh.put_replicated(layout, program.hypers),
+        hypers=mesh.put_replicated(layout, frozen.numbers(program.hypers)) | kept,
         resident=mesh.put_replicated(layout, program.resident),
     )
 
@@ -250,7 +254,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         changed = substitute(config, values)
         with contract.explained_in(config, "make", known):
             task = module.make(changed, sources, mesh.constrainer(layout))
-        task = contract.checked(config["task"], task)
+        task = frozen.bound(contract.checked(config["task"], task), values, layout)
         section = changed["optim"]
         optimizer = call(
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
@@ -259,6 +263,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
 
     optim.check_patterns(config["optim"])
     task, optimizer = build({})
+    hypers |= frozen.shapes(task, layout)
     abstract = with_step_terms(terms.check_task(config, task, schedule), optimizer)
 
     def adopt(hypers, params, extra):
@@ -342,7 +347,8 @@ def abstract_arguments(made: Program) -> tuple:
     batch = {}
     if not made.resident:
         batch = loading.batch_shapes(made.task.sources["train"], made.plan.batch_size, by_batch)
-    return replicate(made.hypers), made.like, batch, replicate(made.resident)
+    hypers = replicate(frozen.numbers(made.hypers)) | frozen.abstract(made.hypers)
+    return hypers, made.like, batch, replicate(made.resident)
 
 
 def _hypers(config: dict) -> dict:
@@ -382,7 +388,7 @@ def with_numbers(program: Program, config: dict) -> Program:
         config=config,
         task=task,
         optimizer=optimizer,
-        hypers=mesh.put_replicated(program.layout, hypers),
+        hypers=mesh.put_replicated(program.layout, hypers) | frozen.of(program.hypers),
     )
 
 

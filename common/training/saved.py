@@ -12,15 +12,16 @@ import jax
 import ml_collections
 
 from common import imports
+from common.compress import distill
 from common.config import completed, overridden, plain
-from common.devices import runtime
+from common.devices import mesh, runtime
 from common.errors import require
 from common.nn.layers import identity
 from common.runs import checkpoint, facts, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
-from common.task import MOST_STEPS, held_out
-from common.training import unsaved
+from common.task import MOST_STEPS
+from common.training import optim
 from common.training.loop import eval_context
 from common.training.program import initial_state, prepare, sections, task_module
 
@@ -172,6 +173,58 @@ def _evaluated(context, program, keys: dict[str, str]) -> dict:
     return {"step": context.step, "eval": values}
 
 
+# ------------------------------------------------------------------------------- parameters alone
+
+
+def evaluated(config: dict, folder, step: str, sources: dict, layout: mesh.Layout) -> tuple:
+    """(parameters to evaluate, statistics, step) of a run's checkpoint, on the devices of a mesh:
+    of the checkpoint nothing else is read, unless the optimizer's state has to tell.
+
+    Args:
+      config: of the run; its evaluators and its teacher are not used.
+      folder: its workdir.
+      step: "latest", "best" (by config.checkpoint.best), or a step's number.
+      sources: of `kept_sources`.
+      layout: the mesh.
+
+    Raises:
+      BadInput: if there is no such checkpoint.
+    """
+    config = distill.untaught(config | {"evals": {}})
+    if optim.keeps_own(config["optim"]):
+        with opened(endless(config), folder, step, sources) as (program, state, number):
+            context = eval_context(program, state, number)
+            return context.params, context.extra, number
+    like = placed(config, sources, layout)
+    averaged = config["train"]["average"] is not None
+    with jax.set_mesh(layout.mesh), reading(folder) as checkpoints:
+        number = step_number(config, folder, checkpoints, step)
+        like = {"average": like} if averaged else like
+        restored = checkpoints.restore(like, number, part=True)
+    require(restored is not None, f"{folder}: no checkpoint there")
+    state, number = restored
+    state = state["average"] if averaged else state
+    return state["params"], state["extra"], number
+
+
+def placed(config: dict, sources: dict, layout: mesh.Layout) -> dict:
+    """{"params", "extra"}: those of a run's model, as ShapeDtypeStructs with their shardings on a
+    mesh; see `evaluated`."""
+    config = distill.untaught(config | {"evals": {}})
+    task = task_module(config["task"]).make(config, sources, mesh.constrainer(layout))
+    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = (
+        mesh.shardings(layout, task.partition, params),
+        jax.tree.map(lambda _: mesh.replicated(layout), extra),
+    )
+    place = lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at)
+    params, extra = jax.tree.map(place, (params, extra), shardings)
+    return {"params": params, "extra": extra}
+
+
+# ------------------------------------------------------------------------------------------- opened
+
+
 @contextlib.contextmanager
 def opened_weights(config: dict, name: str):
     """The program of a config that begins with published weights, and its first state, with its
@@ -201,7 +254,7 @@ def opened(config: dict, folder, step: str = "latest", sources: dict | None = No
       BadInput: if there is no such checkpoint.
     """
     call(runtime.start, config["runtime"])
-    program = prepare(config, sources=sources)
+    program = prepare(distill.untaught(config, whole=False), sources=sources, trains=False)
     if sources is None:
         fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
         workdir.check_data(files.absolute(folder), fingerprints)

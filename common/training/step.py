@@ -116,7 +116,8 @@ def make_step(build: Callable, layout: mesh.Layout, plan: Plan, order) -> Callab
 
     The step takes its batch from `resident` ({name: [N, ...]}) or, if that is empty, from `batch`.
     The Terms are the task's plus `loss` (the objective), `learning_rate`, `gradient_norm`,
-    `update_norm` and, where weights are pruned, `sparsity`. `finite` is whether loss, gradients and update all are.
+    `update_norm` and, where weights are pruned, `sparsity`. `finite` is whether loss, gradients and
+    update all are.
     """
     by_rows = mesh.batch_sharding(layout)
     # Parts are unrolled on CPU, where XLA's convolutions are ten times slower inside a loop.

@@ -24,7 +24,7 @@ from common.runs import facts as run_facts
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import extended, interval, unsaved, watched
+from common.training import extended, frozen, interval, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -141,7 +141,7 @@ def begun(
     ending.now_busy("initialising the model")
     fresh = None if resumes else first or initial_state(program)
     main, before = runtime.is_main(), workdir.before(folder)
-    fingerprints = {name: source.fingerprint for name, source in program.task.sources.items()}
+    fingerprints = frozen.fingerprints(program.task, program.hypers)
     if resumes:
         with agreement.together():
             _check_resumes(program, folder)
