@@ -14,10 +14,13 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common import classes, evaluate, losses
+from common.compress.distill import Lesson, outputs, same_classes
+from common.compress.distill import lesson as lesson_of
 from common.errors import require
 from common.evaluators import multi_label
 from common.nn import model as models
@@ -34,9 +37,10 @@ from common.task import (
     splits,
     training_flops,
 )
-from lm import predict, shown, weights
+from lm import bert, predict, shown, weights
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
+from lm.teaching import teacher_of, teaching
 
 MODEL = "lm.bert:Classifier"
 GIVEN = ("vocab_size", "num_classes")
@@ -47,9 +51,42 @@ def sections(config) -> dict[str, Callable]:
     return {
         "model": models.section(config, MODEL, GIVEN),
         "data": labelled.load_sources,
-        "loss": losses.classification,
+        "loss": loss_section,
         **evaluate.sections(config, evaluator),
     }
+
+
+def loss_section(
+    *,
+    label_smoothing: float | None = None,
+    class_weights: str = "",
+    teacher: str = "",
+    temperature: float | None = None,
+    distill: float | None = None,
+    hidden: float | None = None,
+) -> tuple[tuple[float | None, str], Lesson | None]:
+    """The section `loss`: (what `losses.classification` returns, that of a teacher).
+
+    Args:
+      label_smoothing: share of each training target spread over all classes; None disables it. With
+        several labels an example, the targets 1 and 0 become 1 - share / 2 and share / 2.
+      class_weights: weights of the classes in the training loss; evaluation has none. "balanced"
+        gives each class the same total weight: N / (K n) for one of K classes that has n of N
+        examples; "cat=2,dog=0.5" names weights, 1 for other classes; "" is 1 for all. With several
+        labels an example they multiply the loss of a class's positives, and "balanced" is its
+        negatives / positives.
+      teacher: the workdir of a run of lm.classify, or a published classifier, with the same classes
+        and tokens, whose outputs the model learns as well; "" is none.
+      temperature: by which the logits of both are divided (Hinton et al. 2015); None is 1.
+      distill: share of the teacher's classes in the objective, labels having the rest; None is 0.
+      hidden: weight of the mean squared error of the blocks' outputs, layers mapped evenly, through
+        a learned projection if widths differ (Jiao et al. 2020); None is no such term.
+    """
+    classification = losses.classification(
+        label_smoothing=label_smoothing, class_weights=class_weights
+    )
+    lesson = lesson_of(teacher=teacher, temperature=temperature, distill=distill, hidden=hidden)
+    return classification, lesson
 
 
 def sources(config: dict) -> dict[str, Source]:
@@ -142,40 +179,61 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         f"config.data.name: every label is {facts.classes[:1]}; at least two classes are needed",
     )
     model = model_of(config, facts, constrain)
-    label_smoothing, class_weights = call(losses.classification, config["loss"])
+    (label_smoothing, class_weights), lesson = call(loss_section, config["loss"])
     class_weights = losses.class_weights(class_weights, sources["train"], facts.classes)
     require(
         label_smoothing is None or bool(facts.classes),
         "config.loss.label_smoothing: smoothing is for classes, and the labels are numbers",
     )
 
+    teacher, hard = None, "loss" if lesson is None else "hard"
+    if lesson is not None:
+        required = lesson.distill is None or bool(facts.classes)
+        require(required, "config.loss.distill: it is a share of classes, and labels are numbers")
+        kind = bert.Classifier
+        teacher = teacher_of(config, lesson.teacher, facts, model_of, kind, constrain)
+        count = getattr(teacher.model, "num_classes", 1)
+        same_classes(lesson.teacher, facts.classes, teacher.classes, count)
+
+    def inputs(batch):
+        return batch["tokens"], batch["segments"], batch["types"]
+
+    row = jax.ShapeDtypeStruct((1, facts.length), jnp.int32)
+    row = dict.fromkeys(("tokens", "segments", "types"), row)
+    taught = teaching(
+        lesson, teacher, model, inputs, row, {hard: 1.0}, hard,
+        several=facts.multi_label, constrain=constrain,
+    )  # fmt: skip
+
     def init(key):
-        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+        params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+        return params | taught.init(key), {}
 
-    def apply(params, batch, train=False, rngs=None):
-        inputs = batch["tokens"], batch["segments"], batch["types"], train
-        return model.apply({"params": params}, *inputs, rngs=rngs)
+    def loss(params, extra, batch, key, frozen=None):
+        options = {"rngs": {"dropout": key}, "captures": taught.captures}
+        own = outputs(model, {"params": params}, *inputs(batch), True, **options)
+        terms = labelled_terms(own.result, batch)
+        return terms | taught.terms(params, frozen, batch, own, batch["valid"]), extra
 
-    def loss(params, extra, batch, key):
-        logits = apply(params, batch, True, {"dropout": key})
+    def labelled_terms(logits, batch):
         rows = logits, batch["label"], batch["valid"]
         if not facts.classes:
-            return {"loss": losses.squared_error(logits, rows[1][:, None], rows[2])}, extra
+            return {hard: losses.squared_error(logits, rows[1][:, None], rows[2])}
         loss, metric = losses.of_labels(facts.multi_label)
-        terms = {"loss": loss(*rows, label_smoothing, class_weights)}
-        return terms | {metric.__name__: metric(*rows)}, extra
+        terms = {hard: loss(*rows, label_smoothing, class_weights)}
+        return terms | {metric.__name__: metric(*rows)}
 
     def logits(params, extra, batch, key):
-        return apply(params, batch)
+        return model.apply({"params": params}, *inputs(batch), False)
 
     return Task(
         init=init,
         prepare=lambda key, batch, train: batch,
         loss=loss,
-        objective={"loss": 1.0},
+        objective=taught.objective,
         sources=sources,
         evaluators=evaluate.evaluators(config, evaluator, sources, logits=logits),
-        partition=model.PARTITION,
+        partition=(*model.PARTITION, *taught.partition),
         rows_independent=True,
         padding=padding(model),
         files=tokenizer.files(facts.tokenizer),
@@ -184,6 +242,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         tokens=facts.length,
         facts=Kept(facts.classes, facts.texts, facts.multi_label)._asdict(),
         shown=partial(shown.training, facts),
+        frozen=taught.frozen,
     )
 
 

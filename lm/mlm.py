@@ -19,6 +19,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from common import evaluate, losses
+from common.compress.distill import Lesson, outputs
+from common.compress.distill import lesson as lesson_of
 from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
@@ -35,21 +37,37 @@ from common.task import (
     splits,
     training_flops,
 )
-from lm import baseline, fill, masking, predict, shown, weights
+from lm import baseline, bert, fill, masking, predict, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
+from lm.teaching import teacher_of, teaching
 
 MODEL = "lm.bert:Bert"
 GIVEN = ("vocab_size", "next_sentence")
 
 
-def loss_section(*, nsp: bool = False) -> bool:
-    """The section `loss`.
+def loss_section(
+    *,
+    nsp: bool = False,
+    teacher: str = "",
+    temperature: float | None = None,
+    distill: float | None = None,
+    hidden: float | None = None,
+) -> tuple[bool, Lesson | None]:
+    """The section `loss`: (nsp, that of a teacher).
 
     Args:
       nsp: add next-sentence prediction as a second objective; rows are then pairs of texts.
+      teacher: the workdir of a run of lm.mlm, or a published BERT with its masked-LM head, with the
+        same tokens, whose outputs at hidden tokens the model learns as well; "" is none.
+      temperature: by which the logits of both are divided (Hinton et al. 2015); None is 1.
+      distill: share of the teacher's predictions in the objective, tokens having the rest; None
+        is 0.
+      hidden: weight of the mean squared error of the blocks' outputs, layers mapped evenly, through
+        a learned projection if widths differ (Jiao et al. 2020); None is no such term.
     """
-    return nsp
+    lesson = lesson_of(teacher=teacher, temperature=temperature, distill=distill, hidden=hidden)
+    return nsp, lesson
 
 
 def sections(config) -> dict[str, Callable]:
@@ -74,7 +92,8 @@ def outline(config: dict) -> dict[str, Source]:
 
 
 def _form(config: dict) -> text.Form:
-    return "pairs" if call(loss_section, config["loss"]) else "mlm"
+    nsp, _ = call(loss_section, config["loss"])
+    return "pairs" if nsp else "mlm"
 
 
 def _rows(batch: dict):
@@ -180,7 +199,8 @@ def model_of(config: dict, facts: TextFacts, constrain: Callable = identity) -> 
       BadInput: for next-sentence prediction with a model that has no head for it.
     """
     fields = {"vocab_size": facts.vocab_size}
-    if call(loss_section, config["loss"]):
+    nsp, _ = call(loss_section, config["loss"])
+    if nsp:
         cls = models.model_class(config["model"]["module"])
         has_head = "next_sentence" in models.fields_of(cls)
         require(has_head, f"config.loss.nsp: {cls.__name__} has no next-sentence head")
@@ -194,31 +214,46 @@ weights_settings = weights.settings  # see `common.task`
 def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     """The task; see `common.task`."""
     facts = sources["train"].facts
-    nsp = call(loss_section, config["loss"])
+    nsp, lesson = call(loss_section, config["loss"])
     model = model_of(config, facts, constrain)
     corrupt = call(masking.make_masking, config["masking"], facts, facts.length)
 
+    teacher = None
+    if lesson is not None:
+        teacher = teacher_of(config, lesson.teacher, facts, model_of, bert.Bert, constrain)
+
+    def inputs(batch):
+        return batch["tokens"], batch["segments"], batch.get("types"), batch["picked"]
+
+    row = jax.ShapeDtypeStruct((1, facts.length), jnp.int32)
+    row = dict.fromkeys(("tokens", "segments", "picked"), row)
+    objective = {"mlm": 1.0} | ({"nsp": 1.0} if nsp else {})
+    taught = teaching(lesson, teacher, model, inputs, row, objective, "mlm", constrain=constrain)
+
     def init(key):
-        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"], {}
+        params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+        return params | taught.init(key), {}
 
     def masked(key, batch):
         rows = corrupt(row_keys(key, batch), batch["tokens"], batch["segments"])
         picks = {"picked": rows.picked, "target": rows.targets, "weight": rows.weights}
         return batch | {"tokens": rows.tokens} | picks
 
-    def apply(params, batch, train=False, rngs=None):
-        inputs = batch["tokens"], batch["segments"], batch.get("types"), batch["picked"], train
-        outputs = model.apply({"params": params}, *inputs, rngs=rngs)
-        return outputs if nsp else (outputs, None)
+    def apply(params, batch):
+        logits = model.apply({"params": params}, *inputs(batch), False)
+        return logits if nsp else (logits, None)
 
-    def loss(params, extra, batch, key):
-        logits, following = apply(params, batch, True, {"dropout": key})
+    def loss(params, extra, batch, key, frozen=None):
+        options = {"rngs": {"dropout": key}, "captures": taught.captures}
+        own = outputs(model, {"params": params}, *inputs(batch), True, **options)
+        logits, following = own.result if nsp else (own.result, None)
         targets, weights = _rows(batch)
         rows = logits.reshape(len(targets), -1), targets, weights
         terms = {
             "mlm": losses.softmax_cross_entropy(*rows),
             "accuracy": losses.accuracy(*rows),
         }
+        terms |= taught.terms(params, frozen, batch, own, weights)
         return terms | _next_terms(following, batch), extra
 
     predictions = masking.predictions(config["masking"]["rate"], facts.length)
@@ -226,10 +261,10 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         init=init,
         prepare=lambda key, batch, train: masked(key, batch),
         loss=loss,
-        objective={"mlm": 1.0} | ({"nsp": 1.0} if nsp else {}),
+        objective=taught.objective,
         sources=sources,
         evaluators=evaluate.evaluators(config, evaluator, sources, masked=masked, predict=apply),
-        partition=model.PARTITION,
+        partition=(*model.PARTITION, *taught.partition),
         rows_independent=True,
         padding=padding(model),
         pretrained=weights.reader(facts, config, model),
@@ -237,6 +272,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         flops=training_flops(model, facts.length, predictions),
         tokens=facts.length,
         shown=partial(shown.training, facts),
+        frozen=taught.frozen,
     )
 
 

@@ -5,14 +5,13 @@ Letters: B rows, L positions.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from common.compress import distill
-from common.compress.distill import Lesson, Outputs, Taught
+from common.compress.distill import Lesson, Outputs
 from common.errors import require
 from common.task import Frozen
 from common.training import teachers
@@ -37,7 +36,7 @@ class Teacher(NamedTuple):
     classes: tuple[str, ...]
 
 
-def teacher(
+def teacher_of(
     config: dict, name: str, facts: TextFacts, model_of: Callable, kind: type, constrain: Callable
 ) -> Teacher:
     """The teacher that a section `loss` names.
@@ -76,51 +75,56 @@ def teacher(
     return made
 
 
-def taught(
-    lesson: Lesson,
-    teacher: Teacher,
+class Teaching(NamedTuple):
+    """What a task adds to its own.
+
+    Attributes:
+      init: key -> parameters beside the model's; see `common.compress.distill.Taught`.
+      partition, objective, captures: as there.
+      frozen: for the Task.
+      terms: (params, frozen, batch, own Outputs, weights of the logits) -> Terms.
+    """
+
+    init: Callable = lambda key: {}
+    partition: tuple = ()
+    objective: dict = {}  # noqa: RUF012 - nobody changes it
+    captures: list | tuple = ()
+    frozen: Frozen | None = None
+    terms: Callable = lambda *arguments: {}
+
+
+def teaching(
+    lesson: Lesson | None,
+    teacher: Teacher | None,
     model: nn.Module,
-    inputs: dict[str, Any],
+    inputs: Callable,
+    shapes: dict,
     objective: dict,
     hard: str,
     *,
     several: bool = False,
     constrain: Callable,
-) -> Taught:
-    """What a lesson adds to a task's loss; see `common.compress.distill.taught`.
+) -> Teaching:
+    """What a lesson adds to a task; without one, nothing.
 
     Args:
-      lesson, objective, hard, several, constrain: as there.
+      lesson, objective, hard, several, constrain: as `common.compress.distill.taught` takes them.
       teacher, model: the teacher, and the student's model.
-      inputs: keyword arguments of both models, arrays or their shapes.
+      inputs: batch -> what both models are called with.
+      shapes: those of a batch of one row.
     """
-
-    def shapes(model):
-        init = lambda key, inputs: distill.outputs(
-            model, model.init(key, **inputs), captures=["intermediates"], **inputs
-        )
-        return jax.eval_shape(init, jax.random.key(0), inputs)
-
-    own, theirs = shapes(model), shapes(teacher.model)
+    if lesson is None:
+        return Teaching(objective=objective)
+    own, theirs = (distill.abstract(m, *inputs(shapes)) for m in (model, teacher.model))
     arguments = {"several": several, "constrain": constrain}
-    return distill.taught(lesson, own, theirs, objective, hard, **arguments)
+    taught = distill.taught(lesson, own, theirs, objective, hard, **arguments)
 
+    def terms(params, frozen, batch, own: Outputs, valid):
+        variables, read = teachers.variables(frozen), inputs(batch)
+        theirs = distill.outputs(teacher.model, variables, *read, captures=taught.captures)
+        # Padding has no hidden states to learn.
+        each = batch["valid"][:, None] * (batch["segments"] > 0).astype(jnp.float32)
+        return taught.terms(params, own, theirs, valid, each)
 
-def terms(
-    taught: Taught, teacher: Teacher, params, frozen, batch: dict, own: Outputs, valid, **inputs
-) -> dict:
-    """The Terms of a lesson for a batch.
-
-    Args:
-      taught, teacher: of the task.
-      params: the student's.
-      frozen: the teacher's arrays.
-      batch: with `segments` i32[B, L] and `valid` f32[B]; padding has no hidden state to learn.
-      own: the student's Outputs.
-      valid: weights of the logits.
-      inputs: keyword arguments of the teacher's model.
-    """
-    variables, captures = teachers.variables(frozen), taught.captures
-    theirs = distill.outputs(teacher.model, variables, captures=captures, **inputs)
-    each = batch["valid"][:, None] * (batch["segments"] > 0).astype(jnp.float32)
-    return taught.terms(params, own, theirs, valid, each)
+    rows = taught.init, taught.partition, taught.objective, taught.captures
+    return Teaching(*rows, teacher.frozen, terms)

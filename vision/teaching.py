@@ -108,14 +108,8 @@ def taught(
       facts: of the images.
     """
 
-    def shapes(model):
-        def run(key, images):
-            variables = model.init(key, images)
-            return distill.outputs(model, variables, images, captures=["intermediates"])
-
-        return jax.eval_shape(run, jax.random.key(0), jnp.zeros((1, *shape)))
-
-    own, theirs = shapes(model), shapes(teacher.model)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    own, theirs = (distill.abstract(m, images) for m in (model, teacher.model))
     arguments = {"several": facts.multi_label, "constrain": constrain}
     return distill.taught(lesson, own, theirs, objective, "hard", **arguments)
 

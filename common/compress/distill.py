@@ -144,10 +144,16 @@ def hidden_states(intermediates: Mapping) -> list[jax.Array]:
 
 
 class Outputs(NamedTuple):
-    """Of a model: logits [..., C], and hidden states, a list of [..., D]."""
+    """Of a model: its result, the logits [..., C] or a tuple that begins with them, and hidden
+    states, a list of [..., D]."""
 
-    logits: Any
+    result: Any
     hidden: list
+
+    @property
+    def logits(self) -> jax.Array:
+        """[..., C]."""
+        return self.result[0] if isinstance(self.result, tuple) else self.result
 
 
 class Taught(NamedTuple):
@@ -251,15 +257,21 @@ def _layers(own: list, theirs: list) -> list[int]:
     return layers
 
 
-def outputs(model: nn.Module, variables: dict, *inputs, captures: list[str], **options) -> Outputs:
-    """A model's Outputs, of the first of its results if it has several."""
+def outputs(model: nn.Module, variables: dict, *inputs, captures=(), **options) -> Outputs:
+    """A model's Outputs; without `captures` (`Taught`), what `apply` does and no hidden states."""
     if not captures:
-        result, kept = model.apply(variables, *inputs, **options), {}
-    else:
-        result, changed = model.apply(variables, *inputs, mutable=captures, **options)
-        kept = changed.get("intermediates", {})
-    logits = result[0] if isinstance(result, tuple) else result
-    return Outputs(logits, hidden_states(kept))
+        return Outputs(model.apply(variables, *inputs, **options), [])
+    result, changed = model.apply(variables, *inputs, mutable=captures, **options)
+    return Outputs(result, hidden_states(changed.get("intermediates", {})))
+
+
+def abstract(model: nn.Module, *inputs) -> Outputs:
+    """A model's Outputs as shapes, for inputs or their shapes."""
+
+    def run(key, *inputs):
+        return outputs(model, model.init(key, *inputs), *inputs, captures=["intermediates"])
+
+    return jax.eval_shape(run, jax.random.key(0), *inputs)
 
 
 def same_classes(teacher: str, own: tuple[str, ...], theirs: tuple[str, ...], count: int) -> None:
