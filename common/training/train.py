@@ -170,12 +170,9 @@ def begun(
         run_of = workdir.identity(config, fingerprints) | base
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
         ending.now_busy("reading the checkpoint")
-        restored = checkpoints.restore(unsaved.kept(program, program.like))
-        if restored:
-            state, step = unsaved.restored(program, restored[0], others), restored[1]
-        else:
-            state = fresh or initial_state(program)
-            step = int(state.step)
+        restored = checkpoints.restore(program.like)
+        state = restored[0] if restored else fresh or initial_state(program)
+        step = int(state.step)
         sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
         jump = extended.jump(program, length, step) if isinstance(length, int) else ""
         if main and jump:
