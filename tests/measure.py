@@ -18,7 +18,8 @@ TESTS = {
     "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
     "quantize": "what int8 costs after training: bert_sotu, Fashion-MNIST small x 3 (40 minutes)",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
-    "serving": "10,000 requests to a BERT of 6 layers, beside one by one and transformers",
+    "pruning": "Fashion-MNIST `small` with 80% zeros beside itself without, three seeds (an hour)",
+    "distillation": "a BERT 3x384 that learns from one of 6x384 beside itself alone (an hour)",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {
