@@ -349,12 +349,11 @@ def pruned(optimizer: Any, rule: Pruning, model: dict | None = None, frozen=()) 
         flat, slopes = tree.flatten(params), tree.flatten(grads)
         scores = {p: s - (slopes[p] * flat[p]).astype(jnp.float32) for p, s in scores.items()}
         updates, inner = optimizer.update(grads, state["inner"], params, step)
-        done, moved = step + 1, tree.flatten(updates)
+        done = step + 1
 
         def prune():
-            sizes = scores or {
-                p: jnp.square((flat[p] + moved[p]).astype(jnp.float32)) for p in masks
-            }
+            # As they were before this update, which would hide the zeros that a run began with.
+            sizes = scores or {p: jnp.square(flat[p].astype(jnp.float32)) for p in masks}
             ranked = {p: jnp.where(masks[p], sizes[p], -jnp.inf) for p in masks}
             return masks_of(rule, ranked, found(params), sparsity_at(rule, done))
 
