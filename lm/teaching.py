@@ -5,6 +5,7 @@ Letters: B rows, L positions.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from common.compress import distill
 from common.compress.distill import Lesson, Outputs
 from common.errors import require
+from common.nn.layers import Dense
 from common.task import Frozen
 from common.training import teachers
 from common.training.teachers import WHERE
@@ -108,15 +110,19 @@ def teaching(
     """What a lesson adds to a task; without one, nothing.
 
     Args:
-      lesson, objective, hard, several, constrain: as `common.compress.distill.taught` takes them.
+      lesson, objective, hard, several: as `common.compress.distill.taught` takes them.
       teacher, model: the teacher, and the student's model.
       inputs: batch -> what both models are called with.
       shapes: those of a batch of one row.
+      constrain: pins activations to a mesh.
     """
     if lesson is None:
         return Teaching(objective=objective)
     own, theirs = (distill.abstract(m, *inputs(shapes)) for m in (model, teacher.model))
-    arguments = {"several": several, "constrain": constrain}
+    arguments = {
+        "several": several,
+        "dense": partial(Dense, names=distill.NAMES, constrain=constrain),
+    }
     taught = distill.taught(lesson, own, theirs, objective, hard, **arguments)
 
     def terms(params, frozen, batch, own: Outputs, valid):

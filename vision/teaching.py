@@ -5,6 +5,7 @@ Letters: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from common.compress.distill import Lesson, Outputs, Taught
 from common.data import fetch
 from common.errors import require
 from common.nn import model as models
+from common.nn.layers import Dense
 from common.task import Frozen
 from common.training import teachers
 from common.training.teachers import WHERE
@@ -102,15 +104,19 @@ def taught(
     """What a lesson adds to the loss; see `common.compress.distill.taught`.
 
     Args:
-      lesson, objective, constrain: as there.
+      lesson, objective: as there.
       teacher, model: the teacher, and the student's model.
       shape: (H, W, C) of an image as the models see it.
       facts: of the images.
+      constrain: pins activations to a mesh.
     """
 
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     own, theirs = (distill.abstract(m, images) for m in (model, teacher.model))
-    arguments = {"several": facts.multi_label, "constrain": constrain}
+    arguments = {
+        "several": facts.multi_label,
+        "dense": partial(Dense, names=distill.NAMES, constrain=constrain),
+    }
     return distill.taught(lesson, own, theirs, objective, "hard", **arguments)
 
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from common import losses
 from common.errors import require
-from common.nn.layers import Dense, identity
 from common.task import Table, Terms
 
 SECTION = "distill"  # of the parameters: the projections of hidden states
-PARTITION: Table = ((rf"{SECTION}/layer_\d+/kernel", ("embed", "mlp")),)
+NAMES = "embed", "mlp"  # of the dimensions of their kernels
+PARTITION: Table = ((rf"{SECTION}/layer_\d+/kernel", NAMES),)
 LAYER = re.compile(r"[a-z]+_([0-9]+)")  # names of hidden states: hidden_3, stage_1
 KEYS = "teacher", "temperature", "distill", "hidden"
 
@@ -184,7 +184,7 @@ def taught(
     hard: str,
     *,
     several: bool = False,
-    constrain: Callable = identity,
+    dense: Callable[..., nn.Module] = nn.Dense,
 ) -> Taught:
     """The loss of a lesson.
 
@@ -194,7 +194,8 @@ def taught(
       objective: the task's own {term: coefficient}.
       hard: the term of it that soft targets take a share of.
       several: see `soft_targets`.
-      constrain: pins activations to a mesh.
+      dense: features -> a linen module that projects hidden states; on a mesh, one that shards its
+        kernel as `PARTITION` says.
 
     Raises:
       BadInput: if hidden states cannot be compared.
@@ -203,7 +204,7 @@ def taught(
     if lesson.hidden is not None:
         pairs = list(enumerate(_layers(own.hidden, theirs.hidden)))
     projections = {
-        i: Dense(theirs.hidden[j].shape[-1], names=PARTITION[0][1], constrain=constrain)
+        i: dense(theirs.hidden[j].shape[-1])
         for i, j in pairs
         if own.hidden[i].shape[-1] != theirs.hidden[j].shape[-1]
     }

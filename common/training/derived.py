@@ -16,7 +16,7 @@ from common.training.loop import eval_context, loop
 from common.training.program import prepare, sections
 
 # Sections that say how parameters came about: a derived run has their defaults.
-TRAINED_BY = "optim", "init", "compress"
+TRAINED_BY = "optim", "init"
 
 
 def shrink_run(folder, to, step: str = "latest", show: bool = True) -> dict:
@@ -69,7 +69,8 @@ def ended(config: dict, to, step: int, params, extra, sources: dict, show: bool 
     """
     require(step > 0, f"--step: {step}: nothing is trained there")
     config = {k: v for k, v in distill.untaught(config).items() if k not in TRAINED_BY}
-    config = in_full(config | {"optim": {"name": "sgd"}}, sections)
+    compress = config["compress"] | {"prune": {}}  # what is zero stays, as nothing is trained
+    config = in_full(config | {"optim": {"name": "sgd"}, "compress": compress}, sections)
     config = changed(config, **{"train.duration": f"{step} steps", "train.average": None})
     program = prepare(config, sources=sources)
     host = tree.flatten({"params": params, "extra": extra})
