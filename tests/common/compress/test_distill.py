@@ -13,6 +13,7 @@ from common.compress import distill
 from common.compress.distill import Outputs
 from common.errors import BadInput
 from common.laws import checks as laws
+from common.laws import measure
 from common.runs import log
 from common.training import frozen, saved, train
 from common.training.program import abstract_arguments, prepare
@@ -126,7 +127,7 @@ def lessons(folder, **more) -> dict:
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_a_run_and_needs_it_no_more(teacher, tmp_path):
+def test_a_student_learns_from_a_run_and_needs_it_no_more(teacher, tmp_path, compiled_in_haste):
     here, folder = tmp_path / "teacher", tmp_path / "student"
     shutil.copytree(teacher, here)
     config = lessons(here)
@@ -161,11 +162,17 @@ def test_a_student_learns_from_a_run_and_needs_it_no_more(teacher, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_laws_hold_for_a_student(teacher):
-    config = lessons(teacher)
-    laws.resume_is_exact(config, devices=jax.devices()[:1])
-    laws.mesh_changes_nothing(config, [(8, 1, 1), (1, 2, 4)])
-    laws.accumulation_changes_nothing(config)
+def test_the_laws_hold_for_a_student_that_is_pruned(teacher, compiled_in_haste):
+    rule = {"kind": "movement", "sparsity": 0.5, "begin": "2 steps", "end": "4 steps"}
+    rule = {f"compress.prune.{key}": value for key, value in rule.items()}
+    config = lessons(teacher, **rule, **{"compress.prune.frequency": "1 steps"})
+    laws.resume_is_exact(config, 3, devices=jax.devices()[:1])
+    laws.mesh_changes_nothing(config, [(1, 2, 4)], steps=6)
+    laws.accumulation_changes_nothing(config, steps=6)
+    like = measure.on_mesh(config, (1, 2, 4)).like
+    masks, params = tree.flatten(like.opt_state["masks"]), tree.flatten(like.params)
+    assert all(masks[p].sharding == params[p].sharding for p in masks)
+    assert not all(masks[p].sharding.is_fully_replicated for p in masks)
 
 
 @pytest.mark.slow

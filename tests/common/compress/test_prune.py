@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DIGITS, TOY, load, result
+from helpers import DIGITS, load
 
 from common import tree
 from common.compress import prune
 from common.errors import BadInput
-from common.laws import checks as laws
-from common.laws import measure
-from common.runs import log
-from common.training import optim, saved, train
+from common.training import optim
 from common.training.program import abstract_arguments, prepare
 
 RNG = np.random.default_rng(0)
@@ -168,7 +165,7 @@ def test_a_layer_keeps_a_head_and_grouped_heads_go_with_their_key():
 
 
 @pytest.mark.slow
-def test_zeros_stay_zero_whatever_the_optimizer_keeps():
+def test_zeros_stay_zero_whatever_the_optimizer_keeps(compiled_in_haste):
     """Momentum, an average of its own and slow weights would all bring a weight back."""
     for section in (
         {"name": "sgd"},
@@ -226,49 +223,6 @@ def test_without_pruning_the_optimizer_is_the_same():
         "block_0/attention/query/bias",
         "block_1/attention/query/bias",
     }
-
-
-PRUNED = {
-    "compress.prune.kind": "magnitude",
-    "compress.prune.sparsity": 0.75,
-    "compress.prune.end": "6 steps",
-    "compress.prune.frequency": "2 steps",
-}
-
-
-@pytest.mark.slow
-def test_a_run_prunes_logs_and_averages_exact_zeros(tmp_path):
-    config = load(TOY, **PRUNED, **{"train.duration": "12 steps"})
-    end = train.run(config, tmp_path, show=False)
-    assert end["sparsity"] == result(tmp_path)["sparsity"] == pytest.approx(0.75, abs=0.01)
-    logged = [line["train/sparsity"] for line in log.read_lines(tmp_path) if "train/loss" in line]
-    assert [*sorted(logged)[:-1], pytest.approx(end["sparsity"])] == logged
-    with saved.opened(config, tmp_path) as (_, state, _):
-        masks = tree.flatten(state.opt_state["masks"])
-        for params in (state.params, state.average["params"]):
-            for path, mask in masks.items():
-                assert np.all(np.asarray(tree.flatten(params)[path])[~np.asarray(mask)] == 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["magnitude", "movement"])
-def test_resume_is_exact(kind):
-    laws.resume_is_exact(load(TOY, **(PRUNED | {"compress.prune.kind": kind})))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("structure", ["unstructured", "2:4"])
-def test_meshes_and_parts_change_nothing(structure, compiled_in_haste):
-    keys = PRUNED | {"compress.prune.structure": structure}
-    if structure != "unstructured":
-        keys["compress.prune.sparsity"] = 0.0
-    config = load(f"{DIGITS}:mlp", **keys)
-    laws.mesh_changes_nothing(config, [(8, 1, 1), (1, 2, 4)])
-    laws.accumulation_changes_nothing(config)
-    made = measure.on_mesh(config, (1, 2, 4))
-    masks, params = tree.flatten(made.like.opt_state["masks"]), tree.flatten(made.like.params)
-    assert all(masks[p].sharding == params[p].sharding for p in masks)
-    assert not all(masks[p].sharding.is_fully_replicated for p in masks)
 
 
 @pytest.mark.slow
