@@ -179,7 +179,8 @@ def test_a_config_is_its_golden(name, folder, request):
     task = module.make(config, module.sources(config), identity)
     # Of a Program what the table shows: preparing one traces all of the model several times.
     like = types.SimpleNamespace(params=jax.eval_shape(task.init, jax.random.key(0))[0])
-    made = types.SimpleNamespace(config=config, task=task, like=like)
+    optimizer = types.SimpleNamespace(live=identity)  # of all parameters
+    made = types.SimpleNamespace(config=config, task=task, like=like, optimizer=optimizer)
     lines = [f"{k} = {json.dumps(v)}" for k, v in sorted(configs.flatten(written(name)).items())]
     text = f"{describe.parameter_table(made)}\n" + "\n".join(lines) + "\n"
     path = ROOT / f"tests/goldens/{name.replace('/', '_').replace(':', '_')}.txt"

@@ -247,6 +247,11 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     saving = call(saves.policy, config["checkpoint"], to_steps)
     call(why_stop, config["train"]["stop"], [])
     rule = call(prune.pruning, config["compress"]["prune"], to_steps)
+    require(
+        not (lora.of(config).rank and rule.kind),
+        "config.compress: lora or prune, not both: begin another run by config.init.path, which "
+        "takes the merged kernels",
+    )
     hypers = _hypers(config)
     known = f"the sections {', '.join(config)}, and the sets {', '.join(sources)}"
 
