@@ -16,7 +16,7 @@ from common.compress import quantize
 from common.runs import place
 from common.runs.log import encode
 from common.sections import parameters
-from common.training.quantized import quantize_run
+from common.training.derived import quantize_run
 
 
 def main(argv=None) -> int:

@@ -245,7 +245,7 @@ PICTURES = TEXTS._replace(columns=("path",), suffixes=frozenset({".png"}))
 
 def named(predictor, *words, columns=None) -> list:
     """The inputs that words name, or why they are none."""
-    values = [each.value for each in script("predict")._inputs(words, predictor, columns)]
+    values = [each.value for each in script("predict").named_inputs(words, predictor, columns)]
     return [str(value) if isinstance(value, BadInput) else value for value in values]
 
 

@@ -19,7 +19,7 @@ from common.laws import checks as laws
 from common.nn.layers import Dense, TiedEmbedding, product
 from common.runs import workdir
 from common.training import saved, train
-from common.training.quantized import quantize_run
+from common.training.derived import quantize_run
 
 RNG = np.random.default_rng(0)
 SCHEMES = [
