@@ -90,7 +90,8 @@ def untaught(config: dict, whole: bool = True) -> dict:
       whole: False keeps the teacher of hidden states, whose projections are parameters.
     """
     section = config.get("loss") or {}
-    if not section.get("teacher") or not (whole or section["hidden"] is None):
+    ours = all(key in section for key in KEYS)  # and not those of a task of somebody's own
+    if not ours or not section["teacher"] or not (whole or section["hidden"] is None):
         return config
     none = dict.fromkeys(KEYS) | {"teacher": ""}
     return config | {"loss": section | none}
