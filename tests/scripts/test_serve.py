@@ -252,6 +252,10 @@ def test_it_keeps_up(tmp_path, capsys):
             assert status == 200
             wrong = max(wrong, differ(answer["results"][0], alone[i % len(texts)]))
         assert wrong < 1e-5
+        with process(*words) as (running, port):
+            threading.Timer(2, running.kill).start()
+            killed = serving_load.load(port, asked, 16)
+        assert {answer is None or answer[0] for answer in killed.answers} == {True, 200}
         with process(*words[:-1], "1", "--latency", "0") as (_, port):
             serving_load.load(port, asked[:200], 16)
             single = serving_load.load(port, few, 16)

@@ -75,14 +75,18 @@ def ask(connection: http.client.HTTPConnection, value) -> tuple[int, dict]:
 
 
 def load(port: int, asked: list, clients: int) -> Load:
-    """Asks everything, by clients that each wait for an answer before they ask on."""
+    """Asks everything, by clients that each wait for an answer before they ask on, and leave once
+    the server is gone: the rest of the answers is None."""
     answers, seconds = [None] * len(asked), np.zeros(len(asked))
 
     def client(first: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         for i in range(first, len(asked), clients):
             begun = time.perf_counter()
-            answers[i] = ask(connection, asked[i])
+            try:
+                answers[i] = ask(connection, asked[i])
+            except (OSError, http.client.HTTPException):
+                return
             seconds[i] = time.perf_counter() - begun
 
     threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
