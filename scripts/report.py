@@ -22,6 +22,10 @@ compared over folds, with the interval of Nadeau & Bengio (2003).
     --png       plots the metric against --x steps (or epochs, minutes), a curve per run, to
                 curves.png; if runs differ in hyperparameters, also the metric against each to
                 curves-against.png and parallel coordinates to curves-parallel.png (needs `plots`)
+    --cost      an input, as predict.py takes it: the predictions of each row's first run are timed
+                with it, in turn; columns and plots show megabytes of parameters, and milliseconds
+                for one input and for each of a batch of 64, for runs that were quantized, pruned
+                or distilled; with --png, in curves-cost.png
 """
 
 import csv
@@ -36,7 +40,7 @@ from etils import epath
 import _checkout  # noqa: F401
 from common import cli, tree
 from common.errors import BadInput, require
-from common.reports import curves, page, plots, reading, report, statistics
+from common.reports import cost, curves, page, plots, reading, report, statistics
 from common.runs import log, place
 
 
@@ -50,12 +54,18 @@ def main(argv=None) -> int:
     parser.add_argument("--png", help="file to plot the metric to")
     parser.add_argument("--x", default="steps", choices=curves.X, help="x axis of the curves")
     parser.add_argument("--html", help="file to write a page to")
+    parser.add_argument("--cost", metavar="INPUT", help="time predictions of this input")
     args = parser.parse_args(argv)
     if args.png:
         plots.figure(1, 1)  # without Matplotlib, fail before reading runs
     require((args.png or ".png").endswith(".png"), f"--png: {args.png} does not end in .png")
     runs, left_out = reading.find_runs(args.workdirs)
     result = report.compare(runs, args.metric, args.select, left_out)
+    if args.cost is not None:
+        paths = [row.runs[0].path for row in result.rows]
+        costs = cost.of_runs(paths, args.cost)
+        names = [row.name for row in result.rows]
+        result = result._replace(costs=dict(zip(names, costs, strict=True)))
     print(FORMATS[args.format](result), end="")
     # Programs read the other formats: messages stay out of their stdout.
     to = sys.stdout if args.format == "text" else sys.stderr
@@ -142,6 +152,7 @@ def cells(result: report.RunReport) -> tuple[tuple[str, ...], list[tuple[str, ..
         if len(result.rows) > 1:
             cell["against the best"] = difference_text(row.difference)
         cell["parameters"] = f"{known['parameters']:,}"
+        cell |= {name: f"{value:,.5g}" for name, value in result.costs.get(row.name, {}).items()}
         cell["seconds"] = " to ".join(dict.fromkeys(seconds))
         on = ("hardware", "jax", "commit")
         cell |= {name: ", ".join(known[name]) or "unknown" for name in on}
@@ -187,6 +198,7 @@ def as_csv(result: report.RunReport) -> str:
             for key in ("mean", "low", "high", "distinguishable"):
                 line[f"against_the_best_{key}"] = against.get(key)
             line |= {"parameters": known["parameters"], "seconds": known["seconds"][0]}
+            line |= result.costs.get(row.name, {})
             line |= {name: ", ".join(known[name]) for name in ("hardware", "jax", "commit")}
             lines.append(line | {"path": run.path} | record["settings"])
     text = io.StringIO()
@@ -216,6 +228,7 @@ def records(result: report.RunReport) -> list[dict]:
         settings = reading.settings_of(row.runs[0], result.varied)
         seeds = [run.seed for run in row.runs]
         about = {"name": row.name, "best": i == 0, "settings": settings, "seeds": seeds}
+        about |= {"cost": result.costs[row.name]} if result.costs else {}
         if isinstance(row.runs[0].member, statistics.Fold):
             about["folds"] = [run.member.number for run in row.runs]
         paths = [run.path for run in row.runs]
@@ -250,6 +263,10 @@ def pictures(result: report.RunReport, x: str = "steps") -> dict[str, tuple[str,
     )
     sign, _ = statistics.wanted("", metric)
     figures = {"curves": (caption, plots.learning_curves(runs, metric, x, span, sign))}
+    if result.costs:
+        values = {row.name: report.average(row.values)[0] for row in rows}
+        caption = f"cost: {metric} against size and time; a dot per row"
+        figures["cost"] = caption, plots.costs(result.costs, values, metric)
     if keys:
         points = [
             (reading.settings_of(run, keys), row.values[run.member])

@@ -16,10 +16,8 @@ TESTS = {
     "processes": "each key of a config changed on one of two or four processes: all of them refuse",
     "images": "Fashion-MNIST as 70,000 PNG files, and a run on them beside one on the set",
     "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
-    "quantize": "what int8 costs after training: bert_sotu, Fashion-MNIST small x 3 (40 minutes)",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
-    "pruning": "Fashion-MNIST `small` with 80% zeros beside itself without, three seeds (an hour)",
-    "distillation": "a BERT 3x384 that learns from one of 6x384 beside itself alone (an hour)",
+    "serving": "10,000 requests to a BERT of 6 layers, beside one by one and transformers",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 COMMANDS = {
@@ -34,6 +32,10 @@ COMMANDS = {
     "parity": (
         "the table of common/weights/README.md: every family beside transformers",
         [["tests/support/parity.py"]],
+    ),
+    "compression": (
+        "what int8, 80% zeros, updates of rank 8 and a teacher cost or bring (four hours)",
+        [["tests/support/compressed.py", "--workdir", "runs/compression"]],
     ),
     "export": (
         "every kind of model exported in a size that is used: bytes, and how nearly it agrees",
@@ -63,7 +65,7 @@ def main(words: list[str]) -> int:
     known = TESTS | {name: what for name, (what, _) in COMMANDS.items()}
     unknown = [word for word in words if word not in known]
     if not words or unknown:
-        lines = [f"{name:10}{what}" for name, what in known.items()]
+        lines = [f"{name:13}{what}" for name, what in known.items()]
         print(*[f"error: no measure {word!r}" for word in unknown], *lines, sep="\n")
         return 2 if unknown else 0
     for word in words:

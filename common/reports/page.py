@@ -204,12 +204,14 @@ def _points(steps, minutes, values) -> list[list[float]]:
 
 
 def _against(result: report.RunReport) -> list[dict]:
-    """A plot for each hyperparameter that differs: the metric of each run against it."""
+    """A plot for each hyperparameter that differs, and for what predictions cost: the metric of
+    each run against it."""
     rows = [(i, run) for i, row in enumerate(result.rows) for run in row.runs]
     values = [row.values[run.member] for row in result.rows for run in row.runs]
+    columns = report.columns(result)
     panels = []
-    for key in result.varied:
-        column = plots.positions([reading.settings_of(run, [key])[key] for _, run in rows])
+    for key, column in columns.items():
+        column = plots.positions(column)
         low, high = curves.window([np.array([value]) for value in values])
         points = [
             {"row": i, "run": _label(run), "at": [at, value], "away": not low <= value <= high}

@@ -191,6 +191,34 @@ def against(settings: Sequence[dict[str, Any]], values: Sequence[float], metric:
     return drawn
 
 
+def costs(costs: dict[str, dict[str, float]], values: dict[str, float], metric: str):
+    """A metric against each cost: one panel each, a dot for each row.
+
+    Args:
+      costs: {row: {what: number}}, all with the same keys.
+      values: {row: the metric}.
+      metric: its name.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      BadInput: if Matplotlib is missing.
+    """
+    keys = list(next(iter(costs.values())))
+    drawn = figure(4 * len(keys), 4)
+    grid = drawn.subplots(1, len(keys), squeeze=False, sharey=True)[0]
+    for axes, key in zip(grid, keys, strict=True):
+        for number, (name, of_row) in enumerate(costs.items()):
+            label = plain(_cut(name))
+            axes.plot(of_row[key], values[name], "o", color=f"C{number % 10}", label=label)
+        axes.set_xlabel(plain(key))
+        axes.grid(alpha=0.3)
+    grid[0].set_ylabel(plain(metric))
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return drawn
+
+
 def parallel(settings: Sequence[dict[str, Any]], values: Sequence[float], metric: str):
     """Parallel coordinates (Inselberg 1985): one axis per hyperparameter and one for the metric,
     which also sets the colour; one line per configuration.

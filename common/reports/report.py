@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.errors import nearest, require
-from common.reports.reading import FinishedRun, group, left_out_text, varied
+from common.reports.reading import FinishedRun, group, left_out_text, settings_of, varied
 from common.reports.statistics import (
     Difference,
     Fold,
@@ -57,6 +57,7 @@ class RunReport(NamedTuple):
       rows: sorted by the mean of `select`.
       varied: the config keys in which rows differ.
       left_out: {path: reason}.
+      costs: {a row's name: {what: number}}, from `cost.of_runs`; empty if nobody asks for them.
     """
 
     metric: str
@@ -64,6 +65,7 @@ class RunReport(NamedTuple):
     rows: list[Row]
     varied: list[str]
     left_out: dict[str, str]
+    costs: dict[str, dict[str, float]]
 
 
 def _name(runs: Sequence[FinishedRun]) -> str:
@@ -126,7 +128,15 @@ def compare(
     for a, b in itertools.pairwise(sorted(row.name for row in rows)):
         require(a != b, f"{a}: runs of two configs have this name")
     others = [row._replace(difference=paired(row.values, rows[0].values)) for row in rows[1:]]
-    return RunReport(key, by, [rows[0], *others], varied(groups), left_out)
+    return RunReport(key, by, [rows[0], *others], varied(groups), left_out, {})
+
+
+def columns(report: RunReport) -> dict[str, list]:
+    """What predictions cost, and what runs differ in: {key: its value for each run, by row}."""
+    runs = [(row, run) for row in report.rows for run in row.runs]
+    keys = next(iter(report.costs.values()), {})
+    costs = {key: [report.costs[row.name][key] for row, _ in runs] for key in keys}
+    return costs | {key: [settings_of(run, [key])[key] for _, run in runs] for key in report.varied}
 
 
 def average(values: dict[Member, float]) -> tuple[float, float | None]:

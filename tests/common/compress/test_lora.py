@@ -21,7 +21,7 @@ from common.nn.layers import Dense
 from common.planning import hlo
 from common.runs import checkpoint
 from common.sweeps import population
-from common.training import frozen, optim, saved, train
+from common.training import optim, saved, train, unsaved
 from common.training.program import abstract_arguments, initial_state, prepare
 from lm import bert, gpt
 
@@ -196,7 +196,7 @@ def short(path="mlp", **overrides) -> dict:
 def test_a_new_head_is_trained():
     keys = {"init.path": "anywhere", "init.skip": "('head/.*',)", "train.average": 0.5}
     made = prepare(short(**keys), jax.devices()[:1])
-    held = tree.flatten(frozen.kept(made, made.like))
+    held = tree.flatten(unsaved.kept(made, made.like))
     own = {path.removeprefix("params/") for path in held if path.startswith("params/")}
     assert {"head/kernel", "head/bias"} == {path for path in own if not lora.is_factor(path)}
     assert not any("head/lora" in path for path in own)
