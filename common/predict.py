@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import imports
-from common.compress import lora
+from common import imports, inputs
 from common.data import loading
 from common.devices import mesh, runtime
 from common.errors import BadInput, brief, nearest, require

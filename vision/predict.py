@@ -141,6 +141,7 @@ def pixels(picture: Any, channels: int) -> np.ndarray:
         f"the model takes images of {channels} channels, and pictures are read as grey or RGB",
     )
     if isinstance(picture, str | bytes | os.PathLike):
+        require(picture not in ("", b""), "it is empty, and no path")
         try:
             grey = channels == 1 and pictures.header(picture).grey
             array, _ = pictures.pixels(picture, 1 if grey else 3)

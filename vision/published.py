@@ -2,6 +2,7 @@
 published ones."""
 
 import json
+from typing import NamedTuple
 
 import flax.linen as nn
 import numpy as np

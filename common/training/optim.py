@@ -39,6 +39,8 @@ class Optimizer(NamedTuple):
       learning_rate: step -> the rate of that step.
       trained: params -> params with the gradients of frozen ones stopped, so that none are computed
         in vain.
+      live: params -> those of which gradients, state and averages are kept at all; `update` takes
+        these, and returns updates of these. Nested dicts.
       zeroed: (state, params) -> params with exact zeros where the state's masks have them.
       sparsity: state -> f32[], the share of zeros that they make; None without masks.
     """
@@ -48,6 +50,7 @@ class Optimizer(NamedTuple):
     eval_params: Callable
     learning_rate: Callable
     trained: Callable = lambda params: params
+    live: Callable = lambda params: params
     zeroed: Callable = lambda state, params: params
     sparsity: Callable | None = None
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import imports, tree
-from common.compress import prune
-from common.config import plain, substitute, traced, untraced
+from common.compress import lora, prune, quantize
+from common.config import completed, plain, substitute, traced, untraced
 from common.data import loading, order
 from common.devices import agreement, ending, mesh, runtime
 from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
-from common.runs import checkpoint, files, log, workdir
+from common.runs import files, log, saves, workdir
 from common.runs.history import why_stop
 from common.sections import call, parameters
 from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
@@ -101,7 +101,9 @@ def sections(config) -> dict[str, Callable]:
         "train.stop": why_stop,
         "checkpoint": saves.policy,
         "init": initialise,
+        "compress.lora": lora.scheme,
         "compress.prune": prune.pruning,
+        "compress.quantize": quantize.scheme,
         "runtime": runtime.start,
         "log": log.log_section,
     }
@@ -264,12 +266,14 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
         optimizer = call(
             optim.make_optimizer, section, schedule.total, to_steps, section["direction"]
         )
+        optimizer = optim.limited(optimizer, lora.trained(config))
         return task, prune.pruned(optimizer, rule, config.get("model"), section["freeze"])
 
     optim.check_patterns(config["optim"])
     task, optimizer = build({})
     hypers |= frozen.shapes(task, layout)
-    abstract = with_step_terms(terms.check_task(config, task, schedule), optimizer)
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # as in a step
+        abstract = with_step_terms(terms.check_task(config, task, schedule), optimizer)
 
     def adopt(hypers, params, extra):
         _, optimizer = build(hypers)

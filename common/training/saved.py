@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from common import imports
-from common.compress import distill
+from common.compress import distill, lora
 from common.config import completed, overridden, plain
 from common.devices import mesh, runtime
 from common.errors import require
@@ -20,8 +20,8 @@ from common.nn.layers import identity
 from common.runs import checkpoint, facts, files, log, workdir
 from common.runs.history import best_steps, parse_best
 from common.sections import call
-from common.task import MOST_STEPS
-from common.training import optim
+from common.task import MOST_STEPS, held_out
+from common.training import optim, unsaved
 from common.training.loop import eval_context
 from common.training.program import initial_state, prepare, sections, task_module
 
@@ -191,7 +191,7 @@ def evaluated(config: dict, folder, step: str, sources: dict, layout: mesh.Layou
       BadInput: if there is no such checkpoint.
     """
     config = distill.untaught(config | {"evals": {}})
-    if optim.keeps_own(config["optim"]):
+    if optim.keeps_own(config["optim"]) or lora.of(config).rank:
         with opened(endless(config), folder, step, sources) as (program, state, number):
             context = eval_context(program, state, number)
             return context.params, context.extra, number
@@ -212,7 +212,7 @@ def placed(config: dict, sources: dict, layout: mesh.Layout) -> dict:
     mesh; see `evaluated`."""
     config = distill.untaught(config | {"evals": {}})
     task = task_module(config["task"]).make(config, sources, mesh.constrainer(layout))
-    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    params, extra = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     shardings = (
         mesh.shardings(layout, task.partition, params),
         jax.tree.map(lambda _: mesh.replicated(layout), extra),

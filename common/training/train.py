@@ -24,7 +24,7 @@ from common.runs import facts as run_facts
 from common.runs.history import best_steps, last_speeds, last_values, why_stop
 from common.runs.progress import Progress
 from common.sections import call
-from common.training import extended, frozen, interval, watched
+from common.training import extended, frozen, interval, unsaved, watched
 from common.training.loop import Run, loop, saving
 from common.training.program import Program, described_count, initial_state, prepare, sections
 from common.training.saved import read_config
@@ -164,15 +164,19 @@ def begun(
                 "steps": program.plan.total,
                 "population": population,
                 "folders": imports.folders_of(code.own(flatten(config))),
+                "kept": run_facts.digests(program.task),
                 **base,
             },
         )
         run_of = workdir.identity(config, fingerprints) | base
         checkpoints = checkpoint.Checkpoints(folder, program.saving, lambda: history, run_of)
         ending.now_busy("reading the checkpoint")
-        restored = checkpoints.restore(program.like)
-        state = restored[0] if restored else fresh or initial_state(program)
-        step = int(state.step)
+        restored = checkpoints.restore(unsaved.kept(program, program.like))
+        if restored:
+            state, step = unsaved.restored(program, restored[0], others), restored[1]
+        else:
+            state = fresh or initial_state(program)
+            step = int(state.step)
         sums = interval.from_json(checkpoints.beside(step) if restored else {}, program.terms)
         jump = extended.jump(program, length, step) if isinstance(length, int) else ""
         if main and jump:
