@@ -1,8 +1,9 @@
 """Exports a run: its functions as StableHLO for cpu, cuda and tpu in one artifact, verified.
 
 `predict` is the predictor's `apply` with options of a prediction: the static ones are fixed, the
-others are inputs with a default. Further functions are those of `Predictor.exports`. Attention is
-lowered plainly, without kernels, and a custom call that is left in the program is refused.
+others are inputs with a default. Further functions are those of `Predictor.exports`. Low-rank
+updates are merged into the kernels. Attention is lowered plainly, without kernels, and a custom
+call that is left in the program is refused.
 
 Letters: B batch.
 """
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from common import predict, tree
+from common.compress import lora
 from common.devices import terminal
 from common.errors import BadInput, brief, require
 from common.nn.layers import identity
@@ -60,21 +62,23 @@ def export(
     require("://" not in str(to), f"--to: {to}: exports are verified, and written, on local disks")
     if {"onnx", "openvino"} & set(forms):
         onnx.check(forms)
-    config = saved.read_config(workdir)
+    run = saved.read_config(workdir)
+    config = lora.without(run)
     module = task_module(config["task"])
     sources = saved.kept_sources(module, config, workdir)
     source = module.predictor(config, sources, identity)
     plain = module.predictor(plainly(config, module), sources, identity)
     checked = predict.options_of(source, options)
     host = jax.device_get(loaded.variables)
-    params, extra = host["params"], {k: x for k, x in host.items() if k != "params"}
+    extra = {name: each for name, each in host.items() if name != "params"}
+    params = jax.device_get(lora.merged(host["params"], run))
     rows = _rows(module, config, workdir, source, checked, inputs)
     with _beside(to) as folder:
         task = module.make(config | {"evals": {}}, sources, identity)
         artifact.write_kept(folder, config, task)
         weights, lowered, hub = artifact.flat(params, extra), {}, folder / "huggingface"
         if "huggingface" in forms:
-            huggingface.write(hub, source, sources["train"], host)
+            huggingface.write(hub, source, sources["train"], {"params": params, **extra})
         for name, function in functions_of(source).items():
             terminal.say(f"exporting {name} …")
             ways = function, functions_of(plain)[name]
@@ -95,7 +99,7 @@ def export(
         expected, first = _verified(folder, lowered, weights), lowered["predict"]
         if "huggingface" in forms:
             calls = list(zip(first.calls, expected["predict"], strict=True))
-            apart = huggingface.difference(hub, source, host, checked, calls)
+            apart = huggingface.difference(hub, source, params, checked, calls)
             manifest["huggingface"] = _agreement("huggingface", apart, first.entry["tolerance"])
         if {"onnx", "openvino"} & set(forms):
             terminal.say("writing onnx …")

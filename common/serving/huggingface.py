@@ -41,14 +41,14 @@ def write(folder: pathlib.Path, predictor: Predictor, source: Source, variables:
 
 
 def difference(
-    folder: pathlib.Path, predictor: Predictor, variables: dict, options: dict, calls: list
+    folder: pathlib.Path, predictor: Predictor, params: dict, options: dict, calls: list
 ) -> float:
     """The largest difference of the run's outputs from those of the model that was written, as it
     is read back.
 
     Args:
       folder: from `write`.
-      predictor, variables: of the run.
+      predictor, params: of the run.
       options: of the prediction, checked.
       calls: (inputs {name: [B, ...]}, the run's outputs) of each.
 
@@ -57,7 +57,7 @@ def difference(
     """
     readers = (imports.module("--huggingface", x, predict.READERS[0]) for x in predict.READERS)
     back = next(filter(None, (reader.published(str(folder)) for reader in readers)))
-    wrong = sorted(tree.flatten(variables["params"]).keys() ^ tree.flatten(back.params).keys())
+    wrong = sorted(tree.flatten(params).keys() ^ tree.flatten(back.params).keys())
     require(not wrong, f"--huggingface: {wrong[:1]} is not read back as it was written")
     apply = jax.jit(
         lambda params, extra, batch: back.predictor.apply(params, extra, batch, options)

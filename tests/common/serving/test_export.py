@@ -315,6 +315,23 @@ def test_models_go_out_and_come_back(name, tmp_path, compiled_in_haste):
         _decodes_as_it_generates(run, tmp_path / "to")
 
 
+@pytest.mark.slow
+def test_low_rank_updates_are_merged(digits, tmp_path):
+    run = exports.begun("mlp", tmp_path, **{"compress.lora.rank": 2})
+    exports.exported(run, tmp_path / "to")
+    files = [folder / "weights.safetensors" for folder in (digits[1], tmp_path / "to")]
+    plain, merged = (read.tensors(file.read_bytes()) for file in files)
+    assert {k: x.shape for k, x in merged.items()} == {k: x.shape for k, x in plain.items()}
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
+    pairs = zip(
+        artifact.load(tmp_path / "to").predict(images),
+        predict.load(run).predict(images),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert mine["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
+
+
 # One of each that is written in its own way; the others are a measure.
 LOWERED = "llama", "vit", "efficientnet_lite"
 
