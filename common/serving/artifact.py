@@ -221,7 +221,7 @@ def load(folder, layout: mesh.Layout | None = None) -> predict.Loaded:
     def options(**values):
         return checked(**(manifest["options"] | values))
 
-    made = made._replace(apply=apply, options=options)
+    made = filled(made._replace(apply=apply, options=options), names)
     layout = mesh.make_layout() if layout is None else layout
     return predict.loaded(made, layout, mesh.put_replicated(layout, weights), {})
 
@@ -235,6 +235,34 @@ def predictor(folder, manifest: dict) -> tuple[Predictor, dict]:
     sources = module.kept(config, saved.files.absolute(kept))
     made = module.predictor(config, sources, identity)
     return made, predict.options_of(made, manifest["options"])
+
+
+def filled(predictor: Predictor, entries: dict[str, dict]) -> Predictor:
+    """A predictor whose rows are of the lengths that an export has fixed.
+
+    Args:
+      predictor: of the task.
+      entries: {name: {"shape": [...]}} of the function's inputs, as in the manifest; lengths of
+        any size are letters.
+    """
+    shapes = {name: entries[name]["shape"] for name in predictor.pads if name in entries}
+    lengths = {k: shape[1] for k, shape in shapes.items() if isinstance(shape[1], int)}
+
+    def fill(name, array):
+        array, length = np.asarray(array), lengths.get(name)
+        if length is None:
+            return array
+        text = f"{len(array)} positions, and the export has {length}"
+        require(len(array) <= length, f"{name}: {text}")
+        widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+        return np.pad(array, widths, constant_values=predictor.pads[name])
+
+    def read(item, options):
+        rows = predictor.read(item, options)
+        return [{name: fill(name, array) for name, array in row.items()} for row in rows]
+
+    pads = {name: value for name, value in predictor.pads.items() if name not in lengths}
+    return predictor._replace(read=read, pads=pads) if lengths else predictor
 
 
 def raw(x):

@@ -270,6 +270,19 @@ def test_lengths_are_fixed_where_the_model_needs_it(caplog):
     assert lowered(total, inputs).entry["outputs"]["y"]["shape"] == ["2*b"]
 
 
+def test_rows_are_filled_to_lengths_that_are_fixed():
+    read_ = lambda text, options: [{"x": np.arange(len(text)), "y": np.ones(len(text)), "n": 3}]
+    made = Predictor(read_, None, None, None, None, pads={"x": 7, "y": 0})
+    shapes = {"x": {"shape": ["b", 5]}, "y": {"shape": ["b", "l"]}, "n": {"shape": ["b"]}}
+    again = artifact.filled(made, shapes)
+    (row,) = again.read("abc", {})
+    assert row["x"].tolist() == [0, 1, 2, 7, 7]
+    assert (len(row["y"]), again.pads) == (3, {"y": 0})
+    with pytest.raises(BadInput, match="x: 6 positions, and the export has 5"):
+        again.read("abcdef", {})
+    assert artifact.filled(made, shapes | {"x": {"shape": ["b", "l"]}}) is made
+
+
 def test_differences_are_relative_to_large_numbers_and_exact_for_integers():
     a = {"x": np.float32([1, 1000]), "i": np.int32([1, 2])}
     assert artifact.difference(a, a) == 0
