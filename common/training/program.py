@@ -5,7 +5,7 @@ Training, evaluation, the laws, benchmarks and dry runs all start here.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from common.nn.layers import identity
 from common.runs import files, log, saves, workdir
 from common.runs.history import why_stop
 from common.sections import call, parameters
-from common.task import MOST_STEPS, Source, Task, Terms, purpose_key, split_key
+from common.task import Source, Task, Terms, purpose_key, split_key
 from common.training import contract, directions, frozen, optim, products, terms
-from common.training.duration import steps
+from common.training.duration import check_batch_size, plan, steps
 from common.training.initialise import adopted, initialise
 from common.training.step import Plan, TrainState, make_step, make_update, with_step_terms
 
@@ -109,67 +109,6 @@ def sections(config) -> dict[str, Callable]:
     }
 
 
-def plan(
-    size: int,
-    *,
-    batch_size: int = 128,
-    duration: str = "1 epoch",
-    accumulate: int = 1,
-    average: float | None = None,
-    log_every: str = "50 steps",
-    steps_per_call: int = 1,
-    sampling: Literal["uniform", "balanced"] = "uniform",
-) -> Plan:
-    """The section `train`: batches, duration and logging, checked and converted to steps.
-
-    Args:
-      size: examples in the training set.
-      batch_size: global batch size: examples a step, over all devices.
-      duration: length of the whole run: "300 steps", "10 epochs" or "1e6 examples".
-      accumulate: microbatches that each batch is split into, to save memory; the result is the
-        same.
-      average: decay of an exponential moving average of the parameters, which evaluation then
-        uses; None keeps none.
-      log_every: interval between log lines: "50 steps", "1 epoch" or "1%" of the run. A line holds
-        exact means over the steps since the one before, and the learning rate of its own step.
-      steps_per_call: most steps in one call of the compiled program, which returns early if
-        something is due; saves about 0.15 ms a step. Needs a resident training set; preemption
-        waits for up to two calls. Not for convolutions on CPU, ten times slower in a loop.
-      sampling: "uniform" uses each example once an epoch; "balanced" draws all classes equally
-        often, each class's examples in turn. An epoch remains as many examples.
-
-    Raises:
-      BadInput: for a value out of range.
-    """
-    _check_batch_size("config.train.batch_size", batch_size)
-    require(accumulate > 0, f"config.train.accumulate: {accumulate} is not positive")
-    in_range = 0 < steps_per_call <= MOST_STEPS
-    require(in_range, f"config.train.steps_per_call: {steps_per_call} is not in 1 to {MOST_STEPS}")
-    require(
-        batch_size % accumulate == 0,
-        f"config.train.accumulate: {accumulate} does not divide the batch of {batch_size}",
-    )
-    in_range = average is None or 0 < average < 1
-    require(in_range, f"config.train.average: {average} is not between 0 and 1")
-    total = steps(duration, where="config.train.duration", batch_size=batch_size, size=size, low=1)
-    every = steps(
-        log_every,
-        where="config.train.log_every",
-        batch_size=batch_size,
-        size=size,
-        total=total,
-        low=1,
-    )
-    return Plan(batch_size, total, accumulate, average, every, steps_per_call, sampling)
-
-
-def _check_batch_size(where: str, batch_size: int) -> None:
-    require(
-        0 < batch_size <= order.MOST_BATCH,
-        f"{where}: {batch_size} is not a positive number of examples up to {order.MOST_BATCH:,}",
-    )
-
-
 # ----------------------------------------------------------------------------------------- prepare
 
 
@@ -233,7 +172,7 @@ def lay_out(config: dict, layout: mesh.Layout, sources: dict[str, Source]) -> Pr
     mesh.check_batch(layout, schedule.batch_size // schedule.accumulate, "config.train.batch_size")
     for name, section in config.get("evals", {}).items():
         if "batch_size" in section:
-            _check_batch_size(f"config.evals.{name}.batch_size", section["batch_size"])
+            check_batch_size(f"config.evals.{name}.batch_size", section["batch_size"])
             mesh.check_batch(layout, section["batch_size"], f"config.evals.{name}.batch_size")
 
     def to_steps(text, where, low=0):
