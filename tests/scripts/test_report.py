@@ -3,6 +3,7 @@
 import csv
 import html
 import html.parser
+import importlib.util
 import io
 import itertools
 import json
@@ -222,6 +223,27 @@ def test_pictures_are_where_they_are_asked_for_and_out_of_the_way_of_programs(
     out = printed(capsys, runs / "mlp-0", runs / "mlp-1", "--png", tmp_path / "b.png")
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'b.png'}: ")
     assert {path.name for path in tmp_path.iterdir()} == drawn | {"b.png"}
+
+
+@pytest.mark.slow
+def test_what_predictions_cost_is_in_every_format(runs, tmp_path, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    words = runs, "--cost", tmp_path / "a.png", "--html", tmp_path / "page.html"
+    words += ("--png", tmp_path / "b.png") if importlib.util.find_spec("matplotlib") else ()
+    rows = json.loads(printed(capsys, *words, "--format", "json"))["rows"]
+    for row in rows:
+        assert list(row["cost"]) == ["MB", "ms alone", "ms each of 64"]
+        assert row["cost"]["MB"] == 4e-6 * row["parameters"]
+        assert min(row["cost"].values()) > 0
+    panels = json.loads(Page((tmp_path / "page.html").read_text()).scripts[0])["dots"]
+    assert [panel["key"] for panel in panels] == [*rows[0]["cost"], "optim.lr"]
+    found = [dot["at"][0] for dot in panels[0]["points"]]
+    assert found == pytest.approx([row["cost"]["MB"] for row in rows for _ in row["seeds"]])
+    assert len(words) == 4 or (tmp_path / "b-cost.png").exists()
+    for kind in ("text", "markdown", "csv"):
+        lines = printed(capsys, *words[:3], "--format", kind).splitlines()
+        assert "ms each of 64" in lines[0]
+    assert "a.txt" in refused(capsys, runs, "--cost", tmp_path / "a.txt")
 
 
 # -------------------------------------------------------------------------------------------- page
