@@ -51,7 +51,7 @@ def verified(folder) -> tuple[dict, dict]:
         whole = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     except OSError as error:
         raise Unusable(f"{folder}: no artifact: manifest.json: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise Unusable(f"{folder}: manifest.json is damaged; export again") from error
     version = manifest.get("format")
     if version != FORMAT:
@@ -86,9 +86,30 @@ def called(name: str, manifest: dict, contents: dict, weights: dict):
         given = defaults | given
         if given.keys() != inputs.keys():
             raise Unusable(f"{name}: inputs are {', '.join(inputs)}, not {', '.join(given)}")
-        return compute(weights, {k: np.asarray(x, inputs[k]["dtype"]) for k, x in given.items()})
+        fitted = {k: _fitted(f"{name}: {k}", x, inputs[k]) for k, x in given.items()}
+        return compute(weights, fitted)
 
     return call
+
+
+def _fitted(what: str, x, entry: dict) -> np.ndarray:
+    """An input in the dtype of its entry in the manifest, which must hold its values: floats are
+    rounded, and whole numbers may come in any dtype."""
+    x, dtype, shape = np.asarray(x), jnp.dtype(entry["dtype"]), entry["shape"]
+    same = len(x.shape) == len(shape) and all(
+        isinstance(wanted, str) or wanted == size
+        for wanted, size in zip(shape, x.shape, strict=True)
+    )
+    if not same:
+        wanted = f"[{', '.join(map(str, shape))}]"
+        raise Unusable(f"{what} has the shape {list(x.shape)}, and the function takes {wanted}")
+    if x.dtype.kind not in "biufV":  # V: bfloat16
+        raise Unusable(f"{what} is {x.dtype}, and the function takes {dtype}")
+    with np.errstate(invalid="ignore"):
+        made = x.astype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating) and not np.array_equal(made, x):
+        raise Unusable(f"{what} is {x.dtype}, of values that {dtype} does not have")
+    return made
 
 
 def exported(name: str, manifest: dict, contents: dict, weights: dict):

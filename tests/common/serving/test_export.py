@@ -92,6 +92,9 @@ def test_an_export_that_is_damaged_is_one_line(digits, tmp_path):
         (path / "manifest.json").write_text(text)
 
     assert "of format 2, and this reads 1" in error(other)
+    for text in ("[]", "3", "null", "{}", "[" * 100_000):
+        write = lambda path, text=text: (path / "manifest.json").write_text(text)
+        assert "manifest.json is damaged; export again" in error(write)
 
 
 def test_read_py_says_in_a_line_what_is_wrong(digits, tmp_path):
@@ -106,6 +109,22 @@ def test_read_py_says_in_a_line_what_is_wrong(digits, tmp_path):
     functions = read.load(folder)
     with pytest.raises(read.Unusable, match="predict: inputs are image, not picture"):
         functions["predict"]({"picture": 0})
+    image = np.arange(128).reshape(2, 8, 8, 1)
+    for wrong, message in (
+        (image / 255, "image is float64, of values that uint8 does not have"),
+        (image - 1, "image is int64, of values that uint8"),
+        (image + 0.0 * np.inf, "image is float64, of values that uint8"),
+        (image.astype(str), "image is <U21, and the function takes uint8"),
+        (image[..., 0], r"image has the shape \[2, 8, 8\], and the function takes \[b, 8, 8, 1\]"),
+        (image[:, :4], r"image has the shape \[2, 4, 8, 1\]"),
+    ):
+        with np.errstate(invalid="ignore"), pytest.raises(read.Unusable, match=message):
+            functions["predict"]({"image": wrong})
+    logits = [
+        np.asarray(functions["predict"]({"image": x})["logits"])
+        for x in (image, image.astype(np.uint8))
+    ]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_what_cannot_be_exported_leaves_nothing(digits, tmp_path, capsys):
