@@ -187,8 +187,12 @@ def bucket(length: int, longest: int | None = None) -> int:
     return size if longest is None else max(length, min(size, longest))
 
 
-def _finite(array: np.ndarray) -> bool:
-    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(np.isfinite(array).all())
+def finite(outputs: list[dict]) -> bool:
+    """Whether all numbers in the outputs {name: array} of an input's rows are finite."""
+    arrays = (array for row in outputs for array in row.values())
+    return all(
+        not jnp.issubdtype(x.dtype, jnp.floating) or bool(np.isfinite(x).all()) for x in arrays
+    )
 
 
 class _Row(NamedTuple):
@@ -279,8 +283,8 @@ def loaded(
             values[row.place].append(done[id(row)])
         for i, (item, own) in enumerate(zip(items, reads, strict=True)):
             if not isinstance(own, BadInput):
-                finite = all(_finite(x) for outputs in values[i] for x in outputs.values())
-                own = predictor.result(item, own, values[i], options) if finite else NOT_FINITE
+                fine = finite(values[i])
+                own = predictor.result(item, own, values[i], options) if fine else NOT_FINITE
             yield item, own
 
     def each(inputs: Iterable, options: dict | None = None, show: bool = False) -> Iterator[tuple]:

@@ -180,6 +180,8 @@ def application(model: Model, limits: Limits, token: str | None, state: State) -
         """The result of an input as JSON, or why there is none."""
 
         def finish(outputs: list[dict]) -> bytes:
+            if not predict.finite(outputs):
+                raise predict.NOT_FINITE
             return _json(predictor.result(value, rows, outputs, options))
 
         def read() -> tuple[list[dict], list[dict]]:
@@ -242,7 +244,9 @@ def application(model: Model, limits: Limits, token: str | None, state: State) -
         return await refused(request, Refused(GONE, "the client is gone"))
 
     async def of_starlette(request: Request, error: HTTPException) -> Response:
-        return await refused(request, Refused(error.status_code, error.detail))
+        told = Refused(error.status_code, error.detail)
+        told.headers |= error.headers or {}  # the methods that there are
+        return await refused(request, told)
 
     routes = [
         Route("/predict", predicted, methods=["POST"]),

@@ -187,8 +187,12 @@ class Options:
     def _number(self, name: str, value: Any) -> Any:
         """A value as JSON has it, which writes 2.0 as 2."""
         kinds = get_args(self._known[name].annotation) or (self._known[name].annotation,)
-        counts = float in kinds and int not in kinds and type(value) is int
-        return float(value) if counts and abs(value) < 2**53 else value
+        if float not in kinds or int in kinds or type(value) is not int:
+            return value
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise Refused(400, f"{name}: {brief(value)} is no number of 64 bits") from error
 
     def of(self, given: dict[str, Any]) -> dict:
         """The options of a request, checked.

@@ -11,6 +11,7 @@ import served
 from helpers import wait_for
 from served import ask, expected, serving
 
+from common import predict
 from common.errors import BadInput
 from common.serving import server
 from common.serving.application import Limits
@@ -35,7 +36,7 @@ def test_each_input_has_its_result_or_its_own_error(texts):
         "'' is no text",
         "3 is no text",
         "101 positions, and the server takes 100 at most",
-        "the model's prediction is not finite",
+        str(predict.NOT_FINITE),
         "a fault of the server, which its log names",
     ]
 
@@ -53,6 +54,7 @@ def test_each_input_has_its_result_or_its_own_error(texts):
         ({"inputs": ["fault"]}, 500, "a fault of the server, which its log names"),
         ({"inputs": ["a"], "scal": 2}, 400, "'scal': unknown option; did you mean 'scale'?"),
         ({"inputs": ["a"], "scale": "2"}, 400, "scale: '2' is not float"),
+        ({"inputs": ["a"], "scale": 10**400}, 400, "scale: 1000"),
         ({"inputs": ["a"], "top": 3}, 400, "top: fixed when the server was started"),
         ({"inputs": ["a"] * 21}, 413, "21 inputs, and the server takes 20 at once"),
         ({"inputs": ["a" * 70_000]}, 413, "the body has more than 0.0625 MiB"),
@@ -71,7 +73,8 @@ def test_kinds_paths_and_methods(texts):
         status, _, headers = ask(texts, like, content_type=kind)
         assert (status, headers["accept"]) == (415, "application/json")
     assert ask(texts, like, content_type="Application/JSON; charset=utf-8")[0] == 200
-    assert ask(texts, None, "GET")[0] == 405
+    status, _, headers = ask(texts, None, "GET")
+    assert (status, headers["allow"]) == (405, "POST")
     assert ask(texts, None, "GET", "/other")[:2] == (404, {"error": "Not Found"})
     assert ask(texts, None, "GET", "/health")[0] == ask(texts, None, "GET", "/ready")[0] == 200
     about = ask(texts, None, "GET", "/model")[1]
