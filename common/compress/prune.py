@@ -163,12 +163,15 @@ class Module(NamedTuple):
 
 def kernels(rule: Pruning, params, frozen: tuple[str, ...] = ()) -> list[str]:
     """The paths of the kernels that the rule names, without those that are frozen."""
-    frozen = tuple((regex, True) for regex in frozen)
     return [
         path
         for path, x in tree.flatten(params).items()
-        if x.ndim >= 2 and re.fullmatch(rule.paths, path) and not tree.lookup(frozen, path, False)
+        if x.ndim >= 2 and re.fullmatch(rule.paths, path) and not _is_frozen(path, frozen)
     ]
+
+
+def _is_frozen(path: str, frozen: tuple[str, ...]) -> bool:
+    return tree.lookup(tuple((regex, True) for regex in frozen), path, False)
 
 
 def modules(structure: str, params, model: dict) -> list[Module]:
@@ -198,10 +201,12 @@ def modules(structure: str, params, model: dict) -> list[Module]:
 
 
 def chosen(rule: Pruning, params, model: dict, frozen: tuple[str, ...]) -> list[Module]:
-    """`modules` all of whose kernels the rule names."""
+    """`modules` all of whose kernels the rule names, without biases that are frozen."""
     named = set(kernels(rule, params, frozen))
     whole = lambda m: all(p.path in named for p in m.parts if p.path.endswith("kernel"))
-    return [module for module in modules(rule.structure, params, model) if whole(module)]
+    trained = lambda m: tuple(part for part in m.parts if not _is_frozen(part.path, frozen))
+    found = filter(whole, modules(rule.structure, params, model))
+    return [module._replace(parts=trained(module)) for module in found]
 
 
 def _check(rule: Pruning, params, paths, found: list[Module]) -> None:

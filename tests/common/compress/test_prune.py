@@ -151,6 +151,16 @@ def test_whole_heads_and_hidden_units_go():
         np.testing.assert_array_equal(masks[f"block_{i}/mlp/down/kernel"][:, 0], wanted[i])
 
 
+def test_what_is_frozen_of_a_head_stays():
+    found = prune.chosen(rule(structure="heads", sparsity=0.34), PARAMS, MODEL, (".*/bias",))
+    paths = {part.path for module in found for part in module.parts}
+    assert paths == {
+        f"block_{i}/attention/{name}/kernel"
+        for i in range(2)
+        for name in ("query", "key", "value", "out")
+    }
+
+
 @pytest.mark.slow
 def test_a_layer_keeps_a_head_and_grouped_heads_go_with_their_key():
     masks, _ = masks_after(rule(structure="heads", sparsity=0.99))
