@@ -97,6 +97,13 @@ def untaught(config: dict, whole: bool = True) -> dict:
     return config | {"loss": section | none}
 
 
+def without_projections(params: dict, config: dict) -> dict:
+    """The parameters of a run's model alone: those of a run with a teacher of hidden states have
+    projections beside them."""
+    taught = untaught(config) is not config
+    return {k: x for k, x in params.items() if not taught or k != SECTION}
+
+
 # ------------------------------------------------------------------------------------------- losses
 
 

@@ -20,6 +20,7 @@ inputs pass the kernel as if it had not been rounded.
 Letters: K output channels.
 """
 
+import logging
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -222,6 +223,17 @@ def _check_multiplied(chosen: Scheme, params: dict, multiplied: set[str]) -> Non
         f"{len(paths)}: nothing multiplies by it that can be seen, such as "
         "common.nn.layers.Dense, nn.Dense or nn.Conv; leave it out of the regex",
     )
+
+
+def say_differing(trained: Scheme, after: Scheme) -> None:
+    """Warns if a run was trained with another scheme than it is quantized with."""
+    if trained.weights and trained._replace(how=after.how) != after:
+        keys = {k: x for k, x in trained._asdict().items() if x and k != "how"}
+        logging.warning(
+            "the run was trained with the rounding of %s: with another its outputs are not those "
+            "that training has seen",
+            " ".join(f"--{key} {value!r}" for key, value in keys.items()),
+        )
 
 
 def no_training() -> str:

@@ -85,6 +85,7 @@ def quantize_run(folder, to, step: str = "latest", show: bool = True, **keys) ->
         chosen = {"weights": "int8"} | keys | {"how": "after"}
         config = _with(origin.config, "quantize", chosen)
         scheme = quantize.of(config)
+        quantize.say_differing(quantize.of(origin.config), scheme)
         params = jax.device_get(jax.jit(lambda x: quantize.stored(scheme, x))(origin.params))
         result = _ended(origin, config, to, params, show)
     count = lambda params: sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -110,13 +111,13 @@ def _opened(folder, to, step: str) -> Iterator[_Origin]:
         values = lora.merged(context.params, config), context.extra
         whole = jax.tree.map(lambda _: mesh.replicated(program.layout), values)
         params, extra = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(values))
+        params = distill.without_projections(params, config)
         before = {name: e.run(context) for name, e in program.task.evaluators.items()}
         yield _Origin(lora.without(config), number, params, extra, before, program.task.sources)
 
 
 def _ended(origin: _Origin, config: dict, to, params, show: bool) -> dict:
-    """Makes a run at `to` of parameters on the host, evaluates and ends it; returns its result.
-    Parameters that its model lacks are left out."""
+    """Makes a run at `to` of parameters on the host, evaluates and ends it; returns its result."""
     config = {k: v for k, v in distill.untaught(config).items() if k not in TRAINED_BY}
     config = _with(config, "prune", {})  # what is zero stays, as nothing is trained
     config = in_full(config | {"optim": {"name": "sgd"}}, sections)

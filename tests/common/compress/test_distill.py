@@ -80,6 +80,14 @@ def test_hidden_states_are_compared_through_a_projection():
         distill.taught(lesson, own, other, {"mlm": 1.0}, "mlm")
 
 
+def test_projections_are_no_parameters_of_the_model():
+    none = {"teacher": "", "temperature": None, "distill": None, "hidden": None}
+    params = {"distill": {"layer_0": 1}, "head": 2}
+    taught = {"loss": none | {"teacher": "t", "hidden": 1.0}}
+    assert distill.without_projections(params, taught) == {"head": 2}
+    assert distill.without_projections(params, {"loss": none}) == params
+
+
 def test_shares_of_the_objective():
     lesson = distill.lesson(teacher="t", distill=0.25, temperature=2.0)
     made = distill.taught(lesson, Outputs(0, []), Outputs(0, []), {"mlm": 1.0, "nsp": 1.0}, "mlm")

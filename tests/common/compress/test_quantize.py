@@ -369,6 +369,15 @@ def _saved(folder) -> dict:
     return {path: leaf for path, leaf in shapes.items() if path.startswith("params/")}
 
 
+def test_another_scheme_than_that_of_training_is_said(caplog):
+    aware, after = (quantize.scheme(weights="int4", how=how) for how in ("training", "after"))
+    quantize.say_differing(aware, after)
+    quantize.say_differing(quantize.scheme(), after)
+    assert caplog.messages == []
+    quantize.say_differing(aware, quantize.scheme(weights="int8", how="after"))
+    assert "trained with the rounding of --weights 'int4' --paths '(.*/)?kernel'" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_refused_scheme_leaves_nothing(trained, tmp_path, capsys):
     to = tmp_path / "quantized"
