@@ -51,7 +51,7 @@ def brief(value: object) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an error message: the nearest valid name, or all of them if none is near."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], valid, n=1, cutoff=0.5)  # megabytes take seconds
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid) or 'nothing'}"
 
 

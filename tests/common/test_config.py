@@ -10,6 +10,7 @@ import pytest
 from helpers import DIGITS, ROOT, TOY, load
 
 from common import config as configs
+from common import errors
 from common.errors import BadInput
 from common.sections import complete
 from common.training import duration, program
@@ -83,6 +84,14 @@ def test_bad_overrides_name_the_nearest_key(override, message):
     with pytest.raises(BadInput, match=message) as error:
         load(DIGITS, **override)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_of_megabytes_is_not_compared_as_a_whole(monkeypatch):
+    compared = []
+    near = lambda name, valid, **_: compared.append(name) or []
+    monkeypatch.setattr(errors.difflib, "get_close_matches", near)
+    assert errors.nearest("k" * 10_000_000, ["key"]) == "valid: key"
+    assert len(compared[0]) < 1000
 
 
 def test_every_section_refuses_a_key_that_it_lacks():
