@@ -181,7 +181,8 @@ def evaluated(config: dict, folder, step: str, sources: dict, layout: mesh.Layou
     of the checkpoint nothing else is read, unless the optimizer's state has to tell.
 
     Args:
-      config: of the run; its evaluators and its teacher are not used.
+      config: of the run; its evaluators are not used, and its teacher only if it teaches hidden
+        states and the optimizer's state has to tell.
       folder: its workdir.
       step: "latest", "best" (by config.checkpoint.best), or a step's number.
       sources: of `kept_sources`.
@@ -190,11 +191,12 @@ def evaluated(config: dict, folder, step: str, sources: dict, layout: mesh.Layou
     Raises:
       BadInput: if there is no such checkpoint.
     """
-    config = distill.untaught(config | {"evals": {}})
+    config = config | {"evals": {}}
     if optim.keeps_own(config["optim"]) or lora.of(config).rank:
+        # The state has the projections to a teacher's hidden states, whose shapes it tells.
         with opened(endless(config), folder, step, sources) as (program, state, number):
             context = eval_context(program, state, number)
-            return context.params, context.extra, number
+            return distill.without_projections(context.params, config), context.extra, number
     like = placed(config, sources, layout)
     averaged = config["train"]["average"] is not None
     with jax.set_mesh(layout.mesh), reading(folder) as checkpoints:

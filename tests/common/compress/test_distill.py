@@ -1,6 +1,8 @@
 """Distillation against numpy, and runs that learn from another run."""
 
+import contextlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,24 @@ def test_projections_are_no_parameters_of_the_model():
     taught = {"loss": none | {"teacher": "t", "hidden": 1.0}}
     assert distill.without_projections(params, taught) == {"head": 2}
     assert distill.without_projections(params, {"loss": none}) == params
+
+
+def test_an_optimizer_that_keeps_its_own_is_read_with_the_projections(monkeypatch):
+    loss = {"teacher": "t", "temperature": None, "distill": None, "hidden": 1.0}
+    optim = {"name": "sgd", "lookahead": "1 steps"}
+    config = {"optim": optim, "loss": loss, "train": {}, "evals": {"test": {}}}
+    state = types.SimpleNamespace(params={"distill": {"layer_0": 1}, "head": 2}, extra={})
+    read = []
+
+    @contextlib.contextmanager
+    def opened(config, *rest):
+        read.append(config)
+        yield None, state, 3
+
+    monkeypatch.setattr(saved, "opened", opened)
+    monkeypatch.setattr(saved, "eval_context", lambda program, state, number: state)
+    assert saved.evaluated(config, "run", "latest", {}, None) == ({"head": 2}, {}, 3)
+    assert [each["loss"] for each in read] == [loss]
 
 
 def test_shares_of_the_objective():
