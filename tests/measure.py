@@ -20,6 +20,7 @@ TESTS = {
     "serving": "10,000 requests to a BERT of 6 layers, beside one by one and transformers",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
+ALONE = {"serving"}  # in one process, as it measures time, and prints what it measured
 COMMANDS = {
     "speed": (
         "the tables of speed in configs/README.md, all rounds (an hour on two cores)",
@@ -69,7 +70,7 @@ def main(words: list[str]) -> int:
         print(*[f"error: no measure {word!r}" for word in unknown], *lines, sep="\n")
         return 2 if unknown else 0
     for word in words:
-        commands = [["-m", "pytest", "--measure", word]]
+        commands = [["-m", "pytest", "--measure", word, *(("-n", "0") if word in ALONE else ())]]
         if word in COMMANDS:
             commands = COMMANDS[word][1]
         for command in commands:
