@@ -204,15 +204,20 @@ class _Row(NamedTuple):
     index: int
 
 
+def lengthened(array: np.ndarray, length: int, value) -> np.ndarray:
+    """An array whose first dimension is padded to this length."""
+    widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(array, widths, constant_values=value)
+
+
 def padded(predictor: Predictor, row: dict) -> dict:
     """A row's arrays with the first dimension of those that vary padded to a bucket."""
     arrays = {}
     for name, array in row.items():
         array = np.asarray(array)
         if name in predictor.pads:
-            more = bucket(len(array), predictor.longest) - len(array)
-            widths = [(0, more), *[(0, 0)] * (array.ndim - 1)]
-            array = np.pad(array, widths, constant_values=predictor.pads[name])
+            length = bucket(len(array), predictor.longest)
+            array = lengthened(array, length, predictor.pads[name])
         arrays[name] = array
     return arrays
 

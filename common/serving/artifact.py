@@ -254,8 +254,7 @@ def filled(predictor: Predictor, entries: dict[str, dict]) -> Predictor:
             return array
         text = f"{len(array)} positions, and the export has {length}"
         require(len(array) <= length, f"{name}: {text}")
-        widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
-        return np.pad(array, widths, constant_values=predictor.pads[name])
+        return predict.lengthened(array, length, predictor.pads[name])
 
     def read(item, options):
         rows = predictor.read(item, options)

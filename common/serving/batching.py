@@ -85,9 +85,7 @@ def _sizes(predictor: Predictor, row: dict, size: int) -> dict[str, int]:
 def _padded(predictor: Predictor, row: dict, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(array) for name, array in row.items()}
     for name, size in sizes.items():
-        array, value = arrays[name][:size], predictor.pads[name]
-        widths = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
-        arrays[name] = np.pad(array, widths, constant_values=value)
+        arrays[name] = predict.lengthened(arrays[name][:size], size, predictor.pads[name])
     return arrays
 
 

@@ -1,5 +1,5 @@
-"""Initial parameters: those of another run, or pretrained weights that the task can read; and the
-frozen ones of a run with `compress.lora`, which are read from there whenever it starts."""
+"""Initial parameters: those of another run, or pretrained weights that the task can read; and those
+that a run with `compress.lora` leaves as they are, which are read from there whenever it starts."""
 
 import contextlib
 import logging
@@ -49,7 +49,7 @@ def initialise(
         other run's must be identical.
       model: the section `model`, with which that of the other run is compared.
       task_of: workdir -> (config, Task) of the run there, of whose parameters checkpoints hold
-        only some; see `read_frozen`.
+        only some; see `read_unsaved`.
       path: another run's workdir, or pretrained weights that the task can read; "" is none, and
         parameters begin fresh.
       step: the checkpoint to take from a workdir; None is the newest.
@@ -148,7 +148,7 @@ def adopted(config: dict, weights_settings: Callable | None) -> dict:
     return adopting | {"init": init | {"adopt": False}}
 
 
-def read_frozen(config: dict, task: Task, task_of: Callable) -> dict[str, np.ndarray]:
+def read_unsaved(config: dict, task: Task, task_of: Callable) -> dict[str, np.ndarray]:
     """{path: array}: the parameters that checkpoints of a run leave out (`lora.left_out`), read
     from its `init.path`.
 
@@ -167,8 +167,8 @@ def read_frozen(config: dict, task: Task, task_of: Callable) -> dict[str, np.nda
     return {path: x for path, x in tree.flatten(params).items() if not trained(path)}
 
 
-def check_frozen(folder, config: dict, arrays: dict) -> None:
-    """Raises `BadInput` if the run in `folder` began with other frozen parameters."""
+def check_unsaved(folder, config: dict, arrays: dict) -> None:
+    """Raises `BadInput` if the run in `folder` began with others of these."""
     before = workdir.last_start(folder).get("base")
     require(
         before is None or before == tree.hexdigest(arrays),
@@ -182,8 +182,8 @@ def _merged(path: str, values: dict, task_of: Callable) -> dict[str, np.ndarray]
     """{path: array} of a run with `compress.lora`, from what its checkpoint holds."""
     config, task = task_of(path)
     if lora.left_out(config):
-        others = read_frozen(config, task, task_of)
-        check_frozen(path, config, others)
+        others = read_unsaved(config, task, task_of)
+        check_unsaved(path, config, others)
         values = others | values
     return tree.flatten(jax.device_get(lora.merged(tree.unflatten(values), config)))
 

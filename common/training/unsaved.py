@@ -6,7 +6,7 @@ their digest in environment.json they are those that the run began with.
 from common import tree
 from common.compress import lora
 from common.devices import mesh
-from common.training.initialise import check_frozen, read_frozen
+from common.training.initialise import check_unsaved, read_unsaved
 from common.training.program import Program, task_of
 from common.training.step import TrainState
 
@@ -22,9 +22,10 @@ def read(program: Program, folder) -> dict:
     `BadInput` if it cannot be read, or has changed since."""
     if not lora.left_out(program.config):
         return {}
-    arrays, like = read_frozen(program.config, program.task, task_of), program.like.params
-    arrays = {path: mesh.put_like(x, tree.flatten(like)[path]) for path, x in arrays.items()}
-    check_frozen(folder, program.config, arrays)
+    arrays = read_unsaved(program.config, program.task, task_of)
+    like = tree.flatten(program.like.params)
+    arrays = {path: mesh.put_like(x, like[path]) for path, x in arrays.items()}
+    check_unsaved(folder, program.config, arrays)
     return arrays
 
 
