@@ -10,10 +10,12 @@ from common import inputs
 from common.errors import require
 from common.predict import Published
 from common.task import Predictor, Source
-from lm import bert, gpt, predict, predict_spans, weights
-from lm.data import tokenizer
+from lm import bert, gpt, predict, predict_continued, predict_spans, weights
+from lm.data import sides, tokenizer
 from lm.data.tokenizer import TextFacts
-from lm.weights import sentences
+from lm.seq2seq import predict as translations
+from lm.seq2seq.transformer import EncoderDecoder
+from lm.weights import sentences, seq2seq
 
 LONGEST = 512  # tokens of a text for a model without a limit of its own; what exceeds them is cut
 ROW = 384  # tokens of a question and a window of its context
@@ -23,8 +25,9 @@ def published(name: str, embed: bool = False) -> Published:
     """The model of a folder of weights, a GGUF file, or a name that scripts/prepare.py fetches.
 
     A BERT with a masked-LM head fills masks, a classifier classifies, a tagger tags, one that
-    points answers questions, a decoder writes on; an encoder alone has vectors. Vectors are pooled
-    as a sentence transformer's files say (`lm.weights.sentences`), by the mean if there are none.
+    points answers questions, a decoder writes on, an encoder-decoder translates; an encoder alone
+    has vectors. Vectors are pooled as a sentence transformer's files say (`lm.weights.sentences`),
+    by the mean if there are none.
 
     Raises:
       BadInput: as `lm.weights.load`; or if the model has no head, and no vectors are asked for.
@@ -53,11 +56,16 @@ def published(name: str, embed: bool = False) -> Published:
         made = _answers(model, facts._replace(length=min(longest, ROW)))
     elif isinstance(model, bert.Bert):
         made = predict.fills(model, facts)
+    elif isinstance(model, EncoderDecoder):
+        both = sides.make_facts(*[facts.tokenizer] * 2, (longest, longest), "")
+        first = seq2seq.start_of(folder)
+        both = both if first is None else both._replace(start=first)
+        made = translations.translates(model, both)
     else:
         kind = type(model).__name__
         writes = isinstance(model, gpt.GPT)
         require(writes, f"{where}: {name}: {kind} has no head that predicts; --embed has vectors")
-        made = predict.continues(model, facts)
+        made = predict_continued.continues(model, facts)
     return Published(made, loaded.params, {})
 
 

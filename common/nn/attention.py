@@ -1,4 +1,5 @@
-"""Attention: positions, masks, grouped key heads, the cache for decoding.
+"""Attention: to the own sequence or to a memory; positions, masks, grouped key heads, the cache
+for decoding.
 
 The mask is a boolean array (`visibility`), which the compiler computes once for all blocks; fused
 kernels take the rule itself instead.
@@ -54,11 +55,30 @@ class Cache(NamedTuple):
     Attributes:
       keys, values: a tuple over blocks of [B, T, G, K].
       length: i32[B], the number of positions that each row holds; those beyond are never attended.
+      memory_keys, memory_values: a tuple over blocks of [B, S, G, K], of a decoder's memory; () of
+        a model without one, and before the first call.
+      memory_segments: i32[B, S] of that memory, or None.
     """
 
     keys: tuple
     values: tuple
     length: jax.Array
+    memory_keys: tuple = ()
+    memory_values: tuple = ()
+    memory_segments: jax.Array | None = None
+
+
+class Memory(NamedTuple):
+    """A second sequence that the positions of the first attend to: an encoder's output.
+
+    Attributes:
+      states: [B, S, D]; None if a cache has its keys and values.
+      segments: i32[B, S] or None: a position sees the memory of its own segment alone. A row
+        without segments is segment 1.
+    """
+
+    states: jax.Array | None
+    segments: jax.Array | None = None
 
 
 def visibility(length: int, causal: bool, window: int | None, segments=None):
@@ -106,23 +126,41 @@ def cached_visibility(positions, length: int, window: int | None):
     return (seen if window is None else seen & (distance < window))[:, None]
 
 
-def attention_map(query, key, mask):
+def memory_visibility(segments, memory: Memory):
+    """The mask of attention to a memory: bool[B, 1, L or 1, S], or None if it hides nothing.
+
+    Args:
+      segments: i32[B, L] or None, see `Memory`.
+      memory: its segments count.
+    """
+    if memory.segments is None:
+        return None
+    own = 1 if segments is None else segments[:, None, :, None]
+    return memory.segments[:, None, None, :] == own
+
+
+def attention_map(query, key, mask, scaled: bool = True, position_bias=None):
     """Softmax of the scaled dot products: [B, H, L, S], f32 or wider.
 
     Args:
       query: [B, H, L, K].
       key: [B, H, S, K].
       mask: bool, broadcastable to [B, H, L, S], or None.
+      scaled: whether the products are divided by sqrt(K).
+      position_bias: added to them, broadcastable to [B, H, L, S]; None is nothing.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bhlk,bhsk->bhls", query, key, preferred_element_type=dtype)
-    logits = logits / math.sqrt(query.shape[-1])
+    if scaled:
+        logits = logits / math.sqrt(query.shape[-1])
+    if position_bias is not None:
+        logits = logits + position_bias.astype(dtype)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
     return jax.nn.softmax(logits, axis=-1)
 
 
-def plain(query, key, value, mask=None, on_map: Callable = identity):
+def plain(query, key, value, mask=None, on_map: Callable = identity, **logits):
     """Attention that materialises its map: [B, L, H, K].
 
     Args:
@@ -130,12 +168,13 @@ def plain(query, key, value, mask=None, on_map: Callable = identity):
       key, value: [B, S, G, K].
       mask: bool, broadcastable to [B, H, L, S], or None.
       on_map: applied to the map, [B, H, L, S], before it weights the values.
+      logits: `scaled` and `position_bias` of `attention_map`.
     """
     repeats = query.shape[2] // key.shape[2]
     heads_first = lambda y, repeats: jnp.repeat(y.swapaxes(1, 2), repeats, axis=1)
     query = heads_first(query, 1)
     key, value = heads_first(key, repeats), heads_first(value, repeats)
-    maps = on_map(attention_map(query, key, mask)).astype(value.dtype)
+    maps = on_map(attention_map(query, key, mask, **logits)).astype(value.dtype)
     return jnp.einsum("bhls,bhsk->bhlk", maps, value).swapaxes(1, 2)
 
 
@@ -167,9 +206,12 @@ class Attention(nn.Module):
       rotary_width: how many columns of a head are rotated, the first ones (GPT-J: Wang &
         Komatsuzaki 2021); None is all.
       dropout: rate on the attention map; None disables it. May be traced.
+      scaled: whether dot products are divided by sqrt(K). If not, the query's kernel starts
+        1 / sqrt(K) as large (T5: Raffel et al. 2020).
       implementation: "splash", a TPU kernel for long sequences, see `kernels`; "plain"; None is
         cuDNN's kernel for bfloat16 on NVIDIA (Ampere or later), and plain elsewhere. Dropout,
-        captured attention maps and a cache always take plain.
+        captured attention maps, a cache, a bias by position and products that are not scaled
+        always take plain; attention to a memory does not take splash.
       dtype: of the computation; None takes that of the parameters.
       kernel_init, out_init: initializers of the input projections and of the output one.
       constrain: pins the sharding of activations.
@@ -187,6 +229,7 @@ class Attention(nn.Module):
     rope_scaling: tuple = ()
     rotary_width: int | None = None
     dropout: float | None = None
+    scaled: bool = True
     implementation: Implementation | None = None
     dtype: Dtype | None = None
     kernel_init: Callable = nn.initializers.normal(0.02)
@@ -194,53 +237,71 @@ class Attention(nn.Module):
     constrain: Callable = identity
 
     @nn.compact
-    def __call__(self, x, positions, segments, train: bool, cache=None):
+    def __call__(
+        self, x, positions, segments, train: bool, cache=None, memory=None, position_bias=None
+    ):
         """Returns ([B, L, D], cache).
 
         Args:
           x: [B, L, D].
           positions: i32[B, L], for rotary positions and the cache.
-          segments: i32[B, L] or None: a position sees only its own segment. Not with a cache.
+          segments: i32[B, L] or None: a position sees only its own segment. Not with a cache,
+            except to choose in a memory.
           train: whether dropout is active.
           cache: None, or (keys, values) [B, T, G, K]: new ones are written at `positions` and see
-            all earlier ones.
+            all earlier ones. With a memory, its (keys, values) [B, S, G, K], or () to compute and
+            return them.
+          memory: a `Memory` to attend to; None is x itself.
+          position_bias: [B or 1, H, L, S], added to the dot products; None is nothing.
         """
         width, groups = x.shape[-1], self.heads if self.kv_heads is None else self.kv_heads
         size = width // self.heads if self.head_width is None else self.head_width
         dense = partial(Dense, dtype=self.dtype, constrain=self.constrain)
 
-        def project(name, heads):
+        def project(name, heads, inputs):
             names = ATTENTION_NAMES[name]
             init, bias = self.kernel_init, self.bias is not False
-            y = dense(heads * size, bias, kernel_init=init, names=names, name=name)(x)
-            y = y.reshape(*x.shape[:2], heads, size)
+            if name == "query" and not self.scaled:
+                init = lambda *way: self.kernel_init(*way) / math.sqrt(size)
+            y = dense(heads * size, bias, kernel_init=init, names=names, name=name)(inputs)
+            y = y.reshape(*inputs.shape[:2], heads, size)
             return self.constrain(y, "batch", None, "heads", None)
 
-        query, key = project("query", self.heads), project("key", groups)
-        value = project("value", groups)
+        known = bool(cache) and memory is not None
+        query = project("query", self.heads, x)
+        if known:
+            key, value = cache
+        else:
+            inputs = x if memory is None else memory.states
+            key, value = (project(name, groups, inputs) for name in ("key", "value"))
         if self.qk_norm:
             norm = partial(nn.RMSNorm, epsilon=self.norm_eps, dtype=self.dtype)
-            query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
+            query = norm(name="query_norm")(query)
+            key = key if known else norm(name="key_norm")(key)
         if self.theta is not None:
             waves = self.theta, self.rope_scaling, self.rotary_width
             query, key = (rope.rotate(y, positions, *waves) for y in (query, key))
-        if cache is not None:
+        if cache is not None and memory is None:
             write = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
             key = write(cache[0], key.astype(cache[0].dtype), positions[:, 0])
             value = write(cache[1], value.astype(cache[1].dtype), positions[:, 0])
+        if cache is not None:
             cache = key, value
+        unusual = cache is not None or position_bias is not None or not self.scaled
         dropped = self.dropout is not None and train
-        fused = not (dropped or wanted(self) or self.is_initializing() or cache is not None)
-        if fused and self.implementation == "splash":
+        fused = not (dropped or wanted(self) or self.is_initializing() or unusual)
+        if fused and self.implementation == "splash" and memory is None:
             platform = getattr(self.constrain, "platform", "tpu")
             supported = platform in ("tpu", "cpu")
             require(supported, f"config.model.implementation: splash is for TPUs, not a {platform}")
             attend = partial(kernels.splash, causal=self.causal, window=self.window)
             y = self._on_parts(attend, query, key, value, segments)
         elif fused and self.implementation is None:
-            y = self._by_device(query, key, value, segments)
+            y = self._by_device(query, key, value, segments, memory)
         else:
-            if cache is None:
+            if memory is not None:
+                mask = memory_visibility(segments, memory)
+            elif cache is None:
                 mask = visibility(x.shape[1], self.causal, self.window, segments)
             else:
                 mask = cached_visibility(positions, key.shape[1], self.window)
@@ -250,7 +311,8 @@ class Attention(nn.Module):
                     self.sow("intermediates", "attention", maps)
                 return Dropout(self.dropout)(maps, train)
 
-            y = plain(query, key, value, mask, on_map)
+            logits = {"scaled": self.scaled, "position_bias": position_bias}
+            y = plain(query, key, value, mask, on_map, **logits)
         y = y.reshape(*x.shape[:2], self.heads * size)
         out = partial(dense, kernel_init=self.out_init, names=ATTENTION_NAMES["out"])
         return out(width, self.bias is True, name="out")(y), cache
@@ -262,11 +324,16 @@ class Attention(nn.Module):
         arrays = [x for x in (query, key, value, seen) if x is not None]
         return on_parts(self.constrain, attend, names, key.shape, *arrays)
 
-    def _by_device(self, query, key, value, segments):
+    def _by_device(self, query, key, value, segments, memory):
         """cuDNN's attention on NVIDIA if it supports these arguments, else plain attention."""
-        rule = query.shape[1], self.causal, self.window, segments
-        default = partial(plain, mask=visibility(*rule))
-        mask, flags = for_cudnn(*rule)
+        if memory is not None:
+            mask = memory_visibility(segments, memory)
+            default, flags = partial(plain, mask=mask), {"causal": False, "window": None}
+            mask = mask if mask is None else mask.swapaxes(1, 2)
+        else:
+            rule = query.shape[1], self.causal, self.window, segments
+            default = partial(plain, mask=visibility(*rule))
+            mask, flags = for_cudnn(*rule)
         if not kernels.cudnn_takes(query, key, value, mask, **flags):
             return default(query, key, value)
         attend = partial(kernels.cudnn, **flags)

@@ -1,4 +1,5 @@
-"""A transformer's block: attention and an MLP around the residual stream.
+"""A transformer's block: attention, perhaps to a memory as well, and an MLP around the residual
+stream.
 
 Attention itself is in `common.nn.attention`, the stack of blocks in `common.nn.transformer`.
 
@@ -79,6 +80,8 @@ class Block(nn.Module):
       constrain: pins activations to a mesh.
       layer_scale: LayerScale (Touvron et al. 2021): the output of each branch is multiplied by a
         learned vector, which starts at this value; None is none. May be traced.
+      memory_attention: name -> module of a decoder's attention to a memory, between the other two;
+        None is none.
     """
 
     attention: Callable[..., nn.Module]
@@ -88,21 +91,36 @@ class Block(nn.Module):
     dropout: float | None = None
     constrain: Callable = identity
     layer_scale: float | None = None
+    memory_attention: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, x, positions, segments, train: bool, cache=None):
-        """Returns ([B, L, D], cache); arguments as in `Attention`."""
+    def __call__(
+        self, x, positions, segments, train: bool, cache=None, memory=None, position_bias=None
+    ):
+        """Returns ([B, L, D], cache); arguments as in `Attention`, except that the bias is that of
+        the first attention, and that a cache with a memory holds what both return: (keys, values)
+        or, once computed, (keys, values, memory keys, memory values)."""
         attention, mlp = self.attention(name="attention"), self.mlp(name="mlp")
         norms = self.norm(name="attention_norm"), self.norm(name="mlp_norm")
         drop = Dropout(self.dropout)
-        y, cache = attention(norms[0](x) if self.pre_norm else x, positions, segments, train, cache)
-        x = x + drop(self._scaled("attention_scale", y), train)
-        x = x if self.pre_norm else norms[0](x)
-        x = self.constrain(x, "batch", None, None)
+
+        def added(x, y, scale, norm):
+            x = x + drop(self._scaled(scale, y), train)
+            return self.constrain(x if self.pre_norm else norm(x), "batch", None, None)
+
+        own, known = (None, None) if cache is None else (cache[:2], cache[2:])
+        y = norms[0](x) if self.pre_norm else x
+        y, cache = attention(y, positions, segments, train, own, None, position_bias)
+        x = added(x, y, "attention_scale", norms[0])
+        if self.memory_attention is not None:
+            attention = self.memory_attention(name="memory_attention")
+            norm = self.norm(name="memory_norm")
+            y = norm(x) if self.pre_norm else x
+            y, known = attention(y, positions, segments, train, known, memory)
+            x = added(x, y, "memory_scale", norm)
+            cache = None if cache is None else (*cache, *known)
         y = mlp(norms[1](x) if self.pre_norm else x)
-        x = x + drop(self._scaled("mlp_scale", y), train)
-        x = x if self.pre_norm else norms[1](x)
-        return self.constrain(x, "batch", None, None), cache
+        return added(x, y, "mlp_scale", norms[1]), cache
 
     def _scaled(self, name: str, y):
         if self.layer_scale is None:

@@ -27,17 +27,21 @@ import jax.numpy as jnp
 from common.errors import brief, choice, require
 
 
-def sinusoids(positions, width: int, dtype=jnp.float32):
+def sinusoids(positions, width: int, dtype=jnp.float32, halves: bool = False):
     """[..., D]: sines in even columns, cosines in odd ones (Vaswani et al. 2017).
 
     Args:
       positions: i32[...].
       width: D, even.
       dtype: of the result.
+      halves: all sines before all cosines instead, as in Marian (Junczys-Dowmunt et al. 2018).
     """
     frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     angles = positions[..., None].astype(dtype) * frequencies
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+    waves = jnp.sin(angles), jnp.cos(angles)
+    if halves:
+        return jnp.concatenate(waves, axis=-1)
+    return jnp.stack(waves, axis=-1).reshape(*positions.shape, width)
 
 
 def rotate(x, positions, theta, scaling: tuple = (), columns: int | None = None):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from common.errors import brief, require
 from common.nn import rope
-from common.nn.attention import ATTENTION_NAMES, Attention, Cache, Implementation
+from common.nn.attention import ATTENTION_NAMES, Attention, Cache, Implementation, Memory
 from common.nn.blocks import MLP, MLP_NAMES, Activation, Block
 from common.nn.layers import (
     MOST_LAYERS,
@@ -43,6 +43,8 @@ PARTITION: Table = (
     *partition_rows("attention", ATTENTION_NAMES),
     *partition_rows("mlp", MLP_NAMES),
 )
+# Those of blocks that attend to a memory as well.
+MEMORY_PARTITION: Table = partition_rows("memory_attention", ATTENTION_NAMES)
 
 
 class Transformer(nn.Module):
@@ -101,6 +103,7 @@ class Transformer(nn.Module):
     constrain: Callable = identity
 
     CAUSAL: ClassVar[bool] = False  # whether a position attends only to itself and earlier ones
+    MEMORY: ClassVar[bool] = False  # whether it attends to a memory as well
 
     def setup(self):
         """Creates `block_0`, … and, with pre-norm, `final_norm`."""
@@ -153,6 +156,11 @@ class Transformer(nn.Module):
         return {}
 
     @nn.nowrap
+    def memory_options(self) -> dict:
+        """Additional fields of the `Attention` to a memory, set by a subclass."""
+        return {}
+
+    @nn.nowrap
     def block_options(self, index: int) -> dict:
         """Additional fields of the `Block` of that index, set by a subclass."""
         del index
@@ -168,13 +176,19 @@ class Transformer(nn.Module):
         return nn.LayerNorm(epsilon=self.norm_eps, **arguments, **where)
 
     @nn.nowrap
+    def kernel_inits(self) -> tuple[Callable, Callable]:
+        """Initializers of the blocks' kernels: (of most, of those onto the residual stream)."""
+        out_std = self.init_std / math.sqrt(2 * self.layers) if self.pre_norm else self.init_std
+        return nn.initializers.normal(self.init_std), nn.initializers.normal(out_std)
+
+    @nn.nowrap
     def make_block(self, index: int, **where) -> nn.Module:
         """Block `index` of this model."""
-        out_std = self.init_std / math.sqrt(2 * self.layers) if self.pre_norm else self.init_std
+        kernel_init, out_init = self.kernel_inits()
         shared = {
             "dtype": self.dtype,
-            "kernel_init": nn.initializers.normal(self.init_std),
-            "out_init": nn.initializers.normal(out_std),
+            "kernel_init": kernel_init,
+            "out_init": out_init,
             "constrain": self.constrain,
         }
         attention = partial(
@@ -185,12 +199,14 @@ class Transformer(nn.Module):
             qk_norm=self.qk_norm,
             norm_eps=self.norm_eps,
             bias={"attention": True, "mlp": False}.get(self.bias, self.bias),
-            causal=self.CAUSAL,
             dropout=self.attention_dropout,
             implementation=self.implementation,
-            **self.attention_options(index),
             **shared,
         )
+        options = self.block_options(index)
+        if self.MEMORY:
+            options |= {"memory_attention": partial(attention, **self.memory_options())}
+        attention = partial(attention, causal=self.CAUSAL, **self.attention_options(index))
         mlp = partial(
             MLP,
             hidden=self.hidden,
@@ -201,42 +217,51 @@ class Transformer(nn.Module):
         )
         block = recomputed(Block, self.remat, 4)
         fields = attention, mlp, self.make_norm, self.pre_norm, self.dropout, self.constrain
-        return block(*fields, **self.block_options(index), **where)
+        return block(*fields, **options, **where)
 
-    def stack(self, x, positions, segments=None, train: bool = False, cache: Cache | None = None):
-        """Runs the blocks: [B, L, D] -> [B, L, D], or ([B, L, D], Cache) if a cache is given.
+    def stack(
+        self, x, positions, segments=None, train=False, cache=None, memory=None, position_bias=None
+    ):
+        """Runs the blocks on embeddings: [B, L, D], or ([B, L, D], Cache) if a cache is given.
 
         Args:
-          x: [B, L, D], embedded.
+          x: [B, L, D].
           positions: i32[B, L], each position's place in its segment.
           segments: i32[B, L] or None: positions attend only within their segment; 0 is padding.
           train: whether dropout is active.
-          cache: keys and values of earlier positions, which the new ones follow; L + length must
-            not exceed T. Excludes segments.
+          cache: a `Cache` of earlier positions, which the new ones follow; L + length must not
+            exceed T. Excludes segments.
+          memory: the `Memory` of a decoder. With a cache, the first call computes its keys and
+            values; later ones are given None and take those of the cache.
+          position_bias: [B or 1, H, L, L or T], added to the dot products of every block.
         """
         if cache is None:
-            x = self._blocks(x, positions, segments, train)
+            x = self._blocks(x, positions, segments, train, None, memory, position_bias)
             return self.final_norm(x) if self.pre_norm else x
-        keys, values = [], []
+        parts = cache.keys, cache.values
+        if self.MEMORY and memory is None:
+            memory = Memory(None, cache.memory_segments)
+            parts += cache.memory_keys, cache.memory_values
+        kept = []
         for i in range(self.layers):
-            x, (key, value) = getattr(self, f"block_{i}")(
-                x, positions, None, train, (cache.keys[i], cache.values[i])
-            )
-            keys.append(key)
-            values.append(value)
-        cache = Cache(tuple(keys), tuple(values), cache.length + x.shape[1])
+            inputs = x, positions, None, train, tuple(part[i] for part in parts)
+            x, part = getattr(self, f"block_{i}")(*inputs, memory, position_bias)
+            kept.append(part)
+        keys, values, *known = zip(*kept, strict=True)
+        segments = memory.segments if self.MEMORY else None
+        cache = Cache(keys, values, cache.length + x.shape[1], *known, memory_segments=segments)
         return (self.final_norm(x) if self.pre_norm else x), cache
 
-    def _blocks(self, x, positions, segments, train: bool):
+    def _blocks(self, x, positions, segments, train: bool, *more):
         if self.scan and not self.is_initializing():
-            return self._scanned(x, positions, segments, train)
+            return self._scanned(x, positions, segments, train, *more)
         for i in range(self.layers):
-            x, _ = getattr(self, f"block_{i}")(x, positions, segments, train)
+            x, _ = getattr(self, f"block_{i}")(x, positions, segments, train, *more)
             if wanted(self):
                 self.sow("intermediates", f"hidden_{i}", x)
         return x
 
-    def _scanned(self, x, positions, segments, train: bool):
+    def _scanned(self, x, positions, segments, train: bool, *more):
         params = [self.variables["params"][f"block_{i}"] for i in range(self.layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         block, captures = self.make_block(0, parent=None), wanted(self)
@@ -246,7 +271,7 @@ class Transformer(nn.Module):
             params, key = inputs
             (x, _), kept = block.apply(
                 {"params": params},
-                *(x, positions, segments, train),
+                *(x, positions, segments, train, *more),
                 rngs={"dropout": key},
                 mutable=["intermediates"] if captures else [],
             )
@@ -260,8 +285,9 @@ class Transformer(nn.Module):
         return x
 
     @nn.nowrap
-    def stack_flops(self, length: int) -> int:
-        """FLOPs of the blocks' forward pass on one row of L = `length` positions.
+    def stack_flops(self, length: int, memory_length: int = 0) -> int:
+        """FLOPs of the blocks' forward pass on one row of L = `length` positions (and, of a
+        decoder, a memory of S = `memory_length`).
 
         Counts matrix multiplications only, two a multiply-add. Attention counts in full, whatever
         its mask hides, as for the MFU of PaLM (Chowdhery et al. 2022, appendix B): causality,
@@ -272,7 +298,11 @@ class Transformer(nn.Module):
         projections = 2 * self.width * (query_width + key_width)  # query and out, key and value
         maps = 2 * query_width * length  # queries by keys, and by values
         mlp = (3 if self.gated else 2) * self.width * self.hidden
-        return 2 * self.layers * length * (projections + maps + mlp)
+        block = length * (projections + maps + mlp)
+        if self.MEMORY:
+            block += 2 * self.width * (query_width * length + key_width * memory_length)
+            block += 2 * query_width * length * memory_length
+        return 2 * self.layers * block
 
     @nn.nowrap
     def empty_cache(self, batch_size: int, length: int, dtype=jnp.float32) -> Cache:
@@ -329,7 +359,7 @@ class SequenceTransformer(Transformer, kw_only=True):
             options = self.attention_options(i)
             columns = (options.get("rotary_width") or self.head_size) if rotary else self.width
             paired = f"config.model.positions: {self.positions!r} pairs columns"
-            odd = self.positions != "learned" and columns % 2
+            odd = self.positions not in ("learned", "relative") and columns % 2
             require(not odd, f"{paired}, but their number is odd")
             rope.check(where, options.get("rope_scaling", ()), columns)
 

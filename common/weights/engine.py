@@ -123,12 +123,25 @@ def read(
         _refuse(f"holds tensors that no {kinds} has", in_layers)
         known = naming.without_copies(names, known, tied)
         read = Read(naming.parameters(names, known), unmatched, described, family, names)
-        layers = len({p.partition("/")[0] for p in read.values if p.startswith("block_")})
-        says = read.fields().get("layers", layers)
-        require(
-            layers == says, f"its config.json says {says} layers, and its tensors are of {layers}"
-        )
+        _check_layers(read)
         return read
+
+
+def _check_layers(read: Read) -> None:
+    """Raises `BadInput` unless there are as many blocks, of each side, as config.json says."""
+    matches = [re.match(r"(\w+/)?block_\d+", path) for path in read.values]
+    blocks = {match[0] for match in matches if match}
+    side_of = lambda block: block.rpartition("block_")[0]
+    fields = read.fields()
+    for side in {side_of(block) for block in blocks} or {""}:
+        layers = sum(side_of(block) == side for block in blocks)
+        own = fields.get("decoder_layers") if side == "decoder/" else None
+        says = fields.get("layers", layers) if own is None else own
+        require(
+            layers == says,
+            f"its config.json says {says} layers{side and f' of the {side[:-1]}'}, and its tensors "
+            f"are of {layers}",
+        )
 
 
 def _layouts(family: Family, config: dict) -> tuple[naming.Names, ...]:
@@ -331,7 +344,7 @@ def exported(
 ) -> dict[str, np.ndarray]:
     """{name there: tensor}, contiguous, of {path here: array}; see `save`. A class there without
     heads, `…Model`, has names without prefix."""
-    bare = architecture.endswith("Model") and not architecture.startswith("GPT")
+    bare = architecture.endswith("Model") and not architecture.endswith(("LMHeadModel", "MTModel"))
     if bare:
         names = names._replace(prefix="")
     written = naming.tensors(names, model, {path: np.asarray(x) for path, x in values.items()})

@@ -35,7 +35,8 @@ ACTIVATIONS = {
 # training and of generation, and how transformers itself runs.
 IDLE = re.compile(
     r"_.*|architectures|model_type|transformers_version|(torch_)?dtype|auto_map|name_or_path|"
-    r".*dropout.*|.*_prob|.*_pdrop|layerdrop|drop_path_rate|initializer_(range|factor|cutoff_factor)|"
+    r".*dropout.*|.*_prob|.*_pdrop|.*layerdrop|drop_path_rate|init_std|"
+    r"initializer_(range|factor|cutoff_factor)|"
     r"(bos|eos|pad|cls|sep|mask|unk|decoder_start|forced_[be]os)_token_id|id2label|label2id|"
     r"num_labels|problem_type|finetuning_task|task_specific_params|language|tokenizer_class|"
     r"output_(attentions|hidden_states|past|scores)|return_dict.*|use_(cache|return_dict|bfloat16)|"
@@ -245,14 +246,15 @@ def _classes(config: dict, where: str) -> tuple[tuple[str, ...], int | None]:
 
 # Fields that do not change what given parameters compute in evaluation.
 FREE = re.compile(
-    r"module|name|parent|constrain|.*dropout|drop_path|init_std|implementation|dtype|remat|scan|"
-    r"vocab_size|num_classes"
+    r"module|name|parent|constrain|.*dropout|drop_path|init_std|initializer|implementation|dtype|"
+    r"remat|scan|vocab_size|num_classes|truncation"
 )
 # A field left at None -> what it then is, of the other fields.
 MEANS = {
     "kv_heads": lambda fields: fields.get("heads"),
     "head_width": lambda fields: fields["width"] // fields["heads"],
     "embedding_width": lambda fields: fields.get("width"),
+    "decoder_layers": lambda fields: fields["layers"],
 }
 # Fields of which only whether they are None counts: otherwise a parameter starts at their value.
 STARTS = ("layer_scale",)
@@ -270,6 +272,8 @@ ONLY_WITH = {
     "max_length": ("positions", "learned"),
     "theta": ("positions", "rotary"),
     "rope_scaling": ("positions", "rotary"),
+    "buckets": ("positions", "relative"),
+    "furthest": ("positions", "relative"),
 }
 
 

@@ -97,7 +97,11 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
         _TABLE._replace(ours=lambda x: x[2:], theirs=lambda x, model: np.pad(x, ((2, 0), (0, 0)))),
     ),
     "vector": (Leaf("", ("",), 1),),
+    "matrix": (Leaf("", ("",), 2, transposed, _back),),  # of torch, which multiplies from the left
     "first": (Leaf("", ("",), 3, first, lambda x, model: x[None]),),  # with a batch dimension
+    "row": (  # a vector as a matrix of one
+        Leaf("", ("",), 2, lambda x: x.reshape(-1), lambda x, model: x[None]),
+    ),
 }
 
 

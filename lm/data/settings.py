@@ -19,6 +19,7 @@ CLASSES = {
     "bert": ("Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "LayoutLM", "SqueezeBert"),
     "roberta": ("Roberta", "Bart", "Longformer", "LED"),
     "gpt2": ("GPT2",),
+    "t5": ("T5",),
 }
 
 

@@ -16,11 +16,11 @@ from common.errors import require
 from common.runs import facts as run_facts
 from lm.data.published import files, has_files, load, roles_of
 from lm.data.templates import Layout, classic, layout
-from lm.data.trained import END, KINDS, SPECIAL, stand_in, train
+from lm.data.trained import END, KINDS, SPECIAL, SYMBOLS, stand_in, train
 
 __all__ = [
-    "END", "KINDS", "ROLES", "SPECIAL", "TextFacts", "elsewhere", "facts", "files", "has_files",
-    "kept", "load", "reading", "stand_in", "train",
+    "END", "KINDS", "ROLES", "SPECIAL", "SYMBOLS", "TextFacts", "elsewhere", "facts", "files",
+    "has_files", "kept", "load", "reading", "stand_in", "train",
 ]  # fmt: skip
 
 # The role of a token, and its names in tokenizers whose files name no roles.

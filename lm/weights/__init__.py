@@ -29,16 +29,21 @@ from lm import gguf
 from lm.data import tokenizer
 from lm.data.tokenizer import TextFacts
 from lm.pretrained import WEIGHTS
-from lm.weights import bert, gpt, sentences
+from lm.seq2seq import recurrent
+from lm.seq2seq.transformer import EncoderDecoder
+from lm.weights import bert, gpt, rnn, sentences, seq2seq
 
-FAMILIES = *bert.FAMILIES, *gpt.FAMILIES
-TABLES = {"token/embedding", "output/embedding", "head_bias"}  # with a row for every token
+FAMILIES = *bert.FAMILIES, *gpt.FAMILIES, *seq2seq.FAMILIES
+STORED = *FAMILIES, rnn.FAMILY  # in files that have no config.json as well
+# With a row for every token.
+TABLES = {"token/embedding", "output/embedding", "head_bias", "logits_bias"}
 ROWS = 128  # published tables are rounded up to multiples of at most this
 
 
 def sizes(path: epath.PathLike) -> dict[str, Any]:
     """The fields of the model that a folder's config.json, or a GGUF file, describes:
-    `GPT(**sizes(path))`, or `Encoder`, `Bert` and `Classifier` (with their own fields) for a BERT.
+    `GPT(**sizes(path))`, or `Encoder`, `Bert` and `Classifier` (with their own fields) for a BERT,
+    or `EncoderDecoder`.
 
     Raises:
       BadInput: if there is no config.json, or it has a setting that the models here lack.
@@ -52,7 +57,7 @@ def sizes(path: epath.PathLike) -> dict[str, Any]:
 def _read(path: epath.PathLike) -> engine.Read:
     """The contents of a folder or file, in any format."""
     file = tensors.gguf_of(path)
-    read = engine.read(path, FAMILIES, contents=None if file is None else gguf.load(file))
+    read = engine.read(path, STORED, contents=None if file is None else gguf.load(file))
     own, head = sentences.read(path)
     return read._replace(values=read.values | head, own=own)
 
@@ -112,8 +117,8 @@ class Loaded(NamedTuple):
     """A published model, ready to use.
 
     Attributes:
-      model: a `GPT`, `Bert`, `Classifier`, `TokenClassifier`, `SpanAnswerer` or, of a file without
-        heads, an `Encoder`.
+      model: a `GPT`, `EncoderDecoder`, `Bert`, `Classifier`, `TokenClassifier`, `SpanAnswerer` or,
+        of a file without heads, an `Encoder`.
       params: its parameters, f32 on the host.
       facts: of its tokenizer.
       classes: the names of a classifier's classes; () if they have none.
@@ -168,7 +173,9 @@ def load(name: str, folder: str = "", where: str = "weights") -> Loaded:
 
 def _shapes(model: nn.Module) -> dict:
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    pairs = isinstance(model, EncoderDecoder | recurrent.EncoderDecoder)
+    inputs = (tokens, None, tokens) if pairs else (tokens,)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
 def reader(facts: TextFacts, config: dict, model: nn.Module) -> Callable:
@@ -278,7 +285,7 @@ def save(
 
     Args:
       folder: destination; created if missing.
-      model: a `bert.Encoder` or a subclass of it, or a `gpt.GPT`.
+      model: a `bert.Encoder` or a subclass of it, a `gpt.GPT`, or an `EncoderDecoder`.
       params: its parameters, in the dtypes to write; all are written, also those that the model
         itself lacks (a pooler, say).
       family: `model_type` of the layout; None is the first that has such a model.

@@ -17,6 +17,7 @@ from common.training.initialise import initialise
 from lm import bert, gpt
 from lm import weights as texts
 from lm.data import tokenizer as tokenizers
+from lm.seq2seq import transformer
 from vision import resnet, vit
 from vision import weights as images
 
@@ -55,6 +56,16 @@ MODELS = {
     "gpt2": (gpt.GPT, _TEXT, _IDLE | {"scale_attn_weights": True, "n_ctx": 16}),
     "llama": (gpt.GPT, _ROPE | {"rope_scaling": _SCALING}, _IDLE | {"pretraining_tp": 1}),
     "qwen3": (gpt.GPT, _ROPE | {"qk_norm": True, "head_width": 10}, _IDLE),
+    "t5": (
+        transformer.EncoderDecoder,
+        transformer.T5 | _SIZES | {"heads": 4, "head_width": 6, "buckets": 8, "furthest": 6},
+        {"dropout_rate": 0.1, "initializer_factor": 1.0},
+    ),
+    "bart": (
+        transformer.EncoderDecoder,
+        transformer.BART | _SIZES | {"heads": 4, "max_length": 16, "decoder_layers": 2},
+        _IDLE | {"dropout": 0.1, "normalize_before": False, "normalize_embedding": True},
+    ),
     "vit": (
         vit.ViT,
         _SIZES | {"heads": 3, "image_size": 10, "patch_size": 5, "num_classes": 3},
@@ -67,6 +78,7 @@ MODELS = {
     ),
 }
 AUTO = dict.fromkeys(("bert", "roberta"), "AutoModelForMaskedLM")
+AUTO |= dict.fromkeys(("t5", "bart"), "AutoModelForSeq2SeqLM")
 AUTO |= dict.fromkeys(("vit", "resnet"), "AutoModelForImageClassification")
 
 
@@ -107,7 +119,7 @@ def grounds(root: pathlib.Path) -> dict[str, Ground]:
 def _drawn(model) -> dict:
     """A model's variables, all of them at random: some begin as zeros."""
     random_ = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs_of(model))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments_of(model))
     drawn = jax.tree.map(lambda s: random_.normal(0, 0.5, s.shape).astype(s.dtype), shapes)
     if "batch_stats" in drawn:  # variances
         drawn["batch_stats"] = jax.tree.map(lambda x: np.abs(x) + 0.1, drawn["batch_stats"])
@@ -126,7 +138,7 @@ def write_tokenizer(folder: pathlib.Path, name: str) -> int:
         put("tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
         put("special_tokens_map.json", {"mask_token": "[MASK]", "unk_token": "[UNK]"})
         return len(vocab)
-    if name == "roberta":
+    if name in ("roberta", "bart"):
         made.add_special_tokens(["<s>", "<pad>", "</s>", "<mask>"])
         ends = [(token, made.token_to_id(token)) for token in ("</s>", "<s>")]
         made.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
@@ -172,6 +184,13 @@ def inputs_of(model) -> np.ndarray:
     return random_.standard_normal((2, side, side, 3), np.float32)
 
 
+def arguments_of(model) -> tuple:
+    """Those of a call: of an encoder-decoder, the same tokens on both sides."""
+    inputs = inputs_of(model)
+    both = isinstance(model, transformer.EncoderDecoder)
+    return (inputs, None, inputs) if both else (inputs,)
+
+
 def adopt(folder: pathlib.Path, name: str) -> tuple:
     """(model, {path: array}, facts) of what a folder says."""
     if name in ("vit", "resnet"):
@@ -201,7 +220,7 @@ def enter(folder: pathlib.Path, ground: Ground) -> dict[str, np.ndarray]:
 def outputs_of(model, values: dict) -> np.ndarray:
     """f32: the logits of a model for `inputs_of`."""
     variables = images.engine.variables(values)
-    found = model.apply(variables, jnp.asarray(inputs_of(model)))
+    found = model.apply(variables, *jax.tree.map(jnp.asarray, arguments_of(model)))
     return np.asarray(jax.tree.leaves(found)[0])
 
 

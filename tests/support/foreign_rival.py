@@ -53,7 +53,8 @@ class Rival:
         with self.torch.no_grad():
             if ground.facts is None:
                 return model.eval()(x.permute(0, 3, 1, 2)).logits.numpy()
-            return model.eval()(x.long()).logits.numpy()
+            both = {"decoder_input_ids": x.long()} if model.config.is_encoder_decoder else {}
+            return model.eval()(x.long(), **both).logits.numpy()
 
     def of_gguf(self, path: pathlib.Path):
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint

@@ -61,7 +61,7 @@ def test_a_tensor_of_any_kind_comes_back(kind):
     rng = np.random.default_rng(0)
     for leaf in names.KINDS[kind]:
         shape = {1: (6,), 2: (130, 6), 3: (1, 5, 6), 4: (6, 3, 2, 2)}[leaf.dims]
-        x = rng.normal(size=shape).astype(np.float32)
+        x = rng.normal(size=shape).astype(np.float32)[: 1 if kind == "row" else None]
         if kind == "offset_table":
             x[:2] = 0
         back = leaf.theirs(leaf.ours(x), Model)
