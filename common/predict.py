@@ -74,6 +74,7 @@ class Loaded(NamedTuple):
         batch by themselves: rows are {name: array} of the same shapes (`padded`), `index` the
         numbers of their inputs, `size` a multiple of `ways`. A new size compiles a program.
       ways: devices among which a batch is divided.
+      layout: the devices.
     """
 
     predict: Callable
@@ -84,6 +85,7 @@ class Loaded(NamedTuple):
     step: int | None
     outputs: Callable
     ways: int
+    layout: mesh.Layout | None = None
 
 
 def load(name, step: str = "latest", embed: bool = False) -> Loaded:
@@ -137,6 +139,20 @@ def of_weights(name, embed: bool = False) -> Loaded:
             state = mesh.put_replicated(layout, (published.params, published.extra))
             return loaded(published.predictor, layout, *state, None)
     raise BadInput(f"{name}: neither a run nor weights of a model that there is here")
+
+
+def drafted(large: Loaded, small: Loaded) -> Loaded:
+    """`large`, with tokens that `small` drafts: the same predictions in less time.
+
+    Raises:
+      BadInput: if the two do not fit, or what it predicts cannot be drafted.
+    """
+    makes = large.predictor.drafted is not None
+    require(makes, "draft: what this model predicts is no text that another could draft")
+    predictor = large.predictor.drafted(small.predictor)
+    own = jax.device_get(small.variables["params"])
+    params = {"model": large.variables["params"], "draft": mesh.put_replicated(large.layout, own)}
+    return loaded(predictor, large.layout, params, {}, large.step)
 
 
 def _layout(section: dict) -> tuple[mesh.Layout, dict]:
@@ -318,7 +334,7 @@ def loaded(
         return results
 
     variables = {"params": params, **extra}
-    return Loaded(predict, each, predictor.model, variables, predictor, step, outputs, ways)
+    return Loaded(predict, each, predictor.model, variables, predictor, step, outputs, ways, layout)
 
 
 @contextlib.contextmanager

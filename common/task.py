@@ -249,6 +249,10 @@ class Predictor(NamedTuple):
       exports: {name: Function} of an exported model (scripts/export.py). It has `predict`, which is
         `apply`, in any case; an entry of that name makes its inputs of rows of an evaluation set,
         without which an export is verified on inputs that the user names.
+      facts: what its task knows of its inputs (`Source.facts`); None if nothing.
+      drafted: the Predictor of a smaller model -> one that predicts the same, with tokens that the
+        smaller one drafts; its params are {"model": …, "draft": …}. Raises `BadInput` if they do
+        not fit. None if there is no such way.
     """
 
     read: Callable
@@ -263,6 +267,8 @@ class Predictor(NamedTuple):
     suffixes: frozenset[str] = frozenset()
     model: Any = None
     exports: Mapping[str, Function] = MappingProxyType({})
+    facts: Any = None
+    drafted: Callable | None = None
 
 
 def training_flops(model: Any, *sizes) -> float | None:

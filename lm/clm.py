@@ -28,7 +28,7 @@ from common.task import (
     splits,
     training_flops,
 )
-from lm import baseline, predict, shown, weights
+from lm import baseline, predict, predict_continued, shown, weights
 from lm.data import text, tokenizer
 from lm.data.tokenizer import TextFacts
 
@@ -182,9 +182,9 @@ def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Sourc
 
 
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
-    """What comes next after a text; see `common.task` and `lm.predict`."""
+    """What comes next after a text; see `common.task` and `lm.predict_continued`."""
     facts = sources["train"].facts
-    return predict.continues(model_of(config, facts, constrain), facts)
+    return predict_continued.continues(model_of(config, facts, constrain), facts)
 
 
 def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:

@@ -6,12 +6,13 @@
 
 A model is a linen module with the methods `decode` and `empty_cache` of `lm.gpt.GPT`.
 
-Letters: B batch, P positions of the longest prompt, V vocabulary, k candidate tokens.
+Beams of hypotheses and drafts by a smaller model are in `lm.decoding`.
+
+Letters: B batch, P positions of the longest prompt.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,18 +22,9 @@ import numpy as np
 from common.errors import require
 from common.nn.layers import split_like
 from lm.data.tokenizer import TextFacts
-
-
-class Written(NamedTuple):
-    """Continuations of prompts.
-
-    Attributes:
-      tokens: i32[B, steps]; after the end of a row, `end` tokens fill it up.
-      lengths: i32[B], the number of tokens before each row's end.
-    """
-
-    tokens: jax.Array
-    lengths: jax.Array
+from lm.decoding import causal, sampling
+from lm.decoding.rules import NONE, Rules
+from lm.decoding.sampling import Written
 
 
 def generate(
@@ -46,6 +38,8 @@ def generate(
     temperature=None,
     top_k: int | None = None,
     top_p=None,
+    min_p=None,
+    rules: Rules = NONE,
     end: int | None = None,
     index=None,
 ) -> Written:
@@ -63,10 +57,13 @@ def generate(
       key: random key.
       steps: number of tokens to write; fewer if every row ends earlier.
       temperature: divides the logits. With None or 0 the most likely token is taken, and `top_k`
-        and `top_p` have no effect. May be traced.
+        and the other cuts have no effect. May be traced.
       top_k: sample from the k most likely tokens (Fan et al. 2018); None is all.
       top_p: of those, sample from the smallest set whose total probability is at least this
         (Holtzman et al. 2020); None is all. May be traced.
+      min_p: of those, sample from the tokens at least this share as likely as the likeliest (Nguyen
+        et al. 2024); None is all. May be traced.
+      rules: what logits pass before that; see `lm.decoding.rules.make`.
       end: token that ends a text; None is none. May be traced.
       index: i32[B], the index of each row; None is 0, 1, … May be traced.
 
@@ -75,13 +72,12 @@ def generate(
         numbers that are traced, prompts' lengths among them, are not checked.
     """
     check_model(model)
-    check_settings(steps, temperature, top_k, top_p)
-    if not isinstance(lengths, jax.core.Tracer):
-        check_room(model, prompts.shape[1], steps)
-        _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
+    check_settings(steps, temperature, top_k, top_p, min_p)
+    check_prompts(model, prompts, lengths, steps)
     index = jnp.arange(len(prompts)) if index is None else index
-    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "end": end}
-    return _generate(model, params, prompts, lengths, key, index, steps=steps, **rule)
+    cuts = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    inputs = model, params, prompts, lengths, key, index
+    return _generate(*inputs, steps=steps, **cuts, rules=rules, end=end)
 
 
 def check_model(model: nn.Module) -> None:
@@ -93,12 +89,15 @@ def check_model(model: nn.Module) -> None:
     )
 
 
-def check_settings(steps: int, temperature=None, top_k: int | None = None, top_p=None) -> None:
+def check_settings(
+    steps: int, temperature=None, top_k: int | None = None, top_p=None, min_p=None
+) -> None:
     """Raises `BadInput` if a setting of `generate` is out of range."""
     require(steps > 0, f"tokens: {steps} is not a positive number of tokens to write")
     require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
     _check("temperature", temperature, lambda t: t >= 0, "is no number of at least 0")
     _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
+    _check("min-p", min_p, lambda p: 0 <= p <= 1, "is not in [0, 1]")
 
 
 def check_room(model: nn.Module, length: int, steps: int) -> None:
@@ -111,6 +110,14 @@ def check_room(model: nn.Module, length: int, steps: int) -> None:
         f"{getattr(model, 'max_length', 0)} positions; write "
         + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
     )
+
+
+def check_prompts(model: nn.Module, prompts, lengths, steps: int) -> None:
+    """Raises `BadInput` if a prompt is empty, or a model has too few positions behind them; lengths
+    that are traced cannot be checked."""
+    if not isinstance(lengths, jax.core.Tracer):
+        check_room(model, prompts.shape[1], steps)
+        _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
 
 
 def room(model: nn.Module, length: int) -> int | None:
@@ -128,65 +135,13 @@ def _check(name: str, value, holds, wrong: str) -> None:
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "top_k"))
-def _generate(
-    model, params, prompts, lengths, key, index, *, steps, temperature, top_k, top_p, end
-):
-    rows, width = prompts.shape
+def _generate(model, params, prompts, lengths, key, index, *, steps, **settings):
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, split_like(index, prompts))
-    decode = partial(model.apply, {"params": params}, method="decode")
-
-    def advance(carry):
-        step, last, written, cache = carry
-        logits, cache = decode(last[:, None], cache)
-        now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        token = draw(now, logits, temperature, top_k, top_p)
-        going = written.lengths == step
-        if end is not None:
-            token = jnp.where(going, token, end)
-            going &= token != end
-        written = Written(written.tokens.at[:, step].set(token), written.lengths + going)
-        return step + 1, token, written, cache
-
-    def unfinished(carry):
-        step, _, written, _ = carry
-        return (step < steps) & (written.lengths == step).any()
-
-    dtype = getattr(model, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
-    _, cache = decode(prompts, model.empty_cache(rows, width + steps, dtype))
-    # The prompt's last token is fed again, so that the first iteration is like all others.
-    cache = cache._replace(length=lengths - 1)
-    last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-    blank = jnp.full((rows, steps), 0 if end is None else end, jnp.int32)
-    written = split_like(blank, prompts), split_like(jnp.zeros(rows, jnp.int32), prompts)
-    written = Written(*written)
-    return jax.lax.while_loop(unfinished, advance, (0, last, written, cache))[2]
-
-
-def draw(keys, logits, temperature=None, top_k: int | None = None, top_p=None):
-    """Samples one token per row, i32[B]: applies temperature, then top-k, then top-p.
-
-    Args:
-      keys: [B], one per row.
-      logits: f32[B, V].
-      temperature, top_k, top_p: as in `generate`.
-    """
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if temperature is None:
-        return best
-    cold = jnp.asarray(temperature) <= 0
-    logits, ids = logits / jnp.where(cold, 1, temperature), None
-    if top_k is not None or top_p is not None:
-        # Sorted by likelihood, a token is kept if those before it do not add up to top_p.
-        logits, ids = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))
-    if top_p is not None:
-        shares = jax.nn.softmax(logits, axis=-1)
-        before = jnp.cumsum(shares, axis=-1) - shares
-        logits = jnp.where(before < top_p, logits, -jnp.inf)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-    if ids is not None:
-        drawn = jnp.take_along_axis(ids, drawn[:, None], axis=1)[:, 0]
-    return jnp.where(cold, best, drawn)
+    cache = causal.prefilled(model, params, prompts, lengths, prompts.shape[1] + steps)
+    limit = causal.room_of(model, lengths, steps)
+    inputs = causal.step_of(model), params, cache, prompts, lengths, keys
+    return sampling.write(*inputs, steps=steps, limit=limit, **settings)
 
 
 # -------------------------------------------------------------------------------------------- text

@@ -169,3 +169,17 @@ class GPT(SequenceTransformer, kw_only=True):
         x, cache = self.stack(self._embed(tokens, places, False), places, cache=cache)
         x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
         return self.output.logits(x), cache
+
+    def extend(self, tokens, cache: Cache):
+        """Continues from a cache, as `decode`, with the logits after each new token: (f32[B, L, V],
+        Cache). Tokens beyond the last position have no meaning, and harm no others.
+
+        Args:
+          tokens: i32[B, L].
+          cache: from `empty_cache` or an earlier call, its `length` set to what each row holds.
+        """
+        cache = cache._replace(length=split_like(cache.length, tokens))
+        places = cache.length[:, None] + jnp.arange(tokens.shape[1])
+        known = jnp.minimum(places, self.max_length - 1) if self.positions == "learned" else places
+        x, cache = self.stack(self._embed(tokens, known, False), places, cache=cache)
+        return self.output.logits(x), cache

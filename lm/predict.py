@@ -1,5 +1,5 @@
-"""Predictions of language models, from texts: hidden words, what comes next, a class or a number,
-or a vector.
+"""Predictions of language models, from texts: hidden words, a class or a number, or a vector. What
+comes next is in `lm.predict_continued`.
 
 Each function makes a `common.task.Predictor` of a model and the facts of its tokenizer, for runs
 and for published weights alike. `params` has no statistics beside it.
@@ -10,23 +10,18 @@ Letters: B batch, L positions, P masks, D width, K classes.
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common import classes as ranking
 from common.errors import brief, require
-from common.nn.attention import Cache
-from common.task import Function, Predictor, purpose_key
-from lm import bert, fill, generate
+from common.task import Function, Predictor
+from lm import bert, fill
 from lm.data import labelled, tokenizer
 from lm.data.tokenizer import TextFacts
-
-TOKENS = 64  # the default of `tokens`
 
 
 def longest_of(model: nn.Module) -> int | None:
@@ -34,7 +29,7 @@ def longest_of(model: nn.Module) -> int | None:
     return model.max_length if getattr(model, "positions", None) == "learned" else None
 
 
-def _pads(facts: TextFacts, *names: str) -> dict[str, int]:
+def pads(facts: TextFacts, *names: str) -> dict[str, int]:
     """What arrays of a row are padded with; padding is segment 0."""
     return {name: facts.special["pad"] or 0 if name == "tokens" else 0 for name in names}
 
@@ -51,7 +46,7 @@ def exported(apply: Callable, *names: str, longest: int | None = None) -> Functi
     return Function(apply, inputs, dict.fromkeys(names, "l"))
 
 
-def _text(given: Any) -> str:
+def text_of(given: Any) -> str:
     """A text that is alone in its input."""
     require(isinstance(given, str), f"{brief(given)} is not a text")
     _check_text(given)
@@ -90,7 +85,7 @@ def fills(model: nn.Module, facts: TextFacts) -> Predictor:
         return {"top": top}
 
     def read(text, options) -> list[dict]:
-        text = _text(text).replace(fill.MASK, encoder.id_to_token(mask))
+        text = text_of(text).replace(fill.MASK, encoder.id_to_token(mask))
         ids = encoder.encode(text, add_special_tokens=False).ids
         require(mask in ids, f"it has no {fill.MASK}; write one in place of a word")
         length = len(ids) + frame
@@ -149,133 +144,10 @@ def fills(model: nn.Module, facts: TextFacts) -> Predictor:
     lengths = {"tokens": "l", "segments": "l", "picked": "p"}
     functions = {"predict": apply, "logits": logits}
     return Predictor(
-        *(read, apply, result, line, options, _pads(facts, *lengths), longest),
+        *(read, apply, result, line, options, pads(facts, *lengths), longest),
         model=model,
         exports={name: Function(f, inputs, lengths) for name, f in functions.items()},
     )
-
-
-# --------------------------------------------------------------------------------- what comes next
-
-
-def continues(model: nn.Module, facts: TextFacts) -> Predictor:
-    """Of a text, the start of a document: {"text": the same with the model's continuation}.
-
-    Args:
-      model: with the methods of `lm.generate`.
-      facts: of its tokenizer.
-    """
-    end, longest = generate.end_of(facts), longest_of(model)
-    generate.check_model(model)
-
-    def options(
-        *,
-        tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        greedy: bool = False,
-        seed: int = 0,
-    ) -> dict:
-        """The options of a prediction.
-
-        Args:
-          tokens: number of tokens to write; by default 64, or as many as the model has room for.
-          temperature: divides the logits: lower favours likely tokens.
-          top_k: sample from the K most likely tokens; by default from all.
-          top_p: sample from the likeliest tokens that have this probability together; by default
-            from all.
-          greedy: always take the most likely token.
-          seed: random seed: the same one gives the same text.
-        """
-        require(0 <= seed < 2**32, f"seed: {seed} is not in [0, 2^32)")
-        steps = TOKENS if tokens is None else tokens
-        generate.check_settings(steps, temperature, top_k, top_p)
-        return {
-            "steps": steps,
-            "temperature": None if greedy else float(temperature),
-            "top_k": top_k,
-            "top_p": None if top_p is None else float(top_p),
-            "key": purpose_key(seed, "generate"),
-            "exactly": tokens is not None,
-        }
-
-    def read(text, options) -> list[dict]:
-        (prompt,), (length,) = generate.encode(facts, [_text(text)])
-        wanted = options["steps"] if options["exactly"] else 1
-        generate.check_room(model, int(length), wanted)
-        return [{"tokens": prompt, "length": length}]
-
-    def apply(params, extra, batch, options):
-        rule = {name: options[name] for name in ("steps", "temperature", "top_k", "top_p")}
-        written = generate.generate(
-            *(model, params, batch["tokens"], batch["length"], options["key"]),
-            **rule,
-            end=end,
-            index=batch["index"],
-        )
-        return {"tokens": written.tokens, "length": written.lengths}
-
-    def result(text, rows, outputs, options) -> dict:
-        prompt, count = rows[0]["tokens"], outputs[0]["length"]
-        room = generate.room(model, len(prompt))
-        count = count if room is None else min(count, room)
-        written = generate.Written(outputs[0]["tokens"][None], np.array([count]))
-        (text,) = generate.decode(facts, prompt[None], np.array([len(prompt)]), written)
-        return {"text": text}
-
-    def prompts(params, extra, rows) -> dict:
-        """The first halves of rows."""
-        tokens = rows["tokens"][:, : max(1, rows["tokens"].shape[1] // 2)].astype(np.int32)
-        length = np.full(len(tokens), tokens.shape[1], np.int32)
-        return {"tokens": tokens, "length": np.minimum(length, rows.get("length", length))}
-
-    def logits(params, extra, batch, options):
-        return {"logits": model.apply({"params": params}, batch["tokens"])}
-
-    line = lambda result: f"{result['text']}\n"
-    pads = _pads(facts, "tokens")
-    return Predictor(
-        *(read, apply, result, line, options, pads, longest),
-        model=model,
-        exports={
-            "predict": Function(apply, prompts, {"tokens": "l"}),
-            "logits": exported(logits, "tokens", longest=longest),
-            "step": _step(model, prompts),
-        },
-    )
-
-
-def _step(model: nn.Module, prompts: Callable) -> Function:
-    """One step of decoding: a token of each row and the cache -> the logits of the next, and the
-    cache. Block i has `keys_i` and `values_i`, f32[B, T, heads, width of a head]; `length` i32[B]
-    is the number of positions that are filled. An empty cache is zeros."""
-    dtype = getattr(model, "dtype", None) or jnp.float32
-
-    def flat(cache: Cache) -> dict:
-        arrays = {f"keys_{i}": x.astype(jnp.float32) for i, x in enumerate(cache.keys)}
-        arrays |= {f"values_{i}": x.astype(jnp.float32) for i, x in enumerate(cache.values)}
-        return arrays | {"length": cache.length}
-
-    blocks = [x for x in jax.eval_shape(lambda: flat(model.empty_cache(1, 1))) if x != "length"]
-
-    def apply(params, extra, batch, options):
-        layers = range(len(blocks) // 2)
-        of_kind = lambda kind: tuple(batch[f"{kind}_{i}"].astype(dtype) for i in layers)
-        cache = Cache(of_kind("keys"), of_kind("values"), batch["length"])
-        logits, cache = model.apply({"params": params}, batch["token"], cache, method="decode")
-        return {"logits": logits} | flat(cache)
-
-    def inputs(params, extra, rows) -> dict:
-        """The step after the first halves of rows."""
-        tokens = prompts(params, extra, rows)["tokens"]
-        cache = model.empty_cache(len(tokens), tokens.shape[1] + 1, dtype)
-        decode = jax.jit(partial(model.apply, method="decode"))
-        logits, cache = decode({"params": params}, tokens, cache)
-        token = np.argmax(logits, axis=-1).astype(np.int32)[:, None]
-        return {"token": token} | jax.tree.map(np.asarray, flat(cache))
-
-    return Function(apply, inputs, dict.fromkeys(blocks, "t"))
 
 
 # ----------------------------------------------------------------------------- classes and numbers
@@ -381,7 +253,7 @@ def classifies(model: nn.Module, facts: TextFacts) -> Predictor:
         result=result,
         line=ranking.line if names else lambda result: f"{result['value']:.6g}",
         options=classes if names else number,
-        pads=_pads(facts, "tokens", "segments", "types"),
+        pads=pads(facts, "tokens", "segments", "types"),
         longest=longest_of(model),
         columns=("text", "text_b"),
         optional=("text_b",) if facts.texts != 2 else (),
@@ -434,7 +306,7 @@ def vectors(model: nn.Module, facts: TextFacts, pooling: str = "", unit: bool = 
         result=lambda given, rows, outputs, options: {"vector": outputs[0]["vector"].tolist()},
         line=lambda result: " ".join(f"{x:.6g}" for x in result["vector"]),
         options=options,
-        pads=_pads(facts, "tokens", "segments", "types"),
+        pads=pads(facts, "tokens", "segments", "types"),
         longest=longest_of(model),
         columns=("text", "text_b"),
         optional=("text_b",) if facts.texts != 2 else (),

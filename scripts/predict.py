@@ -59,6 +59,8 @@ def main(argv=None) -> int:
         loaded = predict.of_run(known.workdir, known.step, known.embed)
     else:
         loaded = predict.of_weights(known.weights, known.embed)
+    if known.draft is not None:
+        loaded = predict.drafted(loaded, predict.load(known.draft))
     parser = cli.parser(__doc__)
     _add_own(parser)
     add_options(parser, loaded.predictor)
@@ -71,6 +73,12 @@ def _add_own(parser) -> None:
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="texts, files, folders or -")
     cli.add_model(parser)
     parser.add_argument("--embed", action="store_true", help="predict vectors")
+    parser.add_argument(
+        "--draft",
+        metavar="RUN",
+        help="a smaller model that drafts text for this one, which checks it: a workdir or weights "
+        "with the same tokenizer",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print an object a line")
     output.add_argument("--csv", action="store_true", help="print a table, nested values as JSON")

@@ -4,18 +4,16 @@ nothing of each other, and an end.
 The laws of sampling are shown on a model whose next-token probabilities are a table.
 """
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from common import tree
 from common.errors import BadInput
-from common.nn.attention import Cache
 from lm import generate, gpt
 from lm.data import tokenizer
 
@@ -39,25 +37,6 @@ def made(model):
     return tree.map_paths(draw, shapes)
 
 
-class Table(nn.Module):
-    """The next token's logits are a row of a table, by the last token."""
-
-    size: int
-    at_work: ClassVar[list] = []  # one entry a step that ran
-    traced: ClassVar[list] = []  # one entry a program that was made
-
-    def empty_cache(self, rows, length, dtype):
-        return Cache((), (), jnp.zeros(rows, jnp.int32))
-
-    @nn.compact
-    def decode(self, tokens, cache, at=None):
-        self.traced.append(1)
-        jax.debug.callback(lambda: self.at_work.append(1))
-        table = self.param("table", nn.initializers.zeros, (self.size, self.size))
-        last = tokens[:, -1] if at is None else jnp.take_along_axis(tokens, at[:, None], 1)[:, 0]
-        return table[last], cache._replace(length=cache.length + tokens.shape[1])
-
-
 V, B, STEPS = 8, 6000, 3
 LOGITS = np.random.default_rng(0).normal(0, 1.5, (V, V)).astype(np.float32)
 
@@ -69,7 +48,7 @@ def written(start, logits=LOGITS, key=KEY, steps=STEPS, **settings) -> generate.
     return generate.generate(Table(V), *inputs, key, steps=steps, **settings)
 
 
-def plain(logits, temperature=1.0, top_k=None, top_p=None) -> np.ndarray:
+def plain(logits, temperature=1.0, top_k=None, top_p=None, min_p=0.0) -> np.ndarray:
     """The probabilities of the next token, said plainly: f64[V]."""
     shares = np.exp(logits.astype(float) / temperature)
     order = np.argsort(-shares)
@@ -77,6 +56,7 @@ def plain(logits, temperature=1.0, top_k=None, top_p=None) -> np.ndarray:
     if top_p is not None:
         together = np.cumsum(shares[kept] / shares[kept].sum())
         kept = kept[: np.sum(together < top_p - 1e-9) + 1]
+    kept = kept[shares[kept] >= min_p * shares[kept[0]]]
     found = np.zeros_like(shares)
     found[kept] = shares[kept] / shares[kept].sum()
     return found
@@ -130,7 +110,9 @@ def test_a_row_knows_nothing_of_its_batch():
         {"temperature": 1.0, "top_p": 0.7},
         {"temperature": 2.0, "top_k": 5, "top_p": 0.8},
         {"temperature": 1.0, "top_p": 1e-6},
+        {"temperature": 1.5, "min_p": 0.2},
         pytest.param({"temperature": 1.3, "top_k": 99, "top_p": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"temperature": 2.0, "top_p": 0.9, "min_p": 0.3}, marks=pytest.mark.slow),
     ],
 )
 def test_tokens_come_as_often_as_asked_and_none_that_is_cut_off(settings):
@@ -214,6 +196,7 @@ def test_rows_end_are_padded_and_nothing_runs_behind_the_last():
         ({"top_p": 0.0}, r"top-p: 0.0 is not in \(0, 1\]"),
         ({"top_p": 1.5}, "top-p: 1.5"),
         ({"top_p": float("nan")}, "top-p: nan"),
+        ({"min_p": 1.5}, r"min-p: 1.5 is not in \[0, 1\]"),
         ({"temperature": -1.0}, "temperature: -1.0 is no number of at least 0"),
         ({"temperature": np.nan}, "temperature: nan is no number"),
         ({"lengths": np.array([5, 0, 1])}, "0 tokens leave nothing to continue"),

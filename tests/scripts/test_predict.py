@@ -90,6 +90,29 @@ def test_texts_are_what_the_model_finds_likeliest(writer, capsys):
     assert capsys.readouterr().out == "\n\n".join(expected) + "\n\n"
 
 
+@pytest.mark.slow
+def test_a_beam_tells_its_best_and_a_draft_its_passes(writer, capsys):
+    folder = writer[0]
+
+    def told(*words) -> list[dict]:
+        words = ("--workdir", folder, "--json", "--tokens", "8", *words, "one two", "seven")
+        assert exit_code("predict", *words) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    for each in told("--beams", "4", "--best", "3", "--length-penalty", "0"):
+        scores = [best["score"] for best in each["best"]]
+        assert len(scores) == len({best["text"] for best in each["best"]}) == 3
+        assert each["text"] == each["best"][0]["text"]
+        assert scores == sorted(scores, reverse=True)
+    greedy = told("--greedy")
+    drafted = told("--greedy", "--draft", folder, "--draft-tokens", "3")
+    assert [each["text"] for each in drafted] == [each["text"] for each in greedy]
+    assert all(each["passes"] <= 2 for each in drafted)
+    assert greedy[1]["text"].removeprefix("seven").count("seven") > 0
+    without = told("--greedy", "--forbid", "one;seven")
+    assert without[1]["text"].count("seven") == 1  # the prompt's
+
+
 def test_masks_are_filled_with_what_the_model_finds_likeliest(filler, capsys):
     folder, tokenizer, model, params = filler
     texts = ["one [MASK] three [MASK]", "[MASK] eight nine ten one two"]
@@ -194,6 +217,18 @@ def test_what_cannot_be_predicted_is_one_line(writer, filler, tmp_path, capsys):
         (writer[0], ["one", "--top-p", "2"], "top-p: 2.0 is not in (0, 1]"),
         (writer[0], ["one", "--seed", "-1"], "seed: -1 is not in"),
         (writer[0], ["one", "--top", "3"], "unrecognized arguments: --top"),
+        (writer[0], ["one", "--beams", "2", "--top-k", "3"], "top-k: a beam search draws nothing"),
+        (writer[0], ["one", "--best", "2"], "best: 2 of 1 beams"),
+        (
+            writer[0],
+            ["one", "--length-penalty", "2"],
+            "length-penalty: it is for --beams 2 or more",
+        ),
+        (writer[0], ["one", "--forbid", "two;"], "forbid: '' holds no token"),
+        (writer[0], ["one", "--draft-tokens", "3"], "no model drafts; name one with --draft"),
+        (writer[0], ["one", "--draft", filler[0]], "draft: it is no causal model with the token"),
+        (writer[0], ["one", "--draft", writer[0], "--beams", "2"], "beams: not with --draft"),
+        (filler[0], ["[MASK]", "--draft", writer[0]], "what this model predicts is no text"),
         (writer[0], [], "an input is needed"),
         (filler[0], ["two three"], "'two three': it has no [MASK]"),
         (filler[0], ["[MASK]", "--top", "0"], "top: 0 is not in [1, "),

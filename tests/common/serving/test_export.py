@@ -22,8 +22,7 @@ from common.nn.transformer import SequenceTransformer
 from common.serving import artifact, export, lower, onnx, read
 from common.task import Function, Predictor
 from common.training import saved
-from lm import clm, gpt
-from lm import predict as lm_predict
+from lm import clm, gpt, predict_continued
 from vision import classify
 
 
@@ -247,7 +246,7 @@ def test_fewer_bits_have_a_tolerance_of_their_own_and_caches_are_float32():
     model = gpt.GPT(**sizes, dtype="bfloat16")
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    step = lm_predict._step(model, lambda params, extra, rows: rows)
+    step = predict_continued._step(model, lambda params, extra, rows: rows)
     inputs = step.inputs(params, {}, {"tokens": np.ones((2, 3), np.int32)})
     outputs = jax.eval_shape(lambda: step.apply(params, {}, inputs, {}))
     kinds = {k: str(x.dtype) for each in (inputs, outputs) for k, x in each.items()}
