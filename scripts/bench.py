@@ -1,6 +1,8 @@
 """Benchmark against other libraries: python scripts/bench.py CASE [--json] [--png FILE]
 
 cnn, resnet18, vit, bert, gpt   a training step, against torch, transformers, Keras and flax
+rnn         the gradients and the outputs of LSTM layers, against torch
+translate   a training step of an encoder-decoder, against transformers' Marian
 generate    tokens a second with the cache
 input       the input pipeline alone: arrays in memory, and pictures in files
 start       from process start to the first step, with and without cached compiled programs

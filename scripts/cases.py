@@ -134,6 +134,57 @@ def gpt(cpu: bool) -> list[Contender]:
     ]
 
 
+def translate(cpu: bool) -> list[Contender]:
+    """Translation of 16 rows of 128 source and 128 target tokens, 3 blocks of 256 a side, dropout;
+    the base Transformer on 208 rows on an accelerator."""
+    words, size, vocabulary, layers, width = ["loss.label_smoothing=None"], 208, 37000, 6, 512
+    words += ["train.average=None", "evals.valid=None", "evals.test=None"]
+    if cpu:
+        size, vocabulary, layers, width = 16, SMALL["vocab_size"], 3, 256
+        words += ["model.dtype=None", f"model.layers={layers}", f"model.width={width}"]
+        words += ["model.heads=4", f"model.hidden={4 * width}", f"data.vocab_size={vocabulary}"]
+    settings = {"vocab_size": vocabulary, "d_model": width, "pad_token_id": 0, "eos_token_id": 1}
+    settings |= {"decoder_start_token_id": 0, "forced_eos_token_id": 1, "scale_embedding": True}
+    for side in ("encoder", "decoder"):
+        settings |= {f"{side}_layers": layers, f"{side}_attention_heads": width // 64}
+        settings |= {f"{side}_ffn_dim": 4 * width}
+    settings |= {"activation_function": "relu", "max_position_embeddings": 128}
+    return [
+        _ours(
+            "configs/lm/transformer_wmt.py",
+            [*words, f"train.batch_size={size}"],
+            **dict.fromkeys(("source", "tokens", "targets"), vocabulary),
+        ),
+        _transformers(
+            "MarianMTModel",
+            size,
+            settings,
+            input_ids=[[128], vocabulary],
+            labels=[[128], vocabulary],
+        ),
+    ]
+
+
+def rnn(cpu: bool) -> list[Contender]:
+    """The gradients of two LSTM layers of 512 on 32 rows of 128 inputs of 512; layers of 1024 on
+    256 rows on an accelerator."""
+    return _rnn("gradients", cpu)
+
+
+def rnn_forward(cpu: bool) -> list[Contender]:
+    """The same layers' outputs alone."""
+    return _rnn("outputs", cpu)
+
+
+def _rnn(what: str, cpu: bool) -> list[Contender]:
+    size, width = (32, 512) if cpu else (256, 1024)
+    of = {"what": what, "batch_size": size, "length": 128, "width": width, "layers": 2}
+    return [
+        Contender(f"{OURS}, {what}", "rnn_ours", of),
+        Contender(f"torch, {what}", "rnn_torch", of),
+    ]
+
+
 def generate(cpu: bool) -> list[Contender]:
     """64 tokens behind 8 prompts of 32, greedily, with a cache; 6 blocks of 384."""
     del cpu
@@ -204,5 +255,6 @@ def grown(cpu: bool, batch: int, length: int, depth: int, width: int) -> Contend
 
 
 # Further contests of a case, each against its own first contender.
-FURTHER = {"input": (input_files,)}
-STEPS = {case.__name__: case for case in (cnn, resnet18, vit, bert, gpt, generate, input)}
+FURTHER = {"input": (input_files,), "rnn": (rnn_forward,)}
+CASES = cnn, resnet18, vit, bert, gpt, rnn, translate, generate, input
+STEPS = {case.__name__: case for case in CASES}

@@ -222,6 +222,77 @@ def transformers(
     return work, {"units": batch_size, "parameters": _count(network)}
 
 
+# ------------------------------------------------------------------------------- recurrent networks
+
+
+def _sequences(batch_size: int, length: int, width: int) -> np.ndarray:
+    """f32[B, L, D] of random numbers."""
+    return np.random.default_rng(0).normal(size=(batch_size, length, width)).astype(np.float32)
+
+
+def rnn_ours(
+    what: str, batch_size: int, length: int, width: int, layers: int
+) -> tuple[Callable, dict]:
+    """Our LSTM: its outputs, or the gradients of their squares by parameters and inputs."""
+    import jax
+    import jax.numpy as jnp
+
+    from common.devices import runtime
+    from common.nn.recurrent import RecurrentStack
+
+    runtime.start()
+
+    class Layers(RecurrentStack):
+        def __call__(self, x):
+            return self.stack(x)[0]
+
+    model, x = (
+        Layers(width=width, layers=layers),
+        jnp.asarray(_sequences(batch_size, length, width)),
+    )
+    params = jax.jit(model.init)(jax.random.key(0), x)
+    outputs = jax.jit(model.apply)
+    gradients = jax.jit(jax.grad(lambda *inputs: (model.apply(*inputs) ** 2).sum(), (0, 1)))
+
+    def work(times):
+        for _ in range(times):
+            result = outputs(params, x) if what == "outputs" else gradients(params, x)
+        jax.block_until_ready(result)
+
+    passes = 1 if what == "outputs" else 3
+    flops = passes * batch_size * model.stack_flops(length, width)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return work, {"units": batch_size, "flops": flops, "parameters": count}
+
+
+def rnn_torch(
+    what: str, batch_size: int, length: int, width: int, layers: int
+) -> tuple[Callable, dict]:
+    """`torch.nn.LSTM`; arguments as in `rnn_ours`."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = torch.nn.LSTM(width, width, layers, batch_first=True).to(device)
+    x = torch.from_numpy(_sequences(batch_size, length, width)).to(device)
+    x.requires_grad_(what == "gradients")
+
+    def once():
+        if what == "outputs":
+            with torch.inference_mode():
+                return model(x)
+        model.zero_grad()
+        x.grad = None
+        return (model(x)[0] ** 2).sum().backward()
+
+    def work(times):
+        for _ in range(times):
+            once()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"units": batch_size, "parameters": _count(model)}
+
+
 # -------------------------------------------------------------------------------------- generation
 
 

@@ -1,24 +1,18 @@
 """XOR, the smallest problem that a linear model cannot solve, learned by a two-layer sigmoid
 network."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
+from helpers import finish, result, start
 
 from common import losses
 from common.training import optim
-
-
-class TwoLayers(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(1, name="out")(nn.sigmoid(nn.Dense(4, name="hidden")(x)))
+from configs import xor
 
 
 def test_xor_is_learned_in_seconds():
-    x = jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]], jnp.float32)
-    y = jnp.array([[0], [1], [1], [0]], jnp.float32)
-    model = TwoLayers()
+    x, y, model = jnp.asarray(xor.INPUTS), jnp.asarray(xor.LABELS), xor.TwoLayers()
     to_steps = lambda text, where: int(text.split()[0])
     optimizer = optim.make_optimizer(1000, to_steps, {}, name="adamw", lr=0.05, schedule="constant")
 
@@ -45,3 +39,11 @@ def test_xor_is_learned_in_seconds():
         loss, logits = train(jax.random.key(seed))
         solved += bool(loss < 0.05 and ((logits > 0) == (y > 0)).all())
     assert solved >= 4
+
+
+@pytest.mark.slow
+def test_it_is_a_config(tmp_path):
+    finish(start("train", "--config", "configs/xor.py", "--workdir", str(tmp_path / "run")))
+    found = result(tmp_path / "run")["eval"]["all"]
+    assert found["accuracy"] == 1
+    assert found["loss"] < 0.05

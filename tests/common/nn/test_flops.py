@@ -11,6 +11,7 @@ from common.nn.layers import identity, padded
 from common.task import Source, Task, training_flops
 from common.training import program
 from lm import bert, gpt
+from lm.seq2seq import transformer
 from vision import cnn
 from vision.data.sets import ImageFacts
 
@@ -38,6 +39,11 @@ MODELS = {
         (LENGTH,),
     ),
     "scan": (gpt.GPT(**SMALL, scan=True), ROWS, (LENGTH,)),
+    "t5": (
+        transformer.EncoderDecoder(**SMALL | transformer.T5 | {"decoder_layers": 3, "kv_heads": 2}),
+        {"source": ROWS["tokens"][:, :7], **ROWS},
+        (7, LENGTH),
+    ),
     "cnn": (cnn.CNN(10), {"images": jnp.zeros((BATCH, 28, 27, 3))}, ((28, 27, 3),)),
     "same": (
         cnn.CNN(5, widths=(4, 6, 8), kernel=5, padding="SAME", hidden=()),

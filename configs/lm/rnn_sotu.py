@@ -1,0 +1,36 @@
+"""An LSTM on the State of the Union addresses, with as many parameters as the GPT of gpt_sotu.
+
+Two layers of 384, projected to 128 (Sak et al. 2014); gradients are cut every 64 of a row's 128
+tokens, the state is not. Not tuned.
+"""
+
+import ml_collections
+
+from common.errors import choice
+from configs.lm import gpt_sotu
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """There is one variant: the data and the length of training of `gpt_sotu`."""
+    choice("--config rnn_sotu.py", arg, ("",))
+    config = gpt_sotu.get_config()
+    config.model = ml_collections.ConfigDict(
+        {
+            "module": "lm.rnn:RNN",
+            "cell": "lstm",
+            "width": 384,
+            "layers": 2,
+            "projection_width": 128,
+            "truncation": 64,
+        }
+    )
+    config.optim = ml_collections.ConfigDict(
+        {
+            "name": "adamw",
+            "lr": 4e-3,
+            "schedule": "linear",
+            "warmup": "5%",
+            "clip": 1.0,
+        }
+    )
+    return config
