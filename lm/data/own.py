@@ -12,7 +12,7 @@ import collections
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,9 +174,10 @@ def _rank(texts: tuple[str, ...]) -> bytes:
 
 
 def assign_splits(
-    examples: Sequence[tuple[str | None, tuple[str, ...], Any]],
+    examples: Sequence[tuple],
     shown: str,
     notes: collections.Counter,
+    by_hash: Callable = part,
 ) -> list[str]:
     """The split of each example: its own, or by the hash of its texts, with no part empty.
 
@@ -184,6 +185,7 @@ def assign_splits(
       examples: (its own split, or None for all of them; its texts; …).
       shown: the config key and file, which begins messages.
       notes: counts what was moved.
+      by_hash: texts -> their split.
 
     Raises:
       BadInput: if two splits differ in case only, or there are too few different texts.
@@ -199,7 +201,7 @@ def assign_splits(
             f"{shown}: the splits {brief(twice)[1:-1]} differ in case only; spell them alike",
         )
         return splits
-    moved = parts.moves((texts, part(texts), _rank(texts)) for _, texts, *_ in examples)
+    moved = parts.moves((texts, by_hash(texts), _rank(texts)) for _, texts, *_ in examples)
     distinct = len({texts for _, texts, *_ in examples})
     require(
         moved is not None,
@@ -208,7 +210,7 @@ def assign_splits(
     )
     for to in moved.values():
         notes[f"text moved into '{to}', which had none by the hash of its texts"] += 1
-    return [moved.get(texts) or part(texts) for _, texts, *_ in examples]
+    return [moved.get(texts) or by_hash(texts) for _, texts, *_ in examples]
 
 
 def check_same(has: Sequence[bool], what: str, places: Sequence[str], shown: str) -> None:

@@ -3,6 +3,7 @@
     tokenizer.json           a whole tokenizer
     vocab.txt                WordPiece, as BERT's
     vocab.json, merges.txt   byte-level BPE, as GPT-2's or RoBERTa's
+    spiece.model             SentencePiece, as T5's
     tokenizer_config.json    options, special tokens by their role, added tokens
     special_tokens_map.json  special tokens by their role
     added_tokens.json        added tokens: {token: id}
@@ -33,11 +34,13 @@ from common import inputs
 from common.errors import BadInput, brief, require
 from common.weights import gguf_file, tensors
 from lm import gguf
+from lm.data import sentencepiece
 from lm.data import settings as said
 from lm.data.settings import Settings
 from lm.data.templates import WHERE, layout
 from lm.data.trained import END, MOST_TOKENS
 
+PIECES = "spiece.model"
 MOST_SPARSE = 1 << 19  # the highest id of a vocabulary with gaps
 
 # {family, of `lm.data.settings`: its tokens by role, unless the files say others}
@@ -50,6 +53,7 @@ TOKENS = {
         "mask": "<mask>",
     },
     "gpt2": {"bos": END, "eos": END, "unk": END},
+    "t5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
 }  # fmt: skip
 
 
@@ -58,8 +62,9 @@ def load(path: epath.PathLike) -> Tokenizer:
 
     Args:
       path: a folder with a tokenizer.json, else a vocab.txt (WordPiece), else vocab.json and
-        merges.txt (byte-level BPE), else a .gguf; or one of these files, which is read with those
-        beside it; or a tokenizer.json of another name, which stands alone.
+        merges.txt (byte-level BPE), else a spiece.model (SentencePiece), else a .gguf; or one of
+        these files, which is read with those beside it; or a tokenizer.json of another name, which
+        stands alone.
 
     Returns:
       The tokenizer, without padding and truncation. Its tokens by role, where the files name
@@ -79,12 +84,13 @@ def load(path: epath.PathLike) -> Tokenizer:
         _check_ids(made.get_vocab(with_added_tokens=True), str(path))
         return made
     folder = path if path.is_dir() else path.parent
-    named = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"}
+    named = {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", PIECES}
     present = {name for name in named if inputs.present(folder / name)}
     if not path.is_dir():
         require(inputs.present(path), f"{WHERE}: no such file or folder: {inputs.shown(path)}")
         inputs.file(WHERE, path)
-        present &= {path.name} if path.name in ("tokenizer.json", "vocab.txt") else named
+        single = path.name in ("tokenizer.json", "vocab.txt", PIECES)
+        present &= {path.name} if single else named
         if path.suffix == ".json" and path.name not in named:
             present = {"tokenizer.json"}
     file = path if path.is_file() else folder / "tokenizer.json"
@@ -100,8 +106,20 @@ def load(path: epath.PathLike) -> Tokenizer:
             tokenizer = _wordpiece(folder, settings)
         elif {"vocab.json", "merges.txt"} <= present:
             tokenizer = _byte_level(folder, settings)
+        elif PIECES in present:
+            if settings.family not in ("t5", "generic", ""):
+                _foreign(settings, PIECES)
+            sentinels = inputs.field(settings.options, "extra_ids", int, 100, settings.where)
+            tokenizer = sentencepiece.load(WHERE, folder / PIECES, sentinels)
+            _add(tokenizer, settings, "t5")
+            sentencepiece.close(tokenizer, roles_of(tokenizer).get("eos"))
         else:
-            kinds = "a tokenizer.json, a vocab.txt, or a vocab.json with merges.txt"
+            require(
+                not inputs.present(folder / "source.spm"),
+                f"{WHERE}: {folder}: the source.spm and target.spm of Marian, two ways to cut "
+                "texts into one vocabulary, are not read; save a tokenizer.json of each",
+            )
+            kinds = f"a tokenizer.json, a vocab.txt, a vocab.json with merges.txt, or a {PIECES}"
             verb = "is none of" if path.is_file() else "has none of"
             raise BadInput(f"{WHERE}: {path} {verb} the files that are read: {kinds}")
         tokenizer.no_padding()
@@ -121,14 +139,14 @@ def load(path: epath.PathLike) -> Tokenizer:
 def has_files(folder: epath.PathLike) -> bool:
     """Whether `load` would find a tokenizer in a folder."""
     have = lambda name: inputs.present(epath.Path(folder) / name)
-    whole = have("tokenizer.json") or have("vocab.txt")
+    whole = have("tokenizer.json") or have("vocab.txt") or have(PIECES)
     return whole or (have("vocab.json") and have("merges.txt")) or _gguf(folder) is not None
 
 
 def _gguf(path: epath.PathLike) -> epath.Path | None:
     """The GGUF file that is, or is alone in, `path`, which has no other files of a tokenizer."""
     path = epath.Path(path)
-    others = ("tokenizer.json", "vocab.txt", "vocab.json")
+    others = ("tokenizer.json", "vocab.txt", "vocab.json", PIECES)
     if path.is_dir() and any(inputs.present(path / name) for name in others):
         return None
     return tensors.gguf_of(path) if inputs.present(path) else None
@@ -305,7 +323,7 @@ def _flag(settings: Settings, key: str, default: bool | None = None) -> bool | N
 
 def _wordpiece(folder: epath.Path, settings: Settings) -> Tokenizer:
     """BERT's, from vocab.txt and options."""
-    if settings.family in ("roberta", "gpt2", "other"):
+    if settings.family in ("roberta", "gpt2", "t5", "other"):
         _foreign(settings, "vocab.txt")
     file = folder / "vocab.txt"
     vocab = {t: i for i, t in enumerate(inputs.text(WHERE, file).split("\n")) if t}
@@ -332,7 +350,7 @@ def _wordpiece(folder: epath.Path, settings: Settings) -> Tokenizer:
 
 def _byte_level(folder: epath.Path, settings: Settings) -> Tokenizer:
     """GPT-2's or RoBERTa's, from vocab.json, merges.txt and options."""
-    if settings.family in ("bert", "other"):
+    if settings.family in ("bert", "t5", "other"):
         _foreign(settings, "vocab.json with merges.txt")
     vocab, merges = _vocabulary(folder)
     family = settings.family

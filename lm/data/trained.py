@@ -1,16 +1,19 @@
 """Training of tokenizers.
 
-Two kinds are trained: WordPiece as in BERT (Devlin et al. 2019; lower case, no accents) and
-byte-level BPE as in GPT-2 (Radford et al. 2019; lossless). The same texts give the same tokenizer,
-in any process and with any number of threads.
+Two kinds are trained on prose: WordPiece as in BERT (Devlin et al. 2019; lower case, no accents)
+and byte-level BPE as in GPT-2 (Radford et al. 2019; lossless). Pairs of sequences, such as a word
+and its phonemes, may also be cut into "characters", or into the "words" between white space. The
+same texts give the same tokenizer, in any process and with any number of threads.
 """
 
+import collections
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -24,25 +27,31 @@ from common.errors import choice, require
 
 MOST_TOKENS = 1 << 22  # of a vocabulary
 KINDS = ("wordpiece", "bpe")
+SYMBOLS = ("characters", "words")  # kinds for pairs alone
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of WordPiece: ids 0 to 4
 END = "<|endoftext|>"  # of byte-level BPE: id 0
+FRAME = ("<pad>", "<unk>", "</s>")  # of characters and words: ids 0 to 2
 ALPHABET = 1000  # characters known to WordPiece; words with others are [UNK]
 CHUNK = 1 << 22  # characters counted at a time
 
 
-def train(kind: Literal["wordpiece", "bpe"], vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+def train(
+    kind: Literal["wordpiece", "bpe", "characters", "words"], vocab_size: int, texts: Iterable[str]
+) -> Tokenizer:
     """A tokenizer trained on texts.
 
     Args:
-      kind: "wordpiece" or "bpe".
+      kind: "wordpiece" or "bpe"; "characters" or "words", the most frequent ones.
       vocab_size: maximum number of tokens, special ones included; a small text may give fewer.
       texts: iterated twice for WordPiece, for which an iterator is read into memory.
 
     Raises:
       BadInput: if the vocabulary is too small for the single characters or bytes.
     """
-    if choice("config.data.tokenizer", kind, KINDS) == "bpe":
+    if choice("config.data.tokenizer", kind, KINDS + SYMBOLS) == "bpe":
         return _train_bpe(vocab_size, texts)
+    if kind in SYMBOLS:
+        return _train_symbols(kind, vocab_size, texts)
     return _train_wordpiece(vocab_size, list(texts) if isinstance(texts, Iterator) else texts)
 
 
@@ -57,6 +66,29 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_symbols(kind: str, vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    _require_room(vocab_size, len(FRAME) + 1)
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(text if kind == "characters" else text.split())
+    for token in FRAME:
+        del counts[token]  # as text it is unknown
+    ordered = sorted(counts, key=lambda token: (-counts[token], token))
+    return _symbols(kind, [*FRAME, *ordered[: vocab_size - len(FRAME)]])
+
+
+def _symbols(kind: str, tokens: list[str]) -> Tokenizer:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=FRAME[1]))
+    if kind == "characters":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(FRAME))
     return tokenizer
 
 
@@ -147,7 +179,10 @@ def stand_in(kind: str, vocab_size: int) -> Tokenizer:
     Raises:
       BadInput: for an unknown kind, or a vocabulary too small for its first tokens.
     """
-    bpe = choice("config.data.tokenizer", kind, KINDS) == "bpe"
+    if kind in SYMBOLS:
+        _require_room(vocab_size, len(FRAME) + 1)
+        return _symbols(kind, [*FRAME, *(f"[{i}]" for i in range(len(FRAME), vocab_size))])
+    bpe = choice("config.data.tokenizer", kind, KINDS + SYMBOLS) == "bpe"
     first = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())] if bpe else list(SPECIAL)
     _require_room(vocab_size, len(first))
     names = [*first, *(f"[{i}]" for i in range(len(first), vocab_size))]

@@ -153,3 +153,16 @@ def refused(folder, says: str) -> None:
     with pytest.raises(BadInput, match=rf"^config\.data\.name: .*{says}") as error:
         read(folder)
     assert "\n" not in str(error.value)
+
+
+def pairs(folder, count: int = 400, seed: int = 0) -> str:
+    """A .jsonl of words of up to six letters and their "phonemes", one for each letter, the last
+    first; returns the set's name."""
+    rng, path = random.Random(seed), pathlib.Path(folder, f"pairs_{count}.jsonl")
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            letters = "abcdefghijklmnopqrstuvwxyz"
+            word = letters if not i else "".join(rng.choices(letters, k=rng.randint(1, 6)))
+            sounds = " ".join(letter.upper() for letter in reversed(word))
+            file.write(json.dumps({"source": word, "target": sounds}) + "\n")
+    return f"pairs:{path}"

@@ -25,13 +25,16 @@ def config(**values) -> dict:
 def test_paths_are_kept_absolute_and_names_stay_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    for name in ("runs", "tok.json", "bpe"):
+    for name in ("runs", "tok.json", "bpe", "a,b.tsv"):
         pathlib.Path(name).touch()
     here = str(tmp_path)
     for key, given, kept in (
         ("name", "folder:texts", f"folder:{here}/texts"),
         ("name", "file:a/b:c.jsonl", f"file:{here}/a/b:c.jsonl"),
         ("name", "images:a.csv", f"images:{here}/a.csv"),
+        ("name", "pairs:a.tsv", f"pairs:{here}/a.tsv"),
+        ("name", "pairs:a.en,b.de", f"pairs:{here}/a.en,{here}/b.de"),
+        ("name", "pairs:a,b.tsv", f"pairs:{here}/a,b.tsv"),  # a file of that name
         ("name", "folder:~/texts", "folder:/home/me/texts"),
         ("name", "folder:gs://bucket/texts", "folder:gs://bucket/texts"),
         ("name", "folder:/a/texts", "folder:/a/texts"),
@@ -43,13 +46,15 @@ def test_paths_are_kept_absolute_and_names_stay_names(tmp_path, monkeypatch):
         ("tokenizer", "tok.json", f"{here}/tok.json"),
         ("tokenizer", "minilm", "minilm"),
         ("tokenizer", "bpe", "bpe"),
+        ("target_tokenizer", "tok.json", f"{here}/tok.json"),
+        ("target_tokenizer", "words", "words"),
         ("train", "train", "train"),
         ("path", "./runs", f"{here}/runs"),
         ("path", "minilm", "minilm"),
     ):
         made = located.settled(config(**{key: given}))
         assert (made["init"] if key == "path" else made["data"])[key] == kept
-    assert set(located.WORDS) == set(tokenizer.KINDS)
+    assert set(located.WORDS) == {*tokenizer.KINDS, *tokenizer.SYMBOLS}
 
 
 def test_the_same_relative_path_agrees_on_another_host_and_another_path_does_not():
