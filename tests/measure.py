@@ -15,9 +15,11 @@ TESTS = {
     "survival": "a run interrupted at 304 of its writes, always to the same end (15 minutes)",
     "processes": "each key of a config changed on one of two or four processes: all of them refuse",
     "images": "Fashion-MNIST as 70,000 PNG files, and a run on them beside one on the set",
+    "configs": "two steps of configs that differ from another's in their data or size alone",
     "models": "every model with explicit axes, recomputed and in bfloat16: values and gradients",
     "published": "SmolLM2's greedy text beside that of transformers, 64 tokens after five prompts",
     "serving": "10,000 requests to a BERT of 6 layers, beside one by one and transformers",
+    "speculative": "tokens a pass that a draft saves a GPT of the addresses, and time (30 minutes)",
     "contests": "every case of scripts/bench.py against the other libraries, a round each",
 }
 ALONE = {"serving"}  # in one process, as it measures time, and prints what it measured
@@ -26,9 +28,13 @@ COMMANDS = {
         "the tables of speed in configs/README.md, all rounds (an hour on two cores)",
         [
             ["scripts/bench.py", case]
-            for case in ("cnn", "bert", "gpt", "vit", "resnet18", "generate", "input", "start",
-                         "sweep", "overhead", "growth")
+            for case in ("cnn", "bert", "gpt", "vit", "resnet18", "rnn", "translate", "generate",
+                         "input", "start", "sweep", "overhead", "growth")
         ],
+    ),
+    "g2p": (
+        "g2p-en's GRUs in our encoder-decoder: error rates on 2,000 words of CMUdict",
+        [["tests/support/g2p.py"]],
     ),
     "parity": (
         "the table of common/weights/README.md: every family beside transformers",
@@ -53,6 +59,14 @@ COMMANDS = {
     "own_data": (
         "500 folders of pictures and texts, labelled files, prepared sets with one thing changed",
         [["tests/support/own_data.py", "--tries", "500"]],
+    ),
+    "g2p_curve": (
+        "CMUdict from scratch, Transformer and LSTM x 3, as curves of 60 minutes (6 hours)",
+        [["tests/support/g2p_curve.py"]],
+    ),
+    "translate": (
+        "English-Spanish in 30 minutes beside torch's nn.Transformer and a copy (1.5 hours)",
+        [["tests/support/translate_rival.py"]],
     ),
     "results": (
         "the table of results in configs/README.md, three seeds a row (hours)",

@@ -37,12 +37,18 @@ VARIANTS = {
     "lm/bert_base": ("phase1", "phase2"),
     "lm/crammed_bert": ("",),
     "lm/gpt_sotu": ("llama", "gpt2"),
+    "lm/rnn_sotu": ("",),
     "lm/gpt2_small": ("gpt2", "llama"),
     "lm/gpt_7b": ("",),
     "lm/finetune_reviews": ("",),
     "lm/finetune_topics": ("",),
     "lm/tag": ("",),
     "lm/answer": ("",),
+    "lm/g2p_cmudict": ("transformer", "lstm"),
+    "lm/translate_bible": ("",),
+    "lm/translate_help": ("",),
+    "lm/transformer_wmt": ("",),
+    "lm/t5_small": ("scratch", "published"),
 }
 NAMES = [f"{file}:{arg}".rstrip(":") for file, args in VARIANTS.items() for arg in args]
 
@@ -70,7 +76,7 @@ def built(name: str, folder) -> dict:
     config = written(name)
     data, others = config["data"], {"data.folder": str(folder)}
     others |= {"data.workers": 0} if "workers" in data else {}
-    if "imagenet" in name:  # a warmup of ten thousand steps is longer than these runs
+    if "imagenet" in name or "g2p" in name:  # their warmups are longer than these runs
         others |= {"optim.warmup": "5%"}
     others |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
     if name.startswith("lm/"):
@@ -78,14 +84,22 @@ def built(name: str, folder) -> dict:
         kind, size = data["tokenizer"], data.get("vocab_size", 30522)
         kind = "wordpiece" if kind == "minilm" else kind
         kept = folder / f"{kind}_{size}"
-        tokenizer = str(kept) if kept.exists() else corpus.tokenizer(folder, kind, size)
-        own = {"lm.tag": corpus.tagged, "lm.answer": corpus.questions}.get(config["task"])
+        if kind in ("wordpiece", "bpe") and not kept.exists():
+            corpus.tokenizer(folder, kind, size)
+        tokenizer = str(kept)
+        own = {"lm.tag": corpus.tagged, "lm.answer": corpus.questions}
+        own = own.get(config["task"], corpus.pairs if "target" in data else None)
         texts = own(folder) if own else f"folder:{folder / 'texts'}"
         texts = corpus.labelled(folder, classes) if classes else texts
         others |= {"data.name": texts, "data.tokenizer": tokenizer}
         others |= {"init.path": "", "init.skip": ()}
+        if "target" in data:
+            own_kinds = kind in ("characters", "t5_small")  # both have <pad>
+            others |= {"data.tokenizer": "characters"} if own_kinds else {}
+            others |= {"data.source": "source", "data.target": "target"}
         for key, section in config["evals"].items():  # the slices are of sets that are large
-            others[f"evals.{key}.split"] = section["split"].split("[")[0]
+            split = section["split"].split("[")[0]
+            others[f"evals.{key}.split"] = "valid" if split == "validation" else split
     return laws.changed(config, **others)
 
 
@@ -127,6 +141,7 @@ LARGE = {
     },
     "lm/gpt_sotu:gpt2": {},
     "lm/gpt_sotu:llama": {},
+    "lm/rnn_sotu": {"data.length": 32, "model.truncation": 16},
     "lm/finetune_reviews": {"model.layers": 1},
     "lm/finetune_topics": {"model.layers": 1},
     "lm/tag": {"model.layers": 1, "data.length": 32},
@@ -136,8 +151,20 @@ LARGE = {
         "data.question_length": 8,
         "data.stride": 8,
     },
+    "lm/g2p_cmudict:transformer": {"model.layers": 1},
+    "lm/g2p_cmudict:lstm": {"model.width": 32},
+    "lm/translate_bible": {"model.layers": 1, "data.length": 32},
+    "lm/translate_help": {"model.layers": 1, "data.length": 32},
+    "lm/transformer_wmt": {"model.layers": 1, "data.length": 32},
+    "lm/t5_small:scratch": {"model.layers": 1, "data.length": 32},
+    "lm/t5_small:published": {"model.layers": 1, "data.length": 32},
 }
-SOME_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES]
+# Of the task of another, with another set or size.
+ALIKE = {"lm/translate_bible", "lm/translate_help", "lm/transformer_wmt"}
+ALIKE |= {"lm/t5_small:scratch", "lm/t5_small:published"}
+MARKS = dict.fromkeys(LARGE, pytest.mark.slow)
+MARKS |= {name: (pytest.mark.slow, pytest.mark.measure("configs")) for name in ALIKE}
+SOME_SLOW = [pytest.param(name, marks=MARKS.get(name, ())) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", SOME_SLOW)
@@ -166,8 +193,7 @@ def test_a_config_is_built_with_traced_numbers(name, folder):
     jax.eval_shape(build, {k: float(v) for k, v in configs.traced(config).items() if k != "seed"})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in LARGE])
 def test_a_config_of_its_own_size_keeps_the_contract(name, folder):
     program.prepare(built(name, folder), jax.devices()[:1])
 

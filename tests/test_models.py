@@ -14,13 +14,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import generate
+from lm.decoding import beam, rules, speculative
 
 # Two that stand for the ways in which models are written are quick. Variants of a class, what takes
 # long to trace, and what most of them compute are a measure.
 QUICK = {"gpt", "cnn"}
-VARIANTS = {"electra", "mean_classifier", "wide_resnet", "deit"}
+VARIANTS = {"electra", "mean_classifier", "wide_resnet", "deit", "seq2seq"}
+VARIANTS |= {"rnn_classifier", "window"}
 LARGE = {"efficientnet_lite", "mobilenet", "inception"}
-WAYS = {"gpt": {"scan": True}}
+WAYS = {"gpt": {"scan": True}, "t5": {"scan": True}}
 WIDE = {"inception"}  # 96 batch norms over four rows: in float32, gradients lose five digits
 AXES = ("data", "fsdp")
 MEASURE = pytest.mark.measure("models"), pytest.mark.slow  # compiled as users' programs are
@@ -177,13 +179,27 @@ def test_explicit_axes_change_no_number(name):
 
 
 @pytest.mark.slow
-def test_generation_with_explicit_axes_writes_the_same():
-    model, variables, _ = made("llama")
+@pytest.mark.parametrize("way", ["drawn", "beams", "drafted"])
+def test_generation_with_explicit_axes_writes_the_same(way):
+    """A draft of its own reads several positions at once, which "dynamic" wavelengths forbid."""
+    model, variables, _ = made("gpt" if way == "drafted" else "llama")
     prompts, lengths = models.TOKENS[:, :4], np.array([3, 4, 2, 1], np.int32)
-    write = partial(generate.generate, model, steps=4, temperature=0.7, top_k=8, top_p=0.9)
-    expected = write(variables["params"], prompts, lengths, jax.random.key(3))
+    key, ruled = jax.random.key(3), {"forbidden": [[3], [4, 5]], "min_tokens": 2, "end": 7}
+
+    def write(params, *rows):
+        if way == "drawn":
+            cuts = {"temperature": 0.7, "top_k": 8, "top_p": 0.9}
+            return generate.generate(model, params, *rows, key, steps=4, **cuts)
+        if way == "beams":
+            made_rules = rules.make(repetition_penalty=1.3, **ruled)
+            sizes = {"steps": 4, "beams": 3, "best": 2}
+            return beam.generate(model, params, *rows, **sizes, end=7, rules=made_rules)
+        pair = model, params, model, params
+        return speculative.generate(*pair, *rows, key, steps=4, ahead=2, temperature=0.7)
+
+    expected = write(variables["params"], prompts, lengths)
     mesh = explicit()
     with jax.set_mesh(mesh):
         params, rows = placed(mesh, variables["params"]), by_batch(mesh, (prompts, lengths))
-        found = write(params, *rows, jax.random.key(3))
+        found = write(params, *rows)
     assert np.array_equal(found.tokens, expected.tokens)

@@ -19,9 +19,14 @@ from common.planning import compiled
 pytestmark = pytest.mark.slow
 
 # Rows on one chip; a pod's batch is so many times its chips.
+SCAN = {"model.scan": True}
+WIDE = {"model.width": 1024, "model.projection_width": None}
+TESTLESS = {"evals.test": None}
 MODELS = {
-    "bert_base": ("bert_base.py", 32, {}),
-    "gpt2_small": ("gpt2_small.py", 8, {"train.accumulate": 1, "model.remat": "block"}),
+    "bert_base": ("bert_base.py", 32, SCAN),
+    "gpt2_small": ("gpt2_small.py", 8, SCAN | {"train.accumulate": 1, "model.remat": "block"}),
+    "rnn_sotu": ("rnn_sotu.py", 32, WIDE | TESTLESS),
+    "transformer_wmt": ("transformer_wmt.py", 32, SCAN | TESTLESS),
 }
 WAYS = {"data": ("data", -1, 1), "fsdp": ("fsdp", 1, -1)}
 CHIPS = {8: "v5e:2x4", 256: "v5e:16x16"}
@@ -33,7 +38,7 @@ def report(model: str, way: str, chips: int) -> compiled.CostReport:
     file, rows, others = MODELS[model]
     _, data, fsdp = WAYS[way]
     settings = {"mesh.data": data, "mesh.fsdp": fsdp, "train.batch_size": rows * chips}
-    settings |= {"model.scan": True, "evals.valid.batch_size": chips}
+    settings |= {"evals.valid.batch_size": chips}
     return compiled.examine(load(f"{ROOT}/configs/lm/{file}", **settings | others), CHIPS[chips])
 
 
@@ -74,13 +79,17 @@ def check_page(name: str, found: compiled.CostReport, update: bool) -> None:
         assert numbers(text) == pytest.approx(numbers(kept), rel=0.05)
 
 
-# CI has the pair that moves most; the other three, and the 7B model, are a measure.
+# CI has the pair that moves most; the others, and the 7B model, are a measure.
 PODS = pytest.mark.measure("pods")
 PAIRS = [
     ("bert_base", "fsdp"),
     pytest.param("bert_base", "data", marks=PODS),
     pytest.param("gpt2_small", "data", marks=PODS),
     pytest.param("gpt2_small", "fsdp", marks=PODS),
+    pytest.param("rnn_sotu", "data", marks=PODS),
+    pytest.param("rnn_sotu", "fsdp", marks=PODS),
+    pytest.param("transformer_wmt", "data", marks=PODS),
+    pytest.param("transformer_wmt", "fsdp", marks=PODS),
 ]
 
 
@@ -95,7 +104,10 @@ def test_more_chips_change_nothing_on_a_chip(model, way, request):
     assert many.xla_flops == pytest.approx(few.xla_flops, rel=0.01)
     # Under FSDP the compiler orders gathers in another way: 1.8% more for GPT-2.
     near = 0.01 if way == "data" else 0.02
-    assert many.memory["working"] == pytest.approx(few.memory["working"], rel=near)
+    # A chip's part of the gradients and of the new state gets smaller, too.
+    parts = 0 if way == "data" else 4 * few.memory["parameters"]
+    working = few.memory["working"]
+    assert many.memory["working"] == pytest.approx(working, rel=near, abs=parts)
     kinds = {(c["kind"], c["axes"]): c["times"] for c in few.collectives}
     assert {axes for _, axes in kinds} == {way}
     more = {(c["kind"], c["axes"]): c["times"] for c in many.collectives}
@@ -111,8 +123,9 @@ def test_more_chips_change_nothing_on_a_chip(model, way, request):
         }
         for found, chips in ((few, 8), (many, 256)):
             state = found.memory["parameters"] + found.memory["optimizer"]
-            # Biases and norms are whole everywhere: a quarter of BERT's state on 256 chips.
-            assert state < 1.37 * 3 * 4 * found.parameters / chips
+            # Biases and norms are whole everywhere: a quarter of BERT's state on 256 chips, more of
+            # a narrower model's.
+            assert state < 1.45 * 3 * 4 * found.parameters / chips
 
 
 @PODS

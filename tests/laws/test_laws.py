@@ -319,6 +319,29 @@ def test_tasks_of_words_obey(name, tmp_path, compiled_in_haste):
     laws.no_dead_knob(task)
 
 
+RECURRENT = pytest.param("lstm", marks=pytest.mark.measure("grid"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["transformer", RECURRENT])
+def test_translation_obeys(variant, tmp_path, compiled_in_haste):
+    """The laws, on rows of several pairs and with decoding in evaluation."""
+    sizes = {"model.layers": 1, "model.width": 32, "data.length": 16, "data.target_length": 16}
+    sizes |= {"model.heads": 4, "model.hidden": 32} if variant == "transformer" else {}
+    sizes |= {"train.batch_size": 16, "evals.test.batch_size": 16, "evals.valid": None}
+    sizes |= {"data.name": corpus.pairs(tmp_path, 100), "evals.test.show": 2}
+    sizes |= {"optim.warmup": "5%"}
+    task = load(f"{ROOT}/configs/lm/g2p_cmudict.py:{variant}", **sizes)
+    laws.position_is_step(task)
+    laws.resume_is_exact(task, devices=jax.devices()[:1])
+    laws.mesh_changes_nothing(task, [(2, 2, 2)])
+    laws.accumulation_changes_nothing(task)
+    laws.means_are_exact(task)
+    rows.rows_are_independent(task)
+    laws.parameters_are_plain(task)
+    laws.no_dead_knob(task)
+
+
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "toy_calls"])
 def test_no_dead_knob(name):
     laws.no_dead_knob(config(name))

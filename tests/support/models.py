@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import tree
-from lm import bert, gpt
+from lm import bert, gpt, rnn, window
+from lm.seq2seq import recurrent, transformer
 from vision import airbench, cnn, convnext, efficientnet_lite, inception, mobilenet, resnet, vit
 
 ROWS = 4
@@ -47,6 +48,30 @@ MODELS: dict[str, tuple[nn.Module, tuple]] = {
     ),
     "gpt": (gpt.GPT(**TEXT, dropout=0.1, attention_dropout=0.1), (TOKENS, SEGMENTS)),
     "llama": (gpt.GPT(**TEXT, **LLAMA, rope_scaling=("dynamic", 2.0, 4)), (TOKENS, SEGMENTS)),
+    "rnn": (
+        rnn.RNN(vocab_size=40, width=16, projection_width=8, truncation=3, dropout=0.1),
+        (TOKENS, SEGMENTS),
+    ),
+    "window": (
+        window.Window(vocab_size=40, window=3, embedding_width=8, width=16, dropout=0.1),
+        (TOKENS, SEGMENTS),
+    ),
+    "rnn_classifier": (
+        rnn.Classifier(vocab_size=40, width=8, cell="gru", num_classes=3, head_dropout=0.1),
+        (TOKENS, np.minimum(SEGMENTS, 1)),
+    ),
+    "recurrent_encoder_decoder": (
+        recurrent.EncoderDecoder(vocab_size=40, width=16, layers=2, dropout=0.1),
+        (TOKENS, SEGMENTS, TOKENS[:, 2:], SEGMENTS[:, 2:]),
+    ),
+    "seq2seq": (
+        transformer.EncoderDecoder(**TEXT, dropout=0.1, attention_dropout=0.1),
+        (TOKENS, SEGMENTS, TOKENS[:, :6], SEGMENTS[:, :6]),
+    ),
+    "t5": (
+        transformer.EncoderDecoder(**TEXT | transformer.T5 | {"head_width": 8}),
+        (TOKENS, SEGMENTS, TOKENS[:, :6], SEGMENTS[:, :6]),
+    ),
     "mlp": (cnn.MLP(num_classes=3, dropout=0.1), (images(8, 1),)),
     "cnn": (cnn.CNN(num_classes=3, widths=(4, 8), dropout=0.1), (images(12, 1),)),
     "resnet": (resnet.ResNet(**STAGES, stem_width=8, dropout=0.1), (images(16),)),

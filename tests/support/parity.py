@@ -24,6 +24,7 @@ from common import losses, tree
 from common.weights import engine, tensors
 from lm import answer, bert, gpt
 from lm import weights as texts
+from lm.seq2seq.transformer import EncoderDecoder
 from vision import convnext, resnet, vit
 from vision import weights as images
 
@@ -80,6 +81,31 @@ _LLAMA = {
     "rms_norm_eps": 0.01,
     "head_dim": 6,
     "rope_theta": 500.0,
+}
+_T5 = {
+    "vocab_size": V,
+    "d_model": 24,
+    "num_layers": 2,
+    "num_heads": 3,
+    "d_kv": 6,
+    "d_ff": 40,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 10,
+    "layer_norm_epsilon": 0.01,
+    "decoder_start_token_id": 0,
+}
+_BART = {
+    "vocab_size": V,
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": 19,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
 }
 _IMAGES = {
     "hidden_size": 24,
@@ -227,6 +253,22 @@ CASES = {
         "Qwen3ForCausalLM", gpt.GPT, _LLAMA | {"head_dim": 10, "tie_word_embeddings": True}
     ),
     "qwen3, biases": Case("Qwen3ForCausalLM", gpt.GPT, _LLAMA | {"attention_bias": True}),
+    "t5, 1.1": Case(
+        "T5ForConditionalGeneration",
+        EncoderDecoder,
+        _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "t5": Case(
+        "T5ForConditionalGeneration",
+        EncoderDecoder,
+        _T5 | {"d_kv": 8, "num_decoder_layers": 1},
+    ),
+    "marian": Case(
+        "MarianMTModel",
+        EncoderDecoder,
+        _BART | {"activation_function": "swish", "scale_embedding": True},
+    ),
+    "bart": Case("BartForConditionalGeneration", EncoderDecoder, _BART),
     "vit": Case("ViTForImageClassification", vit.ViT, _IMAGES | {"hidden_act": "relu"}),
     "resnet, basic": Case(
         "ResNetForImageClassification",
@@ -290,7 +332,8 @@ def widened(model_type: str):
 
     name = model_type.replace("-", "_")
     model = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    wide = types.SimpleNamespace(**vars(torch) | {"float32": torch.float64, "float": torch.float64})
+    names = dict.fromkeys(("float32", "float"), torch.float64) | {"FloatTensor": torch.DoubleTensor}
+    wide = types.SimpleNamespace(**vars(torch) | names)
     places = [module for module in (model, rope, loss_utils) if hasattr(module, "torch")]
     before = [module.torch for module in places], torch.Tensor.float
     for module in places:
@@ -317,15 +360,22 @@ def reference(case: Case, seed: int = 0):
     attends = case.model not in (resnet.ResNet, convnext.ConvNeXt)
     extra = {"attn_implementation": "eager"} if attends else {}
     model = kind._from_config(kind.config_class(**settings), **extra).eval()
+    if case.model is EncoderDecoder and not getattr(model.config, "scale_decoder_outputs", True):
+        # Of T5 1.1 the logits are not tied, whatever transformers 5 does with a new one.
+        table = model.lm_head.weight.detach().clone().normal_(0, 0.2)
+        model.lm_head.weight = torch.nn.Parameter(table)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not name.endswith("mask_token"):  # of pretraining; no model here has it
+            # The mask token is of pretraining, and no model here has it; sinusoids are frozen.
+            if not name.endswith("mask_token") and parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.add_(torch.randn(buffer.shape) * 0.2)
             if name.endswith("running_var"):
                 buffer.mul_(torch.rand(buffer.shape) + 0.5)
+            if name == "final_logits_bias":
+                buffer.add_(torch.randn(buffer.shape) * 0.2)
     return model
 
 
@@ -351,6 +401,18 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         labels = rng.integers(0, length, (rows, 2))
     if case.model is gpt.GPT:
         labels = np.where(there, tokens, -100)
+    if case.model is EncoderDecoder:
+        targets = rng.integers(2, V, (rows, length + 2))
+        kept = np.arange(length + 2) < np.array(case.lengths)[::-1, None] + 2
+        # What is padding there gets no gradient, so that it begins no target.
+        shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=2)
+        return {
+            "tokens": tokens,
+            "there": there.astype(np.int32),
+            "shifted": np.where(kept, shifted, 0),
+            "kept": kept.astype(np.int32),
+            "labels": np.where(kept, targets, -100),
+        }
     return {
         "tokens": tokens,
         "there": there.astype(np.int32),
@@ -360,11 +422,22 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def weights_of(model) -> list:
+    """The parameters, and the bias of logits, which BART and Marian have as a buffer."""
+    bias = [x for name, x in model.named_buffers() if name == "final_logits_bias"]
+    return [*model.parameters(), *bias]
+
+
 def theirs(model, data: dict, precision: str):
     """(outputs, loss, gradients by name)."""
     import torch
 
     model = model.to(getattr(torch, precision))
+    for x in weights_of(model)[len([*model.parameters()]) :]:
+        x.requires_grad_()
+    for module in model.modules():
+        if hasattr(module, "create_weight"):  # sinusoids, in the precision at hand
+            module.weight.data = module.create_weight()
     tensor = {k: torch.tensor(v) for k, v in data.items()}
     if "images" in data:
         pixels = tensor["images"].permute(0, 3, 1, 2).to(getattr(torch, precision))
@@ -378,6 +451,8 @@ def theirs(model, data: dict, precision: str):
             arguments["start_positions"], arguments["end_positions"] = tensor["labels"].T
         else:
             arguments["labels"] = tensor["labels"]
+        if "shifted" in data:
+            arguments["decoder_input_ids"] = tensor["shifted"]
         if model.config.model_type in ("bert", "roberta", "xlm-roberta", "electra"):
             arguments["token_type_ids"] = tensor["types"].int()
         if type(model).__name__.endswith("ForPreTraining"):
@@ -385,7 +460,7 @@ def theirs(model, data: dict, precision: str):
         outputs = model(**arguments)
     outputs.loss.backward()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:  # under the names of a file
-        for parameter in model.parameters():
+        for parameter in weights_of(model):
             gradient = parameter.grad
             parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
         model.save_pretrained(folder)
@@ -417,6 +492,8 @@ def ours(model, variables: dict, data: dict, precision: str):
         else:
             arguments = data["tokens"], data["there"]
             arguments += (data["types"],) if isinstance(model, bert.Encoder) else ()
+            if "shifted" in data:
+                arguments += data["shifted"], data["kept"]
             found = model.apply(variables, *arguments, mutable=mutable)
             outputs = jax.tree.leaves(found[0] if mutable else found)
         return _loss(model, outputs, labels, data), outputs
@@ -471,7 +548,7 @@ def compare(case: Case, precision: str, folder: str) -> Errors:
         again = reference(case) if precision == "float64" else model
         expected, loss, gradients = theirs(again, data, precision)
     outputs, our_loss, found = ours(mine, variables, data, precision)
-    there = data.get("there")
+    there = data.get("kept", data.get("there"))
     hide = lambda x: x * there[:, :, None] if there is not None and x.ndim == 3 else x
     errors = [distance(hide(a), hide(b)) for a, b in zip(outputs, expected, strict=True)]
     values = tree.flatten(found)
