@@ -6,9 +6,10 @@
     bible, help      made by `python scripts/prepare.py NAME`, see `lm.data.translations`
     pairs:FILE       a .tsv, .csv, .jsonl or .parquet (see `common.data.tables`) with a column of
                      sources, one of targets, and perhaps a `split`; a record may hold both as
-                     {"translation": {"en": …, "de": …}}. A .tsv without a header has the source
-                     first and the target second
-    pairs:A,B        two files of lines: line n of B is the target of line n of A
+                     {"translation": {"en": …, "de": …}}. A .tsv of two columns may lack a header:
+                     it has the source first, the target second, and no quoting
+    pairs:A,B        two files of lines: line n of B is the target of line n of A, or the source, if
+                     their suffixes say so
     pairs:DIR        such files, each named for its part: `train.tsv`, `dev.tsv`, or `train.en`,
                      `train.de`, whose suffixes are `data.source` and `data.target`
     tfds:NAME        a prepared TFDS set with a feature of this name for each side
@@ -37,9 +38,10 @@ from lm.data.own import WHERE
 
 PREPARED = ("bible", "help")  # by scripts/prepare.py
 BARE = ".tsv"  # the kind of file that may lack a header
+SIDES = "source", "target"  # their names, unless a config has others
 READ = 1000  # examples of a TFDS set at a time
 EMPTY = "pair with an empty side left out"
-REPEATED = "pair that stands twice kept"
+REPEATED = "duplicate pair kept"
 
 
 class Pair(NamedTuple):
@@ -81,7 +83,11 @@ def read(name: str, folder: str, source: str, target: str) -> Corpus:
         return _from_tfds(argument, folder, source, target)
     notes: collections.Counter = collections.Counter()
     if name == "cmudict":
-        pairs = list(_embedded())
+        require(
+            {source, target} == {*SIDES},
+            f"config.data.source and config.data.target: {name!r} has 'source' and 'target'",
+        )
+        pairs = list(_embedded(swapped=source == SIDES[1]))
     elif name in PREPARED:
         path = epath.Path(fetch.data_dir(folder)) / f"{name}.jsonl"
         at = f" --folder {folder}" if folder else ""
@@ -110,14 +116,14 @@ def read(name: str, folder: str, source: str, target: str) -> Corpus:
     return Corpus({part: len(of) for part, of in sorted(members.items())}, members.__getitem__)
 
 
-def _embedded() -> Iterator[Pair]:
+def _embedded(swapped: bool) -> Iterator[Pair]:
     file = importlib.resources.files("lm.data").joinpath("cmudict.tsv.xz")
     try:
         lines = lzma.decompress(file.read_bytes()).decode().splitlines()
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
         why = inputs.reason(error)
         raise BadInput(f"{file}: damaged ({why}); install the project again") from error
-    return (Pair(*line.split("\t")) for line in lines)
+    return (Pair(*line.split("\t")[:: -1 if swapped else 1]) for line in lines)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -128,7 +134,7 @@ def _from_files(argument: str, source: str, target: str, notes) -> Iterator[Pair
     path = inputs.path(WHERE, argument)
     two = [] if inputs.present(path) else argument.split(",")
     if len(two) == 2 and all(two):
-        first, second = (inputs.path(WHERE, name) for name in two)
+        first, second = _in_order([inputs.path(WHERE, name) for name in two], source, target)
         yield from _aligned(first, second, None, notes)
     elif path.is_dir():
         yield from _of_folder(argument, source, target, notes)
@@ -136,19 +142,41 @@ def _from_files(argument: str, source: str, target: str, notes) -> Iterator[Pair
         yield from _of_table(inputs.file(WHERE, path), None, source, target, notes)
 
 
+def _in_order(paths: list, source: str, target: str) -> list:
+    """Two files of lines, that of sources first. Raises `BadInput` if their suffixes are not the
+    sides' names, which somebody has chosen."""
+    suffixes = [_suffix(path) for path in paths]
+    wanted = [source.lower(), target.lower()]
+    if sorted(suffixes) == sorted(wanted):
+        return paths if suffixes == wanted else paths[::-1]
+    require(
+        (source, target) == SIDES,
+        f"config.data.source and config.data.target: {source!r} and {target!r} are not the "
+        f"suffixes of {' and '.join(map(inputs.shown, paths))}; name those, or 'source' and "
+        "'target', which take the files in their order",
+    )
+    return paths
+
+
+def _suffix(path) -> str:
+    """The suffix of a file of lines, in lower case, behind which a compressed one has another."""
+    return textfiles.kind_of(path)[0].removeprefix(".")
+
+
 def _of_folder(argument: str, source: str, target: str, notes) -> Iterator[Pair]:
     """The pairs of a folder whose files are named for their parts."""
     sides: dict[str, dict[str, epath.Path]] = collections.defaultdict(dict)
     parts, single = {}, []
+    named = {source.lower(): source, target.lower(): target}
     for part, path in own.files(f"folder:{argument}"):
         kind, packing = textfiles.kind_of(path)
         if kind in tables.KINDS:
             single.append((part, path))
             continue
-        side = kind.removeprefix(".")
+        side = named.get(_suffix(path))
         where = f"{WHERE}: {inputs.shown(path)}"
         require(
-            side in (source, target),
+            side is not None,
             f"{where} is neither a table ({', '.join(tables.KINDS)}) nor of the sides "
             f"'.{source}' and '.{target}': config.data.source and config.data.target name the "
             "suffixes of files of lines",
@@ -188,9 +216,8 @@ def _aligned(first, second, split: str | None, notes) -> Iterator[Pair]:
 
 def _of_table(path, part: str | None, source: str, target: str, notes) -> Iterator[Pair]:
     """The pairs of a table."""
-    columns = _bare_columns(path, source, target)
-    if columns:
-        yield from _bare(path, columns, part, notes)
+    if _is_bare(path, source, target):
+        yield from _bare(path, part, notes)
         return
     used = lambda names: _used(names, source, target)
     shown, splits, places = f"{WHERE}: {inputs.shown(path)}", [], []
@@ -207,6 +234,8 @@ def _of_table(path, part: str | None, source: str, target: str, notes) -> Iterat
             lacking = tables.lacking(path, texts, key)
             name = "target" if key == target else "source"
             hint = f"; or name it by config.data.{name}"
+            bare = textfiles.kind_of(path)[0] == BARE
+            hint += "; a .tsv without a header has two columns" if bare else ""
             require(key in texts, f"{where}, has no {key!r}{lacking}{hint}")
             if texts[key] is not None:
                 own.check_string(texts[key], key, where)
@@ -220,29 +249,29 @@ def _used(names: list[str], source: str, target: str) -> list[str]:
     return used if {source, target} <= {*used} or "translation" in used else names
 
 
-def _bare_columns(path, source: str, target: str) -> int:
-    """The number of fields of a .tsv without a header; 0 for other tables. A header names a side,
-    in upper or lower case."""
-    if textfiles.kind_of(path)[0] != BARE:
-        return 0
+def _is_bare(path, source: str, target: str) -> bool:
+    """Whether a table is a .tsv of two columns without a header, which names a side, in upper or
+    lower case. Where somebody has chosen the names of columns, there is a header."""
+    if textfiles.kind_of(path)[0] != BARE or (source, target) != SIDES:
+        return False
     first = next(textfiles.lines(WHERE, path, collections.Counter(), newline="\n"))
     fields = first.rstrip("\r\n").split("\t")
-    named = {field.strip().casefold() for field in fields} & {source.casefold(), target.casefold()}
-    return 0 if named or len(fields) < 2 else len(fields)
+    return len(fields) == 2 and not {field.strip().casefold() for field in fields} & {*SIDES}
 
 
-def _bare(path, columns: int, split: str | None, notes) -> Iterator[Pair]:
+def _bare(path, split: str | None, notes) -> Iterator[Pair]:
     """The pairs of a .tsv without a header: fields are as they are, without quoting."""
+    notes[
+        f"first line of {inputs.shown(path)} read as a pair, as it does not name the columns"
+    ] += 1
     for number, line in enumerate(textfiles.lines(WHERE, path, notes, newline="\n"), 1):
         if not line.strip():
             continue
         fields = line.rstrip("\r\n").split("\t")
         has = "1 field" if len(fields) == 1 else f"{len(fields):,} fields"
         at = f"{WHERE}: {tables.place(path, number)}"
-        require(len(fields) == columns, f"{at}, has {has}, and the first line has {columns}")
-        yield from _pair(*fields[:2], split, notes)
-    if columns > 2:
-        notes[f"fields 3 to {columns} of {inputs.shown(path)}, which has no header, ignored"] += 1
+        require(len(fields) == 2, f"{at}, has {has}, and the first line has 2")
+        yield from _pair(*fields, split, notes)
 
 
 def _pair(source: str, target: str, split: str | None, notes) -> Iterator[Pair]:

@@ -56,6 +56,8 @@ def test_cmudict_is_the_published_one():
     assert shares == pytest.approx({"train": 0.9, "valid": 0.05, "test": 0.05}, abs=0.002)
     tomato = [sounds for word, sounds in pairs if word == "tomato"]
     assert tomato == ["T AH0 M EY1 T OW2", "T AH0 M AA1 T OW2"]
+    back, _ = read("cmudict", "target", "source")
+    assert sorted(back) == sorted(pair[::-1] for pair in pairs)
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet"])
@@ -66,7 +68,11 @@ def test_tables_are_read_by_their_columns(tmp_path, kind, caplog):
     name = write(tmp_path / f"b.{kind}", source="en", target="de")
     assert read(name, "en", "de")[0] == pairs
     assert caplog.messages == []
-    if kind != "tsv":  # else it is one without a header
+    if kind == "tsv":  # it may be one without a header, whose first line is a pair
+        assert ("en", "de") in read(name)[0]
+        assert "first line of" in caplog.messages[-1]
+        refused("has no 'fr': its columns are 'en', 'de'", name, source="en", target="fr")
+    else:
         says = f"b.{kind}, (line|row) [12], has no 'source': .*'en', 'de'.* by config.data.source"
         refused(says, name)
 
@@ -79,15 +85,17 @@ def test_a_record_may_hold_a_translation(tmp_path):
 
 def test_a_tsv_may_lack_a_header(tmp_path, caplog):
     path = tmp_path / "a.tsv"
-    rows = [(a, f'say "{b}', "by me") for a, b in PAIRS]  # a quote is a quote
+    rows = [(a, f'say "{b}') for a, b in PAIRS]  # a quote is a quote
     path.write_text("\n".join("\t".join(row) for row in rows))
     pairs, _ = read(f"pairs:{path}")
-    assert sorted(pairs) == sorted(row[:2] for row in rows)
-    assert caplog.messages[0].endswith("which has no header, ignored (once)")
+    assert sorted(pairs) == sorted(rows)
+    assert "a.tsv read as a pair, as it does not name the columns (once)" in caplog.messages[0]
     path.write_text("a\tb\nc\td\ne\n")
     refused("a.tsv, line 3, has 1 field, and the first line has 2", f"pairs:{path}")
     path.write_text("Source\tTarget\nc\td\n")
     refused("rename 'Source' to 'source'", f"pairs:{path}")
+    path.write_text("id\tsrc\ttgt\n1\ta\tb\n")
+    refused("has no 'source'.*; a .tsv without a header has two columns", f"pairs:{path}")
 
 
 def test_two_files_of_lines_are_one_set(tmp_path, caplog):
@@ -98,6 +106,10 @@ def test_two_files_of_lines_are_one_set(tmp_path, caplog):
     pairs, made = read(f"pairs:{one},{other}")
     assert sorted(pairs) == sorted(PAIRS)
     assert "blank line after the end of the other file (once)" in caplog.messages[0]
+    swapped = [(b, a) for a, b in pairs]
+    assert read(f"pairs:{one},{other}", "de", "en")[0] == read(f"pairs:{other},{one}")[0]
+    assert sorted(read(f"pairs:{one},{other}", "de", "en")[0]) == sorted(swapped)
+    refused("'en' and 'fr' are not the suffixes", f"pairs:{one},{other}", source="en", target="fr")
     train = made.take("train")
     assert train == [pair for pair in PAIRS if pair in set(train)]  # in their order
 
@@ -111,7 +123,7 @@ def test_lines_are_paired_whatever_they_hold(tmp_path, caplog):
     said = caplog.messages[0]
     for what in ("byte order mark removed (once)", "an empty side left out (2 times)"):
         assert what in said
-    assert "pair that stands twice kept (once)" in said
+    assert "duplicate pair kept (once)" in said
 
 
 def test_unequal_files_are_refused(tmp_path):
@@ -145,6 +157,13 @@ def test_a_folder_tells_parts_by_the_names_of_its_files(tmp_path):
     (tmp_path / "dev.en").unlink()
     write(tmp_path / "dev.tsv", PAIRS[:4], "en", "de")
     assert read(name, "en", "de")[1].sizes["valid"] == 4
+
+
+def test_suffixes_may_have_capitals(tmp_path):
+    for name, lines in (("train.EN", "a\nb"), ("train.pt_BR", "A\nB")):
+        (tmp_path / name).write_text(lines)
+    pairs, _ = read(f"pairs:{tmp_path}", "en", "pt_BR")
+    assert pairs == [("a", "A"), ("b", "B")]
 
 
 def test_a_column_tells_splits(tmp_path):
@@ -187,6 +206,7 @@ def test_odd_names_are_refused(tmp_path):
     with pytest.raises(BadInput, match="run: python scripts/prepare.py bible --folder"):
         read("bible", folder=str(tmp_path))
     refused("both are 'en'", "cmudict", source="en", target="en")
+    refused("'cmudict' has 'source' and 'target'", "cmudict", source="letters", target="sounds")
     refused("no such file", f"pairs:{tmp_path}/a,b,c")
     (tmp_path / "a.tsv").write_text("source\ttarget\na\t \n")
     refused("has no pairs: pair with an empty side left out", f"pairs:{tmp_path}/a.tsv")
