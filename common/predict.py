@@ -142,7 +142,8 @@ def of_weights(name, embed: bool = False) -> Loaded:
 
 
 def drafted(large: Loaded, small: Loaded) -> Loaded:
-    """`large`, with tokens that `small` drafts: the same predictions in less time.
+    """`large`, with tokens that `small` drafts: the same greedy texts, or others of the same
+    distribution, in fewer passes.
 
     Raises:
       BadInput: if the two do not fit, or what it predicts cannot be drafted.

@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import require
 from common.nn.layers import split_like
 from lm.data.tokenizer import TextFacts
-from lm.decoding import causal, sampling
+from lm.decoding import causal, checks, sampling
 from lm.decoding.rules import NONE, Rules
 from lm.decoding.sampling import Written
 
@@ -71,67 +71,13 @@ def generate(
       BadInput: if a setting is out of range, a prompt is empty, or the model has too few positions;
         numbers that are traced, prompts' lengths among them, are not checked.
     """
-    check_model(model)
-    check_settings(steps, temperature, top_k, top_p, min_p)
-    check_prompts(model, prompts, lengths, steps)
+    checks.check_model(model)
+    checks.check_settings(steps, temperature, top_k, top_p, min_p)
+    checks.check_prompts(model, prompts, lengths, steps)
     index = jnp.arange(len(prompts)) if index is None else index
     cuts = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     inputs = model, params, prompts, lengths, key, index
     return _generate(*inputs, steps=steps, **cuts, rules=rules, end=end)
-
-
-def check_model(model: nn.Module) -> None:
-    """Raises `BadInput` unless a model can generate."""
-    require(
-        hasattr(model, "decode") and hasattr(model, "empty_cache"),
-        f"config.model.module: {type(model).__name__} cannot generate: it has no decode and "
-        "empty_cache, as lm.gpt:GPT has",
-    )
-
-
-def check_settings(
-    steps: int, temperature=None, top_k: int | None = None, top_p=None, min_p=None
-) -> None:
-    """Raises `BadInput` if a setting of `generate` is out of range."""
-    require(steps > 0, f"tokens: {steps} is not a positive number of tokens to write")
-    require(top_k is None or top_k > 0, f"top-k: {top_k} is not positive")
-    _check("temperature", temperature, lambda t: t >= 0, "is no number of at least 0")
-    _check("top-p", top_p, lambda p: 0 < p <= 1, "is not in (0, 1]")
-    _check("min-p", min_p, lambda p: 0 <= p <= 1, "is not in [0, 1]")
-
-
-def check_room(model: nn.Module, length: int, steps: int) -> None:
-    """Raises `BadInput` if a model has too few positions for `steps` tokens after a prompt of this
-    length."""
-    left = room(model, length)
-    require(
-        left is None or steps <= left,
-        f"tokens: {steps} after a prompt of {length}, and the model has "
-        f"{getattr(model, 'max_length', 0)} positions; write "
-        + (f"{left} or fewer" if left and left > 0 else "a shorter prompt"),
-    )
-
-
-def check_prompts(model: nn.Module, prompts, lengths, steps: int) -> None:
-    """Raises `BadInput` if a prompt is empty, or a model has too few positions behind them; lengths
-    that are traced cannot be checked."""
-    if not isinstance(lengths, jax.core.Tracer):
-        check_room(model, prompts.shape[1], steps)
-        _check("prompt", lengths, lambda n: n > 0, "tokens leave nothing to continue")
-
-
-def room(model: nn.Module, length: int) -> int | None:
-    """How many tokens a model can write after a prompt of `length`; None is no limit."""
-    bounded = getattr(model, "positions", None) == "learned"
-    return model.max_length - length if bounded else None
-
-
-def _check(name: str, value, holds, wrong: str) -> None:
-    """Raises `BadInput` for a number out of range; traced ones cannot be checked."""
-    if value is None or isinstance(value, jax.core.Tracer):
-        return
-    for number in np.ravel(value).tolist():
-        require(holds(number), f"{name}: {number} {wrong}")
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "top_k"))

@@ -19,7 +19,7 @@ from common.errors import require
 from common.task import Function, Predictor, purpose_key
 from lm import generate
 from lm.data.tokenizer import TextFacts
-from lm.decoding import beam, speculative
+from lm.decoding import beam, checks, speculative
 from lm.decoding import rules as logit_rules
 from lm.decoding.rules import Rules
 from lm.predict import exported, longest_of, pads, text_of
@@ -41,7 +41,7 @@ def continues(model: nn.Module, facts: TextFacts, draft: nn.Module | None = None
     """
     models = (model,) if draft is None else (model, draft)
     end, longest = generate.end_of(facts), min(filter(None, map(longest_of, models)), default=None)
-    generate.check_model(model)
+    checks.check_model(model)
 
     def options(
         *,
@@ -86,7 +86,7 @@ def continues(model: nn.Module, facts: TextFacts, draft: nn.Module | None = None
         require(0 <= seed < 2**32, f"seed: {seed} is not in [0, 2^32)")
         steps = TOKENS if tokens is None else tokens
         cuts = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-        generate.check_settings(steps, temperature, **cuts)
+        checks.check_settings(steps, temperature, **cuts)
         beam.check(beams, best, length_penalty)
         sampling = {"temperature": temperature, "greedy": greedy} | cuts
         plain = {"temperature": TEMPERATURE, "greedy": False} | dict.fromkeys(cuts)
@@ -97,7 +97,7 @@ def continues(model: nn.Module, facts: TextFacts, draft: nn.Module | None = None
         rules = logit_rules.make(
             repetition_penalty=repetition_penalty,
             min_tokens=min_tokens,
-            forbidden=_spelled(facts, forbid),
+            forbidden=spelled(facts, forbid),
             end=end,
         )
         if draft is None:
@@ -128,7 +128,7 @@ def continues(model: nn.Module, facts: TextFacts, draft: nn.Module | None = None
         (prompt,), (length,) = generate.encode(facts, [text_of(text)])
         wanted = options["steps"] if options["exactly"] else 1
         for each in models:
-            generate.check_room(each, int(length), wanted)
+            checks.check_room(each, int(length), wanted)
         return [{"tokens": prompt, "length": length}]
 
     def apply(params, extra, batch, options):
@@ -154,19 +154,19 @@ def continues(model: nn.Module, facts: TextFacts, draft: nn.Module | None = None
         prompt, out = rows[0]["tokens"], outputs[0]
         tokens, counts = (np.asarray(out[name]) for name in ("tokens", "length"))
         tokens, counts = np.atleast_2d(tokens), np.atleast_1d(counts)
-        room = generate.room(model, len(prompt))
+        room = checks.room(model, len(prompt))
         counts = counts if room is None else np.minimum(counts, room)
         prompts = np.repeat(prompt[None], len(tokens), axis=0)
         lengths = np.full(len(tokens), len(prompt))
         texts = generate.decode(facts, prompts, lengths, generate.Written(tokens, counts))
-        told = {"text": texts[0]}
+        answer = {"text": texts[0]}
         if "score" in out:
             pairs = zip(texts, out["score"].tolist(), strict=True)
             best = [{"text": text, "score": score} for text, score in pairs if score > NO_SCORE]
-            told["best"] = best
+            answer["best"] = best
         if "passes" in out:
-            told["passes"] = int(out["passes"])
-        return told
+            answer["passes"] = int(out["passes"])
+        return answer
 
     def prompts(params, extra, rows) -> dict:
         """The first halves of rows."""
@@ -205,7 +205,7 @@ def _refuse(options: dict, plain: dict, why: str) -> None:
         require(value == plain[name], f"{name.replace('_', '-')}: {why}")
 
 
-def _spelled(facts: TextFacts, forbid: str | None) -> list[list[int]]:
+def spelled(facts: TextFacts, forbid: str | None) -> list[list[int]]:
     """The tokens of texts that are forbidden, alone and behind a space."""
     sequences = []
     for text in (forbid or "").split(";") if forbid is not None else ():

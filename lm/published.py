@@ -60,7 +60,7 @@ def published(name: str, embed: bool = False) -> Published:
         both = sides.make_facts(*[facts.tokenizer] * 2, (longest, longest), "")
         first = seq2seq.start_of(folder)
         both = both if first is None else both._replace(start=first)
-        made = translations.translates(model, both)
+        made = translations.translates(model, both, seq2seq.forced_of(folder))
     else:
         kind = type(model).__name__
         writes = isinstance(model, gpt.GPT)

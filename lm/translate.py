@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from common import evaluate, inputs, losses
+from common import evaluate, losses
 from common.errors import require
 from common.nn import model as models
 from common.nn.layers import identity
@@ -48,7 +48,7 @@ from lm.weights.seq2seq import start_of
 MODEL = "lm.seq2seq.transformer:EncoderDecoder"
 GIVEN = ("vocab_size", "source_vocab_size")
 SIGNS = {"bleu": 1, "chrf": 1, "exact_match": 1}  # see `common.losses.SIGNS`
-TARGET_FILE = "target_tokenizer.json"  # in a workdir, of a second tokenizer
+TARGET_FOLDER = "target_tokenizer"  # in a workdir, of a second tokenizer
 MOST_SHOWN = 6
 
 
@@ -265,13 +265,15 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             steps=lengths[1],
             beams=beams,
             length_penalty=length_penalty,
+            rules=predict.rules_of(facts),
         )
         return best.tokens[:, 0], best.lengths[:, 0]
 
     made = evaluate.evaluators(config, evaluator, sources, apply=apply, translate=translate)
     files = tokenizer.files(facts.source.tokenizer)
     if not facts.shared:
-        files |= {TARGET_FILE: facts.target.tokenizer.to_str(pretty=True)}
+        own = tokenizer.files(facts.target.tokenizer)
+        files |= {f"{TARGET_FOLDER}/{name}": text for name, text in own.items()}
     return Task(
         init=init,
         prepare=lambda key, batch, train: batch,
@@ -323,13 +325,9 @@ def kept(config: dict, folder) -> dict[str, Source] | None:
     first, known = tokenizer.kept(folder), run_facts.read(folder, Kept)
     if first is None or known is None:
         return None
-    second = first
-    if not known.shared:
-        path = epath.Path(folder) / TARGET_FILE
-        if not inputs.present(path):
-            return None
-        second = tokenizer.load(path)
-        run_facts.check(folder, path, {path.name: inputs.text("", path)})
+    second = first if known.shared else tokenizer.kept(folder, TARGET_FOLDER)
+    if second is None:
+        return None
     data = config["data"]
     lengths = data["length"], data["target_length"] or data["length"]
     facts = sides.make_facts(first, second, lengths, data["start"])
@@ -344,7 +342,7 @@ def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Sourc
         require(same, f"--config.data.{key}: pairs are read as the run reads its own; leave it out")
     wanted = tokenizer.elsewhere(config, own, folder)
     if not sources["train"].facts.shared:
-        second = str(epath.Path(folder) / TARGET_FILE)
+        second = str(epath.Path(folder) / TARGET_FOLDER)
         wanted |= {"data": wanted["data"] | {"target_tokenizer": second}}
     return call(pairs.load_sources, wanted["data"], held_out(wanted))
 

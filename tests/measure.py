@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "g2p_curve": (
         "CMUdict from scratch, Transformer and LSTM x 3, as curves of 60 minutes (6 hours)",
-        [["tests/support/g2p_curve.py"]],
+        [["tests/support/g2p_curve.py", "--workdir", "runs/g2p"]],
     ),
     "translate": (
         "English-Spanish in 30 minutes beside torch's nn.Transformer and a copy (1.5 hours)",

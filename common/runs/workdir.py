@@ -187,7 +187,8 @@ def claim(
       write: whether this process writes.
       read: folder -> config of the run there; None is `read_config`.
       lock: the folder's lock, taken as soon as the folder exists.
-      keep: {name: contents} of small files that the task keeps there, such as its tokenizer.
+      keep: {name: contents} of small files that the task keeps there, such as its tokenizer; a
+        name may begin with that of a folder.
       facts: additional entries for this start in environment.json.
 
     Raises:
@@ -212,6 +213,7 @@ def claim(
         if write:
             files.replace_text(folder / "environment.json", _environment(starts, begin))
             for name, contents in (keep or {}).items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 files.replace_text(folder / name, contents)
             files.replace_text(folder / "config.json", to_json(placed))
     _check_shared(folder)

@@ -86,7 +86,7 @@ def make_facts(source, target, lengths: tuple[int, int], start: str) -> PairFact
 
 
 def frame(facts: TextFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before and after a source."""
+    """(the ids before those of a source, the ids after them)."""
     before, after = facts.layouts[0].ids
     end = facts.special["end"]
     return before, after if before or after or end is None else (end,)
@@ -160,8 +160,8 @@ def encode(
 
 
 def readers_of(facts: PairFacts) -> tuple[Callable, Callable]:
-    """texts -> their ids, for sources and for targets. What spells a structural token, such as
-    "</s>" as a word, is unknown."""
+    """texts -> their ids, for sources and for targets. Text that spells a structural token, such as
+    "</s>", becomes the unknown token."""
 
     def reader(of: TextFacts):
         plain, unknown = tokenizers.reading(of), of.special["unk"]

@@ -168,14 +168,21 @@ def _mentions_byte_level(part: dict | None) -> bool:
     return any(part.get("type") == "ByteLevel" for part in parts)
 
 
-def kept(folder) -> Tokenizer | None:
-    """The tokenizer that a run keeps in its workdir; None if one of an older version keeps none."""
-    path = epath.Path(folder) / "tokenizer.json"
-    if not inputs.present(path):
+def kept(folder, part: str = "") -> Tokenizer | None:
+    """The tokenizer that a run keeps in its workdir; None if one of an older version keeps none.
+
+    Args:
+      folder: the workdir.
+      part: the folder in it, if it keeps several.
+    """
+    place = epath.Path(folder) / part
+    if not inputs.present(place / "tokenizer.json"):
         return None
-    tokenizer = load(path)
-    for each in filter(inputs.present, (path.parent / name for name in files(tokenizer))):
-        run_facts.check(folder, each, {each.name: inputs.text("", each)})
+    tokenizer = load(place / "tokenizer.json")
+    for name in files(tokenizer):
+        if inputs.present(place / name):
+            own = f"{part}/{name}" if part else name
+            run_facts.check(folder, place / name, {own: inputs.text("", place / name)})
     return tokenizer
 
 

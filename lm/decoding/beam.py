@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations, of those that a beam of hypotheses comes by.
+"""Beam search: the likeliest continuations among those that a beam of hypotheses meets.
 
     best = beam.generate(model, params, tokens, lengths, steps=64, beams=4, best=2, end=end)
     best.tokens[:, 0]                                      # the best of each row
@@ -27,8 +27,7 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn.layers import split_like
-from lm import generate as generation
-from lm.decoding import causal
+from lm.decoding import causal, checks
 from lm.decoding import rules as logit_rules
 from lm.decoding.rules import NONE, Rules
 
@@ -99,9 +98,9 @@ def generate(
     Raises:
       BadInput: as `lm.generate.generate`.
     """
-    generation.check_model(model)
-    generation.check_settings(steps)
-    generation.check_prompts(model, prompts, lengths, steps)
+    checks.check_model(model)
+    checks.check_settings(steps)
+    checks.check_prompts(model, prompts, lengths, steps)
     check(beams, best, length_penalty)
     given = {"length_penalty": length_penalty, "rules": rules, "end": end}
     return _generate(model, params, prompts, lengths, steps=steps, beams=beams, best=best, **given)
@@ -206,7 +205,7 @@ def search(
         cache=causal.spread(cache, beams),
     )
     finished = jax.lax.while_loop(lambda state: state.open.any(), advance, state).finished
-    return _told(_Hypotheses(*(x[:, :best] for x in finished)), end)
+    return _presented(_Hypotheses(*(x[:, :best] for x in finished)), end)
 
 
 def _best(beams: int, *parts: _Hypotheses) -> _Hypotheses:
@@ -216,7 +215,7 @@ def _best(beams: int, *parts: _Hypotheses) -> _Hypotheses:
     return _Hypotheses(causal.gathered(tokens, at), scores)
 
 
-def _told(best: _Hypotheses, end) -> Best:
+def _presented(best: _Hypotheses, end) -> Best:
     """The hypotheses with their ends cut off."""
     ended = best.tokens < 0
     if end is not None:

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from common.nn.attention import Cache
+from lm.decoding import checks
 
 
-class Memory(NamedTuple):
+class Shared(NamedTuple):
     """A part of a cache that is the same for all hypotheses of a row, such as what an encoder made
     of the source: beams never reorder it.
 
@@ -77,9 +78,8 @@ def last_of(prompts, lengths):
 def room_of(model: nn.Module, lengths, steps: int):
     """i32[B]: how many of `steps` tokens a model has positions for after prompts of these
     lengths."""
-    bounded = getattr(model, "positions", None) == "learned"
-    most = model.max_length - lengths if bounded else jnp.full_like(lengths, steps)
-    return jnp.minimum(most, steps)
+    left = checks.room(model, lengths)
+    return jnp.full_like(lengths, steps) if left is None else jnp.minimum(left, steps)
 
 
 def spread(tree, beams: int):
@@ -96,13 +96,13 @@ def picked(cache, parents):
     """The cache after hypotheses go on from others of their row.
 
     Args:
-      cache: of B K rows. `Memory`, and an attention cache's keys and values of one, stay as they
+      cache: of B K rows. `Shared`, and an attention cache's keys and values of one, stay as they
         are.
       parents: i32[B, K], the beams of the same row that are continued.
     """
 
     def pick(x):
-        if isinstance(x, Memory):
+        if isinstance(x, Shared):
             return x
         if isinstance(x, Cache):
             own = {"keys": x.keys, "values": x.values, "length": x.length}
@@ -110,7 +110,7 @@ def picked(cache, parents):
         beams = gathered(x.reshape(*parents.shape, *x.shape[1:]), parents)
         return beams.reshape(x.shape)
 
-    return jax.tree.map(pick, cache, is_leaf=lambda x: isinstance(x, Memory | Cache))
+    return jax.tree.map(pick, cache, is_leaf=lambda x: isinstance(x, Shared | Cache))
 
 
 def gathered(x, at):

@@ -58,7 +58,7 @@ def make(
     Args:
       repetition_penalty: logits of tokens that the text holds, its prompt included, are divided by
         it where positive and multiplied where negative (Keskar et al. 2019); 1 is no penalty.
-      min_tokens: `end` is no token before as many new ones.
+      min_tokens: a text does not end before as many new tokens.
       forbidden: sequences of tokens that are never completed, from the prompt on; of one token,
         one that is never written.
       forced: the first new tokens, at no cost in a beam's score; -1 leaves the choice.

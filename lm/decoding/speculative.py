@@ -24,8 +24,7 @@ import jax.numpy as jnp
 
 from common.errors import require
 from common.nn.layers import split_like
-from lm import generate as generation
-from lm.decoding import causal
+from lm.decoding import causal, checks
 from lm.decoding.sampling import probabilities
 
 
@@ -70,7 +69,7 @@ def check(model: nn.Module, draft: nn.Module, ahead: int) -> None:
     """Raises `BadInput` unless one model can draft for another."""
     require(ahead > 0, f"draft-tokens: {ahead} is not positive")
     for each in (model, draft):
-        generation.check_model(each)
+        checks.check_model(each)
         require(
             hasattr(each, "extend"),
             f"draft: {type(each).__name__} cannot check or draft tokens: it has no method extend, "
@@ -119,9 +118,9 @@ def generate(
       BadInput: as there, or if the draft does not fit the model (`check`).
     """
     check(model, draft, ahead)
-    generation.check_settings(steps, temperature, top_k, top_p, min_p)
+    checks.check_settings(steps, temperature, top_k, top_p, min_p)
     for each in (model, draft):
-        generation.check_prompts(each, prompts, lengths, steps)
+        checks.check_prompts(each, prompts, lengths, steps)
     index = jnp.arange(len(prompts)) if index is None else index
     cuts = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sizes, models = {"steps": steps, "ahead": ahead}, (model, params, draft, draft_params)

@@ -20,7 +20,7 @@ from common.nn.scan import row_functions, scan
 ATTENTION_NAMES = {"key": ("embed", None), "query": ("embed", None), "context": ("embed", None)}
 
 
-class Memory(NamedTuple):
+class EncodedSource(NamedTuple):
     """What an encoder made of a source.
 
     Attributes:
@@ -51,7 +51,7 @@ class AttentionRecurrent(Recurrent):
         self.context = dense(columns, names=ATTENTION_NAMES["context"])
         self.score = self.param("score", init, (self.width,), jnp.float32)
 
-    def __call__(self, x, segments, state, fresh, memory: Memory, source_segments):
+    def __call__(self, x, segments, state, fresh, memory: EncodedSource, source_segments):
         """Returns (states of all positions, contexts [B, L, X]).
 
         Args:

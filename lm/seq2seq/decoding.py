@@ -14,6 +14,7 @@ from common.errors import require
 from common.nn.attention import Cache
 from lm.decoding import beam, causal
 from lm.decoding.beam import Best
+from lm.decoding.rules import NONE, Rules
 
 
 def check_model(model: nn.Module) -> None:
@@ -57,7 +58,7 @@ def begun(model: nn.Module, params, source, source_segments, start, room: int):
     dtype = getattr(model, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
     cache = model.empty_cache(source.shape[0], room, dtype)
     if not isinstance(cache, Cache):
-        return causal.Memory((memory, source_segments)), cache
+        return causal.Shared((memory, source_segments)), cache
     # The first call keeps the memory's keys and values; the start is read again by the first step.
     inputs = start[:, None], None, memory, source_segments
     _, cache = model.apply(variables, *inputs, cache=cache, method="decode")
@@ -76,6 +77,7 @@ def translate(
     beams: int = 1,
     best: int = 1,
     length_penalty=1.0,
+    rules: Rules = NONE,
 ) -> Best:
     """The best targets of sources; to be traced by the caller.
 
@@ -86,7 +88,7 @@ def translate(
       start: the token that the decoder reads first.
       end: the token that ends a target.
       steps: the most tokens to write, the end included.
-      beams, best, length_penalty: as in `lm.decoding.beam.search`; one beam is greedy.
+      beams, best, length_penalty, rules: as in `lm.decoding.beam.search`; one beam is greedy.
     """
     source, source_segments = (x.astype(jnp.int32) for x in (source, source_segments))
     first = jnp.full_like(source[:, 0], start)
@@ -97,5 +99,6 @@ def translate(
         beams=beams,
         best=best,
         length_penalty=length_penalty,
+        rules=rules,
         end=end,
     )

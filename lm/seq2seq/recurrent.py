@@ -36,7 +36,7 @@ from common.nn.layers import (
 )
 from common.nn.recurrent import NAMES, Recurrent, RecurrentStack
 from common.task import Table
-from lm.seq2seq.additive import ATTENTION_NAMES, AttentionRecurrent, Memory
+from lm.seq2seq.additive import ATTENTION_NAMES, AttentionRecurrent, EncodedSource
 
 
 class Encoder(RecurrentStack, kw_only=True):
@@ -179,7 +179,7 @@ class EncoderDecoder(RecurrentStack, kw_only=True):
             f"{self.read_size}; set it to False",
         )
 
-    def encode(self, source, source_segments=None, train: bool = False) -> Memory:
+    def encode(self, source, source_segments=None, train: bool = False) -> EncodedSource:
         """The memory of `decode`.
 
         Args:
@@ -196,8 +196,8 @@ class EncoderDecoder(RecurrentStack, kw_only=True):
             last = outputs[..., self.state_width if self.bidirectional else 0 :]
             start = tuple(self._start(i, last) for i in range(self.depth))
         if not self.attention:
-            return Memory(None, None, start)
-        return Memory(outputs, self.key(outputs), start)
+            return EncodedSource(None, None, start)
+        return EncodedSource(outputs, self.key(outputs), start)
 
     def _start(self, layer: int, last):
         hidden = jnp.tanh(getattr(self, f"start_{layer}")(last))
@@ -209,7 +209,7 @@ class EncoderDecoder(RecurrentStack, kw_only=True):
         self,
         tokens,
         segments=None,
-        memory: Memory | None = None,
+        memory: EncodedSource | None = None,
         source_segments=None,
         positions=None,
         cache: States | None = None,
@@ -264,7 +264,7 @@ class EncoderDecoder(RecurrentStack, kw_only=True):
         last = (None if x is None else pick(x) for x in (x, context, embedded))
         return self._logits(*last, train)[:, 0], cells.extended(cache, tuple(states))
 
-    def _fresh(self, segments, source_segments, memory: Memory) -> tuple:
+    def _fresh(self, segments, source_segments, memory: EncodedSource) -> tuple:
         """The first state of each position's segment: leaves [B, L, ...]."""
         backward = self.start == "dense" and self.bidirectional
         edge = cells.starts(source_segments, reverse=not backward)

@@ -26,12 +26,25 @@ FIXED = {"source_vocab_size": None}
 
 
 def start_of(folder: os.PathLike) -> int | None:
-    """The token by which the model of a folder of weights begins a target, if its config.json says
+    """The token that the decoder of a folder of weights reads before a target, if its files say
     so."""
-    file = epath.Path(folder) / "config.json"
-    described = inputs.json_object("", file) if inputs.present(file) else {}
-    first = described.get("decoder_start_token_id")
-    return first if type(first) is int else None
+    return _token(folder, "decoder_start_token_id")
+
+
+def forced_of(folder: os.PathLike) -> tuple[int, ...]:
+    """The token that each target of a folder of weights begins with, if its files name one: a
+    language, or BART's <s>."""
+    forced = _token(folder, "forced_bos_token_id")
+    return () if forced is None else (forced,)
+
+
+def _token(folder: os.PathLike, key: str) -> int | None:
+    for name in ("generation_config.json", "config.json"):
+        file = epath.Path(folder) / name
+        described = inputs.json_object("", file) if inputs.present(file) else {}
+        if type(described.get(key)) is int:
+            return described[key]
+    return None
 
 
 def _rows(side: str, module: str, there: str, names) -> tuple[tuple[str, str, str], ...]:

@@ -16,6 +16,7 @@ from common import tree
 from common.errors import BadInput
 from lm import generate, gpt
 from lm.data import tokenizer
+from lm.decoding import checks
 
 SMALL = {"vocab_size": 200, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "max_length": 32}
 LLAMA = gpt.LLAMA | {"layers": 1, "kv_heads": 2, "tied": False, "window": 4, "remat": "block"}
@@ -211,8 +212,8 @@ def test_what_cannot_be_is_said(changes, message):
 
 
 def test_rotary_positions_have_no_end():
-    assert generate.room(gpt.GPT(**SMALL | LLAMA), 1000) is None
-    assert generate.room(gpt.GPT(**SMALL), 5) == 27
+    assert checks.room(gpt.GPT(**SMALL | LLAMA), 1000) is None
+    assert checks.room(gpt.GPT(**SMALL), 5) == 27
 
 
 # ------------------------------------------------------------------------------------------- texts

@@ -14,10 +14,11 @@ from helpers import ROOT, exit_code, load, result
 
 from common import losses, predict
 from common.errors import BadInput
+from common.runs import workdir
 from common.training import program, train
 from common.training.loop import eval_context
 from lm import translate
-from lm.data import packing, pairs, sides
+from lm.data import packing, pairs, sides, tokenizer, trained
 from lm.seq2seq import scores
 
 SMALL = {
@@ -124,8 +125,9 @@ def test_it_learns_and_translates_from_its_workdir_alone(tmp_path, capsys, compi
     assert ended["word_error"] < 0.2
     assert ended["exact_match"] == pytest.approx(1 - ended["word_error"])
     assert result(run)["eval"]["test"]["translated"]
-    kept = sorted(path.name for path in run.iterdir() if "tokenizer" in path.name)
-    assert kept == ["target_tokenizer.json", "tokenizer.json"]
+    kept = sorted(str(path.relative_to(run)) for path in run.rglob("*.json"))
+    kept = [name for name in kept if "token" in name]
+    assert kept == ["target_tokenizer/tokenizer.json", "tokenizer.json"]
     shutil.copy(tmp_path / "learnable.tsv", tmp_path / "other.tsv")
     (tmp_path / "learnable.tsv").unlink()
     loaded = predict.of_run(run)
@@ -140,7 +142,11 @@ def test_it_learns_and_translates_from_its_workdir_alone(tmp_path, capsys, compi
     assert ordered == sorted(ordered, reverse=True)
     one_by_one = [loaded.predict([word])[0]["text"] for word in ("a", "abcd")]
     assert one_by_one == [each["text"] for each in loaded.predict(["a", "abcd"])]
-    for bad, says in (("  ", "blank"), ("a" * 30, "31 tokens, and the model was trained on 16")):
+    ruled = loaded.predict(["abc"], forbid="A;C")[0]["text"].split()
+    assert not {"A", "C"} & {*ruled}
+    assert len(loaded.predict(["a"], min_tokens=5)[0]["text"].split()) >= 5
+    outcomes = ("  ", "blank"), ("XYZ", "no token that the model knows")
+    for bad, says in (*outcomes, ("a" * 30, "31 tokens, and the model was trained on 16")):
         with pytest.raises(BadInput, match=says):
             loaded.predict([bad])
     # By the scripts: lines and files in, JSON out; and other pairs, by the run's tokenizers.
@@ -153,6 +159,23 @@ def test_it_learns_and_translates_from_its_workdir_alone(tmp_path, capsys, compi
     other = f"--config.data.name=pairs:{tmp_path}/other.tsv"
     assert exit_code("evaluate", "--workdir", str(run), other) == 0
     assert f"{ended['loss']:.4f}"[:5] in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_targets_keeps_the_roles_of_its_tokens(tmp_path):
+    """Those that its files name otherwise than is usual, in the workdir too."""
+    (tmp_path / "own").mkdir()
+    words = trained.train("words", 100, ["A B C D", "<fin> [SEP]"])
+    words = words.to_str().replace("</s>", "<fin>x").replace("<fin>x", "<end>")
+    (tmp_path / "own/tokenizer.json").write_text(words)
+    named = {"eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (tmp_path / "own/tokenizer_config.json").write_text(json.dumps(named))
+    own = {"data.target_tokenizer": str(tmp_path / "own")}
+    made = begun(config(learnable(tmp_path), **own))[0]
+    facts = made.task.sources["train"].facts
+    assert facts.target.tokenizer.id_to_token(facts.end) == "<end>"
+    run = workdir.claim(tmp_path / "run", made.config, {}, write=True, keep=made.task.files)
+    again = tokenizer.facts(tokenizer.kept(run, translate.TARGET_FOLDER))
+    assert again.special == facts.target.special
 
 
 @pytest.mark.parametrize(

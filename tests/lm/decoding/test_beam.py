@@ -10,8 +10,10 @@ import parity
 import pytest
 from tables import Table
 
+from common import predict
 from common.errors import BadInput
 from lm import generate, gpt, weights
+from lm.data import tokenizer
 from lm.decoding import beam, rules
 from lm.seq2seq import decoding
 from lm.seq2seq.transformer import EncoderDecoder
@@ -205,3 +207,41 @@ def test_translations_are_those_of_transformers(kind, tmp_path):
     search = SEARCHES[0]
     best = translate(params, source, segments, end, beams=4, best=4, length_penalty=0.6)
     assert_same(best, theirs(model, source, lengths, end, 1, decoder_start_token_id=0, **search))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_in_haste")
+def test_published_weights_translate_as_transformers_do(tmp_path):
+    """From texts to texts: the first token is the one that its files force, and no translation
+    holds padding, even where the model prefers it."""
+    pytest.importorskip("transformers")
+    import torch
+
+    model = parity.reference(parity.CASES["bart"])
+    model.generation_config.forced_bos_token_id = 7
+    model.final_logits_bias[0, 0] = 50.0
+    words = tokenizer.stand_in("words", parity.V)
+    (end,) = words.encode("</s>").ids
+    model.config.eos_token_id = end
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(words.to_str())
+    rng = np.random.default_rng(6)
+    sources = [rng.integers(3, parity.V, rng.integers(3, 8)).tolist() for _ in range(4)]
+    loaded = predict.of_weights(tmp_path)
+    written = loaded.predict([words.decode(ids) for ids in sources], tokens=9)
+    for ids, answer in zip(sources, written, strict=True):
+        with torch.no_grad():
+            out = model.generate(
+                torch.tensor([[*ids, end]]),
+                max_new_tokens=9,
+                num_beams=4,
+                do_sample=False,
+                early_stopping=False,
+                length_penalty=1.0,
+                eos_token_id=end,
+                forced_bos_token_id=7,
+                forced_eos_token_id=None,
+                bad_words_ids=[[0]],
+            )
+        assert answer["text"] == words.decode(out[0].tolist())
+        assert answer["text"].startswith("[7]")

@@ -66,7 +66,7 @@ def test_beams_carry_their_states_and_share_a_memory():
     @jax.jit
     def search(params, prompts, lengths, memory):
         state = causal.prefilled(Cell(), params, prompts, lengths, 9)
-        cache = state, causal.Memory(memory)
+        cache = state, causal.Shared(memory)
         inputs = biased, params, cache, prompts, lengths
         return beam.search(*inputs, steps=STEPS, beams=4, best=3, length_penalty=0.0)
 

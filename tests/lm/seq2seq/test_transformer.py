@@ -11,7 +11,7 @@ from common.devices import mesh
 from common.errors import BadInput
 from common.nn import relative
 from common.nn.layers import Dense
-from lm import generate
+from lm.decoding import checks
 from lm.seq2seq import transformer
 from lm.seq2seq.transformer import EncoderDecoder
 
@@ -211,5 +211,5 @@ def test_divided_over_devices_or_in_a_loop_it_is_the_same_model(name, compiled_i
 
 
 def test_there_is_room_for_as_many_tokens_as_there_are_learned_positions():
-    assert generate.room(EncoderDecoder(**SMALL | FIELDS["bart"]), 4) == 12
-    assert generate.room(EncoderDecoder(**SMALL), 4) is None
+    assert checks.room(EncoderDecoder(**SMALL | FIELDS["bart"]), 4) == 12
+    assert checks.room(EncoderDecoder(**SMALL), 4) is None
