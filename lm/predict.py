@@ -53,6 +53,17 @@ def text_of(given: Any) -> str:
     return given
 
 
+def spelled(facts: TextFacts, texts: str | None) -> list[list[int]]:
+    """The tokens of texts with ; between them, each alone and behind a space; None is no text."""
+    sequences = []
+    for text in [] if texts is None else texts.split(";"):
+        for way in (text_of(text), f" {text}"):
+            ids = facts.tokenizer.encode(way, add_special_tokens=False).ids
+            require(bool(ids) and bool(text.strip()), f"forbid: {text!r} holds no token")
+            sequences.append(ids)
+    return sequences
+
+
 def _check_text(text: str) -> None:
     half = re.search("[\ud800-\udfff]", text)
     require(

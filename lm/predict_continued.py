@@ -22,7 +22,7 @@ from lm.data.tokenizer import TextFacts
 from lm.decoding import beam, checks, speculative
 from lm.decoding import rules as logit_rules
 from lm.decoding.rules import Rules
-from lm.predict import exported, longest_of, pads, text_of
+from lm.predict import exported, longest_of, pads, spelled, text_of
 
 TOKENS = 64  # the default of `tokens`
 TEMPERATURE = 0.8
@@ -203,17 +203,6 @@ def _refuse(options: dict, plain: dict, why: str) -> None:
     """Raises `BadInput` for the first option that is not what it is where nobody sets it."""
     for name, value in options.items():
         require(value == plain[name], f"{name.replace('_', '-')}: {why}")
-
-
-def spelled(facts: TextFacts, forbid: str | None) -> list[list[int]]:
-    """The tokens of texts that are forbidden, alone and behind a space."""
-    sequences = []
-    for text in (forbid or "").split(";") if forbid is not None else ():
-        for spelled in (text_of(text), f" {text}"):
-            ids = facts.tokenizer.encode(spelled, add_special_tokens=False).ids
-            require(bool(ids) and bool(text.strip()), f"forbid: {text!r} holds no token")
-            sequences.append(ids)
-    return sequences
 
 
 def _step(model: nn.Module, prompts: Callable) -> Function:

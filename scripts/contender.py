@@ -246,10 +246,8 @@ def rnn_ours(
         def __call__(self, x):
             return self.stack(x)[0]
 
-    model, x = (
-        Layers(width=width, layers=layers),
-        jnp.asarray(_sequences(batch_size, length, width)),
-    )
+    model = Layers(width=width, layers=layers)
+    x = jnp.asarray(_sequences(batch_size, length, width))
     params = jax.jit(model.init)(jax.random.key(0), x)
     outputs = jax.jit(model.apply)
     gradients = jax.jit(jax.grad(lambda *inputs: (model.apply(*inputs) ** 2).sum(), (0, 1)))

@@ -16,8 +16,7 @@ from lm.data.sides import PairFacts
 from lm.decoding import beam
 from lm.decoding import rules as logit_rules
 from lm.decoding.rules import Rules
-from lm.predict import longest_of, text_of
-from lm.predict_continued import spelled
+from lm.predict import longest_of, spelled, text_of
 from lm.seq2seq import decoding
 
 

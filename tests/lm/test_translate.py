@@ -164,9 +164,8 @@ def test_it_learns_and_translates_from_its_workdir_alone(tmp_path, capsys, compi
 def test_a_tokenizer_of_targets_keeps_the_roles_of_its_tokens(tmp_path):
     """Those that its files name otherwise than is usual, in the workdir too."""
     (tmp_path / "own").mkdir()
-    words = trained.train("words", 100, ["A B C D", "<fin> [SEP]"])
-    words = words.to_str().replace("</s>", "<fin>x").replace("<fin>x", "<end>")
-    (tmp_path / "own/tokenizer.json").write_text(words)
+    words = trained.train("words", 100, ["A B C D", "[SEP]"])  # [SEP] usually ends a text
+    (tmp_path / "own/tokenizer.json").write_text(words.to_str().replace("</s>", "<end>"))
     named = {"eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
     (tmp_path / "own/tokenizer_config.json").write_text(json.dumps(named))
     own = {"data.target_tokenizer": str(tmp_path / "own")}
