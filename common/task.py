@@ -245,6 +245,7 @@ class Predictor(NamedTuple):
         {column: value}, without those of `optional`, if they are not there.
       optional: columns that a table may lack.
       suffixes: of the files that are inputs, such as ".png"; none if inputs are texts.
+      texts: whether inputs may be texts beside such files.
       model: the model, for those who want more of it; called with {"params": params, **extra}.
       exports: {name: Function} of an exported model (scripts/export.py). It has `predict`, which is
         `apply`, in any case; an entry of that name makes its inputs of rows of an evaluation set,
@@ -265,6 +266,7 @@ class Predictor(NamedTuple):
     columns: tuple[str, ...] = ("text",)
     optional: tuple[str, ...] = ()
     suffixes: frozenset[str] = frozenset()
+    texts: bool = False
     model: Any = None
     exports: Mapping[str, Function] = MappingProxyType({})
     facts: Any = None

@@ -141,7 +141,7 @@ def _named(word: str, predictor: Predictor, columns: dict[str, str]) -> Iterator
         yield from _standard_input()
     elif os.path.isdir(word):
         yield from _folder(word, predictor, columns)
-    elif predictor.suffixes or os.path.lexists(word):
+    elif (predictor.suffixes and not predictor.texts) or os.path.lexists(word):
         yield from _file(word, predictor, columns)
     else:
         yield Named(word, "", word)
@@ -192,12 +192,16 @@ def _kind(path: str) -> str:
     return textfiles.kind_of(path)[0]
 
 
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
 def _file(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterator[Named]:
     """The inputs of a file: its lines, its records, or itself."""
     kind = _kind(path)
     if kind in tables.KINDS:
         yield from _records(path, predictor, columns)
-    elif predictor.suffixes:
+    elif predictor.suffixes and (not predictor.texts or _suffix(path) in predictor.suffixes):
         # A name that is no text is written with its bytes.
         yield Named(path, inputs.shown(path), path.encode(errors="backslashreplace").decode())
     else:
@@ -245,7 +249,7 @@ def _value(path: str, record: dict, predictor: Predictor, columns: dict[str, str
     absent = lambda name, value: name in predictor.optional and value in (None, "")
     values = {name: value for name, value in values.items() if not absent(name, value)}
     value = next(iter(values.values()), "") if len(values) < 2 else values
-    if not predictor.suffixes:
+    if not predictor.suffixes or predictor.texts:
         return value
     if isinstance(value, str) and value:
         return os.path.join(os.path.dirname(path), value)

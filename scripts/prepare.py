@@ -1,6 +1,7 @@
 """Prepare data or weights, once: python scripts/prepare.py NAME [--folder DIR] [--files DIR]
 
     fashion_mnist  images of clothing, as a TFDS set
+    emoji          emoji of two vendors with their names
     prose          68 MB of English from six sources, for pretraining
     reviews        film reviews, negative or positive
     topics         first paragraphs of Wikipedia, by topic
@@ -27,13 +28,14 @@ from common.errors import choice
 from lm import pretrained as lm_pretrained
 from lm.data import labelled, parallel, prose, reviews, translations
 from vision import pretrained as vision_pretrained
+from vision.contrast import emoji
 
 WEIGHTS = lm_pretrained.WEIGHTS | vision_pretrained.WEIGHTS
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
-    names = ("fashion_mnist", "prose", *labelled.PREPARED, *parallel.PREPARED, *WEIGHTS)
+    names = ("fashion_mnist", "emoji", "prose", *labelled.PREPARED, *parallel.PREPARED, *WEIGHTS)
     parser = cli.parser(__doc__)
     parser.add_argument("name", help=", ".join(names))
     parser.add_argument("--folder", default="", help="destination folder")
@@ -44,6 +46,9 @@ def main(argv=None) -> int:
     name = choice("NAME", args.name, names)
     if name == "fashion_mnist":
         _fashion_mnist(args.folder, args.files)
+    elif name == "emoji":
+        path = emoji.prepare(args.folder)
+        print(f"emoji: {sum(1 for _ in path.open(encoding='utf-8')):,} pictures\nin {path.parent}")
     elif name == "prose":
         folder = prose.prepare(args.folder)
         for path in sorted(folder.glob("*.jsonl")):

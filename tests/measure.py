@@ -44,6 +44,10 @@ COMMANDS = {
         "what int8, 80% zeros, updates of rank 8 and a teacher cost or bring (four hours)",
         [["tests/support/compressed.py", "--workdir", "runs/compression"]],
     ),
+    "emoji": (
+        "a small CLIP on emoji, three seeds of 20 minutes, beside TF-IDF and chance",
+        [["tests/support/emoji_measure.py", "--workdir", "runs/emoji"]],
+    ),
     "export": (
         "every kind of model exported in a size that is used: bytes, and how nearly it agrees",
         [["tests/support/exports.py"]],

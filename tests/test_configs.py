@@ -13,6 +13,7 @@ import corpus
 import fabricated
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from helpers import ROOT, load
 
@@ -33,6 +34,8 @@ VARIANTS = {
     "vision/cifar10": ("resnet18", "wrn_28_10", "airbench"),
     "vision/imagenet_resnet50": ("float32", "bfloat16"),
     "vision/imagenet_vit": ("90", "300"),
+    "vision/emoji_clip": ("",),
+    "vision/siglip_b16": ("",),
     "lm/bert_sotu": ("",),
     "lm/bert_base": ("phase1", "phase2"),
     "lm/crammed_bert": ("",),
@@ -65,6 +68,17 @@ def folder(tmp_path_factory):
     return path
 
 
+def captioned(folder):
+    """The table of a set of pictures with texts."""
+    path = folder / "captions.jsonl"
+    if not path.exists():
+        PIL.Image.new("RGB", (8, 8)).save(folder / "grey.png")
+        rows = [{"path": "grey.png", "text": f"picture {i}"} for i in range(40)]
+        rows = [row | {"split": "train" if i < 24 else "test"} for i, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def written(name: str) -> dict:
     """The config as its file says it, completed."""
     file, _, arg = name.partition(":")
@@ -79,6 +93,11 @@ def built(name: str, folder) -> dict:
     if "imagenet" in name or "g2p" in name:  # their warmups are longer than these runs
         others |= {"optim.warmup": "5%"}
     others |= {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
+    if config["task"] == "vision.contrast.task":
+        own = corpus.tokenizer(folder, "wordpiece", config["data"]["vocab_size"])
+        others |= {"data.name": f"captions:{captioned(folder)}", "data.tokenizer": own}
+        for key in config["evals"]:
+            others[f"evals.{key}.split"] = "test"
     if name.startswith("lm/"):
         classes = {"reviews": 2, "topics": 11}.get(data["name"])
         kind, size = data["tokenizer"], data.get("vocab_size", 30522)
@@ -127,6 +146,14 @@ LARGE = {
     "vision/imagenet_resnet50:bfloat16": RESNET,
     "vision/imagenet_vit:90": VIT,
     "vision/imagenet_vit:300": VIT,
+    "vision/emoji_clip": {"model.image_layers": 1, "model.text_layers": 1},
+    "vision/siglip_b16": {
+        "model.image_layers": 1,
+        "model.text_layers": 1,
+        "model.image_size": 32,
+        "data.image_size": 32,
+        "optim.warmup": "5%",
+    },
     "lm/bert_base:phase1": {"model.layers": 1, "data.length": 32},
     "lm/bert_base:phase2": {"model.layers": 1, "data.length": 32},
     "lm/crammed_bert": {"model.layers": 1, "data.length": 32},

@@ -139,6 +139,17 @@ def test_seven_billion_parameters_fit_64_chips(request):
 
 
 @PODS
+def test_siglip_b16_on_256_chips(request):
+    """Batches of 32,768 pairs: they fit, and texts pass around the ring one chunk at a time."""
+    found = compiled.examine(load(f"{ROOT}/configs/vision/siglip_b16.py"), "v5e:16x16")
+    check_page("siglip_b16", found, request.config.getoption("--update-goldens"))
+    assert found.fits
+    assert compiled.bound(found)[0] == "compute"
+    kinds = {c["kind"] for c in found.collectives}
+    assert kinds == {"all-reduce", "collective-permute"}
+
+
+@PODS
 def test_splash_attention_has_no_maps_in_memory():
     """Two blocks of Llama's shape on long rows: three kernels a block, forward and backward, each
     device with its rows and heads."""

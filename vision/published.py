@@ -15,12 +15,15 @@ from common.errors import require
 from common.predict import Published
 from common.task import Source
 from common.weights import engine
+from lm.data import tokenizer as tokenizers
 from vision import predict, weights
+from vision.contrast import predict as found
+from vision.contrast.model import Towers
 from vision.data.sets import NORMALISATION
 from vision.efficientnet_lite import EfficientNetLite
 from vision.mobilenet import MobileNetV2
 from vision.pretrained import WEIGHTS
-from vision.weights import preprocessor
+from vision.weights import contrast, preprocessor
 from vision.weights.preprocessor import Preprocessor
 
 WHERE = "--weights"
@@ -55,6 +58,8 @@ def published(name: str, embed: bool = False) -> Published | None:
       BadInput: as `vision.weights.pretrained` and `preprocessor.read`; if the folder lacks the file
         of either, or its model has no head for classes and no vectors are asked for.
     """
+    if contrast.of_towers(str(name)):
+        return towers(epath.Path(name).expanduser(), embed)
     if not _of_images(str(name)):
         return None
     folder = fetch.find_pretrained(str(name), known=WEIGHTS, where=WHERE)
@@ -88,6 +93,23 @@ def published(name: str, embed: bool = False) -> Published | None:
         made = predict.classifier(model, read, as_it_is, names, multi_label)
     variables = engine.variables(values)
     return Published(made, variables.pop("params"), variables)
+
+
+def towers(folder: epath.Path, embed: bool = False) -> Published:
+    """Published towers of pictures and texts, with their preprocessing and their tokenizer.
+
+    Raises:
+      BadInput: if the folder lacks one of them.
+    """
+    setup = preprocessor.read(folder)
+    require(setup is not None, f"{WHERE}: {folder}: there is no {preprocessor.FILE}")
+    require(tokenizers.has_files(folder), f"{WHERE}: {folder}: there is no tokenizer")
+    model = Towers(**contrast.sizes(folder))
+    params = contrast.pretrained(folder)
+    read = lambda picture: preprocessor.prepare(setup, predict.pixels(picture, 3))
+    facts = tokenizers.facts(tokenizers.load(folder))._replace(length=model.max_length)
+    make = found.vectors if embed else found.finds
+    return Published(make(model, read, lambda images: images, facts), params, {})
 
 
 def _classes(folder: epath.Path) -> tuple[tuple[str, ...], bool]:

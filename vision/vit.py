@@ -15,6 +15,7 @@ Letters: B batch, H height, W width and C channels of an image; p side of a patc
 L positions (N, and one for every other token), D width of the model, K classes.
 """
 
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -103,7 +104,7 @@ class ViT(Transformer, kw_only=True):
             f"config.model.distilled: pooling must be 'class', not {self.pooling!r}",
         )
         shared = {"dtype": self.dtype, "constrain": self.constrain}
-        self.patch = Dense(self.width, names=(None, "embed"), **shared)
+        self.patch = Dense(self.width, names=(None, "embed"), **shared, **self.patch_options())
         for name, rows in self._tokens().items():
             shape = rows, self.width
             token = self.param(name, nn.initializers.zeros, shape, jnp.float32)
@@ -112,13 +113,23 @@ class ViT(Transformer, kw_only=True):
             rows = self._length((self.image_size, self.image_size)) - self.registers
             self.position = Embedding(rows, self.width, init_std=self.init_std, **shared)
         self.embedding_dropout = Dropout(self.dropout)
+        self.make_heads()
+
+    @nn.nowrap
+    def make_heads(self):
+        """Creates the head, or both."""
         # Initial logits are zero (as in big_vision): the first loss is log K, no class has a head
         # start, and noise from an untrained head does not reach the other parameters.
-        init = nn.initializers.zeros
-        shared |= {"kernel_init": init, "names": ("embed", None)}
-        self.head = Dense(self.num_classes, **shared)
+        shared = {"dtype": self.dtype, "constrain": self.constrain, "names": ("embed", None)}
+        head = partial(Dense, kernel_init=nn.initializers.zeros, **shared)
+        self.head = head(self.num_classes)
         if self.distilled:
-            self.distillation_head = Dense(self.num_classes, **shared)
+            self.distillation_head = head(self.num_classes)
+
+    @nn.nowrap
+    def patch_options(self) -> dict:
+        """Additional fields of the patch embedding, set by a subclass."""
+        return {}
 
     @nn.nowrap
     def block_options(self, index: int) -> dict:
@@ -184,20 +195,27 @@ class ViT(Transformer, kw_only=True):
             x = jnp.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
         return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
 
-    def __call__(self, images, train: bool = False):
-        """f32[B, H, W, C] -> logits f32[B, K].
+    def encode(self, images, train: bool = False):
+        """f32[B, H, W, C] -> the final state of every position, [B, L, D].
 
         Raises:
           BadInput: if patches do not tile the images, or learned positions are of another size.
         """
         x = self._embed(images, train)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        x = self.stack(x, positions, train=train)
+        return self.stack(x, positions, train=train)
+
+    def pool(self, x):
+        """The states of `encode` -> one vector per image, [B, D], or [B, 2 D] of both poolings."""
         patches = x[:, sum(self._tokens().values()) :]
         parts = [x[:, 0]] if self.pooling != "mean" else []
         parts += [patches.mean(axis=1)] if self.pooling != "class" else []
-        pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-        pooled = named(self, "features", self.constrain(pooled, "batch", None))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def __call__(self, images, train: bool = False):
+        """f32[B, H, W, C] -> logits f32[B, K]; raises as `encode`."""
+        x = self.encode(images, train)
+        pooled = named(self, "features", self.constrain(self.pool(x), "batch", None))
         logits = self.head(pooled)
         if self.distilled:
             distilled = self.distillation_head(self.constrain(x[:, 1], "batch", None))

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from common.nn.layers import Dense, Dropout, Dtype, Names, identity
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }

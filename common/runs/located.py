@@ -15,7 +15,7 @@ from common.errors import BadInput
 from common.runs.files import absolute
 
 TWO = "pairs:"  # begins a `data.name` that may be of two files, "pairs:A,B"
-KINDS = "folder", "file", "images", "pairs"  # of `data.name`: "folder:DIR"
+KINDS = "folder", "file", "images", "captions", "pairs"  # of `data.name`: "folder:DIR"
 # Of tokenizers, which are no paths: they are trained.
 WORDS = "wordpiece", "bpe", "characters", "words"
 TOKENIZERS = "data.tokenizer", "data.target_tokenizer"

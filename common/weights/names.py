@@ -98,6 +98,11 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
     ),
     "vector": (Leaf("", ("",), 1),),
     "matrix": (Leaf("", ("",), 2, transposed, _back),),  # of torch, which multiplies from the left
+    "scalar": (Leaf("", ("",), 0, np.atleast_1d, lambda x, model: x[0]),),  # one number, f32[1]
+    "token": (Leaf("", ("",), 1, lambda x: x[None], lambda x, model: x[0]),),  # of one token
+    # Of torch's MultiheadAttention, whose tensors are no modules.
+    "in_proj_weight": (_parts(_DENSE, *_QKV)._replace(there=""),),
+    "in_proj_bias": (_parts(_BIAS, *_QKV)._replace(there=""),),
     "first": (Leaf("", ("",), 3, first, lambda x, model: x[None]),),  # with a batch dimension
     "row": (  # a vector as a matrix of one
         Leaf("", ("",), 2, lambda x: x.reshape(-1), lambda x, model: x[None]),
@@ -317,5 +322,5 @@ def tensors(names: Names, model: nn.Module, flat: dict[str, np.ndarray]) -> dict
         missing = [part for part in parts if part not in flat]
         require(not missing, f"{path}: written together with {missing}, which are missing")
         x = np.concatenate([np.asarray(flat[part]) for part in parts], axis=-1)
-        written[name] = np.ascontiguousarray(tensor.leaf.theirs(x, model))
+        written[name] = np.asarray(tensor.leaf.theirs(x, model), order="C")  # keeps a scalar one
     return written

@@ -11,6 +11,7 @@ from common import tree
 from lm import bert, gpt, rnn, window
 from lm.seq2seq import recurrent, transformer
 from vision import airbench, cnn, convnext, efficientnet_lite, inception, mobilenet, resnet, vit
+from vision.contrast import model as contrast
 
 ROWS = 4
 TOKENS = np.random.default_rng(0).integers(1, 40, (ROWS, 8)).astype(np.int32)
@@ -20,6 +21,9 @@ TEXT = {"vocab_size": 40, "width": 16, "layers": 2, "heads": 2, "hidden": 32, "m
 PATCHES = {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "heads": 2, "hidden": 32}
 STAGES = {"num_classes": 3, "stages": (1, 2), "widths": (8, 16)}
 SEVEN = {"num_classes": 3, "stages": (1, 1, 1, 1, 2, 1, 1), "widths": (8,) * 7, "dropout": 0.1}
+TOWERS = {"vocab_size": 40, "vector_width": 16, "image_size": 8, "patch_size": 4, "max_length": 8}
+TOWERS |= {"image_width": 16, "image_layers": 2, "image_heads": 2, "image_hidden": 32}
+TOWERS |= {"text_width": 16, "text_layers": 2, "text_heads": 2, "text_hidden": 32}
 LLAMA = gpt.LLAMA | {"kv_heads": 1, "tied": False, "window": 3, "qk_norm": True}
 
 
@@ -95,6 +99,11 @@ MODELS: dict[str, tuple[nn.Module, tuple]] = {
         (images(8),),
     ),
     "deit": (vit.ViT(num_classes=3, **PATCHES, distilled=True, positions="sine"), (images(8),)),
+    "clip": (
+        contrast.Towers(**contrast.CLIP | TOWERS, dropout=0.1),
+        (images(8), TOKENS, SEGMENTS > 0),
+    ),
+    "siglip": (contrast.Towers(**contrast.SIGLIP | TOWERS), (images(8), TOKENS)),
     "efficientnet_lite": (
         efficientnet_lite.EfficientNetLite(**SEVEN, drop_path=0.1),
         (images(33),),

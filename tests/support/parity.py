@@ -27,6 +27,9 @@ from lm import weights as texts
 from lm.seq2seq.transformer import EncoderDecoder
 from vision import convnext, resnet, vit
 from vision import weights as images
+from vision.contrast import losses as contrastive
+from vision.contrast.model import Towers
+from vision.weights import contrast as pairs
 
 V, K = 150, 5  # tokens, which are no multiple of 128, and classes
 LENGTHS = 11, 6, 8  # of three rows; padding behind
@@ -121,6 +124,23 @@ _DINO = {k: v for k, v in _IMAGES.items() if k != "intermediate_size"} | {"mlp_r
 IMAGES = vit.ViT, resnet.ResNet, convnext.ConvNeXt
 # For what the reference computes of a whole batch, padding included.
 _WHOLE = 11, 11, 11
+
+
+_TOWER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "layer_norm_eps": 0.01,
+}
+_WORDS = _TOWER | {"vocab_size": V, "max_position_embeddings": max(LENGTHS), "eos_token_id": V - 1}
+_WORDS |= {"pad_token_id": 0, "bos_token_id": 1}
+_PICTURES = _TOWER | {"image_size": 15, "patch_size": 5}
+
+
+def _towers(text: dict, vision: dict, **settings) -> dict:
+    pictures = {k: v for k, v in (_PICTURES | vision).items() if v is not None}
+    return {"text_config": _WORDS | text, "vision_config": pictures, **settings}
 
 
 def _llama(**settings) -> Case:
@@ -307,6 +327,31 @@ CASES = {
     ),
 }
 
+CASES |= {
+    "clip": Case(
+        "CLIPModel",
+        Towers,
+        _towers({"hidden_size": 18}, {}, projection_dim=14),
+    ),
+    "siglip": Case("SiglipModel", Towers, _towers({}, {}), lengths=_WHOLE),
+    "siglip2": Case(
+        "Siglip2Model",
+        Towers,
+        _towers(
+            {"hidden_size": 18, "projection_size": 24, "hidden_act": "relu"},
+            {"num_patches": 9, "image_size": None, "hidden_act": "relu"},
+        ),
+        lengths=_WHOLE,
+    ),
+}
+
+
+def domain_of(case: Case):
+    """The module that reads and writes weights of a case's model."""
+    if case.model is Towers:
+        return pairs
+    return images if case.model in IMAGES else texts
+
 
 class Errors(NamedTuple):
     """Distances from the reference, relative to its norm; `gradient` is the largest of any
@@ -355,7 +400,8 @@ def reference(case: Case, seed: int = 0):
     kind = getattr(transformers, case.cls)
     special = {"pad_token_id": 1 if "Roberta" in case.cls else None}
     special |= {"bos_token_id": None, "eos_token_id": None}
-    settings = case.settings if case.model in IMAGES else special | case.settings
+    plain = case.model in (*IMAGES, Towers)
+    settings = case.settings if plain else special | case.settings
     torch.manual_seed(seed)
     attends = case.model not in (resnet.ResNet, convnext.ConvNeXt)
     extra = {"attn_implementation": "eager"} if attends else {}
@@ -388,6 +434,12 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         pictures = rng.normal(size=(rows, side, side, 3))
         return {"images": pictures, "labels": rng.integers(0, K, rows)}
     length = max(case.lengths)
+    if case.model is Towers:
+        tokens = rng.integers(2, V - 1, (rows, length))
+        there = np.arange(length) < np.array(case.lengths)[:, None]
+        tokens[np.arange(rows), np.array(case.lengths) - 1] = V - 1
+        pictures = rng.normal(size=(rows, 15, 15, 3))
+        return {"images": pictures, "tokens": tokens * there, "there": there.astype(np.int32)}
     there = np.arange(length) < np.array(case.lengths)[:, None]
     tokens = rng.integers(2, V, (rows, length))
     tokens = np.where(there, tokens, 1 if "Roberta" in case.cls else 0)
@@ -439,7 +491,9 @@ def theirs(model, data: dict, precision: str):
         if hasattr(module, "create_weight"):  # sinusoids, in the precision at hand
             module.weight.data = module.create_weight()
     tensor = {k: torch.tensor(v) for k, v in data.items()}
-    if "images" in data:
+    if "images" in data and "tokens" in data:
+        outputs = model(**_paired(model, tensor, precision), return_loss=True)
+    elif "images" in data:
         pixels = tensor["images"].permute(0, 3, 1, 2).to(getattr(torch, precision))
         teacher = type(model).__name__.endswith("WithTeacher")  # it has no loss of its own
         outputs = model(pixel_values=pixels, **({} if teacher else {"labels": tensor["labels"]}))
@@ -465,9 +519,27 @@ def theirs(model, data: dict, precision: str):
             parameter.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
         model.save_pretrained(folder)
         gradients = tensors.read(folder)
+    if "tokens" in data and "images" in data:
+        found = outputs.logits_per_image, outputs.image_embeds, outputs.text_embeds
+        return [x.detach().numpy() for x in found], float(outputs.loss.detach()), gradients
     known = "prediction_logits", "seq_relationship_logits", "logits", "start_logits", "end_logits"
     keys = [key for key in known if key in outputs]
     return [outputs[key].detach().numpy() for key in keys], float(outputs.loss.detach()), gradients
+
+
+def _paired(model, tensor: dict, precision: str) -> dict:
+    """The arguments of a model there of pictures and texts."""
+    import torch
+
+    pixels = tensor["images"].to(getattr(torch, precision))
+    found = {"input_ids": tensor["tokens"]}
+    if model.config.model_type != "siglip2":
+        return found | {"pixel_values": pixels.permute(0, 3, 1, 2)}
+    rows, sides = len(pixels), 15 // 5
+    patches = pixels.reshape(rows, sides, 5, sides, 5, 3).permute(0, 1, 3, 2, 4, 5)
+    found["pixel_values"] = patches.reshape(rows, sides**2, -1)
+    found["pixel_attention_mask"] = torch.ones(rows, sides**2, dtype=torch.int)
+    return found | {"spatial_shapes": torch.tensor([[sides, sides]] * rows)}
 
 
 # -------------------------------------------------------------------------------------------- ours
@@ -475,13 +547,17 @@ def theirs(model, data: dict, precision: str):
 
 def ours(model, variables: dict, data: dict, precision: str):
     """(outputs, loss, gradients of the parameters)."""
-    labels = jnp.asarray(data["labels"])
+    labels = jnp.asarray(data.get("labels", 0))
     others = {k: v for k, v in variables.items() if k != "params"}
 
     def objective(params, others):
         variables = {"params": params, **others}
         # Of images, whatever computes in evaluation; of texts, attention that is not fused.
         mutable = ["intermediates"] if precision == "float64" else []
+        if isinstance(model, Towers):
+            arguments = jnp.asarray(data["images"], precision), data["tokens"], data["there"]
+            found = model.apply(variables, *arguments, mutable=mutable)
+            return _contrastive(found[0] if mutable else found)
         if "images" in data:
             pictures = jnp.asarray(data["images"], precision)
             outputs = (
@@ -503,6 +579,19 @@ def ours(model, variables: dict, data: dict, precision: str):
         step = jax.jit(jax.value_and_grad(objective, has_aux=True))
         (loss, outputs), gradients = step(wide(variables["params"]), wide(others))
         return [np.asarray(x) for x in outputs], float(loss), jax.tree.map(np.asarray, gradients)
+
+
+def _contrastive(found):
+    """(loss, outputs) of vectors."""
+    ones = jnp.ones(len(found.images), found.images.dtype)
+    logits = found.scale * found.images @ found.texts.T
+    arguments = found.images, found.texts, found.scale
+    if found.bias is None:
+        total, weight = contrastive.softmax(*arguments, ones)[0]
+    else:
+        logits = logits + found.bias
+        total, weight = contrastive.sigmoid(*arguments, found.bias, ones)
+    return total / weight, [logits, found.images, found.texts]
 
 
 def _loss(model, outputs, labels, data):
@@ -538,17 +627,17 @@ def compare(case: Case, precision: str, folder: str) -> Errors:
     torch.set_num_threads(1)
     model = reference(case)
     model.save_pretrained(folder)
-    domain = images if case.model in IMAGES else texts
+    domain = domain_of(case)
     mine = case.model(**domain.sizes(folder) | case.own)
     loaded = domain.pretrained(folder)
-    variables = {"params": loaded} if domain is texts else loaded
+    variables = loaded if domain is images else {"params": loaded}
     data = example(case)
     with widened(model.config.model_type) if precision == "float64" else contextlib.nullcontext():
         # Frequencies of rotary positions are made when a model is.
         again = reference(case) if precision == "float64" else model
         expected, loss, gradients = theirs(again, data, precision)
     outputs, our_loss, found = ours(mine, variables, data, precision)
-    there = data.get("kept", data.get("there"))
+    there = None if case.model is Towers else data.get("kept", data.get("there"))
     hide = lambda x: x * there[:, :, None] if there is not None and x.ndim == 3 else x
     errors = [distance(hide(a), hide(b)) for a, b in zip(outputs, expected, strict=True)]
     values = tree.flatten(found)

@@ -57,12 +57,16 @@ _SHARED |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_cen
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": _SHARED | {"size": 224, "resample": 2},
     "DeiT": _SHARED | {"size": 256, "crop_size": 224, "do_center_crop": True},
+    "CLIP": _SHARED | _CLIP | {"size": 224, "crop_size": 224, "do_center_crop": True},
+    "Siglip": _SHARED | {"size": 224},
     "Bit": _SHARED | _CLIP | {"size": 224, "crop_size": 224, "do_center_crop": True},
     "ConvNext": _SHARED | {"size": 384, "crop_pct": 224 / 256},
 }
-SHORTER = "Bit", "ConvNext"  # their sizes that are one number are of the shorter side
+SHORTER = "CLIP", "Bit", "ConvNext"  # their sizes that are one number are of the shorter side
 # Processors of files that do not name theirs, by the `model_type` beside them.
 OF_MODELS = {
+    "clip": "CLIP",
+    "siglip": "Siglip",
     "vit": "ViT",
     "deit": "DeiT",
     "dinov2": "Bit",

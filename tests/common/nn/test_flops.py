@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import models
 import pytest
 from helpers import ROOT, load
 
@@ -13,6 +14,7 @@ from common.training import program
 from lm import bert, gpt
 from lm.seq2seq import transformer
 from vision import cnn
+from vision.contrast import model as contrast
 from vision.data.sets import ImageFacts
 
 BATCH, LENGTH, PREDICTIONS = 2, 12, 5
@@ -52,6 +54,9 @@ MODELS = {
     ),
     "mlp": (cnn.MLP(3, hidden=(8, 16)), {"images": jnp.zeros((BATCH, 6, 5, 1))}, ((6, 5, 1),)),
 }
+PAIR = {"images": jnp.zeros((BATCH, 8, 8, 3)), "tokens": jnp.zeros((BATCH, 8), jnp.int32)}
+for kind, fields in (("clip", contrast.CLIP), ("siglip", contrast.SIGLIP)):
+    MODELS[kind] = contrast.Towers(**fields | models.TOWERS), PAIR, ((8, 8, 3), 8)
 
 
 @pytest.mark.parametrize("name", MODELS)

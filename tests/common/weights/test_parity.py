@@ -6,9 +6,6 @@ import numpy as np
 import parity
 import pytest
 
-from lm import weights as texts
-from vision import weights as images
-
 FAST = ("llama, tied, biases, wide heads",)
 BACK = ("roberta, classes", "qwen2, window")
 ALIKE = ("t5",)  # computed as another is; in the table (`python -m tests.measure parity`) alone
@@ -31,7 +28,7 @@ def test_outputs_loss_and_every_gradient(name, tmp_path, compiled_in_haste):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "resnet, bottleneck"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "clip", "resnet, bottleneck"])
 def test_the_usual_path(name, tmp_path):
     """In float32, with whatever attention it takes."""
     errors = parity.compare(parity.CASES[name], "float32", tmp_path)
@@ -43,7 +40,7 @@ def test_what_is_saved_is_what_they_load(name, tmp_path):
     case = parity.CASES[name]
     reference = parity.reference(case)
     reference.save_pretrained(tmp_path / "theirs")
-    domain = images if case.model in parity.IMAGES else texts
+    domain = parity.domain_of(case)
     model = case.model(**domain.sizes(tmp_path / "theirs") | case.own)
     kind, values = reference.config.model_type, domain.pretrained(tmp_path / "theirs")
     domain.save(tmp_path / "ours", model, values, kind)

@@ -1,0 +1,100 @@
+"""The contrastive losses: the formulas, and that no mesh changes them or their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from common.devices.mesh import RULES
+from common.laws import report
+from vision.contrast import losses
+
+B, E = 16, 6
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    valid = np.ones(B, np.float32)
+    valid[[3, 14]] = 0
+    return unit(rng.normal(size=(B, E))), unit(rng.normal(size=(B, E))), valid
+
+
+def value(kind, images, texts, scale, bias, valid, axes=()):
+    if kind == "softmax":
+        total, weight = losses.softmax(images, texts, scale, valid, axes)[0]
+    else:
+        total, weight = losses.sigmoid(images, texts, scale, bias, valid, axes)
+    return total / weight
+
+
+def by_hand(kind, images, texts, scale, bias, valid):
+    """In float64, of the valid rows alone."""
+    there = valid > 0
+    scores = scale * (images[there].astype(np.float64) @ texts[there].T.astype(np.float64))
+    if kind == "sigmoid":
+        sign = 2 * np.eye(len(scores)) - 1
+        return np.log1p(np.exp(-sign * (scores + bias))).sum(1).mean()
+    each = [np.log(np.exp(s).sum(1)) - np.diag(s) for s in (scores, scores.T)]
+    return np.mean(each)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_the_formula(kind):
+    images, texts, valid = rows()
+    found = value(kind, images, texts, jnp.float32(7), jnp.float32(-2), valid)
+    assert found == pytest.approx(by_hand(kind, images, texts, 7, -2, valid), rel=1e-5)
+
+
+def test_accuracy_is_of_pictures_that_find_their_text():
+    images, _, valid = rows()
+    texts = images.copy()
+    texts[[0, 1]] = texts[[1, 0]]
+    _, (hits, weight) = losses.softmax(images, texts, jnp.float32(1), valid)
+    assert (hits, weight) == (B - 4, B - 2)
+
+
+# One mesh that splits the batch over two axes is quick; those that CI leaves out are a measure.
+COVER = [(8, 1, 1), (1, 8, 1), (1, 1, 8)]
+SHAPES = [
+    pytest.param(
+        shape,
+        kind,
+        id=f"{'x'.join(map(str, shape))}-{kind.name}",
+        marks=()
+        if shape == (2, 2, 2)
+        else pytest.mark.slow
+        if shape in COVER and kind == AxisType.Auto
+        else (pytest.mark.slow, pytest.mark.measure("grid")),
+    )
+    for shape in report.meshes(8)
+    for kind in (AxisType.Auto, AxisType.Explicit)
+]
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("shape", "axis_type"), SHAPES)
+def test_no_mesh_changes_value_or_gradients(kind, shape, axis_type):
+    images, texts, valid = rows()
+    arguments = images, texts, jnp.float32(7), jnp.float32(-2)
+    wanted = jax.value_and_grad(lambda *values: value(kind, *values, valid), argnums=(0, 1, 2, 3))(
+        *arguments
+    )
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
+    with jax.set_mesh(mesh):
+        axes = losses.split_axes(RULES)
+        place = lambda x, *spec: jax.device_put(
+            x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        )
+        split = place(images, axes or None), place(texts, axes or None)
+        numbers = place(arguments[2]), place(arguments[3])
+        known = place(valid, axes or None)
+        step = jax.value_and_grad(
+            lambda *values: value(kind, *values, known, axes), argnums=(0, 1, 2, 3)
+        )
+        found = jax.jit(step)(*split, *numbers)
+        text = jax.jit(step).lower(*split, *numbers).as_text()
+    assert ("collective_permute" in text) == (kind == "sigmoid" and bool(axes))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

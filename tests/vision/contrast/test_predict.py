@@ -1,0 +1,82 @@
+"""Pictures for words and words for pictures, of towers whose vectors are known."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import predict as predictions
+from common.devices import mesh
+from common.errors import BadInput
+from lm.data import tokenizer
+from vision import predict as pictured
+from vision.contrast import predict
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class Named:
+    """A picture's vector is its mean colour; a text's is that of the first colour it names."""
+
+    def __init__(self, facts):
+        ids = [facts.tokenizer.token_to_id(name) for name in COLOURS]
+        self.table = jnp.zeros((facts.vocab_size, 3)).at[jnp.array(ids)].set(jnp.eye(3))
+
+    def apply(self, variables, *arguments, method):
+        if method == "encode_images":
+            return arguments[0].mean(axis=(1, 2))
+        if method == "encode_texts":
+            tokens, segments = arguments
+            return (self.table[tokens] * (segments > 0)[..., None]).sum(1)
+        return variables["params"]["scale"], None
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    texts = [f"a {name} thing of {name}" for name in COLOURS] * 3
+    facts = tokenizer.facts(tokenizer.train("wordpiece", 60, texts))._replace(length=10)
+    reader = pictured.reader((4, 4, 3))
+    prepare = lambda images: images.astype(np.float32) / 255
+    made = predict.finds(Named(facts), reader, prepare, facts)
+    layout = mesh.make_layout()
+    params = mesh.put_replicated(layout, {"scale": np.float32(10)})
+    return predictions.loaded(made, layout, params, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (9, 6), colour).save(path / f"{name}.png")
+    (path / "names.txt").write_text("\n".join(COLOURS) + "\n\n")
+    rows = [json.dumps({"path": f"{name}.png"}) for name in COLOURS]
+    (path / "set.jsonl").write_text("\n".join(rows))
+    return path
+
+
+def test_pictures_for_words(loaded, folder):
+    for among in (folder, folder / "set.jsonl"):
+        found = loaded.predict(["a green thing", "blue"], among=str(among), top=1)
+        names = [each["nearest"][0]["name"] for each in found]
+        assert names == [str(folder / "green.png"), str(folder / "blue.png")]
+    ((first,),) = ([each["nearest"] for each in found[:1]],)
+    share = np.exp(10) / (np.exp(10) + 2)
+    assert first[0]["probability"] == pytest.approx(share, rel=1e-5)
+    assert first[0]["similarity"] == pytest.approx(1)
+
+
+def test_words_for_pictures(loaded, folder):
+    (found,) = loaded.predict([str(folder / "red.png")], among=str(folder / "names.txt"), top=9)
+    assert [each["name"] for each in found["nearest"]] == ["red", "green", "blue"]
+    assert loaded.predictor.line(found).startswith("red 1.000; ")
+
+
+def test_what_is_refused(loaded, folder):
+    with pytest.raises(BadInput, match="--among: name what to search"):
+        loaded.predict(["red"])
+    with pytest.raises(BadInput, match="neither a text nor a picture"):
+        loaded.predict([" "], among=str(folder))
+    with pytest.raises(BadInput, match="no such file"):
+        loaded.predict(["red"], among=str(folder / "none.txt"))

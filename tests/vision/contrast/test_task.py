@@ -1,0 +1,138 @@
+"""The contrastive task: what it refuses, that it learns, its laws and evaluators."""
+
+import pathlib
+
+import emoji_slice
+import jax
+import numpy as np
+import pytest
+from helpers import load
+
+from common import predict
+from common.errors import BadInput
+from common.laws import checks as laws
+from common.laws import measure
+from common.training import program, train
+from vision.contrast import task
+
+SIGMOID = {"loss.kind": "sigmoid", "model.score_bias": True}
+STEEP = {"optim.name": "sgd", "optim.lr": 0.3, "optim.schedule": "constant", "model.dropout": None}
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory):
+    return emoji_slice.write(tmp_path_factory.mktemp("emoji"))
+
+
+@pytest.fixture
+def config(name):
+    return lambda **more: load(
+        emoji_slice.CONFIG, **{**emoji_slice.SMALL, "data.name": name, **more}
+    )
+
+
+def test_accumulation_is_refused(config):
+    with pytest.raises(BadInput, match="accumulate"):
+        program.prepare(config(**{"train.accumulate": 2}), jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss.kind": "sigmoid"}, "score_bias"),
+        ({"model.score_bias": True}, "no use for a bias"),
+        ({"augment.mixup": 0.2}, "augment.mixup"),
+        ({"model.image_projection": False}, "vector_width"),
+        ({"model.image_heads": 3}, "image_heads"),
+        ({"model.temperature": -1.0}, "temperature"),
+    ],
+)
+def test_what_is_refused(config, settings, said):
+    made = config(**settings)
+    sources = task.sources(made)
+
+    def build():
+        one = task.make(made, sources, lambda x, *names: x)
+        jax.eval_shape(one.init, jax.random.key(0))
+
+    with pytest.raises(BadInput, match=said):
+        build()
+
+
+GRID = pytest.mark.slow, pytest.mark.measure("grid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        (SIGMOID, (2, 2, 2)),
+        pytest.param({}, (2, 2, 2), marks=GRID),
+        pytest.param(SIGMOID, (8, 1, 1), marks=GRID),
+    ],
+)
+def test_no_mesh_changes_anything(config, kind, shape, compiled_in_haste):
+    laws.mesh_changes_nothing(config(**STEEP, **kind), [shape])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "law",
+    [
+        laws.position_is_step,
+        laws.resume_is_exact,
+        pytest.param(laws.loop_ends_where_steps_do, marks=GRID),
+        laws.means_are_exact,
+        laws.parameters_are_plain,
+        laws.no_dead_knob,
+    ],
+)
+def test_laws(config, law, compiled_in_haste):
+    law(config())
+
+
+@pytest.mark.slow
+def test_it_learns_the_names_of_a_few_emoji(config, compiled_in_haste):
+    """By heart: 18 pictures."""
+    more = {"optim.lr": 3e-3, "model.dropout": None, "augment.crop_padding": 0}
+    made = program.prepare(config(**more, **{"augment.rotation": None}), jax.devices()[:1])
+    losses, state = measure.train_losses(made, 150)
+    assert losses[0] > 2
+    assert np.mean(losses[-5:]) < 0.5
+    assert int(state.step) == 150
+
+
+def test_a_locked_tower_gets_no_gradient(config):
+    made = config(**{"model.locked": "image"})
+    sources = task.sources(made)
+    one = task.make(made, sources, lambda x, *names: x)
+    params, extra = one.init(jax.random.key(0))
+    rows = np.arange(8, dtype=np.uint32)
+    batch = sources["train"].read(rows) | {"index": rows, "valid": np.ones(8, np.float32)}
+    batch = one.prepare(jax.random.key(0), batch, True)
+    value = lambda params: one.loss(params, extra, batch, jax.random.key(0))[0]["loss"][0]
+    gradients = jax.grad(value)(params)
+    size = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+    assert size(gradients["image"]) == 0 < size(gradients["text"])
+
+
+@pytest.mark.slow
+def test_zero_shot_and_predictions_of_a_run(config, tmp_path, name):
+    """Four steps, then classes by words, and both directions of predictions from the workdir."""
+    zero = {"kind": "vision.contrast.zero_shot", "prompts": ("{}", "a drawing of {}")}
+    own = {f"evals.classes.{key}": value for key, value in zero.items()}
+    own |= {"evals.classes.split": "twitter_seen", "evals.classes.batch_size": 16}
+    made = config(**own, **{"train.duration": "4 steps"})
+    values = train.run(made, tmp_path / "run", show=False)["eval"]
+    assert 0 <= values["classes"]["accuracy"] <= 1
+    assert {"f1", "accuracy"} == set(values["classes"])
+    metrics = values["unseen"]
+    assert metrics["image_to_text_r10"] == metrics["text_to_image_r10"] == 1.0  # of six
+    loaded = predict.load(str(tmp_path / "run"))
+    pictures = pathlib.Path(name.removeprefix("captions:")).parent / "twitter"
+    (found,) = loaded.predict(["hot dog"], among=str(pictures), top=3)
+    assert len(found["nearest"]) == 3
+    vectors = predict.load(str(tmp_path / "run"), embed=True)
+    (vector,) = vectors.predict([found["nearest"][0]["name"]])
+    assert np.linalg.norm(vector["vector"]) == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,100 @@
+"""Towers in the layouts of `transformers`: there and back, and what is refused by its name. Parity
+is in tests/common/weights/test_parity.py."""
+
+import json
+
+import jax
+import models
+import numpy as np
+import pytest
+
+from common import tree
+from common.errors import BadInput
+from vision import weights as images
+from vision.contrast import model as contrast
+from vision.vit import ViT
+from vision.weights import contrast as weights
+
+KINDS = {"clip": contrast.CLIP, "siglip": contrast.SIGLIP, "siglip2": contrast.SIGLIP}
+
+
+def towers(kind: str, **more) -> contrast.Towers:
+    return contrast.Towers(**KINDS[kind] | models.TOWERS | {"max_length": 8} | more)
+
+
+def random(model, seed=0) -> dict:
+    shapes = weights.shapes_of(model, {})
+    rng = np.random.default_rng(seed)
+    return tree.unflatten({p: rng.normal(size=s).astype(np.float32) for p, s in shapes.items()})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A CLIP as published."""
+    weights.save(tmp_path, towers("clip"), random(towers("clip")))
+    return tmp_path
+
+
+def edit(folder, part: str, **values):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    (config[part] if part else config).update(values)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(kind, tmp_path):
+    model = towers(kind)
+    params = random(model)
+    weights.save(tmp_path, model, params, kind)
+    again = contrast.Towers(**weights.sizes(tmp_path))
+    assert {k: v for k, v in vars(again).items() if k in models.TOWERS} == models.TOWERS
+    found = tree.flatten(weights.pretrained(tmp_path))
+    for path, x in tree.flatten(params).items():
+        # Rows that pad the table are no parameters there.
+        expected = x[:40] if path == "text/token/embedding" else x
+        assert np.array_equal(found[path][: len(expected)], expected), path
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("vision_config", {"use_rope": True}, "not understood: vision_config.use_rope"),
+        ("", {"loss_type": "x"}, "not understood: loss_type"),
+        ("text_config", {"hidden_act": "relu"}, "vision_config.hidden_act = 'quick_gelu' and"),
+        ("vision_config", {"image_size": [8, 4]}, "only squares"),
+        ("vision_config", {"patch_size": 3}, "does not divide image_size"),
+        ("text_config", {"is_decoder": True}, "text_config.is_decoder"),
+        ("vision_config", {"num_attention_heads": 3}, "do not divide"),
+        ("vision_config", {"num_hidden_layers": 1}, "lacks"),
+    ],
+)
+def test_what_is_refused(folder, part, values, said):
+    edit(folder, part, **values)
+    with pytest.raises(BadInput, match=str(folder)) as error:
+        weights.pretrained(folder)
+    assert said in str(error.value)
+
+
+def test_another_model_is_refused_by_its_fields(folder):
+    with pytest.raises(BadInput, match="causal = True there and False here"):
+        weights.pretrained(folder, towers("clip", causal=False))
+
+
+def test_a_locked_tower_begins_as_an_image_classifier(tmp_path):
+    sizes = {key.removeprefix("image_"): v for key, v in models.TOWERS.items() if "image" in key}
+    vit = ViT(
+        num_classes=5, image_size=8, patch_size=4, **{k: v for k, v in sizes.items() if k != "size"}
+    )
+    params = vit.init(jax.random.key(0), models.images(8))["params"]
+    images.save(tmp_path, vit, {"params": params})
+    plain = {"image_norm": False, "patch_bias": True, "activation": "gelu", "norm_eps": 1e-6}
+    model = towers("clip", **plain)
+    found = weights.reader({"init": {}}, model, {})(str(tmp_path))
+    assert np.array_equal(found["image"]["patch"]["kernel"], params["patch"]["kernel"])
+    assert set(found) == {"image"}
+    assert "head" not in found["image"]
+    with pytest.raises(BadInput, match="norm_eps"):
+        weights.reader({"init": {}}, towers("clip", **plain | {"norm_eps": 1e-5}), {})(
+            str(tmp_path)
+        )

@@ -1,0 +1,522 @@
+"""Two towers, of pictures and of texts, whose unit vectors lie in one space: CLIP (Radford et al.
+2021), SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025).
+
+    from vision.contrast import model
+    towers = model.Towers(**model.SIZES["clip_b32"])
+    params = towers.init(jax.random.key(0), images, tokens)["params"]
+    pictures, texts, scale, bias = towers.apply({"params": params}, images, tokens, segments)
+    scores = scale * pictures @ texts.T                   # + bias, if there is one
+
+The picture's tower is our ViT, the text's our transformer; each is a module of its own, so that
+parameters of an image classifier fit below `image/`.
+
+Letters: B batch, H height, W width and C channels of an image, L positions of a text; D width of a
+tower, F width inside its MLP, E width of the shared space, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from common.errors import require
+from common.nn import attention, transformer
+from common.nn.attention import ATTENTION_NAMES, Implementation
+from common.nn.blocks import MLP, Activation
+from common.nn.layers import (
+    Dense,
+    Dropout,
+    Dtype,
+    Embedding,
+    Remat,
+    TiedEmbedding,
+    identity,
+    named,
+    padded,
+    partition_rows,
+    repeated,
+)
+from common.nn.transformer import SequenceTransformer
+from common.task import Table
+from vision.vit import ViT
+
+ImagePooling = Literal["class", "mean", "attention"]
+TextPooling = Literal["end", "last", "mean"]
+
+
+def _clip(layers: int, width: int, patch_size: int, text_width: int, shared: int) -> dict:
+    return {
+        "vocab_size": 49408,
+        "patch_size": patch_size,
+        "image_layers": layers,
+        "image_width": width,
+        "image_heads": width // 64,
+        "image_hidden": 4 * width,
+        "text_width": text_width,
+        "text_heads": text_width // 64,
+        "text_hidden": 4 * text_width,
+        "vector_width": shared,
+        **CLIP,
+    }
+
+
+# What makes a model one of these kinds, whatever its size.
+CLIP = {
+    "max_length": 77,
+    "image_pooling": "class",
+    "image_norm": True,
+    "patch_bias": False,
+    "text_pooling": "end",
+    "causal": True,
+    "image_projection": True,
+    "projection_bias": False,
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+    "temperature": 0.07,
+    "score_bias": False,
+}
+SIGLIP = {
+    "max_length": 64,
+    "image_pooling": "attention",
+    "image_norm": False,
+    "patch_bias": True,
+    "text_pooling": "last",
+    "causal": False,
+    "image_projection": False,
+    "projection_bias": True,
+    "activation": "gelu_tanh",
+    "norm_eps": 1e-6,
+    "temperature": 0.1,
+    "score_bias": True,
+}
+SIZES = {
+    "clip_b32": _clip(12, 768, 32, 512, 512),
+    "clip_b16": _clip(12, 768, 16, 512, 512),
+    "clip_l14": _clip(24, 1024, 14, 768, 768),
+    "siglip_b16": {"vocab_size": 32000, "vector_width": 768, **SIGLIP},
+    "siglip2_b16": {"vocab_size": 256000, "vector_width": 768, **SIGLIP},
+}
+
+
+class Vectors(NamedTuple):
+    """What a batch of pictures with texts becomes.
+
+    Attributes:
+      images, texts: f32[B, E], of length 1.
+      scale: f32[], the inverse of the temperature, by which their products are multiplied.
+      bias: f32[], which is then added; None if the model has none.
+    """
+
+    images: jax.Array
+    texts: jax.Array
+    scale: jax.Array
+    bias: jax.Array | None
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+class AttentionPool(nn.Module):
+    """Pooling by a learned query that attends to all positions, and an MLP behind it ("MAP": Lee et
+    al. 2019, Zhai et al. 2022).
+
+    Attributes:
+      heads: number of attention heads.
+      hidden: F.
+      norm: name -> module.
+      Others: as in `common.nn.blocks.MLP`.
+    """
+
+    heads: int
+    hidden: int
+    norm: Callable[..., nn.Module]
+    activation: Activation = "gelu"
+    dtype: Dtype | None = None
+    kernel_init: Callable = nn.initializers.normal(0.02)
+    constrain: Callable = identity
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, L, D] -> [B, D]."""
+        shared = {"dtype": self.dtype, "constrain": self.constrain}
+        shared |= {"kernel_init": self.kernel_init}
+        width = x.shape[-1]
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width), jnp.float32)
+        probe = repeated(probe[None].astype(x.dtype), x, (len(x), 1, width))
+
+        def project(name, x):
+            y = Dense(width, names=ATTENTION_NAMES[name], name=name, **shared)(x)
+            y = y.reshape(*x.shape[:2], self.heads, width // self.heads)
+            return self.constrain(y, "batch", None, "heads", None)
+
+        y = attention.plain(project("query", probe), project("key", x), project("value", x))
+        y = self.constrain(y.reshape(len(x), 1, width), "batch", None, "heads")
+        y = Dense(width, names=ATTENTION_NAMES["out"], name="out", **shared)(y)
+        y = self.constrain(y, "batch", None, None)
+        shared = shared | {"out_init": self.kernel_init}
+        mlp = MLP(self.hidden, self.activation, name="mlp", **shared)
+        return (y + mlp(self.norm(name="norm")(y)))[:, 0]
+
+
+class ImageTower(ViT, kw_only=True):
+    """A Vision Transformer whose head makes a vector of the shared space.
+
+    Attributes:
+      num_classes: E.
+      pooling: as in `ViT`, or by `AttentionPool`, for which no token stands before the patches.
+      projection: whether a linear layer without bias makes the vector; False if the pooled vector
+        is it.
+      norm_before: whether a norm stands before the first block (CLIP).
+      patch_bias: whether the patch embedding has a bias.
+      Others: see `ViT`.
+    """
+
+    pooling: ImagePooling = "class"
+    projection: bool = True
+    norm_before: bool = False
+    patch_bias: bool = True
+
+    @property
+    def PARTITION(self) -> Table:
+        """How parameters are sharded; see `common.devices.mesh`."""
+        rows = super().PARTITION
+        if not self.projection:
+            rows = tuple(row for row in rows if row[0] != r"head/kernel")
+        if self.pooling == "attention":
+            rows += (
+                (r"attention_pool/probe", (None, "embed")),
+                *partition_rows("attention_pool", ATTENTION_NAMES),
+            )
+        return rows
+
+    @nn.nowrap
+    def patch_options(self) -> dict:
+        """The bias of the patch embedding."""
+        return {"use_bias": self.patch_bias}
+
+    @nn.nowrap
+    def _tokens(self) -> dict[str, int]:
+        return {} if self.pooling == "attention" else super()._tokens()
+
+    @nn.nowrap
+    def make_heads(self):
+        """Creates the norm before the blocks, attention pooling and the projection."""
+        if self.norm_before:
+            self.embedding_norm = self.make_norm()
+        if self.pooling == "attention":
+            init = nn.initializers.normal(self.init_std)
+            shared = {"dtype": self.dtype, "kernel_init": init, "constrain": self.constrain}
+            sizes = self.heads, self.hidden
+            self.attention_pool = AttentionPool(*sizes, self.make_norm, self.activation, **shared)
+        if self.projection:
+            shared = {"dtype": self.dtype, "constrain": self.constrain}
+            self.head = Dense(self.num_classes, False, names=("embed", None), **shared)
+
+    def _embed(self, images, train: bool):
+        x = super()._embed(images, train)
+        return self.embedding_norm(x) if self.norm_before else x
+
+    def pool(self, x):
+        """The states of `encode` -> one vector per image, [B, D]."""
+        return self.attention_pool(x) if self.pooling == "attention" else super().pool(x)
+
+    def __call__(self, images, train: bool = False):
+        """f32[B, H, W, C] -> [B, E], of any length; raises as `encode`."""
+        pooled = self.constrain(self.pool(self.encode(images, train)), "batch", None)
+        pooled = named(self, "features", pooled)
+        return self.head(pooled) if self.projection else pooled
+
+    @nn.nowrap
+    def flops(self, shape: tuple[int, int, int]) -> int:
+        """Forward FLOPs of one (H, W, C) image, as in `ViT.flops`."""
+        count = super().flops(shape)
+        if not self.projection:
+            count -= 2 * self.width * self.num_classes
+        if self.pooling == "attention":
+            # Keys and values of all positions, query and output of one, its maps, and its MLP.
+            length = self._length(shape[:2])
+            count += 2 * self.width * (2 * length * self.width + 2 * self.width + 2 * length)
+            count += 4 * self.width * self.hidden
+        return count
+
+
+# ------------------------------------------------------------------------------------------ texts
+
+
+class TextTower(SequenceTransformer, kw_only=True):
+    """A transformer that makes of a text a vector of the shared space.
+
+    Attributes:
+      vocab_size: V.
+      vector_width: E.
+      causal: whether a position sees only itself and earlier ones.
+      pooling: how a text becomes one vector: the state of its last token, which is the one that
+        ends it ("end": CLIP); of the last position of the row, where padding is part of the text,
+        and seen as such ("last": SigLIP); or the mean over the text ("mean").
+      projection_bias: whether the projection to the shared space has a bias.
+      Others: see `common.nn.transformer.SequenceTransformer`.
+    """
+
+    vocab_size: int
+    vector_width: int
+    causal: bool = False
+    pooling: TextPooling = "end"
+    projection_bias: bool = False
+
+    @property
+    def CAUSAL(self) -> bool:
+        """`causal`, as `Transformer` reads it."""
+        return self.causal
+
+    @property
+    def PARTITION(self) -> Table:
+        """How parameters are sharded; see `common.devices.mesh`."""
+        rows = [(r"token/embedding", ("vocab", "embed"))]
+        if self.positions == "learned":
+            rows += [(r"position/embedding", (None, "embed"))]
+        return (*rows, *transformer.PARTITION, (r"head/kernel", ("embed", None)))
+
+    def setup(self):
+        """Creates embeddings, blocks and the projection."""
+        super().setup()
+        shared = self.width, self.dtype, self.init_std, self.constrain
+        self.token = TiedEmbedding(self.vocab_size, *shared)
+        if self.positions == "learned":
+            self.position = Embedding(self.max_length, *shared)
+        self.embedding_dropout = Dropout(self.dropout)
+        shared = {"dtype": self.dtype, "constrain": self.constrain, "names": ("embed", None)}
+        self.head = Dense(self.vector_width, self.projection_bias, **shared)
+
+    def encode(self, tokens, segments=None, train: bool = False):
+        """The hidden state of every position, [B, L, D]; arguments as in `__call__`."""
+        tokens = tokens.astype(jnp.int32)
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = self.with_positions(self.token(tokens), places, lambda at: self.position(at))
+        x = self.constrain(self.embedding_dropout(x, train), "batch", None, None)
+        whole = segments is None or self.pooling == "last"
+        return self.stack(x, places, None if whole else segments.astype(jnp.int32), train)
+
+    def __call__(self, tokens, segments=None, train: bool = False):
+        """[B, E], of any length.
+
+        Args:
+          tokens: i32[B, L].
+          segments: i32[B, L], 1 in the text and 0 in the padding behind it; None is no padding.
+          train: whether dropout is active; it needs an rng "dropout".
+        """
+        x = self.encode(tokens, segments, train)
+        if self.pooling == "mean":
+            there = jnp.ones_like(x[..., 0]) if segments is None else (segments > 0).astype(x.dtype)
+            pooled = (x * there[..., None]).sum(1) / jnp.maximum(there.sum(1), 1)[:, None]
+        elif self.pooling == "last" or segments is None:
+            pooled = x[:, -1]
+        else:
+            last = jnp.maximum((segments > 0).sum(axis=1) - 1, 0)
+            pooled = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        pooled = named(self, "features", self.constrain(pooled, "batch", None))
+        return self.head(pooled)
+
+    @nn.nowrap
+    def flops(self, length: int) -> int:
+        """Forward FLOPs of one row of L = `length` positions, as in `stack_flops`."""
+        return self.stack_flops(length) + 2 * self.width * self.vector_width
+
+
+# ------------------------------------------------------------------------------------------- towers
+
+
+class Towers(nn.Module):
+    """Pictures and texts to unit vectors in one space, with a learned temperature and bias.
+
+    Attributes:
+      vocab_size: V.
+      vector_width: E, the width of the shared space.
+      image_size, patch_size: sides of a picture and of its patches in pixels.
+      image_width, image_layers, image_heads, image_hidden: D, blocks, heads and F of the pictures'.
+      image_pooling: "class", "mean" or "attention"; see `ImageTower`.
+      image_norm: whether a norm stands before the first block of the pictures' tower (CLIP).
+      image_projection: whether the pictures' tower ends in a projection; without one its width is
+        E.
+      patch_bias: whether the patch embedding has a bias.
+      max_length: the most tokens of a text.
+      text_width, text_layers, text_heads, text_hidden: of the texts' tower.
+      text_pooling: "end", "last" or "mean"; see `TextTower`.
+      causal: whether a token of a text sees only earlier ones.
+      projection_bias: whether the projection of the texts has a bias.
+      temperature: at which training starts; the model learns the logarithm of its inverse. May be
+        traced.
+      score_bias: whether scores have a learned bias (SigLIP).
+      bias_start: what it starts at. May be traced.
+      locked: towers that are not trained, and read no gradient: "image" is LiT (Zhai et al. 2022),
+        with the pictures' tower of `config.init.path`; "text" locks the other. Name its parameters
+        in config.optim.freeze, too, so that decay leaves them alone.
+      activation, norm_eps, dropout, attention_dropout, init_std, implementation, dtype, remat,
+      scan, constrain: of both towers; see `common.nn.transformer.Transformer`.
+    """
+
+    vocab_size: int
+    vector_width: int = 512
+    image_size: int = 224
+    patch_size: int = 16
+    image_width: int = 768
+    image_layers: int = 12
+    image_heads: int = 12
+    image_hidden: int = 3072
+    image_pooling: ImagePooling = "class"
+    image_norm: bool = False
+    image_projection: bool = True
+    patch_bias: bool = True
+    max_length: int = 64
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_hidden: int = 3072
+    text_pooling: TextPooling = "end"
+    causal: bool = False
+    projection_bias: bool = False
+    temperature: float = 0.07
+    score_bias: bool = False
+    bias_start: float = -10.0
+    locked: Literal["none", "image", "text"] = "none"
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-6
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    init_std: float = 0.02
+    implementation: Implementation | None = None
+    dtype: Dtype | None = None
+    remat: Remat = "none"
+    scan: bool = False
+    constrain: Callable = identity
+
+    @property
+    def PARTITION(self) -> Table:
+        """How parameters are sharded; see `common.devices.mesh`."""
+        towers = {"image": self.image_tower(parent=None), "text": self.text_tower(parent=None)}
+        return tuple(
+            (f"{name}/{row}", names)
+            for name, tower in towers.items()
+            for row, names in tower.PARTITION
+        )
+
+    @nn.nowrap
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "activation": self.activation,
+            "norm_eps": self.norm_eps,
+            "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "init_std": self.init_std,
+            "implementation": self.implementation,
+            "dtype": self.dtype,
+            "remat": self.remat,
+            "scan": self.scan,
+            "constrain": self.constrain,
+        }
+
+    @nn.nowrap
+    def image_tower(self, **where) -> ImageTower:
+        """The pictures' tower, by itself outside of `setup`."""
+        return ImageTower(
+            num_classes=self.vector_width,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            width=self.image_width,
+            layers=self.image_layers,
+            heads=self.image_heads,
+            hidden=self.image_hidden,
+            pooling=self.image_pooling,
+            norm_before=self.image_norm,
+            projection=self.image_projection,
+            patch_bias=self.patch_bias,
+            **self._shared(),
+            **where,
+        )
+
+    @nn.nowrap
+    def text_tower(self, **where) -> TextTower:
+        """The texts' tower, by itself outside of `setup`."""
+        return TextTower(
+            vocab_size=self.vocab_size,
+            vector_width=self.vector_width,
+            max_length=self.max_length,
+            width=self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            hidden=self.text_hidden,
+            pooling=self.text_pooling,
+            causal=self.causal,
+            projection_bias=self.projection_bias,
+            **self._shared(),
+            **where,
+        )
+
+    def setup(self):
+        """Creates the towers, and what their products are scaled by."""
+        sizes = {
+            "image": (self.image_width, self.image_heads),
+            "text": (self.text_width, self.text_heads),
+        }
+        for tower, (width, heads) in sizes.items():
+            require(
+                heads > 0 and width % heads == 0,
+                f"config.model.{tower}_heads: {heads} does not divide the width {width}",
+            )
+        require(self.vector_width > 0, f"config.model.vector_width: {self.vector_width} is no size")
+        require(
+            self.image_projection or self.image_width == self.vector_width,
+            f"config.model.image_projection: without one, vectors have the width of the pictures' "
+            f"tower, {self.image_width}, and config.model.vector_width is {self.vector_width}",
+        )
+        start = self.temperature
+        positive = not isinstance(start, int | float) or start > 0
+        require(positive, f"config.model.temperature: {start} is not positive")
+        self.image, self.text = self.image_tower(), self.text_tower()
+        scale = lambda key, shape: jnp.full(shape, -jnp.log(jnp.float32(self.temperature)))
+        self.logit_scale = self.param("logit_scale", scale, (1,))
+        if self.score_bias:
+            bias = nn.initializers.constant(self.bias_start)
+            self.logit_bias = self.param("logit_bias", bias, (1,), jnp.float32)
+
+    def encode_images(self, images, train: bool = False):
+        """f32[B, H, W, C] -> f32[B, E], of length 1."""
+        return self._unit("image", self.image(images, train))
+
+    def encode_texts(self, tokens, segments=None, train: bool = False):
+        """i32[B, L] -> f32[B, E], of length 1; arguments as in `TextTower`."""
+        return self._unit("text", self.text(tokens, segments, train))
+
+    def _unit(self, tower: str, x):
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = jax.lax.stop_gradient(x) if self.locked == tower else x
+        length = jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+        return self.constrain(x / length, "batch", None)
+
+    def scale(self):
+        """(the inverse temperature f32[], the bias f32[] or None)."""
+        return jnp.exp(self.logit_scale[0]), self.logit_bias[0] if self.score_bias else None
+
+    def __call__(self, images, tokens, segments=None, train: bool = False) -> Vectors:
+        """The vectors of pictures and of texts.
+
+        Args:
+          images: f32[B, H, W, C].
+          tokens, segments: as in `TextTower`.
+          train: whether dropout is active.
+        """
+        pictures = self.encode_images(images, train)
+        return Vectors(pictures, self.encode_texts(tokens, segments, train), *self.scale())
+
+    @nn.nowrap
+    def padding(self) -> int:
+        """The number of parameters in rows of the token table after the last token's."""
+        return (padded(self.vocab_size) - self.vocab_size) * self.text_width
+
+    @nn.nowrap
+    def flops(self, shape: tuple[int, int, int], length: int) -> int:
+        """Forward FLOPs of one (H, W, C) picture with a text of L = `length` positions. The product
+        of all pictures with all texts, which grows with the batch, is not counted."""
+        image, text = self.image_tower(parent=None), self.text_tower(parent=None)
+        return image.flops(shape) + text.flops(length)

@@ -1,0 +1,203 @@
+"""Pictures for words, and words for pictures: what is nearest to an input, among pictures or texts
+that the option `among` names.
+
+    python scripts/predict.py --workdir RUN "a red apple" --among photos/
+    python scripts/predict.py --workdir RUN apple.png --among names.txt
+
+An input is a text or a picture. What ends like a picture's file, and is there, is one.
+
+Letters: B batch, M things to find among, E width of a vector.
+"""
+
+import collections
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import inputs
+from common.data import tables, textfiles
+from common.errors import brief, require
+from common.task import Predictor
+from lm.data.tokenizer import TextFacts
+from vision import predict as pictured
+from vision.contrast.data import text_rows
+from vision.data import pictures
+
+WHERE = "--among"
+CHUNK = 64  # things encoded at a time
+MOST = 100_000  # things to find among
+
+reader = pictured.reader
+
+
+def is_picture(given: Any) -> bool:
+    """Whether an input is a picture: an array, bytes, or the path of a file that ends so."""
+    if not isinstance(given, str | os.PathLike):
+        return True
+    suffix = os.path.splitext(os.fspath(given))[1].lower()
+    return suffix in pictures.suffixes() and os.path.lexists(given)
+
+
+def _rows(given: Any, read: Callable, facts: TextFacts) -> dict[str, np.ndarray]:
+    """The arrays of an input: `image`, or `tokens` and `segments`."""
+    if is_picture(given):
+        return {"image": read(given)}
+    require(bool(given.strip()), "it is empty: neither a text nor a picture")
+    return {name: array[0] for name, array in text_rows(facts, [given]).items()}
+
+
+def _vectors(model: nn.Module, prepare: Callable, params, arrays: dict):
+    """f32[B, E] of pictures or of texts."""
+    if "image" in arrays:
+        images = prepare(arrays["image"])
+        return model.apply({"params": params}, images, method="encode_images")
+    texts = arrays["tokens"], arrays["segments"]
+    return model.apply({"params": params}, *texts, method="encode_texts")
+
+
+def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts) -> Predictor:
+    """A Predictor of {"nearest": [{"name", "similarity", "probability"}, …]}, the nearest first.
+    The probability is of a softmax over all that is searched or, for a model with a bias, of the
+    pair alone.
+
+    Args:
+      model: the towers.
+      read: picture -> [H, W, C], as `prepare` takes it.
+      prepare: [B, H, W, C] -> as the model takes them; traced.
+      facts: of the texts, with L.
+    """
+
+    def options(*, among: str = "", top: int = 5) -> dict:
+        """The options of a prediction.
+
+        Args:
+          among: what to search: a folder of pictures, a file of texts, one a line, or a table with
+            a column `path` or `text`.
+          top: number of things to tell, nearest first.
+        """
+        require(
+            bool(among), f"{WHERE}: name what to search: a folder of pictures, or a file of texts"
+        )
+        require(top > 0, f"--top: {top} is not positive")
+        things = list(_things(among))
+        rows = [_rows(path, read, facts) for _, path in things]
+        arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        # Padded to whole chunks, so that few programs are compiled.
+        count = -(-len(things) // CHUNK) * CHUNK
+        at = np.minimum(np.arange(count), len(things) - 1)
+        named = {f"among_{key}": array[at] for key, array in arrays.items()}
+        names = tuple(name for name, _ in things)
+        return {"top": min(top, len(things)), "names": names, **named}
+
+    def apply(params, extra, batch, options):
+        del extra
+        own = {key: batch[key] for key in ("image", "tokens", "segments") if key in batch}
+        chunked = {
+            key.removeprefix("among_"): jnp.reshape(array, (-1, CHUNK, *array.shape[1:]))
+            for key, array in options.items()
+            if key.startswith("among_")
+        }
+        others = jax.lax.map(lambda part: _vectors(model, prepare, params, part), chunked)
+        others = others.reshape(-1, others.shape[-1])[: len(options["names"])]
+        similarity = _vectors(model, prepare, params, own) @ others.T
+        scale, bias = model.apply({"params": params}, method="scale")
+        scores = scale * similarity
+        chances = jax.nn.softmax(scores) if bias is None else jax.nn.sigmoid(scores + bias)
+        return {"similarity": similarity, "probability": chances}
+
+    def result(given, rows, outputs, options) -> dict:
+        similarity, chances = outputs[0]["similarity"], outputs[0]["probability"]
+        nearest = np.argsort(-similarity, kind="stable")[: options["top"]]
+        numbers = lambda i: {"similarity": float(similarity[i]), "probability": float(chances[i])}
+        return {"nearest": [{"name": options["names"][i], **numbers(i)} for i in nearest]}
+
+    def line(result) -> str:
+        return "; ".join(f"{one['name']} {one['similarity']:.3f}" for one in result["nearest"])
+
+    return _predictor(model, read, facts, options, apply, result, line)
+
+
+def vectors(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts) -> Predictor:
+    """A Predictor of {"vector": E numbers}, of length 1; arguments as in `finds`."""
+
+    def options() -> dict:
+        """No options."""
+        return {}
+
+    def apply(params, extra, batch, options):
+        del extra, options
+        own = {key: batch[key] for key in ("image", "tokens", "segments") if key in batch}
+        return {"vector": _vectors(model, prepare, params, own)}
+
+    def result(given, rows, outputs, options) -> dict:
+        return {"vector": outputs[0]["vector"].tolist()}
+
+    def line(result) -> str:
+        return " ".join(f"{x:.6g}" for x in result["vector"])
+
+    return _predictor(model, read, facts, options, apply, result, line)
+
+
+def _predictor(model, read, facts, options, apply, result, line) -> Predictor:
+    return Predictor(
+        read=lambda given, options: [_rows(given, read, facts)],
+        apply=apply,
+        result=result,
+        line=line,
+        options=options,
+        columns=("text",),
+        suffixes=pictures.suffixes(),
+        texts=True,
+        model=model,
+    )
+
+
+# --------------------------------------------------------------------------------- what is searched
+
+
+def _things(among: str) -> Iterator[tuple[str, str]]:
+    """(name, text or path) of what is searched: all pictures, or all texts."""
+    found = list(_folder(among) if os.path.isdir(among) else _file(among))
+    require(bool(found), f"{WHERE}: {inputs.shown(among)} holds neither pictures nor texts")
+    require(len(found) <= MOST, f"{WHERE}: {len(found):,} things are more than {MOST:,}")
+    kinds = {is_picture(given) for _, given in found}
+    require(
+        len(kinds) == 1, f"{WHERE}: {inputs.shown(among)} holds pictures and texts: name one kind"
+    )
+    return iter(found)
+
+
+def _folder(root: str) -> Iterator[tuple[str, str]]:
+    for here, folders, names in os.walk(root):
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")), key=inputs.natural
+        )
+        for name in sorted(names, key=inputs.natural):
+            path = os.path.join(here, name)
+            if not name.startswith(".") and is_picture(path):
+                yield path, path
+
+
+def _file(path: str) -> Iterator[tuple[str, str]]:
+    inputs.file(WHERE, path)
+    if is_picture(path):
+        yield path, path
+    elif textfiles.kind_of(path)[0] in tables.KINDS:
+        for number, record in tables.rows(WHERE, path):
+            key = "path" if "path" in record and "text" not in record else "text"
+            value, place = record.get(key), tables.place(path, number)
+            valid = isinstance(value, str) and bool(value.strip())
+            require(valid, f"{WHERE}: {place}: {key} is {brief(value)}, not a text")
+            if key == "path":
+                value = os.path.join(os.path.dirname(path), value)
+                require(is_picture(value), f"{WHERE}: {place}: {inputs.shown(value)} is no picture")
+            yield value, value
+    else:
+        for text in textfiles.lines(WHERE, path, collections.Counter()):
+            if text.strip():
+                yield text.strip(), text.strip()
