@@ -16,6 +16,7 @@ Good inputs are predicted, in order; each that cannot be is one line on standard
 code is then 2.
 """
 
+import base64
 import csv
 import json
 import logging
@@ -79,6 +80,7 @@ def _add_own(parser) -> None:
         help="a smaller model that drafts text for this one, which checks it: a workdir or weights "
         "with the same tokenizer",
     )
+    parser.add_argument("--to", metavar="FOLDER", help="write pictures that are predicted there")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print an object a line")
     output.add_argument("--csv", action="store_true", help="print a table, nested values as JSON")
@@ -275,6 +277,8 @@ def _predict(loaded: predict.Loaded, args, options: dict) -> int:
     bad, table = 0, None
     for number, (_, result) in enumerate(loaded.each(values(), options, show)):
         at, places[number] = places[number], None
+        if args.to is not None and not isinstance(result, BadInput):
+            result = _written(result, args.to, number, str(at.name))
         if isinstance(result, BadInput):
             told = isinstance(at.value, BadInput) and not at.place  # its message names the place
             place = at.place or inputs.shown(repr(at.name))
@@ -292,6 +296,20 @@ def _predict(loaded: predict.Loaded, args, options: dict) -> int:
             line = loaded.predictor.line(result)
             print(f"{at.name}: {line}" if loaded.predictor.suffixes else line)
     return 2 if bad else 0
+
+
+def _written(result: dict, folder: str, number: int, name: str) -> dict:
+    """A result whose picture, a PNG in base64, is in a file: FOLDER/NUMBER_NAME.png."""
+    require("picture" in result, "--to: this model predicts no pictures")
+    stem = os.path.splitext(os.path.basename(name))[0]
+    path = os.path.join(folder, f"{number}_{stem}.png")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(result["picture"]))
+    except OSError as error:
+        raise BadInput(f"--to: {inputs.shown(path)}: {inputs.reason(error)}") from error
+    return result | {"picture": path}
 
 
 def _cell(value: Any) -> Any:

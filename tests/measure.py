@@ -48,6 +48,10 @@ COMMANDS = {
         "a small CLIP on emoji, three seeds of 20 minutes, beside TF-IDF and chance",
         [["tests/support/emoji_measure.py", "--workdir", "runs/emoji"]],
     ),
+    "masked": (
+        "a linear probe of a masked autoencoder beside other features, three seeds (three hours)",
+        [["tests/support/masked.py", "--workdir", "runs/masked"]],
+    ),
     "export": (
         "every kind of model exported in a size that is used: bytes, and how nearly it agrees",
         [["tests/support/exports.py"]],

@@ -31,6 +31,8 @@ VARIANTS = {
     "vision/fashion_mnist": (
         *("cnn", "smoke", "small", "medium", "to_90", "to_92", "to_93", "large"),
     ),
+    "vision/fashion_mnist_mae": ("pretrain", "probe", "finetune"),
+    "vision/mae_b16": ("",),
     "vision/cifar10": ("resnet18", "wrn_28_10", "airbench"),
     "vision/imagenet_resnet50": ("float32", "bfloat16"),
     "vision/imagenet_vit": ("90", "300"),
@@ -98,6 +100,8 @@ def built(name: str, folder) -> dict:
         others |= {"data.name": f"captions:{captioned(folder)}", "data.tokenizer": own}
         for key in config["evals"]:
             others[f"evals.{key}.split"] = "test"
+    if config["init"]["path"]:
+        others |= {"init.path": "", "init.skip": ()}
     if name.startswith("lm/"):
         classes = {"reviews": 2, "topics": 11}.get(data["name"])
         kind, size = data["tokenizer"], data.get("vocab_size", 30522)
@@ -111,7 +115,6 @@ def built(name: str, folder) -> dict:
         texts = own(folder) if own else f"folder:{folder / 'texts'}"
         texts = corpus.labelled(folder, classes) if classes else texts
         others |= {"data.name": texts, "data.tokenizer": tokenizer}
-        others |= {"init.path": "", "init.skip": ()}
         if "target" in data:
             own_kinds = kind in ("characters", "t5_small")  # both have <pad>
             others |= {"data.tokenizer": "characters"} if own_kinds else {}
@@ -139,6 +142,9 @@ LARGE = {
     **{f"vision/fashion_mnist:{name}": NARROW for name in ("small", "medium")},
     **{f"vision/fashion_mnist:{name}": NARROW for name in ("to_90", "to_92", "to_93")},
     "vision/fashion_mnist:large": NARROW | {"model.stages": (1, 1, 1)},
+    "vision/fashion_mnist_mae:pretrain": {"model.layers": 1, "model.decoder_layers": 1},
+    **{f"vision/fashion_mnist_mae:{n}": {"model.layers": 1} for n in ("probe", "finetune")},
+    "vision/mae_b16": SMALL_IMAGES | {"model.layers": 1, "model.decoder_layers": 1},
     "vision/cifar10:resnet18": {"model.widths": (8, 8, 8, 8)},
     "vision/cifar10:wrn_28_10": NARROW | {"model.stages": (1, 1, 1)},
     "vision/cifar10:airbench": NARROW,

@@ -150,6 +150,15 @@ def test_siglip_b16_on_256_chips(request):
 
 
 @PODS
+def test_a_masked_autoencoder_fits_64_chips(request):
+    settings = {"model.scan": True, "evals.val.batch_size": 64}
+    found = compiled.examine(load(f"{ROOT}/configs/vision/mae_b16.py", **settings), "v5e:8x8")
+    check_page("mae_b16", found, request.config.getoption("--update-goldens"))
+    assert found.fits
+    assert {(c["kind"], c["axes"]) for c in found.collectives} == {("all-reduce", "data")}
+
+
+@PODS
 def test_splash_attention_has_no_maps_in_memory():
     """Two blocks of Llama's shape on long rows: three kernels a block, forward and backward, each
     device with its rows and heads."""

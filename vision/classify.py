@@ -30,7 +30,7 @@ from common.evaluators import multi_label
 from common.nn import model as models
 from common.runs import facts as run_facts
 from common.sections import call
-from common.task import Evaluator, Predictor, Source, Task, held_out, splits, training_flops
+from common.task import Evaluator, Predictor, Source, Task, splits, training_flops
 from vision import predict, shown, teaching, weights
 from vision.data import augment, datasets, sets
 from vision.data.sets import ImageFacts
@@ -317,15 +317,8 @@ def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> P
 
 def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
     """Another set of images, as a run sees its own; see `common.task`."""
-    for key in ("mean", "std"):
-        same = config["data"][key] == own["data"][key]
-        require(
-            same, f"--config.data.{key}: images are normalised as the run has them; leave it out"
-        )
-    others = call(datasets.load_sources, config["data"], held_out(config))
-    others = classes.renumbered(others, sources["train"].facts)
-    shape = sources["train"].spec["image"].shape
-    return {name: predict.shaped(name, source, shape) for name, source in others.items()}
+    others = predict.elsewhere(config, own, sources)
+    return classes.renumbered(others, sources["train"].facts)
 
 
 def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:

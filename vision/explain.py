@@ -177,13 +177,16 @@ def attention_rollout(maps: Sequence, pooling: str, sides: tuple[int, int] = (1,
 
     Args:
       maps: f32[B, A, L, L] of each block, first block first.
-      pooling: "class", the row of the first position, or "mean" of all rows.
+      pooling: "class", the row of the first position; "mean" of all rows; or "patch_mean" of all
+        but the first.
       sides: height and width of the images, or two numbers in the same proportion.
 
     Raises:
       BadInput: if the patches do not fill such a rectangle.
     """
     flow = rollout(maps)
+    if pooling == "patch_mean":
+        flow = flow[:, 1:, 1:]
     flow = flow[:, 0, 1:] if pooling == "class" else flow.mean(axis=1)
     patches = flow.shape[1]
     rows = round(math.sqrt(patches * sides[0] / sides[1]))

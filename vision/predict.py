@@ -20,8 +20,9 @@ from PIL import Image
 
 from common import classes as ranking
 from common.errors import BadInput, require
-from common.task import Function, Predictor, Source, split_key
-from vision.data import photographs, pictures
+from common.sections import call
+from common.task import Function, Predictor, Source, held_out, split_key
+from vision.data import datasets, photographs, pictures
 from vision.data.views import Views, weighted_views
 
 COLUMNS = ("path",)
@@ -75,7 +76,7 @@ def classifier(
         columns=COLUMNS,
         suffixes=pictures.suffixes(),
         model=model,
-        exports={"predict": Function(apply, _images)},
+        exports={"predict": Function(apply, images)},
     )
 
 
@@ -112,11 +113,11 @@ def vectors(model: nn.Module, read: Callable, prepare: Callable) -> Predictor:
         columns=COLUMNS,
         suffixes=pictures.suffixes(),
         model=model,
-        exports={"predict": Function(apply, _images)},
+        exports={"predict": Function(apply, images)},
     )
 
 
-def _images(params, extra, rows: dict) -> dict:
+def images(params, extra, rows: dict) -> dict:
     """`Function.inputs` of `apply`."""
     del params, extra
     return {"image": rows["image"]}
@@ -192,6 +193,27 @@ def reader(shape: tuple[int, int, int]) -> Callable:
         return np.ascontiguousarray(array)
 
     return read
+
+
+def elsewhere(config: dict, own: dict, sources: dict[str, Source]) -> dict[str, Source]:
+    """Another set of images, as a run sees its own.
+
+    Args:
+      config: names the set.
+      own: the config of the run.
+      sources: of the run.
+
+    Raises:
+      BadInput: if they are to be normalised otherwise, or are of another size.
+    """
+    for key in ("mean", "std"):
+        same = config["data"][key] == own["data"][key]
+        require(
+            same, f"--config.data.{key}: images are normalised as the run has them; leave it out"
+        )
+    others = call(datasets.load_sources, config["data"], held_out(config))
+    shape = sources["train"].spec["image"].shape
+    return {name: shaped(name, source, shape) for name, source in others.items()}
 
 
 def shaped(key: str, source: Source, shape: tuple[int, int, int]) -> Source:

@@ -13,14 +13,16 @@ from common import inputs
 from common.data import fetch
 from common.errors import require
 from common.predict import Published
-from common.task import Source
+from common.task import Predictor, Source
 from common.weights import engine
 from lm.data import tokenizer as tokenizers
 from vision import predict, weights
-from vision.contrast import predict as found
+from vision.contrast import predict as pairs
 from vision.contrast.model import Towers
 from vision.data.sets import NORMALISATION
 from vision.efficientnet_lite import EfficientNetLite
+from vision.masked import predict as masked
+from vision.masked.mae import MAE
 from vision.mobilenet import MobileNetV2
 from vision.pretrained import WEIGHTS
 from vision.weights import contrast, preprocessor
@@ -85,6 +87,8 @@ def published(name: str, embed: bool = False) -> Published | None:
         lacking = weights.shapes_of(model, values).items()
         values |= {path: np.zeros(s, np.float32) for path, s in lacking if path not in values}
         made = predict.vectors(model, read, as_it_is)
+    elif isinstance(model, MAE):
+        made = _reconstructor(folder, model, read, setup)
     else:
         head = any(path.startswith(weights.HEADS) for path in values)
         require(head, f"{WHERE}: {name}: it has no head for classes; --embed has vectors")
@@ -108,8 +112,18 @@ def towers(folder: epath.Path, embed: bool = False) -> Published:
     params = contrast.pretrained(folder)
     read = lambda picture: preprocessor.prepare(setup, predict.pixels(picture, 3))
     facts = tokenizers.facts(tokenizers.load(folder))._replace(length=model.max_length)
-    make = found.vectors if embed else found.finds
+    make = pairs.vectors if embed else pairs.finds
     return Published(make(model, read, lambda images: images, facts), params, {})
+
+
+def _reconstructor(folder: epath.Path, model: MAE, read, setup: Preprocessor) -> Predictor:
+    """The Predictor of a masked autoencoder, which sees as much as it was trained on."""
+    where = folder / "config.json"
+    ratio = inputs.field(inputs.json_object("", where), "mask_ratio", float, 0.75, str(where))
+    scale = weights.normalisation(setup)
+    shape = (model.image_size, model.image_size, model.channels)
+    scale = scale["mean"], scale["std"]
+    return masked.reconstructor(model, read, lambda images: images, shape, scale, ratio)
 
 
 def _classes(folder: epath.Path) -> tuple[tuple[str, ...], bool]:
@@ -160,7 +174,8 @@ def write(folder, model: nn.Module, variables: dict, source: Source) -> bool:
     if not any(isinstance(model, family.model) for family in weights.DESCRIBED):
         return False
     facts, (height, width, channels) = source.facts, source.spec["image"].shape
-    weights.save(folder, model, variables, classes=facts.classes)
+    classes = facts.classes if hasattr(model, "num_classes") else ()
+    weights.save(folder, model, variables, classes=classes)
     square, sides = height == width, {"height": height, "width": width}
     setup = {
         "image_processor_type": "BitImageProcessor",

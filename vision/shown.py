@@ -15,6 +15,17 @@ from vision.data.sets import ImageFacts
 MOST = 16
 
 
+def pixels_of(images: np.ndarray, mean, std) -> np.ndarray:
+    """The pixels, u8, of normalised images f32[n, H, W, C].
+
+    Args:
+      images: those.
+      mean, std: by which they were normalised.
+    """
+    pixels = images * np.float32(std) + np.float32(mean)
+    return np.uint8(np.clip(np.rint(255 * pixels), 0, 255))
+
+
 def training(facts: ImageFacts, rows: dict) -> dict[str, Shown]:
     """Prepared training images with their labels, for `Task.shown`.
 
@@ -24,8 +35,7 @@ def training(facts: ImageFacts, rows: dict) -> dict[str, Shown]:
     """
 
     def draw():
-        pixels = rows["image"] * np.float32(facts.std) + np.float32(facts.mean)
-        pixels = np.uint8(np.clip(np.rint(255 * pixels), 0, 255))
+        pixels = pixels_of(rows["image"], facts.mean, facts.std)
         captions = [_named(facts.classes, label) for label in rows["label"]]
         return pictures.tiles(pixels[:MOST], captions[:MOST])
 

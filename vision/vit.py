@@ -15,7 +15,6 @@ Letters: B batch, H height, W width and C channels of an image; p side of a patc
 L positions (N, and one for every other token), D width of the model, K classes.
 """
 
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -24,12 +23,12 @@ import numpy as np
 
 from common.errors import require
 from common.nn import transformer
-from common.nn.layers import Dense, Dropout, Embedding, named, repeated, reshaped
+from common.nn.layers import Dense, Dropout, Embedding, looked_up, named, repeated, reshaped
 from common.nn.rope import sinusoids
 from common.nn.transformer import Transformer
 from common.task import Table
 
-Pooling = Literal["class", "mean", "class_mean"]
+Pooling = Literal["class", "mean", "class_mean", "patch_mean"]
 
 
 def _size(layers: int, width: int, patch_size: int) -> dict:
@@ -48,36 +47,21 @@ SIZES = {
 }
 
 
-class ViT(Transformer, kw_only=True):
-    """A Vision Transformer: images to logits.
+class PatchTransformer(Transformer, kw_only=True):
+    """A transformer over the patches of an image: the base of classifiers and of autoencoders.
 
     Attributes:
-      num_classes: K.
       image_size: side of the images in pixels; learned positions need square images of this size.
       patch_size: p, the side of a patch in pixels.
-      pooling: how an image becomes one vector: the final state of a learned token before the
-        patches ("class"), the mean over the patches, without that token ("mean"), or both, one
-        behind the other ("class_mean").
       positions: a learned vector per position ("learned"), or fixed sinusoids of the row in half of
         the features and of the column in the others, none for the class token ("sine": Chen et al.
         2021, MoCo v3). With "sine", images may be of any size.
-      registers: number of learned tokens between class token and patches, without positions, which
-        no head reads (Darcet et al. 2024).
-      distilled: whether a distillation token follows the class token, with a head of its own
-        (Touvron et al. 2021); logits are the mean of both heads', in training as well. Needs the
-        pooling "class".
-      layer_scale: what LayerScale starts at (Touvron et al. 2021, CaiT); None is none.
       Others: see `common.nn.transformer.Transformer`; the defaults are those of ViT-B/16.
     """
 
-    num_classes: int
     image_size: int = 224
     patch_size: int = 16
-    pooling: Pooling = "class"
     positions: Literal["learned", "sine"] = "learned"
-    registers: int = 0
-    distilled: bool = False
-    layer_scale: float | None = None
     norm_eps: float = 1e-6
 
     @property
@@ -87,21 +71,14 @@ class ViT(Transformer, kw_only=True):
         rows += [(name, (None, "embed")) for name in self._tokens()]
         if self.positions == "learned":
             rows += [(r"position/embedding", (None, "embed"))]
-        heads = ["head"] + ["distillation_head"] * self.distilled
-        heads = [(f"{name}/kernel", ("embed", None)) for name in heads]
-        return (*rows, *transformer.PARTITION, *heads)
+        return (*rows, *transformer.PARTITION)
 
     def setup(self):
-        """Creates embeddings, blocks and the head."""
+        """Creates embeddings and blocks."""
         super().setup()
         require(
             self.positions == "learned" or self.width % 4 == 0,
             f"config.model.width: {self.width} is not a multiple of 4, which sine positions need",
-        )
-        require(self.registers >= 0, f"config.model.registers: {self.registers} is negative")
-        require(
-            not self.distilled or self.pooling == "class",
-            f"config.model.distilled: pooling must be 'class', not {self.pooling!r}",
         )
         shared = {"dtype": self.dtype, "constrain": self.constrain}
         self.patch = Dense(self.width, names=(None, "embed"), **shared, **self.patch_options())
@@ -110,21 +87,10 @@ class ViT(Transformer, kw_only=True):
             token = self.param(name, nn.initializers.zeros, shape, jnp.float32)
             setattr(self, name, token)
         if self.positions == "learned":
-            rows = self._length((self.image_size, self.image_size)) - self.registers
+            rows = self._length((self.image_size, self.image_size))
+            rows -= self._tokens().get("register_tokens", 0)
             self.position = Embedding(rows, self.width, init_std=self.init_std, **shared)
         self.embedding_dropout = Dropout(self.dropout)
-        self.make_heads()
-
-    @nn.nowrap
-    def make_heads(self):
-        """Creates the head, or both."""
-        # Initial logits are zero (as in big_vision): the first loss is log K, no class has a head
-        # start, and noise from an untrained head does not reach the other parameters.
-        shared = {"dtype": self.dtype, "constrain": self.constrain, "names": ("embed", None)}
-        head = partial(Dense, kernel_init=nn.initializers.zeros, **shared)
-        self.head = head(self.num_classes)
-        if self.distilled:
-            self.distillation_head = head(self.num_classes)
 
     @nn.nowrap
     def patch_options(self) -> dict:
@@ -132,20 +98,9 @@ class ViT(Transformer, kw_only=True):
         return {}
 
     @nn.nowrap
-    def block_options(self, index: int) -> dict:
-        """LayerScale of `Block`."""
-        del index
-        return {"layer_scale": self.layer_scale}
-
-    @nn.nowrap
     def _tokens(self) -> dict[str, int]:
         """Learned tokens before the patches, in order: {parameter: rows}."""
-        rows = {
-            "class_token": self.pooling != "mean",
-            "distillation_token": self.distilled,
-            "register_tokens": self.registers,
-        }
-        return {name: int(count) for name, count in rows.items() if count}
+        return {"class_token": 1}
 
     @nn.nowrap
     def _grid(self, height: int, width: int) -> tuple[int, int]:
@@ -171,51 +126,151 @@ class ViT(Transformer, kw_only=True):
         rows, columns = self._grid(*sides)
         return rows * columns + sum(self._tokens().values())
 
-    def _embed(self, images, train: bool):
-        """Images f32[B, H, W, C] -> [B, L, D]."""
+    @nn.nowrap
+    def patchified(self, images):
+        """f32[B, H, W, C] -> [B, N, p p C]: the pixels of each patch, in order of rows."""
         batch, height, width, channels = images.shape
         (rows, columns), side = self._grid(height, width), self.patch_size
+        x = reshaped(images, batch, rows, side, columns, side, channels).swapaxes(2, 3)
+        return reshaped(x, batch, rows * columns, side * side * channels)
+
+    def _embed(self, images, train: bool, seen=None):
+        """Images f32[B, H, W, C] -> [B, L, D].
+
+        Args:
+          images, train: as of the model.
+          seen: i32[B, V], the patches to embed, in whatever order; None is all.
+        """
+        x, batch, tokens = self.patchified(images), images.shape[0], self._tokens()
+        if seen is not None:
+            x = jnp.take_along_axis(x, seen[..., None], axis=1)
         # A matrix product over flattened patches: the equivalent strided convolution is slower on
         # CPU.
-        x = reshaped(images, batch, rows, side, columns, side, channels).swapaxes(2, 3)
-        x = self.patch(reshaped(x, batch, rows * columns, side * side * channels))
-        x = named(self, "patches", x)
+        x = named(self, "patches", self.patch(x))
         if self.positions == "sine":
-            x = x + sines(rows, columns, self.width, x.dtype)
+            waves = sines(*self._grid(*images.shape[1:3]), self.width, x.dtype)
+            x = x + (waves if seen is None else looked_up(waves, seen))
         tokens = {
             name: repeated(getattr(self, name).astype(x.dtype), x, (batch, count, self.width))
-            for name, count in self._tokens().items()
+            for name, count in tokens.items()
         }
         registers = tokens.pop("register_tokens", None)
         if tokens:
             x = jnp.concatenate([*tokens.values(), x], axis=1)
         if self.positions == "learned":
-            x = x + self.position(jnp.arange(x.shape[1]))
+            numbers = jnp.arange(x.shape[1])
+            if seen is not None:
+                first = repeated(numbers[: len(tokens)], seen, (batch, len(tokens)))
+                numbers = jnp.concatenate([first, len(tokens) + seen], axis=1)
+            x = x + self.position(numbers)
         if registers is not None:
             x = jnp.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
         return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
 
-    def encode(self, images, train: bool = False):
+    def encode(self, images, seen=None, train: bool = False):
         """f32[B, H, W, C] -> the final state of every position, [B, L, D].
+
+        Args:
+          images: f32[B, H, W, C].
+          seen: i32[B, V], the patches to encode, counted by rows, each once; None is all.
+          train: whether dropout is active.
 
         Raises:
           BadInput: if patches do not tile the images, or learned positions are of another size.
         """
-        x = self._embed(images, train)
+        x = self._embed(images, train, seen)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         return self.stack(x, positions, train=train)
 
-    def pool(self, x):
-        """The states of `encode` -> one vector per image, [B, D], or [B, 2 D] of both poolings."""
-        patches = x[:, sum(self._tokens().values()) :]
-        parts = [x[:, 0]] if self.pooling != "mean" else []
-        parts += [patches.mean(axis=1)] if self.pooling != "class" else []
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    @nn.nowrap
+    def patch_flops(self, shape: tuple[int, int, int], seen: int | None = None) -> int:
+        """Forward FLOPs of the patch embedding of one (H, W, C) image, of V = `seen` patches or of
+        all."""
+        rows, columns = self._grid(*shape[:2])
+        patches = rows * columns if seen is None else seen
+        return 2 * patches * self.patch_size**2 * shape[2] * self.width
+
+
+class ViT(PatchTransformer, kw_only=True):
+    """A Vision Transformer: images to logits.
+
+    Attributes:
+      num_classes: K.
+      pooling: how an image becomes one vector: the final state of a learned token before the
+        patches ("class"), the mean over the patches, without that token ("mean"), both, one behind
+        the other ("class_mean"), or the mean over the patches of a model that has the token
+        ("patch_mean": He et al. 2022).
+      head_norm: whether that vector passes a batch norm without scale and bias, as where a linear
+        head alone is trained (He et al. 2022).
+      registers: number of learned tokens between class token and patches, without positions, which
+        no head reads (Darcet et al. 2024).
+      distilled: whether a distillation token follows the class token, with a head of its own
+        (Touvron et al. 2021); logits are the mean of both heads', in training as well. Needs the
+        pooling "class".
+      layer_scale: what LayerScale starts at (Touvron et al. 2021, CaiT); None is none.
+      Others: see `PatchTransformer`.
+    """
+
+    num_classes: int
+    pooling: Pooling = "class"
+    head_norm: bool = False
+    registers: int = 0
+    distilled: bool = False
+    layer_scale: float | None = None
+
+    @property
+    def PARTITION(self) -> Table:
+        """Where the parameters live; see `common.devices.mesh`."""
+        heads = ["head"] + ["distillation_head"] * self.distilled
+        heads = [(f"{name}/kernel", ("embed", None)) for name in heads]
+        return (*super().PARTITION, *heads)
+
+    def setup(self):
+        """Creates embeddings, blocks and the head."""
+        require(self.registers >= 0, f"config.model.registers: {self.registers} is negative")
+        require(
+            not self.distilled or self.pooling == "class",
+            f"config.model.distilled: pooling must be 'class', not {self.pooling!r}",
+        )
+        super().setup()
+        if self.head_norm:
+            plain = {"use_scale": False, "use_bias": False, "momentum": 0.9, "epsilon": 1e-6}
+            self.head_batch_norm = nn.BatchNorm(dtype=self.dtype, **plain)
+        shared = {"dtype": self.dtype, "constrain": self.constrain}
+        # Initial logits are zero (as in big_vision): the first loss is log K, no class has a head
+        # start, and noise from an untrained head does not reach the other parameters.
+        init = nn.initializers.zeros
+        shared |= {"kernel_init": init, "names": ("embed", None)}
+        self.head = Dense(self.num_classes, **shared)
+        if self.distilled:
+            self.distillation_head = Dense(self.num_classes, **shared)
+
+    @nn.nowrap
+    def block_options(self, index: int) -> dict:
+        """LayerScale of `Block`."""
+        del index
+        return {"layer_scale": self.layer_scale}
+
+    @nn.nowrap
+    def _tokens(self) -> dict[str, int]:
+        """Learned tokens before the patches, in order: {parameter: rows}."""
+        rows = {
+            "class_token": self.pooling != "mean",
+            "distillation_token": self.distilled,
+            "register_tokens": self.registers,
+        }
+        return {name: int(count) for name, count in rows.items() if count}
 
     def __call__(self, images, train: bool = False):
         """f32[B, H, W, C] -> logits f32[B, K]; raises as `encode`."""
-        x = self.encode(images, train)
-        pooled = named(self, "features", self.constrain(self.pool(x), "batch", None))
+        x = self.encode(images, train=train)
+        patches = x[:, sum(self._tokens().values()) :]
+        parts = [x[:, 0]] if self.pooling in ("class", "class_mean") else []
+        parts += [patches.mean(axis=1)] if self.pooling != "class" else []
+        pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        pooled = named(self, "features", self.constrain(pooled, "batch", None))
+        if self.head_norm:
+            pooled = self.head_batch_norm(pooled, use_running_average=not train)
         logits = self.head(pooled)
         if self.distilled:
             distilled = self.distillation_head(self.constrain(x[:, 1], "batch", None))
@@ -226,10 +281,9 @@ class ViT(Transformer, kw_only=True):
     def flops(self, shape: tuple[int, int, int]) -> int:
         """Forward FLOPs of one (H, W, C) image: those of `stack_flops`, the patch embedding and the
         head."""
-        rows, columns = self._grid(*shape[:2])
-        patches = rows * columns * self.patch_size**2 * shape[2] * self.width
         inputs = self.width * (1 + (self.distilled or self.pooling == "class_mean"))
-        return self.stack_flops(self._length(shape[:2])) + 2 * (patches + inputs * self.num_classes)
+        stack = self.stack_flops(self._length(shape[:2]))
+        return stack + self.patch_flops(shape) + 2 * inputs * self.num_classes
 
 
 def sines(rows: int, columns: int, width: int, dtype=jnp.float32):

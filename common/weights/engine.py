@@ -100,7 +100,9 @@ def read(
         config = tensors.json_object(file)
     if config is not None and (model is None or families_of.recognisable(config, candidates)):
         where = str(path if contents else file)
-        described = families_of.describe(config, candidates, where)
+        # One kind there may be several models here, such as one without its decoder.
+        others = [each for each in candidates if each not in fitting]
+        described = families_of.describe(config, (*fitting, *others), where)
         require(
             described.family in fitting,
             f"{path} is a {described.family.name}, and the model is a {type(model).__name__}",

@@ -140,7 +140,7 @@ def family_of(config: dict, families: Iterable[Family], where: str) -> Family:
         require(
             recognisable(config, families),
             f"{where}: no model_type: it does not say what model it describes; the families read "
-            f"here: {', '.join(names)}",
+            f"here: {', '.join(dict.fromkeys(names))}",
         )
         count = _keys_of(best, config)
         alike = [f for f in families if _keys_of(f, config) == count and f.names == best.names]
@@ -151,7 +151,7 @@ def family_of(config: dict, families: Iterable[Family], where: str) -> Family:
     require(
         name in names,
         f"{where}: model_type {brief(name)} is not a family that is read here; those are: "
-        f"{', '.join(names)}",
+        f"{', '.join(dict.fromkeys(names))}",
     )
     return families[names.index(name)]
 

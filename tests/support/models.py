@@ -12,6 +12,7 @@ from lm import bert, gpt, rnn, window
 from lm.seq2seq import recurrent, transformer
 from vision import airbench, cnn, convnext, efficientnet_lite, inception, mobilenet, resnet, vit
 from vision.contrast import model as contrast
+from vision.masked import mae
 
 ROWS = 4
 TOKENS = np.random.default_rng(0).integers(1, 40, (ROWS, 8)).astype(np.int32)
@@ -19,6 +20,8 @@ SEGMENTS = np.array([[1] * 4 + [2] * 2 + [0] * 2] * ROWS, np.int32)
 PICKED = np.array([[1, 3]] * ROWS, np.int32)
 TEXT = {"vocab_size": 40, "width": 16, "layers": 2, "heads": 2, "hidden": 32, "max_length": 8}
 PATCHES = {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "heads": 2, "hidden": 32}
+DECODER = {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_hidden": 16}
+SEEN = np.array([[3, 0], [1, 2], [0, 1], [2, 3]], np.int32)
 STAGES = {"num_classes": 3, "stages": (1, 2), "widths": (8, 16)}
 SEVEN = {"num_classes": 3, "stages": (1, 1, 1, 1, 2, 1, 1), "widths": (8,) * 7, "dropout": 0.1}
 TOWERS = {"vocab_size": 40, "vector_width": 16, "image_size": 8, "patch_size": 4, "max_length": 8}
@@ -104,6 +107,7 @@ MODELS: dict[str, tuple[nn.Module, tuple]] = {
         (images(8), TOKENS, SEGMENTS > 0),
     ),
     "siglip": (contrast.Towers(**contrast.SIGLIP | TOWERS), (images(8), TOKENS)),
+    "mae": (mae.MAE(channels=3, **PATCHES, **DECODER, dropout=0.1), (images(8), SEEN)),
     "efficientnet_lite": (
         efficientnet_lite.EfficientNetLite(**SEVEN, drop_path=0.1),
         (images(33),),

@@ -29,6 +29,8 @@ from vision import convnext, resnet, vit
 from vision import weights as images
 from vision.contrast import losses as contrastive
 from vision.contrast.model import Towers
+from vision.masked import mae
+from vision.masked.losses import reconstruction
 from vision.weights import contrast as pairs
 
 V, K = 150, 5  # tokens, which are no multiple of 128, and classes
@@ -121,7 +123,7 @@ _IMAGES = {
     "num_labels": K,
 }
 _DINO = {k: v for k, v in _IMAGES.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
-IMAGES = vit.ViT, resnet.ResNet, convnext.ConvNeXt
+IMAGES = vit.ViT, resnet.ResNet, convnext.ConvNeXt, mae.MAE
 # For what the reference computes of a whole batch, padding included.
 _WHOLE = 11, 11, 11
 
@@ -290,6 +292,20 @@ CASES = {
     ),
     "bart": Case("BartForConditionalGeneration", EncoderDecoder, _BART),
     "vit": Case("ViTForImageClassification", vit.ViT, _IMAGES | {"hidden_act": "relu"}),
+    "vit_mae": Case(
+        "ViTMAEForPreTraining",
+        mae.MAE,
+        {k: v for k, v in _IMAGES.items() if k != "num_labels"}
+        | {
+            "image_size": 20,
+            "mask_ratio": 0.7,
+            "norm_pix_loss": True,
+            "decoder_hidden_size": 16,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 24,
+        },
+    ),
     "resnet, basic": Case(
         "ResNetForImageClassification",
         resnet.ResNet,
@@ -412,8 +428,10 @@ def reference(case: Case, seed: int = 0):
         model.lm_head.weight = torch.nn.Parameter(table)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # The mask token is of pretraining, and no model here has it; sinusoids are frozen.
-            if not name.endswith("mask_token") and parameter.requires_grad:
+            # Of ViTMAE, positions are not trained there; sinusoids are frozen.
+            parameter.requires_grad_(parameter.requires_grad or case.model is mae.MAE)
+            # The mask token is of pretraining, and no model has it.
+            if not name.endswith("embeddings.mask_token") and parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
@@ -432,6 +450,11 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     if case.model in IMAGES:
         side = case.settings.get("image_size", 37)
         pictures = rng.normal(size=(rows, side, side, 3))
+        if case.model is mae.MAE:
+            patches = (side // case.settings["patch_size"]) ** 2
+            noise = rng.uniform(size=(rows, patches))
+            count = int(patches * (1 - case.settings["mask_ratio"]))  # as there
+            return {"images": pictures, "noise": noise, "seen": noise.argsort(axis=1)[:, :count]}
         return {"images": pictures, "labels": rng.integers(0, K, rows)}
     length = max(case.lengths)
     if case.model is Towers:
@@ -496,7 +519,8 @@ def theirs(model, data: dict, precision: str):
     elif "images" in data:
         pixels = tensor["images"].permute(0, 3, 1, 2).to(getattr(torch, precision))
         teacher = type(model).__name__.endswith("WithTeacher")  # it has no loss of its own
-        outputs = model(pixel_values=pixels, **({} if teacher else {"labels": tensor["labels"]}))
+        own = {k: tensor[k] for k in ("labels", "noise") if k in data and not teacher}
+        outputs = model(pixel_values=pixels, **own)
         if teacher:
             outputs["loss"] = torch.nn.functional.cross_entropy(outputs.logits, tensor["labels"])
     else:
@@ -522,6 +546,9 @@ def theirs(model, data: dict, precision: str):
     if "tokens" in data and "images" in data:
         found = outputs.logits_per_image, outputs.image_embeds, outputs.text_embeds
         return [x.detach().numpy() for x in found], float(outputs.loss.detach()), gradients
+        # What ViTMAE's decoder is called where published, and loaded, too.
+        plain = lambda name: name.replace("decoder_encoder.layer", "decoder_layers")
+        gradients = {plain(name): x for name, x in gradients.items()}
     known = "prediction_logits", "seq_relationship_logits", "logits", "start_logits", "end_logits"
     keys = [key for key in known if key in outputs]
     return [outputs[key].detach().numpy() for key in keys], float(outputs.loss.detach()), gradients
@@ -547,7 +574,7 @@ def _paired(model, tensor: dict, precision: str) -> dict:
 
 def ours(model, variables: dict, data: dict, precision: str):
     """(outputs, loss, gradients of the parameters)."""
-    labels = jnp.asarray(data.get("labels", 0))
+    labels = jnp.asarray(data.get("labels", ()))
     others = {k: v for k, v in variables.items() if k != "params"}
 
     def objective(params, others):
@@ -560,10 +587,11 @@ def ours(model, variables: dict, data: dict, precision: str):
             return _contrastive(found[0] if mutable else found)
         if "images" in data:
             pictures = jnp.asarray(data["images"], precision)
+            arguments = (pictures, data["seen"]) if "seen" in data else (pictures,)
             outputs = (
-                [model.apply(variables, pictures, mutable=mutable)[0]]
+                [model.apply(variables, *arguments, mutable=mutable)[0]]
                 if mutable
-                else [model.apply(variables, pictures)]
+                else [model.apply(variables, *arguments)]
             )
         else:
             arguments = data["tokens"], data["there"]
@@ -596,6 +624,10 @@ def _contrastive(found):
 
 def _loss(model, outputs, labels, data):
     logits = outputs[0]
+    if isinstance(model, mae.MAE):
+        pictures, ones = jnp.asarray(data["images"], logits.dtype), jnp.ones(len(logits))
+        total, weight = reconstruction(model, pictures, logits, data["seen"], ones)["loss"]
+        return total / weight
     if isinstance(model, bert.SpanAnswerer):
         ones = jnp.ones(len(labels), logits.dtype)
         total, weight = answer.span_loss(*outputs, labels, jnp.asarray(data["there"]), ones)

@@ -40,7 +40,7 @@ from common.nn.layers import (
 )
 from common.nn.transformer import SequenceTransformer
 from common.task import Table
-from vision.vit import ViT
+from vision.vit import PatchTransformer
 
 ImagePooling = Literal["class", "mean", "attention"]
 TextPooling = Literal["end", "last", "mean"]
@@ -160,19 +160,22 @@ class AttentionPool(nn.Module):
         return (y + mlp(self.norm(name="norm")(y)))[:, 0]
 
 
-class ImageTower(ViT, kw_only=True):
-    """A Vision Transformer whose head makes a vector of the shared space.
+class ImageTower(PatchTransformer, kw_only=True):
+    """A Vision Transformer that makes of a picture a vector of the shared space.
 
     Attributes:
-      num_classes: E.
-      pooling: as in `ViT`, or by `AttentionPool`, for which no token stands before the patches.
-      projection: whether a linear layer without bias makes the vector; False if the pooled vector
-        is it.
+      vector_width: E.
+      pooling: how a picture becomes one vector: the final state of a learned token before the
+        patches ("class"), the mean over the patches ("mean"), or by `AttentionPool` ("attention").
+        Only the first has that token.
+      projection: whether a linear layer without bias follows; False if the pooled vector is the
+        result.
       norm_before: whether a norm stands before the first block (CLIP).
       patch_bias: whether the patch embedding has a bias.
-      Others: see `ViT`.
+      Others: see `vision.vit.PatchTransformer`.
     """
 
+    vector_width: int
     pooling: ImagePooling = "class"
     projection: bool = True
     norm_before: bool = False
@@ -182,14 +185,25 @@ class ImageTower(ViT, kw_only=True):
     def PARTITION(self) -> Table:
         """How parameters are sharded; see `common.devices.mesh`."""
         rows = super().PARTITION
-        if not self.projection:
-            rows = tuple(row for row in rows if row[0] != r"head/kernel")
         if self.pooling == "attention":
             rows += (
                 (r"attention_pool/probe", (None, "embed")),
                 *partition_rows("attention_pool", ATTENTION_NAMES),
             )
-        return rows
+        return (*rows, ("head/kernel", ("embed", None))) if self.projection else rows
+
+    def setup(self):
+        """Creates embeddings, blocks, attention pooling and the projection."""
+        super().setup()
+        shared = {"dtype": self.dtype, "constrain": self.constrain}
+        if self.norm_before:
+            self.embedding_norm = self.make_norm()
+        if self.pooling == "attention":
+            sizes, init = (self.heads, self.hidden), nn.initializers.normal(self.init_std)
+            fields = *sizes, self.make_norm, self.activation
+            self.attention_pool = AttentionPool(*fields, kernel_init=init, **shared)
+        if self.projection:
+            self.head = Dense(self.vector_width, False, names=("embed", None), **shared)
 
     @nn.nowrap
     def patch_options(self) -> dict:
@@ -198,48 +212,32 @@ class ImageTower(ViT, kw_only=True):
 
     @nn.nowrap
     def _tokens(self) -> dict[str, int]:
-        return {} if self.pooling == "attention" else super()._tokens()
+        return super()._tokens() if self.pooling == "class" else {}
 
-    @nn.nowrap
-    def make_heads(self):
-        """Creates the norm before the blocks, attention pooling and the projection."""
-        if self.norm_before:
-            self.embedding_norm = self.make_norm()
-        if self.pooling == "attention":
-            init = nn.initializers.normal(self.init_std)
-            shared = {"dtype": self.dtype, "kernel_init": init, "constrain": self.constrain}
-            sizes = self.heads, self.hidden
-            self.attention_pool = AttentionPool(*sizes, self.make_norm, self.activation, **shared)
-        if self.projection:
-            shared = {"dtype": self.dtype, "constrain": self.constrain}
-            self.head = Dense(self.num_classes, False, names=("embed", None), **shared)
-
-    def _embed(self, images, train: bool):
-        x = super()._embed(images, train)
+    def _embed(self, images, train: bool, seen=None):
+        x = super()._embed(images, train, seen)
         return self.embedding_norm(x) if self.norm_before else x
-
-    def pool(self, x):
-        """The states of `encode` -> one vector per image, [B, D]."""
-        return self.attention_pool(x) if self.pooling == "attention" else super().pool(x)
 
     def __call__(self, images, train: bool = False):
         """f32[B, H, W, C] -> [B, E], of any length; raises as `encode`."""
-        pooled = self.constrain(self.pool(self.encode(images, train)), "batch", None)
-        pooled = named(self, "features", pooled)
+        x = self.encode(images, train=train)
+        if self.pooling == "attention":
+            pooled = self.attention_pool(x)
+        else:
+            pooled = x[:, 0] if self.pooling == "class" else x.mean(axis=1)
+        pooled = named(self, "features", self.constrain(pooled, "batch", None))
         return self.head(pooled) if self.projection else pooled
 
     @nn.nowrap
     def flops(self, shape: tuple[int, int, int]) -> int:
-        """Forward FLOPs of one (H, W, C) image, as in `ViT.flops`."""
-        count = super().flops(shape)
-        if not self.projection:
-            count -= 2 * self.width * self.num_classes
+        """Forward FLOPs of one (H, W, C) image, as in `vision.vit.ViT.flops`."""
+        length, width = self._length(shape[:2]), self.width
+        count = self.stack_flops(length) + self.patch_flops(shape)
         if self.pooling == "attention":
             # Keys and values of all positions, query and output of one, its maps, and its MLP.
-            length = self._length(shape[:2])
-            count += 2 * self.width * (2 * length * self.width + 2 * self.width + 2 * length)
-            count += 4 * self.width * self.hidden
-        return count
+            count += 2 * width * (2 * length * width + 2 * width + 2 * length)
+            count += 4 * width * self.hidden
+        return count + 2 * width * self.vector_width * self.projection
 
 
 # ------------------------------------------------------------------------------------------ texts
@@ -420,7 +418,7 @@ class Towers(nn.Module):
     def image_tower(self, **where) -> ImageTower:
         """The pictures' tower, by itself outside of `setup`."""
         return ImageTower(
-            num_classes=self.vector_width,
+            vector_width=self.vector_width,
             image_size=self.image_size,
             patch_size=self.patch_size,
             width=self.image_width,

@@ -22,6 +22,7 @@ from etils import epath
 from common import tree
 from common.data import fetch
 from common.errors import require
+from common.nn import model as models
 from common.weights import engine
 from vision.pretrained import WEIGHTS
 from vision.vit import ViT, resized_positions
@@ -34,7 +35,7 @@ FAMILIES = (
     *mobilenet.FAMILIES,
     *efficientnet_lite.FAMILIES,
 )
-HEADS = "head/", "distillation_head/"
+HEADS = "head/", "distillation_head/", "head_batch_norm/"
 POSITIONS = "position/embedding"
 DESCRIBED = tuple(family for family in FAMILIES if family.architectures)  # by a config.json
 
@@ -46,6 +47,8 @@ def sizes(folder: epath.PathLike) -> dict[str, Any]:
       BadInput: if there is no config.json, or it asks for something our models do not support.
     """
     described = engine.describe(folder, DESCRIBED)
+    if "num_classes" not in models.fields_of(described.family.model):
+        return described.fields
     # Files omit defaults, and two classes are the default.
     return {"num_classes": described.num_classes or 2, **described.fields}
 
@@ -186,7 +189,7 @@ def save(
 
     Args:
       folder: destination; created if missing.
-      model: a `ResNet`, `ViT` or `ConvNeXt`.
+      model: a `ResNet`, `ViT`, `ConvNeXt` or `MAE`.
       variables: its params and batch_stats, in the dtypes to write.
       family: `model_type` of the layout; None is the first that has such a model.
       classes: the names of its classes.

@@ -1,5 +1,5 @@
-"""Vision Transformers in the layouts of `transformers`: ViT, DeiT, and DINOv2 without and with
-registers."""
+"""Vision Transformers in the layouts of `transformers`: ViT, DeiT, masked autoencoders with and
+without their decoder, and DINOv2 without and with registers."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from common.errors import require
 from common.weights.family import Family
 from common.weights.names import Names
 from vision import vit
+from vision.masked import mae
 
 _ENCODER = "encoder.layer.{i}"
 _ATTENTION = "attention.attention"
@@ -20,8 +21,11 @@ _EMBEDDINGS = (
 )
 
 
-def _blocks(**names: str) -> tuple[tuple[str, str, str], ...]:
-    """Rows of a block, from the names there of what differs between families."""
+def _blocks(
+    block: str = "block_{i}", there: str = _ENCODER, **names: str
+) -> tuple[tuple[str, str, str], ...]:
+    """Rows of a block, from its name here and there, and the names there of what differs between
+    families."""
     here = {
         "attention_norm": ("attention_norm", "norm"),
         "attention_scale": ("attention_scale", "vector"),
@@ -34,15 +38,16 @@ def _blocks(**names: str) -> tuple[tuple[str, str, str], ...]:
     names = {here[part]: there for part, there in names.items()}
     names |= {(f"attention/{x}", "dense"): f"{_ATTENTION}.{x}" for x in ("query", "key", "value")}
     names[("attention/out", "dense")] = "attention.output.dense"
-    return tuple((f"block_{{i}}/{h}", f"{_ENCODER}.{t}", kind) for (h, kind), t in names.items())
+    return tuple((f"{block}/{h}", f"{there}.{t}", kind) for (h, kind), t in names.items())
 
 
-_VIT_BLOCKS = _blocks(
-    attention_norm="layernorm_before",
-    mlp_norm="layernorm_after",
-    up="intermediate.dense",
-    down="output.dense",
-)
+_VIT_NAMES = {
+    "attention_norm": "layernorm_before",
+    "mlp_norm": "layernorm_after",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+_VIT_BLOCKS = _blocks(**_VIT_NAMES)
 _FINAL = ("final_norm", "layernorm", "norm")
 _POOLER = r"pooler\..*"
 _TEACHER = "save it as DeiTForImageClassificationWithTeacher"
@@ -124,6 +129,63 @@ DEIT = Family(
     (("", "DeiTForImageClassificationWithTeacher"),),
     _REFUSED,
     known=("num_channels",),
+    read=_few_enough,
+)
+
+
+# ------------------------------------------------------------------------------------------ ViTMAE
+
+_MAE_FIXED = {k: v for k, v in _FIXED.items() if k != "pooling"} | {"gated": False}
+_MAE_DECODER = {
+    "decoder_width": ("decoder_hidden_size", 512),
+    "decoder_layers": ("decoder_num_hidden_layers", 8),
+    "decoder_heads": ("decoder_num_attention_heads", 16),
+    "decoder_hidden": ("decoder_intermediate_size", 2048),
+    "normalised": ("norm_pix_loss", False),
+}
+
+
+def _mae_names(block: str) -> Names:
+    """With this name there of a block of the decoder."""
+    return Names(
+        (
+            *_EMBEDDINGS,
+            *_VIT_BLOCKS,
+            _FINAL,
+            ("decoder_embed", "decoder.decoder_embed", "dense"),
+            ("mask_token", "decoder.mask_token", "first"),
+            ("decoder_position/embedding", "decoder.decoder_pos_embed", "first"),
+            *_blocks("decoder/block_{i}", block, **_VIT_NAMES),
+            ("decoder/final_norm", "decoder.decoder_norm", "norm"),
+            ("pixels", "decoder.decoder_pred", "dense"),
+        ),
+        prefix="vit.",
+        heads=("decoder.",),
+    )
+
+
+MAE = Family(
+    "vit_mae",
+    mae.MAE,
+    # As published; and as transformers 5 writes the decoder's blocks, which it reads as well.
+    (_mae_names("decoder.decoder_layers.{i}"), _mae_names("decoder.decoder_encoder.layer.{i}")),
+    _FIELDS | _MAE_DECODER | {"channels": ("num_channels", 3)},
+    _MAE_FIXED,
+    (("", "ViTMAEForPreTraining"),),
+    _REFUSED,
+    known=("mask_ratio",),  # of training: the model is told which patches it sees
+    read=_few_enough,
+)
+# For classifiers, whose pooling is theirs to say. Nothing is written so.
+MAE_ENCODER = Family(
+    "vit_mae",
+    vit.ViT,
+    (Names((*_EMBEDDINGS, *_VIT_BLOCKS, _FINAL), prefix="vit.", buffers=r"decoder\..*"),),
+    _FIELDS,
+    _MAE_FIXED,
+    (),
+    _REFUSED,
+    known=("num_channels", "mask_ratio", *(key for key, _ in _MAE_DECODER.values())),
     read=_few_enough,
 )
 
@@ -223,4 +285,4 @@ DINOV2_WITH_REGISTERS = _dinov2(
     (("register_tokens", "embeddings.register_tokens", "first"),),
     registers=("num_register_tokens", 4),
 )
-FAMILIES = VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS
+FAMILIES = VIT, DEIT, MAE, MAE_ENCODER, DINOV2, DINOV2_WITH_REGISTERS

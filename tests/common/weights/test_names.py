@@ -13,7 +13,8 @@ from common.weights import family, names
 from lm import weights as texts
 from vision import weights as images
 
-FAMILIES = {family.name: family for family in (*texts.FAMILIES, *images.FAMILIES)}
+# Of several with one name, that which is written.
+FAMILIES = {each.name: each for each in reversed((*texts.FAMILIES, *images.FAMILIES))}
 
 
 def filled(pattern: str) -> str:
