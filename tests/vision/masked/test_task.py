@@ -63,6 +63,7 @@ CHECKS = {
     "rows": lambda: rows.rows_are_independent(config()),
     "knobs": lambda: laws.no_dead_knob(config()),
     "parameters": lambda: laws.parameters_are_plain(config()),
+    "damage": lambda: laws.damage_is_found(config()),
 }
 
 
