@@ -200,19 +200,22 @@ class Options:
         Raises:
           Refused: if one is unknown, wrong, or fixed.
         """
-        if not given:
-            return self.fixed
         for name in given:
             if name not in self._known:
                 raise Refused(400, f"{brief(name)}: unknown option; {nearest(name, self.open)}")
+        values = {name: self._number(name, value) for name, value in given.items()}
+        # Other values of those that are not open are never checked: they may name a file here.
+        closed = {name: values.pop(name) for name in given if name not in self.open}
+        different = sorted(name for name, x in closed.items() if x != self._default(name))
+        if different:
+            names = ", ".join(different)
+            raise Refused(400, f"{names}: fixed when the server was started")
+        if not values:
+            return self.fixed
         try:
-            values = {name: self._number(name, value) for name, value in given.items()}
             options = self._check(self._settings | values)
         except BadInput as error:
             raise Refused(400, str(error)) from error
-        same = self._shape(options) == self._shape(self.fixed)
-        closed = sorted(name for name in given if name not in self.open)
-        if not same:
-            names = ", ".join(closed) or ", ".join(given)
-            raise Refused(400, f"{names}: fixed when the server was started")
+        if self._shape(options) != self._shape(self.fixed):
+            raise Refused(400, f"{', '.join(values)}: fixed when the server was started")
         return options

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import socket
 import threading
+import types
 
 import pytest
 import served
@@ -13,7 +14,8 @@ from served import ask, expected, serving
 
 from common import predict
 from common.errors import BadInput
-from common.serving import server
+from common.sections import parameters
+from common.serving import requests, server
 from common.serving.application import Limits
 
 
@@ -95,6 +97,25 @@ def test_options_that_compile_nothing_are_each_requests_own(texts):
     for thread in threads:
         thread.join()
     assert answers == {scale: [expected("one", scale)] for scale in scales}
+
+
+def test_a_request_names_no_file_of_the_server():
+    """An option that the server has fixed is compared, not checked: a check may open a file."""
+    opened = []
+
+    def options(*, among: str = "", scale: float = 1.0) -> dict:
+        opened.append(among)
+        return {"names": (among,), "scale": scale}
+
+    check = lambda values: predict.options_of(types.SimpleNamespace(options=options), values)
+    known = parameters(options)
+    mine = requests.Options(check, predict.divided, {"among": "own"}, known)
+    assert mine.open == {"scale": 1.0}
+    assert mine.of({"among": "own"}) == mine.fixed
+    assert mine.of({"among": "own", "scale": 2})["scale"] == 2.0
+    with pytest.raises(requests.Refused, match="among: fixed when the server was started"):
+        mine.of({"among": "/etc/passwd", "scale": 2})
+    assert set(opened) == {"own"}
 
 
 def test_a_body_without_a_length_is_cut_off(texts):
