@@ -75,6 +75,7 @@ CLIP = {
     "activation": "quick_gelu",
     "norm_eps": 1e-5,
     "temperature": 0.07,
+    "max_scale": 100.0,
     "score_bias": False,
 }
 SIGLIP = {
@@ -89,6 +90,7 @@ SIGLIP = {
     "activation": "gelu_tanh",
     "norm_eps": 1e-6,
     "temperature": 0.1,
+    "max_scale": None,
     "score_bias": True,
 }
 SIZES = {
@@ -325,6 +327,22 @@ class TextTower(SequenceTransformer, kw_only=True):
 # ------------------------------------------------------------------------------------------- towers
 
 
+@jax.custom_vjp
+def at_most(x, limit):
+    """The minimum of two numbers f32[]. Where `x` exceeds the limit, a gradient that would move it
+    further is 0, and one that would move it back is that of the identity: learned in this way it
+    stays there as if it were clipped after every step."""
+    return jnp.minimum(x, limit)
+
+
+def _at_most_backward(exceeds, gradient):
+    # Descent moves against the gradient.
+    return jnp.where(exceeds & (gradient < 0), 0.0, gradient), None
+
+
+at_most.defvjp(lambda x, limit: (jnp.minimum(x, limit), x >= limit), _at_most_backward)
+
+
 class Towers(nn.Module):
     """Pictures and texts to unit vectors in one space, with a learned temperature and bias.
 
@@ -345,6 +363,8 @@ class Towers(nn.Module):
       projection_bias: whether the projection of the texts has a bias.
       temperature: at which training starts; the model learns the logarithm of its inverse. May be
         traced.
+      max_scale: the largest inverse temperature, beyond which it is neither used nor learned; 100
+        is CLIP's, and None, no limit, SigLIP's. May be traced.
       score_bias: whether scores have a learned bias (SigLIP).
       bias_start: what it starts at. May be traced.
       locked: towers that are not trained, and read no gradient: "image" is LiT (Zhai et al. 2022),
@@ -375,6 +395,7 @@ class Towers(nn.Module):
     causal: bool = False
     projection_bias: bool = False
     temperature: float = 0.07
+    max_scale: float | None = None
     score_bias: bool = False
     bias_start: float = -10.0
     locked: Literal["none", "image", "text"] = "none"
@@ -468,9 +489,17 @@ class Towers(nn.Module):
             f"config.model.image_projection: without one, vectors have the width of the pictures' "
             f"tower, {self.image_width}, and config.model.vector_width is {self.vector_width}",
         )
-        start = self.temperature
-        positive = not isinstance(start, int | float) or start > 0
-        require(positive, f"config.model.temperature: {start} is not positive")
+        # A traced one was checked before it was traced.
+        known = lambda value: isinstance(value, int | float)
+        start, most = self.temperature, self.max_scale
+        for name, value in (("temperature", start), ("max_scale", most)):
+            positive = not known(value) or value > 0
+            require(positive, f"config.model.{name}: {value} is not positive")
+        require(
+            not (known(start) and known(most)) or start * most >= 1,
+            f"config.model.temperature: {start} is less than 1 / config.model.max_scale, which is "
+            f"{most}",
+        )
         self.image, self.text = self.image_tower(), self.text_tower()
         scale = lambda key, shape: jnp.full(shape, -jnp.log(jnp.float32(self.temperature)))
         self.logit_scale = self.param("logit_scale", scale, (1,))
@@ -494,7 +523,10 @@ class Towers(nn.Module):
 
     def scale(self):
         """(the inverse temperature f32[], the bias f32[] or None)."""
-        return jnp.exp(self.logit_scale[0]), self.logit_bias[0] if self.score_bias else None
+        scale = self.logit_scale[0]
+        if self.max_scale is not None:
+            scale = at_most(scale, jnp.log(self.max_scale).astype(scale.dtype))
+        return jnp.exp(scale), self.logit_bias[0] if self.score_bias else None
 
     def __call__(self, images, tokens, segments=None, train: bool = False) -> Vectors:
         """The vectors of pictures and of texts.

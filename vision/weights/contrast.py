@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from common import inputs, tree
@@ -31,7 +32,8 @@ from vision.contrast.model import Towers
 from vision.weights import normalisation, preprocessor, vit
 
 PARTS = "text_config", "vision_config"
-VARIES = "max_length", "activation", "norm_eps", "temperature"  # of what makes a kind
+# Of what makes a kind; `transformers` has no limit to the scale, and knows none.
+VARIES = "max_length", "activation", "norm_eps", "temperature", "max_scale"
 
 
 def _blocks(tower: str) -> tuple[tuple[str, str, str], ...]:
@@ -414,6 +416,9 @@ def save(folder: epath.PathLike, model: Towers, params: dict, family: str | None
     kind = engine.family_for(model, FAMILIES, family)
     described = families_of.config_of(kind, model)
     values = tree.flatten(params)
+    if model.max_scale is not None:  # there it is no part of the model
+        scale = np.asarray(values["logit_scale"])
+        values["logit_scale"] = scale.clip(max=np.log(model.max_scale).astype(scale.dtype))
     described["vision_config.num_channels"] = _channels(model, values)
     nested: dict[str, Any] = {part: {} for part in PARTS}
     for key, value in described.items():

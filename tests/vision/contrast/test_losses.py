@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 from common.devices.mesh import RULES
 from common.laws import report
 from vision.contrast import losses
+from vision.contrast.model import Towers
 
 B, E = 16, 6
 
@@ -53,6 +54,17 @@ def test_accuracy_is_of_pictures_that_find_their_text():
     texts[[0, 1]] = texts[[1, 0]]
     _, (hits, weight) = losses.softmax(images, texts, jnp.float32(1), valid)
     assert (hits, weight) == (B - 4, B - 2)
+
+
+def test_the_scale_is_learned_up_to_its_limit():
+    model = Towers(vocab_size=9, max_scale=100.0)
+    of = lambda x, sign: sign * model.apply({"params": {"logit_scale": x}}, method="scale")[0]
+    below, beyond = jnp.log(jnp.float32([50.0])), jnp.log(jnp.float32([120.0]))
+    for start, wanted in ((below, 50), (beyond, 100)):
+        assert of(start, 1) == pytest.approx(wanted, rel=1e-5)
+        assert jax.grad(of)(start, 1) == pytest.approx(wanted, rel=1e-5)  # descent moves it back
+    assert jax.grad(of)(below, -1) == pytest.approx(-50, rel=1e-5)
+    assert jax.grad(of)(beyond, -1) == 0
 
 
 # One mesh that splits the batch over two axes is quick; those that CI leaves out are a measure.

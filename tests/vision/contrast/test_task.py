@@ -45,6 +45,7 @@ def test_accumulation_is_refused(config):
         ({"model.image_projection": False}, "vector_width"),
         ({"model.image_heads": 3}, "image_heads"),
         ({"model.temperature": -1.0}, "temperature"),
+        ({"model.temperature": 0.001}, "max_scale, which is 100"),
     ],
 )
 def test_what_is_refused(config, settings, said):
@@ -94,13 +95,12 @@ def test_laws(config, law, compiled_in_haste):
 
 @pytest.mark.slow
 def test_it_learns_the_names_of_a_few_emoji(config, compiled_in_haste):
-    """By heart: 18 pictures."""
-    more = {"optim.lr": 3e-3, "model.dropout": None, "augment.crop_padding": 0}
-    made = program.prepare(config(**more, **{"augment.rotation": None}), jax.devices()[:1])
-    losses, state = measure.train_losses(made, 150)
-    assert losses[0] > 2
-    assert np.mean(losses[-5:]) < 0.5
-    assert int(state.step) == 150
+    """By heart: 18 pictures, of which 16 are told apart."""
+    more = {"optim.lr": 1e-2, "optim.schedule": "constant", "model.dropout": None}
+    more |= {"augment.crop_padding": 0, "augment.rotation": None}
+    losses, _ = measure.train_losses(program.prepare(config(**more), jax.devices()[:1]), 80)
+    assert np.mean(losses[:3]) > 2.5
+    assert np.mean(losses[-10:]) < 1.9  # by chance 2.77
 
 
 def test_a_locked_tower_gets_no_gradient(config):
