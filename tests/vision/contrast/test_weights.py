@@ -89,7 +89,9 @@ def test_a_locked_tower_begins_as_an_image_classifier(tmp_path):
     vit = ViT(
         num_classes=5, image_size=8, patch_size=4, **{k: v for k, v in sizes.items() if k != "size"}
     )
-    params = vit.init(jax.random.key(0), models.images(8))["params"]
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), models.images(8))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
     images.save(tmp_path, vit, {"params": params})
     plain = {"image_norm": False, "patch_bias": True, "activation": "gelu", "norm_eps": 1e-6}
     model = towers("clip", **plain)

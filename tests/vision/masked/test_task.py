@@ -67,13 +67,21 @@ CHECKS = {
 }
 
 
+GRID = pytest.mark.measure("grid")
+# What the others show of this task as well; damage and loops know nothing of it.
+LEFT_OUT = "resume", "accumulation", "loop", "damage"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("law", CHECKS)
+@pytest.mark.parametrize(
+    "law", [pytest.param(name, marks=GRID if name in LEFT_OUT else ()) for name in CHECKS]
+)
 def test_the_task_obeys(law, compiled_in_haste):
     CHECKS[law]()
 
 
 @pytest.mark.slow
+@GRID
 def test_a_probe_obeys(compiled_in_haste):
     """Its batch norm mixes rows, and the encoder has no gradient."""
     laws.mesh_changes_nothing(config("probe"), [(2, 2, 2)], steps=4)
@@ -112,7 +120,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_evaluation_hides_the_same_patches_and_draws_them():
+def test_evaluation_hides_the_same_patches_and_draws_them(compiled_in_haste):
     made = program.prepare(config(), jax.devices()[:1])
     source, task = made.task.sources["test"], made.task
     at = np.arange(6, dtype=np.uint32)
