@@ -74,6 +74,8 @@ def prepare(folder, name: str, features: dict[str, str], rows: dict[str, list[di
 def tokenizer(folder, kind: str, vocab_size: int) -> str:
     """A folder with the files of a tokenizer of exactly this size, most of it never used."""
     folder = pathlib.Path(folder, f"{kind}_{vocab_size}")
+    if folder.exists():
+        return str(folder)
     folder.mkdir(parents=True)
     filler = (f"filler{i}" for i in range(vocab_size))
     if kind == "bpe":
