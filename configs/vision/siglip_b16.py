@@ -1,5 +1,6 @@
 """SigLIP B/16 at 224 pixels with batches of 32,768 pairs (Zhai et al. 2023), for a pod: sigmoids in
-chunks around the ring of its chips, AdamW at 1e-3 with b2 = 0.95, cosine decay.
+chunks around the ring of its chips, AdamW at 1e-3 with b2 = 0.95, cosine decay. The warmup is that
+of SigLIP 2 (Tschannen et al. 2025), and texts have 64 tokens as the published weights do.
 
 Pairs are LAION-400M's from TFDS (`tfds build laion400m/images --file_format=array_record`), in
 place of WebLI, which is not public: 9e9 of them are seen, as published for this size. Put the
@@ -47,8 +48,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "lr": 1e-3,
                 "schedule": "cosine",
                 "warmup": "20000 steps",
-                "weight_decay": 1e-4,
+                "weight_decay": 0.1,  # times the learning rate: 1e-4 there, which is not multiplied
                 "clip": 1.0,
+                "decayed": ((r"(.*/)?kernel", 1.0),),
                 "direction": {"b1": 0.9, "b2": 0.95},
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
