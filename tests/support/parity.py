@@ -546,9 +546,9 @@ def theirs(model, data: dict, precision: str):
     if "tokens" in data and "images" in data:
         found = outputs.logits_per_image, outputs.image_embeds, outputs.text_embeds
         return [x.detach().numpy() for x in found], float(outputs.loss.detach()), gradients
-        # What ViTMAE's decoder is called where published, and loaded, too.
-        plain = lambda name: name.replace("decoder_encoder.layer", "decoder_layers")
-        gradients = {plain(name): x for name, x in gradients.items()}
+    # What ViTMAE's decoder is called where published, and loaded, too.
+    plain = lambda name: name.replace("decoder_encoder.layer", "decoder_layers")
+    gradients = {plain(name): x for name, x in gradients.items()}
     known = "prediction_logits", "seq_relationship_logits", "logits", "start_logits", "end_logits"
     keys = [key for key in known if key in outputs]
     return [outputs[key].detach().numpy() for key in keys], float(outputs.loss.detach()), gradients
@@ -583,8 +583,7 @@ def ours(model, variables: dict, data: dict, precision: str):
         mutable = ["intermediates"] if precision == "float64" else []
         if isinstance(model, Towers):
             arguments = jnp.asarray(data["images"], precision), data["tokens"], data["there"]
-            found = model.apply(variables, *arguments, mutable=mutable)
-            return _contrastive(found[0] if mutable else found)
+            return _contrastive(model.apply(variables, *arguments, mutable=mutable)[0])
         if "images" in data:
             pictures = jnp.asarray(data["images"], precision)
             arguments = (pictures, data["seen"]) if "seen" in data else (pictures,)
