@@ -21,7 +21,7 @@ from lm.decoding import beam, rules, speculative
 QUICK = {"gpt", "cnn"}
 VARIANTS = {"electra", "mean_classifier", "wide_resnet", "deit", "seq2seq"}
 VARIANTS |= {"rnn_classifier", "window"}
-VARIANTS |= {"clip"}
+VARIANTS |= {"clip", "siglip"}
 LARGE = {"efficientnet_lite", "mobilenet", "inception"}
 WAYS = {"gpt": {"scan": True}, "t5": {"scan": True}}
 WIDE = {"inception"}  # 96 batch norms over four rows: in float32, gradients lose five digits

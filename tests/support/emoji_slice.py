@@ -22,6 +22,8 @@ SMALL = {
     "train.duration": "8 steps",
     "checkpoint.every": "4 steps",
     "optim.warmup": "0 steps",
+    "evals.seen": None,
+    "evals.unseen_same_vendor": None,
 }
 CONFIG = f"{ROOT}/configs/vision/emoji_clip.py"
 

@@ -67,18 +67,15 @@ def test_the_scale_is_learned_up_to_its_limit():
     assert jax.grad(of)(beyond, -1) == 0
 
 
-# One mesh that splits the batch over two axes is quick; those that CI leaves out are a measure.
-COVER = [(8, 1, 1), (1, 1, 8)]
+# One mesh that splits the batch over two axes is run every day; the others are a measure.
+EVERY_DAY = {(2, 2, 2, AxisType.Auto): (), (2, 2, 2, AxisType.Explicit): pytest.mark.slow}
+GRID = pytest.mark.slow, pytest.mark.measure("grid")
 SHAPES = [
     pytest.param(
         shape,
         kind,
         id=f"{'x'.join(map(str, shape))}-{kind.name}",
-        marks=()
-        if shape == (2, 2, 2)
-        else pytest.mark.slow
-        if shape in COVER and kind == AxisType.Auto
-        else (pytest.mark.slow, pytest.mark.measure("grid")),
+        marks=EVERY_DAY.get((*shape, kind), GRID),
     )
     for shape in report.meshes(8)
     for kind in (AxisType.Auto, AxisType.Explicit)

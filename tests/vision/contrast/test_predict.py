@@ -33,16 +33,20 @@ class Named:
         return variables["params"]["scale"], None
 
 
-@pytest.fixture(scope="module")
-def loaded():
+def made(predictor):
+    """A predictor of `vision.contrast.predict`, loaded."""
     texts = [f"a {name} thing of {name}" for name in COLOURS] * 3
     facts = tokenizer.facts(tokenizer.train("wordpiece", 60, texts))._replace(length=10)
     reader = pictured.reader((4, 4, 3))
     prepare = lambda images: images.astype(np.float32) / 255
-    made = predict.finds(Named(facts), reader, prepare, facts)
     layout = mesh.make_layout()
     params = mesh.put_replicated(layout, {"scale": np.float32(10)})
-    return predictions.loaded(made, layout, params, {})
+    return predictions.loaded(predictor(Named(facts), reader, prepare, facts), layout, params, {})
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return made(predict.finds)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,11 @@ def test_words_for_pictures(loaded, folder):
     (found,) = loaded.predict([str(folder / "red.png")], among=str(folder / "names.txt"), top=9)
     assert [each["name"] for each in found["nearest"]] == ["red", "green", "blue"]
     assert loaded.predictor.line(found).startswith("red 1.000; ")
+
+
+def test_vectors_of_both(folder):
+    vectors = made(predict.vectors).predict(["all is green", str(folder / "blue.png")])
+    assert [each["vector"] for each in vectors] == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_what_is_refused(loaded, folder):

@@ -1,9 +1,7 @@
 """The task of masked autoencoders: its laws, what it evaluates and predicts, and classifiers that
 begin with what it trained."""
 
-import base64
 import contextlib
-import io
 import json
 
 import jax
@@ -68,8 +66,8 @@ CHECKS = {
 
 
 GRID = pytest.mark.measure("grid")
-# What the others show of this task as well; damage and loops know nothing of it.
-LEFT_OUT = "resume", "accumulation", "loop", "damage"
+# The others show most of what these do, which take longer.
+LEFT_OUT = "position", "resume", "mesh", "accumulation", "loop", "means", "damage"
 
 
 @pytest.mark.slow
@@ -143,7 +141,7 @@ def test_evaluation_hides_the_same_patches_and_draws_them(compiled_in_haste):
 
 
 @pytest.mark.slow
-def test_a_run_reconstructs_and_embeds_without_its_data(run, tmp_path, capsys):
+def test_a_run_reconstructs_and_embeds_without_its_data(run, tmp_path, capsys, compiled_in_haste):
     folder, picture, _ = run
     words = ["--workdir", folder, picture, picture, "--json", "--to", str(tmp_path / "new")]
     assert exit_code("predict", *words, "--ratio", "0.5") == 0
@@ -159,10 +157,6 @@ def test_a_run_reconstructs_and_embeds_without_its_data(run, tmp_path, capsys):
     assert same.sum() == 8
     assert np.array_equal(patches(whole)[same], patches(original)[same])
     loaded = predict.load(folder)
-    (again,) = loaded.predict([picture], ratio=0.5)
-    assert again["loss"] == pytest.approx(first["loss"], rel=1e-5)
-    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(again["picture"]))))
-    np.testing.assert_allclose(drawn.astype(int), page, atol=1)
     with pytest.raises(BadInput, match="ratio: of 16 patches, a share of 0.01 hides none"):
         loaded.predict([picture], ratio=0.01)
     (vector,) = predict.load(folder, embed=True).predict([picture])
@@ -170,8 +164,8 @@ def test_a_run_reconstructs_and_embeds_without_its_data(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["probe", "finetune"])
-def test_a_classifier_begins_with_its_encoder(run, variant):
+@pytest.mark.parametrize("variant", ["probe", pytest.param("finetune", marks=GRID)])
+def test_a_classifier_begins_with_its_encoder(run, variant, compiled_in_haste):
     folder, _, params = run
     keys = {"init.path": folder, "init.skip": "('head/.*',)"}
     made = program.prepare(config(variant, **keys), jax.devices()[:1])
