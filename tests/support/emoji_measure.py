@@ -54,9 +54,9 @@ def features(found: captions.Captions, rows: list[int]) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def baseline(found: captions.Captions) -> dict[str, dict[str, float]]:
-    """{"seen", "unseen": {metric: value}}."""
-    of = lambda split: [i for i, name in enumerate(found.splits) if name == split]
+def baseline(found: captions.Captions, most: int | None = None) -> dict[str, dict[str, float]]:
+    """{"seen", "unseen": {metric: value}}, of the first `most` pictures of each split."""
+    of = lambda split: [i for i, name in enumerate(found.splits) if name == split][:most]
     train, texts = of("train"), lambda rows: [found.texts[i] for i in rows]
     learnt, names, values = features(found, train), texts(train), {}
     known = tf_idf(names, names)
@@ -81,25 +81,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", default="runs/emoji")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of one run, to try the command")
     args = parser.parse_args()
+    short = [f"--config.train.duration={args.steps} steps", "--config.train.batch_size=32"]
     found = captions.listing(captions.EMOJI, "")
     results = []
-    for seed in range(args.seeds):
+    for seed in range(1 if args.steps else args.seeds):
         folder = pathlib.Path(args.workdir, str(seed))
         command = [sys.executable, "scripts/train.py", "--config", "configs/vision/emoji_clip.py"]
         command += ["--workdir", str(folder), f"--config.seed={seed}"]
+        command += short if args.steps else []
         if not (folder / "result.json").exists():
             subprocess.run(command, check=True)
         results.append(json.loads((folder / "result.json").read_text()))
-    plain = baseline(found)
+    plain = baseline(found, 16 if args.steps else None)
     metrics = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in retrieval.AT]
     print("| set | ", " | ".join(metrics), " |\n|---|", "---|" * len(metrics), sep="")
     for key, split in SPLITS.items():
         size = found.splits.count(split)
         runs = np.array([[run["eval"][key][m] for m in metrics] for run in results])
-        cells = [
-            f"{a:.3f} ± {b:.3f}" for a, b in zip(runs.mean(0), runs.std(0, ddof=1), strict=True)
-        ]
+        spread = runs.std(0, ddof=1) if len(runs) > 1 else 0 * runs[0]
+        cells = [f"{a:.3f} ± {b:.3f}" for a, b in zip(runs.mean(0), spread, strict=True)]
         print(f"| {key}, {size} | " + " | ".join(cells) + " |")
         cells = [f"{plain[key][m]:.3f}" for m in metrics]
         print("| TF-IDF and features | " + " | ".join(cells) + " |")
