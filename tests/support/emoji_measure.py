@@ -65,14 +65,8 @@ def baseline(found: captions.Captions, most: int | None = None) -> dict[str, dic
         # Vectors over training pairs, whose products are the scores.
         pictures = features(found, rows) @ learnt.T
         said = tf_idf(texts(rows), names) @ known.T
-        _, same = np.unique(texts(rows), return_inverse=True)
-        values[key] = {}
-        for name, one, other in (
-            ("image_to_text", pictures, said),
-            ("text_to_image", said, pictures),
-        ):
-            places = retrieval.ranks(one, other, same.reshape(-1))
-            values[key] |= {f"{name}_r{k}": float(np.mean(places <= k)) for k in retrieval.AT}
+        _, text = np.unique(texts(rows), return_inverse=True)
+        values[key] = retrieval.metrics(pictures, said, np.arange(len(rows)), text.reshape(-1))
     return values
 
 
