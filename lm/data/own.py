@@ -228,7 +228,7 @@ def check_same(has: Sequence[bool], what: str, places: Sequence[str], shown: str
 
 
 def warn_of_repeated(
-    ranges: Ranges, texts: Mapping[str, Sequence[tuple[str, ...]]], name: str
+    ranges: Ranges, texts: Mapping[str, Sequence[tuple[str, ...]]], name: str, what: str = "text"
 ) -> None:
     """Warns of each Source some of whose examples, though not trained on, have the text of one that
     is.
@@ -237,6 +237,7 @@ def warn_of_repeated(
       ranges: the pieces of splits that each Source is.
       texts: {split: the texts of its examples}.
       name: of the data set.
+      what: "text", or what `texts` tell in place of it, such as "picture".
     """
     trained, known = collections.defaultdict(set), set()
     for part, at in ranges.get("train", ()):
@@ -248,8 +249,9 @@ def warn_of_repeated(
         twice = [each for each in held if each in known]
         if twice:
             logging.warning(
-                "%s: %s: %s of the %s examples of %s that are not trained on have the text of "
+                "%s: %s: %s of the %s examples of %s that are not trained on have the %s of "
                 "one that is, first %s",
                 *(WHERE, inputs.shown(name), f"{len(twice):,}", f"{len(held):,}", split_key(key)),
+                what,
                 brief(twice[0][0]),
             )

@@ -7,8 +7,8 @@ each belongs to. Opens no picture.
                      `text`, and may have `split`, any name, and `label`, a class
     emoji            a table of that kind, which scripts/prepare.py makes
 
-A set without parts of its own is divided by a hash of the text (`lm.data.own`), so that no text is
-on two sides.
+A set without parts of its own is divided by a hash of the text (`lm.data.own`), so that neither a
+text nor a picture is on two sides: what shares either, directly or by others, stays together.
 """
 
 import collections
@@ -99,7 +99,8 @@ def _made(root, paths, texts, splits, values, where: str, at, facts) -> Captions
     own.check_same(
         [split is not None for split in splits], "split", [at(i) for i in range(len(paths))], where
     )
-    examples = [(split, (text,)) for split, text in zip(splits, texts, strict=True)]
+    together = texts if splits[0] is not None else _together(paths, texts)
+    examples = [(split, (text,)) for split, text in zip(splits, together, strict=True)]
     splits = own.assign_splits(examples, where, notes)
     if notes:
         logging.warning("%s: %s", where, inputs.said(notes))
@@ -110,6 +111,23 @@ def _made(root, paths, texts, splits, values, where: str, at, facts) -> Captions
         require(labels.ndim == 1, single)
     digest = hashlib.sha256(repr((paths, texts, splits, classes, facts)).encode()).hexdigest()[:16]
     return Captions(pathlib.Path(root), paths, texts, list(splits), labels, tuple(classes), digest)
+
+
+def _together(paths: list[str], texts: list[str]) -> list[str]:
+    """For each pair, the first in order of the texts of all pairs that it is connected to."""
+    parent: dict[tuple, tuple] = {}
+
+    def root(node):
+        while parent.setdefault(node, node) != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for path, text in zip(paths, texts, strict=True):
+        # The text comes first, and of two texts the lesser: roots are texts.
+        one, other = sorted((root((0, text)), root((1, os.path.normpath(path)))))
+        parent[other] = one
+    return [root((0, text))[1] for text in texts]
 
 
 def _facts(path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from common.data import loading
 from common.data import splits as grammar
 from common.errors import NotPrepared, brief, require
 from common.task import Source, split_key
-from lm.data import text
+from lm.data import own, text
 from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import TextFacts
 from lm.data.trained import KINDS, stand_in
@@ -92,9 +92,17 @@ def load_sources(
     facts = _text_facts(tokenizer, vocab_size, folder, length, lambda: _trained_on(found))
     facts = PairFacts(_image_facts(mean, std, found.classes), facts)
     rows = text_rows(facts.text, found.texts)
+    ranges = {
+        key: grammar.ranges(split, sizes, split_key(key), shuffled=True)
+        for key, split in splits.items()
+    }
+    paths_of = {part: [] for part in sizes}
+    for part, path in zip(found.splits, found.paths, strict=True):
+        paths_of[part].append((os.path.normpath(path),))
+    own.warn_of_repeated(ranges, paths_of, name, "picture")
     sources = {}
     for key, split in splits.items():
-        parts = grammar.ranges(split, sizes, split_key(key), shuffled=True)
+        parts = ranges[key]
         mine = np.concatenate([np.flatnonzero(at == part)[piece] for part, piece in parts])
         columns_ = {column: array[mine] for column, array in rows.items()}
         if found.labels is not None:
@@ -140,10 +148,10 @@ def outline_sources(splits: dict[str, str], section: dict) -> dict[str, Source]:
             return load_sources(splits, **section)
         except NotPrepared:
             pass
-    own = section["tokenizer"] in KINDS
-    kind = section["tokenizer"] if own else "wordpiece"
+    trained = section["tokenizer"] in KINDS
+    kind = section["tokenizer"] if trained else "wordpiece"
     try:
-        named = None if own else text.find_tokenizer(section["tokenizer"], section["folder"])
+        named = None if trained else text.find_tokenizer(section["tokenizer"], section["folder"])
     except Exception:  # it is not here either
         named = None
     encoder = named or stand_in(kind, section["vocab_size"])

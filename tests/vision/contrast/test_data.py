@@ -20,6 +20,13 @@ def picture(path, colour=(255, 0, 0), size=(12, 8)):
     Image.new("RGB", size, colour).save(path)
 
 
+def trained(folder):
+    """The file of a tokenizer."""
+    path = folder / "tokenizer.json"
+    tokenizer.train("wordpiece", 100, [f"number {i}" for i in range(5)]).save(str(path))
+    return path
+
+
 def table(folder, rows, name="set.jsonl"):
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -65,18 +72,31 @@ def test_tables_are_read_alike_from_memory_and_from_files(tmp_path):
     assert memory["train"].read(np.arange(4))["segments"].sum(axis=1).max() == SETTINGS["length"]
 
 
-def test_a_text_is_on_one_side(tmp_path):
-    picture(tmp_path / "one.png")
-    rows = [{"path": "one.png", "text": "abcde"[i % 5] + "abcd"[i % 4]} for i in range(60)]
+def test_a_text_and_a_picture_are_on_one_side(tmp_path):
+    """20 texts of three rows each, and 30 pictures of two, in ten groups that share neither."""
+    for i in range(30):
+        picture(tmp_path / f"{i}.png", (i, 0, 0))
+    texts = ["abcde"[i % 5] + "abcd"[i % 4] for i in range(60)]
+    paths = [f"{'./' * (i > 29)}{i % 30}.png" for i in range(60)]
+    rows = [{"path": path, "text": text} for path, text in zip(paths, texts, strict=True)]
     name = table(tmp_path, rows)
     splits = {"train": "train", "valid": "valid", "test": "test"}
     sources = data.load_sources(splits, name=name, **SETTINGS)
     assert sum(source.size for source in sources.values()) == 60
-    texts = [
-        {row.tobytes() for row in source.read(np.arange(source.size))["tokens"]}
-        for source in sources.values()
-    ]
-    assert sum(map(len, texts)) == 20
+    batches = [source.read(np.arange(source.size)) for source in sources.values()]
+    for column, count in (("tokens", 20), ("image", 30)):
+        sides = [{row.tobytes() for row in batch[column]} for batch in batches]
+        assert sum(map(len, sides)) == count
+
+
+def test_a_picture_in_two_parts_of_a_users_own_is_counted(tmp_path, caplog):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png")
+    rows = [{"path": f"{i // 2}.png", "text": f"text {i}", "split": "abb"[i]} for i in range(3)]
+    own = SETTINGS | {"tokenizer": str(trained(tmp_path)), "name": table(tmp_path, rows)}
+    data.load_sources({"train": "a", "v": "b"}, train="a", **own)
+    assert "1 of the 2 examples of config.evals.v.split that are not" in caplog.text
+    assert "have the picture of one that is, first 0.png" in caplog.text.replace("'", "")
 
 
 @pytest.mark.parametrize(
@@ -131,9 +151,7 @@ def test_a_prepared_tfds_set(tmp_path):
                 yield i, {"image": encoded, "captions": [text, "another"]}
 
     Pairs(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    trained = tokenizer.train("wordpiece", 100, texts)
-    trained.save(str(tmp_path / "tokenizer.json"))
-    own = SETTINGS | {"tokenizer": str(tmp_path / "tokenizer.json")}
+    own = SETTINGS | {"tokenizer": str(trained(tmp_path))}
     read = lambda **more: data.load_sources(
         {"train": "train[1:]"},
         train="train[1:]",
@@ -142,9 +160,10 @@ def test_a_prepared_tfds_set(tmp_path):
         **own | more,
     )
     source = read()["train"]
+    encoder = source.facts.text.tokenizer
     batch = source.read(np.array([2, 0], np.uint32))
     order = [
-        texts.index(trained.decode(row[there > 0].tolist()))
+        texts.index(encoder.decode(row[there > 0].tolist()))
         for row, there in zip(batch["tokens"], batch["segments"], strict=True)
     ]
     assert source.size == 4
