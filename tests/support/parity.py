@@ -610,14 +610,15 @@ def ours(model, variables: dict, data: dict, precision: str):
 
 def _contrastive(found):
     """(loss, outputs) of vectors."""
-    ones = jnp.ones(len(found.images), found.images.dtype)
+    count = len(found.images)
+    rows = jnp.ones(count, found.images.dtype), jnp.arange(count)
     logits = found.scale * found.images @ found.texts.T
     arguments = found.images, found.texts, found.scale
     if found.bias is None:
-        total, weight = contrastive.softmax(*arguments, ones)[0]
+        total, weight = contrastive.softmax(*arguments, *rows)[0]
     else:
         logits = logits + found.bias
-        total, weight = contrastive.sigmoid(*arguments, found.bias, ones)
+        total, weight = contrastive.sigmoid(*arguments, found.bias, *rows)
     return total / weight, [logits, found.images, found.texts]
 
 

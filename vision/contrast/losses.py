@@ -37,83 +37,87 @@ def _logits(rows, columns, scale):
 
 
 def _shard(function, axes: Axes, scalars: int):
-    """`function(images, texts, valid, *scalars)` on each device's rows."""
+    """`function(images, texts, valid, rows, *scalars)` on each device's rows."""
     rows = P(axes or None)
-    specs = (rows,) * 3 + (P(),) * scalars
+    specs = (rows,) * 4 + (P(),) * scalars
     return jax.shard_map(function, in_specs=specs, out_specs=rows)
 
 
-def softmax(images, texts, scale, valid, axes: Axes = ()):
+def softmax(images, texts, scale, valid, rows, axes: Axes = ()):
     """The mean of both directions' cross-entropies, and whether each picture finds its text.
 
     Args:
       images, texts: f32[B, E] of length 1; row i of one belongs to row i of the other.
       scale: f32[], the inverse temperature.
       valid: f32[B], 0 on padding rows, which are neither asked for nor among the answers.
+      rows: u32[B], of the set: a batch that spans the end of an epoch may hold a pair twice, which
+        is then no wrong answer to itself.
       axes: of the current mesh that split the batch, from `split_axes`.
 
     Returns:
       ((f32[] sum over rows, f32[] valid rows), the same of the accuracy of pictures to texts).
     """
 
-    def direction(own, others, others_valid, at, scale):
+    def direction(own, others, at, scale, known, copies):
         logits = _logits(own, others, scale)
-        logits = jnp.where(others_valid > 0, logits, jnp.finfo(logits.dtype).min)
+        logits = jnp.where((known > 0) & ~copies, logits, jnp.finfo(logits.dtype).min)
         target = jnp.take_along_axis(logits, at[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(logits, axis=1) - target, logits.argmax(axis=1) == at
 
-    def local(images, texts, valid, scale):
+    def local(images, texts, valid, rows, scale):
         gather = partial(jax.lax.all_gather, axis_name=axes, tiled=True) if axes else lambda x: x
         first = jax.lax.axis_index(axes) * len(images) if axes else 0
         at = first + jnp.arange(len(images))
-        known = gather(valid)
-        one, hit = direction(images, gather(texts), known, at, scale)
-        other, _ = direction(texts, gather(images), known, at, scale)
+        known, theirs = gather(valid), gather(rows)
+        copies = (rows[:, None] == theirs) & (at[:, None] != jnp.arange(len(theirs)))
+        one, hit = direction(images, gather(texts), at, scale, known, copies)
+        other, _ = direction(texts, gather(images), at, scale, known, copies)
         return jnp.where(valid > 0, (one + other) / 2, 0.0), hit * valid
 
     if axes:
         local = _shard(local, axes, 1)
-    values, hits = local(images, texts, valid, scale)
+    values, hits = local(images, texts, valid, rows, scale)
     weight = valid.sum()
     return (values.sum(), weight), (hits.sum(), weight)
 
 
-def sigmoid(images, texts, scale, bias, valid, axes: Axes = ()):
+def sigmoid(images, texts, scale, bias, valid, rows, axes: Axes = ()):
     """The cross-entropy of every pair's own decision, whether it belongs together: (sum over all
     pairs, valid rows), so that their ratio is a sum over texts and a mean over pictures, as
     published.
 
     Args:
-      images, texts, scale, valid, axes: as in `softmax`.
+      images, texts, scale, valid, rows, axes: as in `softmax`.
       bias: f32[], added to scores, or None.
     """
     bias = jnp.zeros_like(scale) if bias is None else bias
 
     @jax.checkpoint  # a chunk's scores are computed again, not kept
-    def chunk(images, texts, valid, others_valid, scale, bias, same):
+    def chunk(images, texts, valid, rows, others_valid, others_rows, scale, bias, same):
         logits = _logits(images, texts, scale) + bias
-        sign = jnp.where(same & jnp.eye(len(images), dtype=bool), 1.0, -1.0).astype(logits.dtype)
-        pairs = valid[:, None] * others_valid[None, :]
+        own = same & jnp.eye(len(images), dtype=bool)
+        copies = (rows[:, None] == others_rows) & ~own
+        pairs = valid[:, None] * jnp.where(copies, 0, others_valid)
+        sign = jnp.where(own, 1.0, -1.0).astype(logits.dtype)
         return (pairs * jax.nn.softplus(-sign * logits)).sum(axis=1)
 
-    if not axes:
-        values = chunk(images, texts, valid, valid, scale, bias, jnp.bool_(True))
-        return values.sum(), valid.sum()
-
-    def local(images, texts, valid, scale, bias):
+    def local(images, texts, valid, rows, scale, bias):
+        mine, numbers = (valid, rows), (scale, bias)
+        total = chunk(images, texts, *mine, *mine, *numbers, jnp.bool_(True))
+        if not axes:
+            return total
         count = jax.lax.axis_size(axes)
         onward = [(i, (i + 1) % count) for i in range(count)]
-        total = chunk(images, texts, valid, valid, scale, bias, jnp.bool_(True))
 
         def meet(carry, _):
-            total, texts, others_valid = carry
-            move = partial(jax.lax.ppermute, axis_name=axes, perm=onward)
-            texts, others_valid = move(texts), move(others_valid)
-            met = chunk(images, texts, valid, others_valid, scale, bias, jnp.bool_(False))
-            return (total + met, texts, others_valid), None
+            total, *others = carry
+            texts, *theirs = (jax.lax.ppermute(x, axis_name=axes, perm=onward) for x in others)
+            met = chunk(images, texts, *mine, *theirs, *numbers, jnp.bool_(False))
+            return (total + met, texts, *theirs), None
 
-        (total, _, _), _ = jax.lax.scan(meet, (total, texts, valid), length=count - 1)
+        (total, *_), _ = jax.lax.scan(meet, (total, texts, valid, rows), length=count - 1)
         return total
 
-    values = _shard(local, axes, 2)(images, texts, valid, scale, bias)
-    return values.sum(), valid.sum()
+    if axes:
+        local = _shard(local, axes, 2)
+    return local(images, texts, valid, rows, scale, bias).sum(), valid.sum()

@@ -139,6 +139,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     for key in ("mixup", "cutmix"):
         off = config["augment"][key] is None
         require(off, f"config.augment.{key}: it mixes labels, and texts are none; leave it out")
+    batch_size = config["train"]["batch_size"]
+    require(
+        train_set.size >= batch_size,
+        f"config.train.batch_size: {batch_size:,} is more than the {train_set.size:,} pairs of the "
+        "training set, each of which would be in a batch several times; make it smaller",
+    )
     mean, std = np.float32(facts.image.mean), np.float32(facts.image.std)
     size = config["augment"]["resized_crop"]
     side = train_set.spec["image"].shape[0] if size is None else size
@@ -161,15 +167,17 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     def loss(params, extra, batch, key):
         inputs = batch["image"], batch["tokens"], batch["segments"]
         found = model.apply({"params": params}, *inputs, True, rngs={"dropout": key})
-        axes, valid = losses.split_axes(config["mesh"]["rules"]), batch["valid"]
+        axes = losses.split_axes(config["mesh"]["rules"])
+        rows, _ = order.rows_at(config["seed"], batch["index"], train_set.order, jnp)
+        told = batch["valid"], rows, axes
         vectors = found.images, found.texts
         one = jnp.float32(1)
         terms = {"scale": (found.scale, one)}
         if kind == "sigmoid":
-            terms["loss"] = losses.sigmoid(*vectors, found.scale, found.bias, valid, axes)
+            terms["loss"] = losses.sigmoid(*vectors, found.scale, found.bias, *told)
             terms["bias"] = found.bias, one
         else:
-            both = losses.softmax(*vectors, found.scale, valid, axes)
+            both = losses.softmax(*vectors, found.scale, *told)
             terms["loss"], terms["accuracy"] = both
         return terms, extra
 

@@ -45,6 +45,7 @@ def test_accumulation_is_refused(config):
         ({"loss.kind": "sigmoid"}, "score_bias"),
         ({"model.score_bias": True}, "no use for a bias"),
         ({"augment.mixup": 0.2}, "augment.mixup"),
+        ({"train.batch_size": 19}, "train.batch_size: 19 is more than the 18 pairs"),
         ({"model.image_projection": False}, "vector_width"),
         ({"model.image_heads": 3}, "image_heads"),
         ({"model.temperature": -1.0}, "temperature"),
