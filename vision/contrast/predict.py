@@ -4,7 +4,7 @@ that the option `among` names.
     python scripts/predict.py --workdir RUN "a red apple" --among photos/
     python scripts/predict.py --workdir RUN apple.png --among names.txt
 
-An input is a text or a picture. What ends like a picture's file, and is there, is one.
+An input is a text or a picture. What ends like a picture's file is the path of one.
 
 Letters: B batch, M things to find among, E width of a vector.
 """
@@ -36,11 +36,11 @@ reader = pictured.reader
 
 
 def is_picture(given: Any) -> bool:
-    """Whether an input is a picture: an array, bytes, or the path of a file that ends so."""
-    if not isinstance(given, str | os.PathLike):
+    """Whether an input is a picture: an array, bytes, a path, or a string that ends like one, even
+    if there is no such file, as a name that is misspelt is no text."""
+    if not isinstance(given, str):
         return True
-    suffix = os.path.splitext(os.fspath(given))[1].lower()
-    return suffix in pictures.suffixes() and os.path.lexists(given)
+    return os.path.splitext(given)[1].lower() in pictures.suffixes()
 
 
 def _rows(given: Any, read: Callable, facts: TextFacts) -> dict[str, np.ndarray]:

@@ -89,3 +89,5 @@ def test_what_is_refused(loaded, folder):
         loaded.predict([" "], among=str(folder))
     with pytest.raises(BadInput, match="no such file"):
         loaded.predict(["red"], among=str(folder / "none.txt"))
+    with pytest.raises(BadInput, match="red.JPG.*no such file"):
+        loaded.predict(["red.JPG"], among=str(folder))
