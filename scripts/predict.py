@@ -7,7 +7,7 @@ vectors.
 
 An input is a text, or a picture's file. A file of texts is read, even if a text happens to be its
 name: a .txt or .md has a text in each line, a .jsonl, .csv, .tsv or .parquet one in each record, by
-its --column. So is a table of pictures, whose paths are relative to it. A folder is all of its
+its --column. So is a table of pictures, whose `path` is relative to it. A folder is all of its
 files, in order of their names, without links to folders; "-" the lines of standard input, which are
 never files of texts. Two texts stand in a line with a tab between them, or as {"text": …, "text_b":
 …}.
@@ -21,6 +21,7 @@ import csv
 import json
 import logging
 import os
+import pathlib
 import sys
 import warnings
 from collections import Counter
@@ -230,7 +231,7 @@ def _records(path: str, predictor: Predictor, columns: dict[str, str]) -> Iterat
         require(begun or not lacking, f"{place}: {lacking}")  # else as many lines as records
         begun = True
         value = BadInput(lacking) if lacking else _value(path, record, predictor, columns)
-        yield Named(value, place, value)
+        yield Named(value, place, str(value) if isinstance(value, pathlib.Path) else value)
 
 
 def _lacking(path: str, record: dict, predictor: Predictor, columns: dict[str, str]) -> str:
@@ -250,8 +251,14 @@ def _value(path: str, record: dict, predictor: Predictor, columns: dict[str, str
     values = {name: record.get(column) for name, column in columns.items()}
     absent = lambda name, value: name in predictor.optional and value in (None, "")
     values = {name: value for name, value in values.items() if not absent(name, value)}
+    if predictor.texts and len(values) > 1:
+        return BadInput(f"it has both {' and '.join(map(repr, values))}: choose by --column")
     value = next(iter(values.values()), "") if len(values) < 2 else values
-    if not predictor.suffixes or predictor.texts:
+    if predictor.texts and isinstance(value, str):
+        column = next((columns[name] for name in values), "")
+        is_path = column == "path" or _suffix(value) in predictor.suffixes
+        return pathlib.Path(path).parent / value.strip() if is_path and value else value
+    if not predictor.suffixes:
         return value
     if isinstance(value, str) and value:
         return os.path.join(os.path.dirname(path), value)

@@ -277,11 +277,25 @@ TEXTS = Predictor(*[None] * 5)
 PAIRS = TEXTS._replace(columns=("text", "text_b"), optional=("text_b",))
 PICTURES = TEXTS._replace(columns=("path",), suffixes=frozenset({".png"}))
 
+BOTH = PICTURES._replace(columns=("text", "path"), optional=("text", "path"), texts=True)
+
 
 def named(predictor, *words, columns=None) -> list:
     """The inputs that words name, or why they are none."""
     values = [each.value for each in script("predict").named_inputs(words, predictor, columns)]
     return [str(value) if isinstance(value, BadInput) else value for value in values]
+
+
+def test_a_table_may_hold_texts_or_paths(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records = [{"text": "a"}, {"path": "b.png"}, {"text": "a", "path": "b.png"}, {"text": "b.png"}]
+    path.write_text("\n".join(map(json.dumps, records)))
+    picture = tmp_path / "b.png"
+    both = "it has both 'text' and 'path': choose by --column"
+    assert named(BOTH, str(path)) == ["a", picture, both, picture]
+    assert named(BOTH, str(path), columns=["text"])[2] == "a"
+    path.write_text(json.dumps(records[2]))
+    assert named(BOTH, str(path), columns=["path"]) == [picture]
 
 
 def test_what_is_bad_in_a_folder_does_not_end_it(tmp_path, monkeypatch, caplog):

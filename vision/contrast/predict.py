@@ -11,8 +11,9 @@ Letters: B batch, M things to find among, E width of a vector.
 
 import collections
 import os
+import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ from vision.contrast.data import text_rows
 from vision.data import pictures
 
 WHERE = "--among"
+Column = Literal["text", "path"]
 CHUNK = 64  # things encoded at a time
 MOST = 100_000  # things to find among
 
@@ -72,27 +74,29 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
       facts: of the texts, with L.
     """
 
-    def options(*, among: str = "", top: int = 5) -> dict:
+    def options(*, among: str = "", among_column: Column | None = None, top: int = 5) -> dict:
         """The options of a prediction.
 
         Args:
           among: what to search: a folder of pictures, a file of texts, one a line, or a table with
-            a column `path` or `text`.
+            a column `text`, or `path`, relative to it.
+          among_column: which of the two to search, where the table has both.
           top: number of things to tell, nearest first.
         """
         require(
             bool(among), f"{WHERE}: name what to search: a folder of pictures, or a file of texts"
         )
         require(top > 0, f"--top: {top} is not positive")
-        things = list(_things(among))
-        rows = [_rows(path, read, facts) for _, path in things]
-        arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        things = _things(among, among_column)
+        if isinstance(things[0], str):
+            arrays = text_rows(facts, things)
+        else:
+            arrays = {"image": np.stack([read(path) for path in things])}
         # Padded to whole chunks, so that few programs are compiled.
         count = -(-len(things) // CHUNK) * CHUNK
         at = np.minimum(np.arange(count), len(things) - 1)
         named = {f"among_{key}": array[at] for key, array in arrays.items()}
-        names = tuple(name for name, _ in things)
-        return {"top": min(top, len(things)), "names": names, **named}
+        return {"top": min(top, len(things)), "names": tuple(map(str, things)), **named}
 
     def apply(params, extra, batch, options):
         del extra
@@ -150,7 +154,8 @@ def _predictor(model, read, facts, options, apply, result, line) -> Predictor:
         result=result,
         line=line,
         options=options,
-        columns=("text",),
+        columns=("text", "path"),
+        optional=("text", "path"),
         suffixes=pictures.suffixes(),
         texts=True,
         model=model,
@@ -160,44 +165,41 @@ def _predictor(model, read, facts, options, apply, result, line) -> Predictor:
 # --------------------------------------------------------------------------------- what is searched
 
 
-def _things(among: str) -> Iterator[tuple[str, str]]:
-    """(name, text or path) of what is searched: all pictures, or all texts."""
-    found = list(_folder(among) if os.path.isdir(among) else _file(among))
-    require(bool(found), f"{WHERE}: {inputs.shown(among)} holds neither pictures nor texts")
-    require(len(found) <= MOST, f"{WHERE}: {len(found):,} things are more than {MOST:,}")
-    kinds = {is_picture(given) for _, given in found}
-    require(
-        len(kinds) == 1, f"{WHERE}: {inputs.shown(among)} holds pictures and texts: name one kind"
-    )
-    return iter(found)
+def _things(among: str, column: Column | None) -> list[str] | list[pathlib.Path]:
+    """What is searched: texts, or the paths of pictures."""
+    things = list(_folder(among) if os.path.isdir(among) else _file(among, column))
+    require(bool(things), f"{WHERE}: {inputs.shown(among)} holds neither pictures nor texts")
+    require(len(things) <= MOST, f"{WHERE}: {len(things):,} things are more than {MOST:,}")
+    return things
 
 
-def _folder(root: str) -> Iterator[tuple[str, str]]:
+def _folder(root: str) -> Iterator[pathlib.Path]:
     for here, folders, names in os.walk(root):
         folders[:] = sorted(
             (name for name in folders if not name.startswith(".")), key=inputs.natural
         )
         for name in sorted(names, key=inputs.natural):
-            path = os.path.join(here, name)
-            if not name.startswith(".") and is_picture(path):
-                yield path, path
+            if not name.startswith(".") and is_picture(name):
+                yield pathlib.Path(here, name)
 
 
-def _file(path: str) -> Iterator[tuple[str, str]]:
+def _file(path: str, column: Column | None) -> Iterator[str] | Iterator[pathlib.Path]:
     inputs.file(WHERE, path)
     if is_picture(path):
-        yield path, path
+        yield pathlib.Path(path)
     elif textfiles.kind_of(path)[0] in tables.KINDS:
         for number, record in tables.rows(WHERE, path):
-            key = "path" if "path" in record and "text" not in record else "text"
-            value, place = record.get(key), tables.place(path, number)
+            place, there = tables.place(path, number), [k for k in get_args(Column) if k in record]
+            require(
+                len(there) < 2 or column is not None,
+                f"{WHERE}: {place}: it has both 'text' and 'path': choose by --among-column",
+            )
+            column = column or (there or ["text"])[0]
+            value = record.get(column)
             valid = isinstance(value, str) and bool(value.strip())
-            require(valid, f"{WHERE}: {place}: {key} is {brief(value)}, not a text")
-            if key == "path":
-                value = os.path.join(os.path.dirname(path), value)
-                require(is_picture(value), f"{WHERE}: {place}: {inputs.shown(value)} is no picture")
-            yield value, value
+            require(valid, f"{WHERE}: {place}: {column} is {brief(value)}, not a {column}")
+            yield value.strip() if column == "text" else pathlib.Path(path).parent / value.strip()
     else:
         for text in textfiles.lines(WHERE, path, collections.Counter()):
             if text.strip():
-                yield text.strip(), text.strip()
+                yield text.strip()

@@ -55,8 +55,9 @@ def folder(tmp_path_factory):
     for name, colour in COLOURS.items():
         Image.new("RGB", (9, 6), colour).save(path / f"{name}.png")
     (path / "names.txt").write_text("\n".join(COLOURS) + "\n\n")
-    rows = [json.dumps({"path": f"{name}.png"}) for name in COLOURS]
-    (path / "set.jsonl").write_text("\n".join(rows))
+    for name, more in (("set", {}), ("both", {"text": "a thing"})):
+        rows = [json.dumps({"path": f"{name}.png"} | more) for name in COLOURS]
+        (path / f"{name}.jsonl").write_text("\n".join(rows))
     return path
 
 
@@ -75,6 +76,15 @@ def test_words_for_pictures(loaded, folder):
     (found,) = loaded.predict([str(folder / "red.png")], among=str(folder / "names.txt"), top=9)
     assert [each["name"] for each in found["nearest"]] == ["red", "green", "blue"]
     assert loaded.predictor.line(found).startswith("red 1.000; ")
+
+
+def test_a_table_with_texts_and_pictures_is_searched_by_the_column_that_is_chosen(loaded, folder):
+    among = str(folder / "both.jsonl")
+    for column, name in (("path", str(folder / "red.png")), ("text", "a thing")):
+        (found,) = loaded.predict(["red"], among=among, among_column=column, top=1)
+        assert found["nearest"][0]["name"] == name
+    with pytest.raises(BadInput, match="line 1: it has both 'text' and 'path': choose by --among-"):
+        loaded.predict(["red"], among=among)
 
 
 def test_vectors_of_both(folder):
