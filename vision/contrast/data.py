@@ -10,6 +10,7 @@ Letters: S side of a picture, L positions of a text.
 import concurrent.futures
 import functools
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ def load_sources(
     at = np.array(found.splits)
     facts = _text_facts(tokenizer, vocab_size, folder, length, lambda: _trained_on(found))
     facts = PairFacts(_image_facts(mean, std, found.classes), facts)
-    rows = text_rows(facts.text, found.texts)
+    rows = text_encoder(facts.text)(found.texts)
     ranges = {
         key: grammar.ranges(split, sizes, split_key(key), shuffled=True)
         for key, split in splits.items()
@@ -226,9 +227,13 @@ def _text_facts(kind: str, vocab_size: int, folder: str, length: int, texts) -> 
     return facts._replace(length=length)
 
 
-def text_rows(facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
-    """{"tokens", "segments"} [N, L] of texts: as the tokenizer frames them, cut to L, padded."""
-    plain = tokenizers.reading(facts)
+def text_encoder(facts: TextFacts) -> Callable:
+    """texts -> {"tokens", "segments"} [N, L]: as the tokenizer frames them, cut to L, padded. It
+    takes a while to make, of a large vocabulary, and can be sent to processes."""
+    return functools.partial(_text_rows, tokenizers.reading(facts), facts)
+
+
+def _text_rows(plain: Tokenizer, facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
     room = facts.length - len(facts.begin) - len(facts.end)
     kind = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((len(texts), facts.length), facts.special["pad"] or 0, kind)
@@ -310,7 +315,7 @@ class _Records:
         self.names = [part for _, part, _ in parts]
         self.rows = np.concatenate([np.arange(at.start, at.stop) for _, _, at in parts])
         self.part = np.repeat(np.arange(len(parts)), [at.stop - at.start for _, _, at in parts])
-        self.key, self.facts, self.side = key, facts, side
+        self.key, self.side, self.encode = key, side, text_encoder(facts.text)
 
     def __call__(self, rows) -> dict[str, np.ndarray]:
         images, texts = [None] * len(rows), [""] * len(rows)
@@ -320,7 +325,7 @@ class _Records:
                 place = f"row {self.rows[rows[i]]} of {self.names[number]!r}"
                 images[i] = decoded(one["image"], self.side, place)
                 texts[i] = _first_text(one[self.key], place)
-        return {"image": np.stack(images), **text_rows(self.facts.text, texts)}
+        return {"image": np.stack(images), **self.encode(texts)}
 
 
 def _first_text(value, place: str) -> str:

@@ -26,7 +26,7 @@ from common.errors import brief, require
 from common.task import Predictor
 from lm.data.tokenizer import TextFacts
 from vision import predict as pictured
-from vision.contrast.data import text_rows
+from vision.contrast.data import text_encoder
 from vision.data import pictures
 
 WHERE = "--among"
@@ -45,12 +45,12 @@ def is_picture(given: Any) -> bool:
     return os.path.splitext(given)[1].lower() in pictures.suffixes()
 
 
-def _rows(given: Any, read: Callable, facts: TextFacts) -> dict[str, np.ndarray]:
+def _rows(given: Any, read: Callable, encode: Callable) -> dict[str, np.ndarray]:
     """The arrays of an input: `image`, or `tokens` and `segments`."""
     if is_picture(given):
         return {"image": read(given)}
     require(bool(given.strip()), "it is empty: neither a text nor a picture")
-    return {name: array[0] for name, array in text_rows(facts, [given]).items()}
+    return {name: array[0] for name, array in encode([given]).items()}
 
 
 def _vectors(model: nn.Module, prepare: Callable, params, arrays: dict):
@@ -74,6 +74,8 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
       facts: of the texts, with L.
     """
 
+    encode = text_encoder(facts)
+
     def options(*, among: str = "", among_column: Column | None = None, top: int = 5) -> dict:
         """The options of a prediction.
 
@@ -89,7 +91,7 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
         require(top > 0, f"--top: {top} is not positive")
         things = _things(among, among_column)
         if isinstance(things[0], str):
-            arrays = text_rows(facts, things)
+            arrays = encode(things)
         else:
             arrays = {"image": np.stack([read(path) for path in things])}
         # Padded to whole chunks, so that few programs are compiled.
@@ -123,11 +125,13 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
     def line(result) -> str:
         return "; ".join(f"{one['name']} {one['similarity']:.3f}" for one in result["nearest"])
 
-    return _predictor(model, read, facts, options, apply, result, line)
+    return _predictor(model, read, encode, options, apply, result, line)
 
 
 def vectors(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts) -> Predictor:
     """A Predictor of {"vector": E numbers}, of length 1; arguments as in `finds`."""
+
+    encode = text_encoder(facts)
 
     def options() -> dict:
         """No options."""
@@ -144,12 +148,12 @@ def vectors(model: nn.Module, read: Callable, prepare: Callable, facts: TextFact
     def line(result) -> str:
         return " ".join(f"{x:.6g}" for x in result["vector"])
 
-    return _predictor(model, read, facts, options, apply, result, line)
+    return _predictor(model, read, encode, options, apply, result, line)
 
 
-def _predictor(model, read, facts, options, apply, result, line) -> Predictor:
+def _predictor(model, read, encode, options, apply, result, line) -> Predictor:
     return Predictor(
-        read=lambda given, options: [_rows(given, read, facts)],
+        read=lambda given, options: [_rows(given, read, encode)],
         apply=apply,
         result=result,
         line=line,

@@ -192,7 +192,7 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
         return model.apply({"params": params}, *inputs, method="encode_texts")
 
     offered = {"vectors": vectors, "words": words}
-    offered["rows_of"] = lambda texts: data.text_rows(facts.text, texts)
+    offered["rows_of"] = lambda texts: data.text_encoder(facts.text)(texts)
     return Task(
         init=init,
         prepare=prepare,

@@ -92,6 +92,13 @@ def test_vectors_of_both(folder):
     assert [each["vector"] for each in vectors] == [[0, 1, 0], [0, 0, 1]]
 
 
+def test_the_tokenizer_is_built_once(monkeypatch):
+    built, build = [], tokenizer.reading
+    monkeypatch.setattr(tokenizer, "reading", lambda facts: built.append(1) or build(facts))
+    made(predict.vectors).predict(["red", "green", "blue"])
+    assert built == [1]
+
+
 def test_what_is_refused(loaded, folder):
     with pytest.raises(BadInput, match="--among: name what to search"):
         loaded.predict(["red"])
