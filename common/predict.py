@@ -14,6 +14,7 @@ Letters: B batch.
 
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import os
 import sys
@@ -269,13 +270,18 @@ def loaded(
 
     compiled = jax.jit(compute, static_argnums=4)
 
+    @functools.lru_cache(maxsize=1)
+    def derived(static: tuple) -> dict[str, jax.Array]:
+        return predictor.derived(params, extra, dict(static)) if predictor.derived else {}
+
     def outputs(rows: list[dict], index: list[int], size: int, options) -> dict[str, jax.Array]:
         at = [*range(len(rows)), *[0] * (size - len(rows))]
         batch = {k: np.stack([rows[i][k] for i in at]) for k in rows[0]}
         batch["index"] = np.array([index[i] for i in at], np.uint32)
+        traced, static = divided(options)
         with jax.set_mesh(layout.mesh):
             batch = mesh.to_global(layout, size, batch)
-            return compiled(params, extra, batch, *divided(options))
+            return compiled(params, extra, batch, traced | derived(static), static)
 
     def started(rows: list[_Row], options) -> Iterator[tuple[list[_Row], dict]]:
         for batch in _batches(rows, BATCH, ways):

@@ -238,6 +238,9 @@ class Predictor(NamedTuple):
         a prediction, and flags of scripts/predict.py. It checks them and returns {name: value} for
         the functions above. Floats and arrays are traced, and a new value compiles nothing; all
         others are static, and must be hashable.
+      derived: (params, extra, static options) -> {name: jax.Array}, further options for `apply`
+        that take the parameters to compute, once and not for each batch: the vectors of what is
+        searched. May raise `BadInput`. Such predictions cannot be exported.
       pads: {name: value}: arrays of a row whose first dimension varies, and what they are padded
         with, to one of a few lengths (`common.predict.bucket`).
       longest: the most that they are padded to; None is no limit.
@@ -261,6 +264,7 @@ class Predictor(NamedTuple):
     result: Callable
     line: Callable
     options: Callable
+    derived: Callable | None = None
     pads: Mapping[str, Any] = MappingProxyType({})
     longest: int | None = None
     columns: tuple[str, ...] = ("text",)

@@ -68,6 +68,8 @@ def export(
     sources = saved.kept_sources(module, config, workdir)
     source = module.predictor(config, sources, identity)
     plain = module.predictor(plainly(config, module), sources, identity)
+    fixed = source.derived is None
+    require(fixed, f"{workdir}: it predicts what is nearest of a user's own, which is not exported")
     checked = predict.options_of(source, options)
     host = jax.device_get(loaded.variables)
     extra = {name: each for name, each in host.items() if name != "params"}

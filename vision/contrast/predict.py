@@ -10,6 +10,7 @@ Letters: B batch, M things to find among, E width of a vector.
 """
 
 import collections
+import concurrent.futures
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -90,26 +91,33 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
         )
         require(top > 0, f"--top: {top} is not positive")
         things = _things(among, among_column)
-        if isinstance(things[0], str):
-            arrays = encode(things)
-        else:
-            arrays = {"image": np.stack([read(path) for path in things])}
-        # Padded to whole chunks, so that few programs are compiled.
-        count = -(-len(things) // CHUNK) * CHUNK
-        at = np.minimum(np.arange(count), len(things) - 1)
-        named = {f"among_{key}": array[at] for key, array in arrays.items()}
-        return {"top": min(top, len(things)), "names": tuple(map(str, things)), **named}
+        texts = isinstance(things[0], str)
+        # Changes of a picture's file are seen, as those of texts are.
+        stamps = () if texts else tuple(map(_stamp, things))
+        names = tuple(map(str, things))
+        return {"top": min(top, len(things)), "names": names, "texts": texts, "stamps": stamps}
+
+    encoded = jax.jit(lambda params, arrays: _vectors(model, prepare, params, arrays))
+
+    def derived(params, extra, options):
+        """{"others": f32[M, E]}: read and encoded a chunk at a time."""
+        del extra
+        names, parts = options["names"], []
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(names), CHUNK):
+                part = list(names[start : start + CHUNK])
+                part += part[-1:] * (CHUNK - len(part))  # one program for all chunks
+                if options["texts"]:
+                    arrays = encode(part)
+                else:
+                    arrays = {"image": np.stack(list(pool.map(read, part)))}
+                parts.append(encoded(params, arrays))
+        return {"others": jnp.concatenate(parts)[: len(names)]}
 
     def apply(params, extra, batch, options):
         del extra
         own = {key: batch[key] for key in ("image", "tokens", "segments") if key in batch}
-        chunked = {
-            key.removeprefix("among_"): jnp.reshape(array, (-1, CHUNK, *array.shape[1:]))
-            for key, array in options.items()
-            if key.startswith("among_")
-        }
-        others = jax.lax.map(lambda part: _vectors(model, prepare, params, part), chunked)
-        others = others.reshape(-1, others.shape[-1])[: len(options["names"])]
+        others = options["others"]
         similarity = _vectors(model, prepare, params, own) @ others.T
         scale, bias = model.apply({"params": params}, method="scale")
         scores = scale * similarity
@@ -125,7 +133,8 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
     def line(result) -> str:
         return "; ".join(f"{one['name']} {one['similarity']:.3f}" for one in result["nearest"])
 
-    return _predictor(model, read, encode, options, apply, result, line)
+    made = _predictor(model, read, encode, options, apply, result, line)
+    return made._replace(derived=derived)
 
 
 def vectors(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts) -> Predictor:
@@ -175,6 +184,15 @@ def _things(among: str, column: Column | None) -> list[str] | list[pathlib.Path]
     require(bool(things), f"{WHERE}: {inputs.shown(among)} holds neither pictures nor texts")
     require(len(things) <= MOST, f"{WHERE}: {len(things):,} things are more than {MOST:,}")
     return things
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
+    """Tells a changed file from what it was; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _folder(root: str) -> Iterator[pathlib.Path]:

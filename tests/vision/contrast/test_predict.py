@@ -33,11 +33,11 @@ class Named:
         return variables["params"]["scale"], None
 
 
-def made(predictor):
+def made(predictor, reader=None):
     """A predictor of `vision.contrast.predict`, loaded."""
     texts = [f"a {name} thing of {name}" for name in COLOURS] * 3
     facts = tokenizer.facts(tokenizer.train("wordpiece", 60, texts))._replace(length=10)
-    reader = pictured.reader((4, 4, 3))
+    reader = reader or pictured.reader((4, 4, 3))
     prepare = lambda images: images.astype(np.float32) / 255
     layout = mesh.make_layout()
     params = mesh.put_replicated(layout, {"scale": np.float32(10)})
@@ -85,6 +85,20 @@ def test_a_table_with_texts_and_pictures_is_searched_by_the_column_that_is_chose
         assert found["nearest"][0]["name"] == name
     with pytest.raises(BadInput, match="line 1: it has both 'text' and 'path': choose by --among-"):
         loaded.predict(["red"], among=among)
+
+
+def test_what_is_searched_is_read_once_and_a_chunk_at_a_time(folder, monkeypatch):
+    """By all batches and calls, until a file changes."""
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    paths, own = [], pictured.reader((4, 4, 3))
+    loaded = made(predict.finds, lambda path: paths.append(path) or own(path))
+    for inputs in (["red"] * 70, [str(folder / "blue.png"), "blue"]):
+        (*_, last) = loaded.predict(inputs, among=str(folder), top=1)
+    assert last["nearest"][0]["name"] == str(folder / "blue.png")
+    assert len(paths) == 5  # four of two chunks, and the input
+    (folder / "red.png").touch()
+    loaded.predict(["red"], among=str(folder), top=1)
+    assert len(paths) == 9
 
 
 def test_vectors_of_both(folder):
