@@ -23,7 +23,7 @@ import numpy as np
 
 from common import inputs
 from common.data import tables, textfiles
-from common.errors import brief, require
+from common.errors import BadInput, brief, require
 from common.task import Predictor
 from lm.data.tokenizer import TextFacts
 from vision import predict as pictured
@@ -99,6 +99,12 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
 
     encoded = jax.jit(lambda params, arrays: _vectors(model, prepare, params, arrays))
 
+    def searched(path: str) -> np.ndarray:
+        try:
+            return read(path)
+        except BadInput as error:
+            raise BadInput(f"{WHERE}: {inputs.shown(path)}: {error}") from error
+
     def derived(params, extra, options):
         """{"others": f32[M, E]}: read and encoded a chunk at a time."""
         del extra
@@ -110,7 +116,7 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
                 if options["texts"]:
                     arrays = encode(part)
                 else:
-                    arrays = {"image": np.stack(list(pool.map(read, part)))}
+                    arrays = {"image": np.stack(list(pool.map(searched, part)))}
                 parts.append(encoded(params, arrays))
         return {"others": jnp.concatenate(parts)[: len(names)]}
 

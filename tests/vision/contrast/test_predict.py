@@ -113,7 +113,10 @@ def test_the_tokenizer_is_built_once(monkeypatch):
     assert built == [1]
 
 
-def test_what_is_refused(loaded, folder):
+def test_what_is_refused(loaded, folder, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="--among: .*torn.png: no picture"):
+        loaded.predict(["red"], among=str(tmp_path))
     with pytest.raises(BadInput, match="--among: name what to search"):
         loaded.predict(["red"])
     with pytest.raises(BadInput, match="neither a text nor a picture"):
