@@ -214,7 +214,7 @@ def application(model: Model, limits: Limits, token: str | None, state: State) -
         known = meanings(predictor.options)
         about = {
             "name": model.name,
-            "inputs": "pictures" if predictor.suffixes else "texts",
+            "inputs": "both" if predictor.texts else "pictures" if predictor.suffixes else "texts",
             "columns": predictor.columns,
             "optional": predictor.optional,
             "options": {k: [v, known.get(k, "")] for k, v in model.options.open.items()},

@@ -94,7 +94,8 @@ def shapes(predictor: Predictor, options: dict, longest: int) -> list[dict[str, 
     (row, *_) = predictor.read(example(predictor), options)
     length = _length(row, predictor)
     if not length:
-        return [_padded(predictor, row, {})]
+        texts = predictor.read("a", options) if predictor.texts else []
+        return [_padded(predictor, each, {}) for each in (row, *texts)]
     buckets = sorted({predict.bucket(n, longest) for n in range(1, longest + 1)})
     along = {name for name in predictor.pads if name in row and len(row[name]) == length}
     beside = [name for name in predictor.pads if name in row and name not in along]

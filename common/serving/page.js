@@ -26,9 +26,8 @@ async function ask(path, request = {}) {
 async function begin() {
   model = await ask("model");
   document.title = at("name").textContent = model.name;
-  if (model.inputs === "pictures") {
-    at("drop").hidden = false;
-  } else {
+  at("drop").hidden = model.inputs === "texts";
+  if (model.inputs !== "pictures") {
     const labelled = model.columns.length - model.optional.length > 1;
     const columns = labelled ? model.columns : [""];
     at("texts").replaceChildren(...columns.map((name) =>
@@ -44,13 +43,14 @@ const options = () => Object.fromEntries([...at("options").querySelectorAll("inp
   .filter((input) => input.value !== "").map((input) => [input.name, Number(input.value)]));
 
 function predicted() {
-  if (model.inputs === "pictures") {
+  const areas = [...at("texts").querySelectorAll("textarea")];
+  const written = areas.some((area) => area.value.trim());
+  if (model.inputs === "pictures" || (model.inputs === "both" && !written)) {
     if (!picture) throw new Error("choose a picture first");
     const query = new URLSearchParams(options());
     const headers = { "content-type": "application/octet-stream" };
     return ask(`predict?${query}`, { method: "POST", headers, body: picture });
   }
-  const areas = [...at("texts").querySelectorAll("textarea")];
   const named = Object.fromEntries(areas.map((area) => [area.name, area.value]));
   const inputs = [areas.length > 1 ? named : areas[0].value];
   const headers = { "content-type": "application/json" };
@@ -103,6 +103,7 @@ function shown({ probabilities, masks, text, ...rest }) {
 function choose(file) {
   if (!file) return;
   picture = file;
+  for (const area of at("texts").querySelectorAll("textarea")) area.value = "";
   URL.revokeObjectURL(at("shown").src);
   at("shown").src = URL.createObjectURL(file);
   at("shown").hidden = false;
@@ -125,6 +126,6 @@ at("drop").addEventListener("drop", (event) => {
   choose(event.dataTransfer.files[0]);
 });
 addEventListener("paste", (event) => {
-  if (model?.inputs === "pictures") choose(event.clipboardData.files[0]);
+  if (model && model.inputs !== "texts") choose(event.clipboardData.files[0]);
 });
 begin().catch((error) => say(error.message, true));

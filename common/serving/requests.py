@@ -1,13 +1,14 @@
 """Bodies of requests as inputs of a model: JSON, a picture's bytes, or a form with pictures.
 
 Whatever is wrong with a request raises `Refused`, with its status and one line. A picture in JSON
-is base64; a text in it is never a path.
+is base64, or a data: URL, as it must be where inputs may be texts too; a text is never a path.
 """
 
 import asyncio
 import base64
 import binascii
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, get_args
 
@@ -80,8 +81,8 @@ async def asked(request: Request, content: bytes, predictor: Predictor) -> Asked
     pictures = bool(predictor.suffixes)
     if kind == JSON:
         if len(content) > LARGE:
-            return await asyncio.to_thread(_of_json, content, pictures)
-        return _of_json(content, pictures)
+            return await asyncio.to_thread(_of_json, content, predictor)
+        return _of_json(content, predictor)
     if pictures and kind == FORM:
         return await _of_form(request, content)
     if pictures and (kind == BYTES or kind.startswith("image/")):
@@ -90,7 +91,7 @@ async def asked(request: Request, content: bytes, predictor: Predictor) -> Asked
     raise Refused(415, f"content-type: {brief(kind)}; send {kinds}", accept=kinds)
 
 
-def _of_json(content: bytes, pictures: bool) -> Asked:
+def _of_json(content: bytes, predictor: Predictor) -> Asked:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -99,7 +100,27 @@ def _of_json(content: bytes, pictures: bool) -> Asked:
     if not isinstance(value, dict) or not isinstance(value.get("inputs"), list):
         raise Refused(400, f"the body is no object with a list of inputs: {like}")
     inputs = value.pop("inputs")
-    return Asked([_picture(each) for each in inputs] if pictures else inputs, value)
+    if predictor.texts:
+        inputs = [_text_or_picture(each, predictor.suffixes) for each in inputs]
+    elif predictor.suffixes:
+        inputs = [_picture(each) for each in inputs]
+    return Asked(inputs, value)
+
+
+def _text_or_picture(text: Any, suffixes: frozenset[str]) -> str | bytes | BadInput:
+    """A text, or the bytes of a picture in a data: URL; never what `Predictor.read` takes for a
+    path."""
+    if not isinstance(text, str):
+        return BadInput(f"{brief(text)} is neither a text nor a picture as a data: URL")
+    text = text.strip()
+    if text.startswith("data:image/"):
+        return _picture(text)
+    if os.path.splitext(text)[1].lower() in suffixes:
+        return BadInput(
+            f"{brief(text)} ends like a picture's file, and no input is a path: send the picture, "
+            "as a data: URL"
+        )
+    return text
 
 
 def _picture(text: Any) -> bytes | BadInput:

@@ -43,6 +43,11 @@ PICTURES = Predictor(
     None, result=lambda picture, rows, outputs, options: {"sum": float(outputs[0]["sum"])},
     line=str, options=options, suffixes=frozenset({".png"}),
 )  # fmt: skip
+BOTH = PICTURES._replace(
+    read=lambda given, options: (read if isinstance(given, str) else PICTURES.read)(given, options),
+    result=lambda given, rows, outputs, options: {"sum": float(outputs[0]["sum"])},
+    texts=True,
+)
 
 
 def loaded(predictor: Predictor = TEXTS, ways: int = 1, before=lambda rows: None):

@@ -15,7 +15,7 @@ from served import ask, expected, serving
 from common import predict
 from common.errors import BadInput
 from common.sections import parameters
-from common.serving import requests, server
+from common.serving import batching, requests, server
 from common.serving.application import Limits
 
 
@@ -149,6 +149,25 @@ def test_pictures_as_base64_a_form_or_bytes():
         assert answer == {"results": [{"sum": 30.0}, {"sum": 15.0}]}
         for body, damaged in ((form, "multipart/form-data"), (b"--y\r\n\r\n", kind)):
             assert ask(port, body, content_type=damaged)[0] == 400
+
+
+def test_texts_beside_pictures():
+    """A text is no base64, and never a path."""
+    made, _ = served.loaded(served.BOTH)
+    with serving(made) as running:
+        picture = base64.b64encode(b"\1\2\3\4").decode()
+        inputs = ["ab", f"data:image/png;base64,{picture}", " /etc/secret.PNG ", 3]
+        _, answer, _ = ask(running.port, {"inputs": inputs})
+        assert answer["results"][:2] == [{"sum": 195.0}, {"sum": 10.0}]
+        path, number = (each["error"] for each in answer["results"][2:])
+        assert "no input is a path" in path
+        assert number == "3 is neither a text nor a picture as a data: URL"
+        assert ask(running.port, b"\1\2\3\4", content_type="image/png")[1]["results"] == [
+            {"sum": 10.0}
+        ]
+        assert ask(running.port, None, "GET", "/model")[1]["inputs"] == "both"
+    kinds = [row.keys() for row in batching.shapes(served.BOTH, {}, 8)]
+    assert kinds == [{"image"}, {"tokens"}]  # both are compiled at the start
 
 
 def test_a_token_is_asked_for():
