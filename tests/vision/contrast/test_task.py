@@ -1,21 +1,24 @@
 """The contrastive task: what it refuses, that it learns, its laws and evaluators."""
 
 import pathlib
+from types import SimpleNamespace
 
 import emoji_slice
 import jax
+import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
 from helpers import load
 
 from common import predict, tree
+from common.data import order
 from common.errors import BadInput
 from common.laws import checks as laws
 from common.laws import measure
 from common.training import program, train
-from vision.contrast import task
-from vision.contrast.model import CLIP, Towers
+from vision.contrast import losses, task
+from vision.contrast.model import CLIP, Towers, Vectors
 from vision.weights import contrast as weights
 
 SIGMOID = {"loss.kind": "sigmoid", "model.score_bias": True}
@@ -62,6 +65,21 @@ def test_what_is_refused(config, settings, said):
 
     with pytest.raises(BadInput, match=said):
         build()
+
+
+def test_the_loss_is_told_which_rows_a_batch_holds(config, monkeypatch):
+    """The second batch of 16 of 18 rows: two end an epoch, and are there again."""
+    made, told = config(), []
+    sources = task.sources(made)
+    vectors = Vectors(jnp.zeros((16, 2)), jnp.zeros((16, 2)), jnp.float32(1), None)
+    model = SimpleNamespace(apply=lambda *args, **more: vectors, PARTITION=())
+    monkeypatch.setattr(task, "model_of", lambda *args: model)
+    monkeypatch.setattr(losses, "softmax", lambda *args: told.append(args[4]) or (None, None))
+    index = order.stream_index(1, 16)
+    batch = {"index": index, "valid": np.ones(16, np.float32)}
+    batch |= dict.fromkeys(("image", "tokens", "segments"))
+    task.make(made, sources, lambda x, *names: x).loss({}, {}, batch, jax.random.key(0))
+    assert np.array_equal(told[0], order.rows(made["seed"], 1, 16, sources["train"].size))
 
 
 GRID = pytest.mark.slow, pytest.mark.measure("grid")
