@@ -18,6 +18,7 @@ import pytest
 from helpers import ROOT, load
 
 from common import config as configs
+from common.data import splits
 from common.errors import BadInput
 from common.laws import checks as laws
 from common.laws import measure
@@ -98,7 +99,7 @@ def built(name: str, folder) -> dict:
     if config["task"] == "vision.contrast.task":
         own = corpus.tokenizer(folder, "wordpiece", config["data"]["vocab_size"])
         others |= {"data.name": f"captions:{captioned(folder)}", "data.tokenizer": own}
-        others |= {"train.batch_size": 16}  # of 24 pairs
+        others |= {"data.train": "train"}
         for key in config["evals"]:
             others[f"evals.{key}.split"] = "test"
     if config["init"]["path"]:
@@ -203,6 +204,18 @@ def test_a_config_trains_two_steps(name, folder, compiled_in_haste):
     assert all(0 < loss < 20 for loss in losses)
     assert int(state.step) == 2
     assert made.update._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_row_is_trained_on_and_evaluated(name):
+    config, sizes = written(name), {"train": 1_000_000}
+    rows = lambda split: {
+        row for _, at in splits.ranges(split, sizes, name) for row in range(at.start, at.stop)
+    }
+    held = [section["split"] for section in config["evals"].values()]
+    held = [split for split in held if split.startswith("train")]
+    trained = rows(config["data"]["train"]) if held else set()
+    assert all(trained.isdisjoint(rows(split)) for split in held)
 
 
 @pytest.mark.parametrize("name", SOME_SLOW)
