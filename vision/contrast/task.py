@@ -37,7 +37,7 @@ from common.task import (
     training_flops,
 )
 from lm.data import tokenizer
-from vision.contrast import data, losses, predict, retrieval
+from vision.contrast import data, losses, predict, retrieval, zero_shot
 from vision.contrast.data import PairFacts
 from vision.data import augment, datasets
 from vision.data.sets import ImageFacts
@@ -110,7 +110,8 @@ def outline(config: dict) -> dict[str, Source]:
     found = data.outline_sources(splits(config), config["data"])
     for name, section in config.get("evals", {}).items():
         if section.get("data"):
-            classes = tuple(map(str, range(1000)))
+            named = section.get("names")
+            classes = zero_shot.named_by(named) if named else tuple(map(str, range(1000)))
             facts = found[name].facts
             facts = facts._replace(image=facts.image._replace(classes=classes))
             found[name] = data.empty(facts, config["data"]["image_size"], 50_000)

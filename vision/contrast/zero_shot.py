@@ -4,17 +4,19 @@ nearest to it. Nothing is learned of the set (Radford et al. 2021).
 Letters: N rows of a set, B batch, K classes, P prompts, E width of a vector.
 """
 
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import evaluate, losses
-from common.errors import require
+from common import evaluate, inputs, losses
+from common.errors import brief, require
 from common.task import Evaluator, Source
 
 CHUNK = 256  # sentences encoded at a time
+WORDNET = re.compile(r"n\d{8}", re.A)  # ids of ImageNet's classes, which are no words
 
 
 def evaluator(
@@ -27,6 +29,7 @@ def evaluator(
     every: str = "1 epoch",
     batch_size: int = 256,
     data: str = "",
+    names: str = "",
     prompts: tuple[str, ...] = ("a photo of a {}.",),
 ) -> Evaluator:
     """A section `evals.NAME`, of `kind` "vision.contrast.zero_shot": accuracy, top-5 accuracy where
@@ -42,14 +45,28 @@ def evaluator(
       batch_size: rows evaluated at a time; affects the result only by rounding.
       data: a set of labelled pictures, as `config.data.name` of vision.classify; "" is the run's
         own, whose table then has a column `label`.
+      names: a file of the classes' names, one a line in the order of the labels, in place of the
+        set's own; ImageNet's are WordNet ids, which no text tower understands.
       prompts: sentences with {} in place of a class's name; the vectors of several are averaged.
     """
     del split, data  # `sources` has read them
-    names = source.facts.image.classes
+    classes = source.facts.image.classes
     require(
-        "label" in source.spec and bool(names),
+        "label" in source.spec and bool(classes),
         "config.evals: zero-shot classification needs a set with classes: name one by `data`, or "
         "give the run's own a column `label`",
+    )
+    path, names = names, named_by(names) if names else classes
+    require(
+        len(names) == len(classes),
+        f"config.evals: names: {inputs.shown(path)} has {len(names):,} lines, and the set "
+        f"{len(classes):,} classes",
+    )
+    ids = [name for name in names if WORDNET.fullmatch(name)]
+    require(
+        not ids,
+        f"config.evals: the class {brief(ids and ids[0])} is a WordNet id and no word: set `names` "
+        "to a file of the classes' names, one a line in the order of the labels",
     )
     for prompt in prompts:
         require(prompt.count("{}") == 1, f"config.evals: the prompt {prompt!r} has no one '{{}}'")
@@ -87,3 +104,14 @@ def evaluator(
     return Evaluator(
         every, lambda context: means(context._replace(extra=(context.extra, classes_of(context))))
     )
+
+
+def named_by(path: str) -> tuple[str, ...]:
+    """The names of classes in a file, one a line. Raises `BadInput` if it cannot be read, or a line
+    is empty."""
+    where = "config.evals: names"
+    lines = tuple(line.strip() for line in inputs.text(where, path).splitlines())
+    shown = f"{where}: {inputs.shown(path)}"
+    require(bool(lines), f"{shown} is empty")
+    require(all(lines), f"{shown}: line {([*lines, '']).index('') + 1} is empty")
+    return lines
