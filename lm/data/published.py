@@ -12,7 +12,8 @@ What they say is followed as the fast tokenizers of `transformers` 5 follow it, 
 options of tokenizer_config.json override those in tokenizer.json, unless its `tokenizer_class` is
 the generic one, of which tokenizer.json is all. A template in tokenizer.json is not changed by
 `add_bos_token` and `add_eos_token`. Here alone, an option that is left out leaves tokenizer.json
-as it is, where transformers takes its class's default.
+as it is, where transformers takes its class's default. SigLIP 2 has Gemma's tokenizer.json, and its
+texts are in lower case, as by `Siglip2Tokenizer` there.
 """
 
 import json
@@ -100,6 +101,8 @@ def load(path: epath.PathLike) -> Tokenizer:
         if "tokenizer.json" in present:
             tokenizer = _whole(file, settings)
             _add(tokenizer, settings, settings.family)
+            if _of_siglip2(folder, settings):
+                _lowercase(tokenizer)
             if settings.family in ("bert", "roberta"):
                 _check_template(tokenizer, settings)
         elif "vocab.txt" in present:
@@ -134,6 +137,25 @@ def load(path: epath.PathLike) -> Tokenizer:
         raise BadInput(f"{WHERE}: {at} cannot be read: {inputs.reason(error)}") from error
     _check_ids(tokenizer.get_vocab(with_added_tokens=True), str(path))
     return tokenizer
+
+
+def _of_siglip2(folder: epath.Path, settings: Settings) -> bool:
+    """Whether a tokenizer is SigLIP 2's: by its class, or Gemma's for a model of that kind."""
+    option = lambda key: inputs.field(settings.options, key, str, None, settings.where) or ""
+    name = option("tokenizer_class")
+    if not name.startswith("GemmaTokenizer"):
+        return name.startswith("Siglip2Tokenizer")
+    file = folder / "config.json"
+    kind = inputs.json_object("", file).get("model_type") if inputs.present(file) else None
+    return kind in ("siglip", "siglip2") or option("processor_class").startswith("Siglip")
+
+
+def _lowercase(tokenizer: Tokenizer) -> None:
+    """Texts in lower case, on which SigLIP 2 was trained; Gemma's tokenizer.json keeps capitals."""
+    before = tokenizer.normalizer
+    if before is None or "A" in before.normalize_str("A"):
+        lower = normalizers.Lowercase()
+        tokenizer.normalizer = normalizers.Sequence([lower, before] if before else [lower])
 
 
 def has_files(folder: epath.PathLike) -> bool:

@@ -5,7 +5,15 @@ import json
 import pathlib
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from common.data import fetch
 from common.errors import BadInput
@@ -243,6 +251,29 @@ def test_a_token_with_a_role_is_special_whatever_its_flags_say(tmp_path):
     write(tmp_path, {"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": options})
     found = tokenizer.load(tmp_path).get_added_tokens_decoder()
     assert (found[7].special, found[7].lstrip, found[11].special) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "model_type", "lower"),
+    [
+        ({"tokenizer_class": "Siglip2Tokenizer"}, None, True),
+        ({"tokenizer_class": "GemmaTokenizerFast"}, "siglip", True),
+        ({"tokenizer_class": "GemmaTokenizer", "processor_class": "SiglipProcessor"}, None, True),
+        ({"tokenizer_class": "GemmaTokenizer"}, "gemma", False),
+        ({}, "siglip", False),
+    ],
+)
+def test_texts_of_siglip_2_are_in_lower_case(tmp_path, options, model_type, lower):
+    vocab = {"<unk>": 0, "\u2581": 1, "a": 2, "A": 3}
+    plain = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    plain.normalizer = normalizers.Replace(" ", "\u2581")
+    written = {"tokenizer.json": json.loads(plain.to_str()), "tokenizer_config.json": options}
+    written |= {"config.json": {"model_type": model_type}} if model_type else {}
+    loaded = tokenizer.load(write(tmp_path, written))
+    ids = [2, 1, 2] if lower else [3, 1, 2]
+    assert loaded.encode("A a").ids == ids
+    again = tokenizer.load(write(tmp_path / "run", tokenizer.files(loaded)))
+    assert again.encode("A a").ids == ids
 
 
 def test_templates_are_taken_apart(files, tmp_path):
