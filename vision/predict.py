@@ -167,8 +167,9 @@ def pixels(picture: Any, channels: int) -> np.ndarray:
     return np.asarray(Image.fromarray(array).convert("L"))[..., None]
 
 
-def reader(shape: tuple[int, int, int]) -> Callable:
-    """picture -> u8 of `shape`: its pixels as they are, or else its centre square, resized.
+def reader(shape: tuple[int, int, int], fit: Callable = photographs.square) -> Callable:
+    """picture -> u8 of `shape`: its pixels as they are, or else a square of them by `fit`: the
+    centre, resized.
 
     Raises:
       BadInput: when called, if the picture cannot be read, or has another size and `shape` is no
@@ -189,7 +190,7 @@ def reader(shape: tuple[int, int, int]) -> Callable:
             limit = 2 * Image.MAX_IMAGE_PIXELS
             fits = longer * height <= limit
             require(fits, f"it is {rows} x {columns}: too long for its width to become a square")
-            array = photographs.square(array, height)
+            array = fit(array, height)
         return np.ascontiguousarray(array)
 
     return read

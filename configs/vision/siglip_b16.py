@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "name": "tfds:laion400m/images",
                 "train": "train[5120:]",
                 "image_size": 224,
+                "resize": "squash",
                 "tokenizer": "siglip_tokenizer",
                 "vocab_size": 32000,
                 "length": 64,

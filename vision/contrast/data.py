@@ -10,8 +10,7 @@ Letters: S side of a picture, L positions of a text.
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +32,7 @@ from vision.data.sets import ImageFacts
 
 RESIDENT_BYTES = 1 << 28
 TFDS_TEXTS = ("text", "caption", "captions", "title")  # the first that a set has
+FITS = {"centre": photographs.square, "squash": photographs.squashed}
 OUTLINED = 400_000_000  # pairs of a set that is not there, for its outline
 
 
@@ -51,6 +51,7 @@ def load_sources(
     train: str = "train",
     folder: str = "",
     image_size: int = 32,
+    resize: Literal["centre", "squash"] = "centre",
     tokenizer: str = "wordpiece",
     vocab_size: int = 2000,
     length: int = 16,
@@ -69,7 +70,9 @@ def load_sources(
       train: split to train on: "train" or "train[:90%]".
       folder: folder of prepared sets; "" is $TOUCHSTONE_DATA or ~/.cache/touchstone/data, and for
         "tfds:" TFDS_DATA_DIR or ~/tensorflow_datasets.
-      image_size: S: pictures become squares of so many pixels (`photographs.square`).
+      image_size: S: pictures become squares of so many pixels.
+      resize: how: "centre" keeps the centre square (CLIP), "squash" all of a picture, whatever its
+        proportions (SigLIP).
       tokenizer: "wordpiece" or "bpe", trained on the texts of the split "train"; or the file or
         folder of one, such as that of published weights.
       vocab_size: most tokens of one that is trained.
@@ -86,7 +89,8 @@ def load_sources(
     loading.check_workers(workers)
     _check(splits, train, image_size, length, name, columns)
     if name.startswith("tfds:"):
-        return _from_tfds(splits, name, folder, image_size, tokenizer, length, mean, std)
+        sides = image_size, resize
+        return _from_tfds(splits, name, folder, *sides, tokenizer, length, mean, std)
     found = captions.listing(name, folder, columns)
     sizes = found.sizes()
     at = np.array(found.splits)
@@ -111,12 +115,12 @@ def load_sources(
         paths = [os.fspath(found.root / found.paths[i]) for i in mine]
         small = len(paths) * image_size**2 * 3 <= RESIDENT_BYTES
         if small if resident is None else resident:
-            columns_["image"] = _Files(paths, {}, image_size)(np.arange(len(paths)))["image"]
+            columns_ |= _Files(paths, {}, image_size, resize)(np.arange(len(paths)))
             sources[key] = loading.from_arrays(columns_, True, facts)
             continue
         spec = row_spec(facts, image_size, found.labels is not None)
-        read = _Files(paths, columns_, image_size)
-        mark = f"{found.stamp}:{split}:{image_size}:{length}"
+        read = _Files(paths, columns_, image_size, resize)
+        mark = f"{found.stamp}:{split}:{image_size}:{resize}:{length}"
         sources[key] = Source(len(paths), read, None, spec, mark, facts)
     return sources
 
@@ -248,24 +252,24 @@ def _text_rows(plain: Tokenizer, facts: TextFacts, texts: list[str]) -> dict[str
 # ----------------------------------------------------------------------------------------- pictures
 
 
-def decoded(picture, side: int, named: str) -> np.ndarray:
+def decoded(picture, side: int, resize: str, named: str) -> np.ndarray:
     """u8[S, S, 3] of a picture: a path, or the contents of a file. Raises `BadInput` that names it
     if it cannot be read."""
     try:
         array, _ = pictures.pixels(picture, 3)
     except pictures.Broken as error:
         require(False, f"{captions.WHERE}: {named}: {error}; mend or remove it")
-    return array if array.shape == (side, side, 3) else photographs.square(array, side)
+    return array if array.shape == (side, side, 3) else FITS[resize](array, side)
 
 
 class _Files:
     """Reads rows of pictures in files; a class, so that it can be sent to processes."""
 
-    def __init__(self, paths: list[str], columns: dict[str, np.ndarray], side: int):
-        self.paths, self.columns, self.side = paths, columns, side
+    def __init__(self, paths: list[str], columns: dict[str, np.ndarray], side: int, resize: str):
+        self.paths, self.columns, self.side, self.resize = paths, columns, side, resize
 
     def __call__(self, rows) -> dict[str, np.ndarray]:
-        one = lambda i: decoded(self.paths[i], self.side, inputs.shown(self.paths[i]))
+        one = lambda i: decoded(self.paths[i], self.side, self.resize, inputs.shown(self.paths[i]))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             images = list(pool.map(one, rows))
         shape = self.side, self.side, 3
@@ -276,7 +280,9 @@ class _Files:
 # --------------------------------------------------------------------------------------------- TFDS
 
 
-def _from_tfds(splits, name, folder, side, tokenizer, length, mean, std) -> dict[str, Source]:
+def _from_tfds(
+    splits, name, folder, side, resize, tokenizer, length, mean, std
+) -> dict[str, Source]:
     import tensorflow_datasets as tfds
 
     require(
@@ -300,9 +306,11 @@ def _from_tfds(splits, name, folder, side, tokenizer, length, mean, std) -> dict
     mark, sources = grammar.fingerprint(builder), {}
     for source, split in splits.items():
         parts = grammar.ranges(split, sizes, split_key(source), shuffled=True)
-        read = _Records([(examples(part), part, at) for part, at in parts], key, facts, side)
+        read = _Records(
+            [(examples(part), part, at) for part, at in parts], key, facts, side, resize
+        )
         spec = row_spec(facts, side, False)
-        print_ = f"{mark}:{split}:{side}:{length}"
+        print_ = f"{mark}:{split}:{side}:{resize}:{length}"
         sources[source] = Source(len(read.rows), read, None, spec, print_, facts)
     return sources
 
@@ -310,12 +318,12 @@ def _from_tfds(splits, name, folder, side, tokenizer, length, mean, std) -> dict
 class _Records:
     """Reads rows of prepared sets; a class, so that it can be sent to processes."""
 
-    def __init__(self, parts: list, key: str, facts: PairFacts, side: int):
+    def __init__(self, parts: list, key: str, facts: PairFacts, side: int, resize: str):
         self.sources = [source for source, _, _ in parts]
         self.names = [part for _, part, _ in parts]
         self.rows = np.concatenate([np.arange(at.start, at.stop) for _, _, at in parts])
         self.part = np.repeat(np.arange(len(parts)), [at.stop - at.start for _, _, at in parts])
-        self.key, self.side, self.encode = key, side, text_encoder(facts.text)
+        self.key, self.facts, self.side, self.resize = key, facts, side, resize
 
     def __call__(self, rows) -> dict[str, np.ndarray]:
         images, texts = [None] * len(rows), [""] * len(rows)
@@ -323,7 +331,7 @@ class _Records:
             at = np.flatnonzero(self.part[rows] == number)
             for i, one in zip(at, source.__getitems__(self.rows[rows[at]].tolist()), strict=True):
                 place = f"row {self.rows[rows[i]]} of {self.names[number]!r}"
-                images[i] = decoded(one["image"], self.side, place)
+                images[i] = decoded(one["image"], self.side, self.resize, place)
                 texts[i] = _first_text(one[self.key], place)
         return {"image": np.stack(images), **self.encode(texts)}
 

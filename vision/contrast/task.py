@@ -12,6 +12,7 @@ accumulated over parts of it.
 Letters: B batch, S side of a picture, L positions of a text, E width of a vector.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -86,6 +87,12 @@ def _sources(config: dict, wanted: dict[str, str]) -> dict[str, Source]:
     for name, labelled in others.items():
         size = config["data"]["image_size"]
         found = _labelled(labelled, name, wanted[name], size)
+        if config["data"]["resize"] != "centre":
+            logging.warning(
+                "config.evals.%s.data: of pictures that are no squares, the centre is seen: "
+                "config.data.resize = %r is of pictures with texts",
+                *(name, config["data"]["resize"]),
+            )
         facts = PairFacts(found.facts, loaded["train"].facts.text if "train" in loaded else None)
         loaded[name] = found._replace(facts=facts)
     return loaded
@@ -253,7 +260,7 @@ def kept(config: dict, folder) -> dict[str, Source] | None:
 def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
     """Other pictures with texts, by the run's tokenizer; see `common.task`."""
     wanted = tokenizer.elsewhere(config, own, folder)
-    for key in ("mean", "std", "image_size"):
+    for key in ("mean", "std", "image_size", "resize"):
         same = config["data"][key] == own["data"][key]
         require(same, f"--config.data.{key}: pictures are seen as the run has them; leave it out")
     found = _sources(wanted, held_out(wanted))
@@ -282,6 +289,6 @@ def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tupl
     train_set, facts = sources["train"], sources["train"].facts
     numbers = config["augment"]["resized_crop"], np.float32(facts.image.mean)
     std = np.float32(facts.image.std)
-    read = predict.reader(train_set.spec["image"].shape)
+    read = predict.reader(train_set.spec["image"].shape, data.FITS[config["data"]["resize"]])
     prepare = lambda images: evaluated(images, *numbers, std)
     return model_of(config, facts, constrain), read, prepare, facts.text

@@ -63,6 +63,15 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     return shorter_side(colours, size)[..., :channels]
 
 
+def squashed(image: np.ndarray, size: int) -> np.ndarray:
+    """An image resized to a square whatever its proportions, as for SigLIP: u8[H, W, C] with 1 or 3
+    channels to u8[size, size, C]."""
+    channels = image.shape[-1]
+    picture = _picture(np.repeat(image, 3, axis=-1) if channels == 1 else image)
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[..., :channels]
+
+
 def _picture(image: np.ndarray) -> Image.Image:
     image = np.asarray(image)
     require(

@@ -9,6 +9,7 @@ Their config.json has one of each tower inside; here its keys are "vision_config
 on. A key that is of no known meaning is refused by its name.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -354,9 +355,23 @@ def settings(config: dict) -> dict[str, dict[str, Any]]:
     data = {}
     if setup is not None:
         data |= normalisation(setup) | {"image_size": known["image_size"]}
+        data["resize"] = _resize(setup, path)
     if tokenizers.has_files(path):
         data |= {"tokenizer": str(path), "length": known["max_length"]}
     return {"model": known, "data": data}
+
+
+def _resize(setup: preprocessor.Preprocessor, path) -> str:
+    """`config.data.resize` of a preprocessor."""
+    squash = isinstance(setup.size, tuple)
+    sides = (setup.size,) if squash else ((setup.size, setup.size),)
+    if setup.size is None or setup.crop not in (*sides, *((None,) if squash else ())):
+        logging.warning(
+            "config.init.adopt: %s resizes pictures to %s and crops %s: config.data.resize does "
+            "otherwise",
+            *(path / preprocessor.FILE, setup.size, setup.crop),
+        )
+    return "squash" if squash else "centre"
 
 
 def reader(config: dict, model: Towers, vocabulary: dict[str, int]) -> Callable:

@@ -72,13 +72,23 @@ def test_tables_are_read_alike_from_memory_and_from_files(tmp_path):
     assert memory["train"].read(np.arange(4))["segments"].sum(axis=1).max() == SETTINGS["length"]
 
 
-def test_a_text_and_a_picture_are_on_one_side(tmp_path):
-    """20 texts of three rows each, and 30 pictures of two, in ten groups that share neither."""
-    for i in range(30):
-        picture(tmp_path / f"{i}.png", (i, 0, 0))
-    texts = ["abcde"[i % 5] + "abcd"[i % 4] for i in range(60)]
-    paths = [f"{'./' * (i > 29)}{i % 30}.png" for i in range(60)]
-    rows = [{"path": path, "text": text} for path, text in zip(paths, texts, strict=True)]
+def test_a_wide_picture_is_cropped_or_squashed(tmp_path):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, :4], pixels[:, 4:8] = (255, 0, 0), (0, 255, 0)  # a third red, a third green
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    name = table(tmp_path, [{"path": "wide.png", "text": "wide", "split": "train"}])
+    for resident in (True, False):
+        for resize, (red, green) in {"centre": (0, 4), "squash": (2, 2)}.items():
+            options = SETTINGS | {"image_size": 6, "resize": resize, "resident": resident}
+            source = data.load_sources({"train": "train"}, name=name, **options)["train"]
+            row = source.read(np.arange(1))["image"][0, 0]
+            assert (row[:, 0] > 220).sum() == red
+            assert (row[:, 1] > 220).sum() >= green
+
+
+def test_a_text_is_on_one_side(tmp_path):
+    picture(tmp_path / "one.png")
+    rows = [{"path": "one.png", "text": "abcde"[i % 5] + "abcd"[i % 4]} for i in range(60)]
     name = table(tmp_path, rows)
     splits = {"train": "train", "valid": "valid", "test": "test"}
     sources = data.load_sources(splits, name=name, **SETTINGS)

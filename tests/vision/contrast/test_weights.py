@@ -14,6 +14,7 @@ from vision import weights as images
 from vision.contrast import model as contrast
 from vision.vit import ViT
 from vision.weights import contrast as weights
+from vision.weights import preprocessor
 
 KINDS = {"clip": contrast.CLIP, "siglip": contrast.SIGLIP, "siglip2": contrast.SIGLIP}
 
@@ -77,6 +78,25 @@ def test_what_is_refused(folder, part, values, said):
     with pytest.raises(BadInput, match=str(folder)) as error:
         weights.pretrained(folder)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setup", "resize", "warned"),
+    [
+        ({"image_processor_type": "SiglipImageProcessor", "size": 8}, "squash", False),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": 8, "crop_size": 8},
+            "centre",
+            False,
+        ),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 9, "crop_size": 8}, "centre", True),
+    ],
+)
+def test_pictures_are_resized_as_their_preprocessor_says(folder, setup, resize, warned, caplog):
+    (folder / preprocessor.FILE).write_text(json.dumps(setup))
+    adopted = weights.settings({"init": {"path": str(folder)}})["data"]
+    assert (adopted["resize"], adopted["image_size"]) == (resize, 8)
+    assert ("does otherwise" in caplog.text) == warned
 
 
 def test_another_model_is_refused_by_its_fields(folder):
