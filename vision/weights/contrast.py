@@ -33,7 +33,8 @@ from vision.contrast.model import Towers
 from vision.weights import normalisation, preprocessor, vit
 
 PARTS = "text_config", "vision_config"
-# Of what makes a kind; `transformers` has no limit to the scale, and knows none.
+# Of what makes a kind. `transformers` has no limit to the scale: CLIP's is below its own as it was
+# trained, SigLIP's is beyond it.
 VARIES = "max_length", "activation", "norm_eps", "temperature", "max_scale"
 
 
@@ -147,8 +148,10 @@ def _read(activation: str, eps: float) -> Callable:
 
 
 def _read_siglip(config: dict, fields: dict, where: str) -> dict:
-    """`Family.read`: a projection of no stated width has that of the texts' tower."""
+    """`Family.read`: a projection of no stated width has that of the texts' tower, and the scale no
+    limit."""
     fields = fields | {"vector_width": fields["vector_width"] or fields["text_width"]}
+    fields |= {"max_scale": None}
     require(
         fields["vector_width"] == fields["image_width"],
         f"{where}: texts become vectors of {fields['vector_width']}, and pictures of "

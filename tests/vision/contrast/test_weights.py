@@ -104,6 +104,16 @@ def test_another_model_is_refused_by_its_fields(folder):
         weights.pretrained(folder, towers("clip", causal=False))
 
 
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+def test_the_scale_of_siglip_is_never_limited_in_silence(tmp_path, kind):
+    """The published one is 117."""
+    params = random(towers(kind)) | {"logit_scale": np.float32([4.76])}
+    weights.save(tmp_path, towers(kind), params, kind)
+    assert weights.sizes(tmp_path)["max_scale"] is None
+    with pytest.raises(BadInput, match="max_scale = None there and 100.0 here"):
+        weights.pretrained(tmp_path, towers(kind, max_scale=100.0))
+
+
 def test_a_locked_tower_begins_as_an_image_classifier(tmp_path):
     sizes = {key.removeprefix("image_"): v for key, v in models.TOWERS.items() if "image" in key}
     vit = ViT(
