@@ -32,6 +32,8 @@ from vision.contrast.model import SIGLIP as SIGLIP_FIELDS
 from vision.contrast.model import Towers
 from vision.weights import normalisation, preprocessor, vit
 
+CLIP_END = 49407  # id of the token that ends a text
+OLD_END = 2  # `eos_token_id` of CLIPs before transformers read it
 PARTS = "text_config", "vision_config"
 # Of what makes a kind. `transformers` has no limit to the scale: CLIP's is below its own as it was
 # trained, SigLIP's is beyond it.
@@ -419,7 +421,13 @@ def _of_classifier(path: epath.Path, model: Towers, init: dict) -> dict:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def save(folder: epath.PathLike, model: Towers, params: dict, family: str | None = None) -> None:
+def save(
+    folder: epath.PathLike,
+    model: Towers,
+    params: dict,
+    family: str | None = None,
+    end: int | None = None,
+) -> None:
     """Writes model.safetensors and config.json for `transformers`.
 
     Args:
@@ -427,9 +435,11 @@ def save(folder: epath.PathLike, model: Towers, params: dict, family: str | None
       model: the towers.
       params: their parameters, in the dtypes to write.
       family: `model_type` of the layout; None is the first that has such towers.
+      end: id of the token that ends a text (`TextFacts.end[-1]`), whose state is the text's in a
+        CLIP; None is that of CLIP's own tokenizer.
 
     Raises:
-      BadInput: if `transformers` has no such model.
+      BadInput: if `transformers` has no such model, or would look for another token.
     """
     kind = engine.family_for(model, FAMILIES, family)
     described = families_of.config_of(kind, model)
@@ -442,9 +452,26 @@ def save(folder: epath.PathLike, model: Towers, params: dict, family: str | None
     for key, value in described.items():
         part, _, name = key.rpartition(".")
         (nested[part] if part else nested)[name] = value
+    if model.text_pooling == "end":
+        nested["text_config"]["eos_token_id"] = _end(model, end)
     nested["architectures"] = [kind.architectures[-1][1]]
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
     tensors.write(folder, engine.exported(kind.names[0], model, values), nested)
+
+
+def _end(model: Towers, end: int | None) -> int:
+    """`eos_token_id`: without the right one, transformers takes the state of the first token."""
+    end = CLIP_END if end is None else end
+    require(
+        0 <= end < model.vocab_size,
+        f"clip of transformers: of {model.vocab_size:,} tokens, none is {end:,}, which ends a text",
+    )
+    require(
+        end != OLD_END,
+        f"clip of transformers: the token that ends a text has the id {end}, at which the highest "
+        "id of a text is taken for its end",
+    )
+    return end
 
 
 def export(model: Towers, params: dict, family: str) -> dict:

@@ -33,7 +33,7 @@ def random(model, seed=0) -> dict:
 @pytest.fixture
 def folder(tmp_path):
     """A CLIP as published."""
-    weights.save(tmp_path, towers("clip"), random(towers("clip")))
+    weights.save(tmp_path, towers("clip"), random(towers("clip")), end=39)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def edit(folder, part: str, **values):
 def test_there_and_back(kind, tmp_path):
     model = towers(kind)
     params = random(model)
-    weights.save(tmp_path, model, params, kind)
+    weights.save(tmp_path, model, params, kind, 39)
     again = contrast.Towers(**weights.sizes(tmp_path))
     assert {k: v for k, v in vars(again).items() if k in models.TOWERS} == models.TOWERS
     found = tree.flatten(weights.pretrained(tmp_path))
@@ -102,6 +102,13 @@ def test_pictures_are_resized_as_their_preprocessor_says(folder, setup, resize, 
 def test_another_model_is_refused_by_its_fields(folder):
     with pytest.raises(BadInput, match="causal = True there and False here"):
         weights.pretrained(folder, towers("clip", causal=False))
+
+
+def test_a_clip_says_which_token_ends_a_text(folder):
+    assert json.loads((folder / "config.json").read_text())["text_config"]["eos_token_id"] == 39
+    for end, said in ((None, "none is 49,407"), (40, "none is 40"), (2, "the highest id")):
+        with pytest.raises(BadInput, match=said):
+            weights.save(folder, towers("clip"), random(towers("clip")), end=end)
 
 
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])
