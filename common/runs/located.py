@@ -21,10 +21,18 @@ WORDS = "wordpiece", "bpe", "characters", "words"
 TOKENIZERS = "data.tokenizer", "data.target_tokenizer"
 NAMED = *TOKENIZERS, "init.path", "loss.teacher"  # which may be names of prepared ones
 KEYS = "data.name", "data.folder", *NAMED
+OF_EVALUATOR = re.compile(r"evals\.[^.]+\.(data|names)")  # as data.name, and a file
+
+
+def _like(key: str) -> str:
+    """The key whose values are of the same kind: those of evaluators are as those of the run."""
+    of_evaluator = OF_EVALUATOR.fullmatch(key)
+    return {"data": "data.name", "names": "init.path"}[of_evaluator[1]] if of_evaluator else key
 
 
 def _split(key: str, value) -> tuple[str, str] | None:
     """(what stands before the path, the path) of a value; None if it is no path of this machine."""
+    key = _like(key)
     if key not in KEYS or not isinstance(value, str) or "://" in value:
         return None
     kind, colon, path = value.partition(":") if key == "data.name" else ("", "", value)
@@ -47,7 +55,7 @@ def settled(config: dict) -> dict:
         if parts is None:
             continue
         before, path = parts
-        if key in NAMED and not _present(path):
+        if _like(key) in NAMED and not _present(path):
             continue
         absolutes[key] = before + ",".join(os.fspath(absolute(p)) for p in _paths(before, path))
     return changed(config, **absolutes)
@@ -96,8 +104,8 @@ def unplaced(flat: dict) -> dict:
             continue
         if parts is None:
             own[key] = value
-        elif key == "data.name":
-            own["data.name (its kind)"] = parts[0]
+        elif _like(key) == "data.name":
+            own[f"{key} (its kind)"] = parts[0]
         else:
             own[f"{key} (its end)"] = os.path.basename(absolute(parts[1]))
     return own

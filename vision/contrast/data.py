@@ -68,8 +68,8 @@ def load_sources(
       name: the data set: "emoji", "captions:DIR" for pictures with a .txt beside each,
         "captions:TABLE" for a .csv, .tsv, .jsonl or .parquet of paths and texts, or "tfds:NAME".
       train: split to train on: "train" or "train[:90%]".
-      folder: folder of prepared sets; "" is $TOUCHSTONE_DATA or ~/.cache/touchstone/data, and for
-        "tfds:" TFDS_DATA_DIR or ~/tensorflow_datasets.
+      folder: folder of prepared sets, also of evaluators' own; "" is $TOUCHSTONE_DATA or
+        ~/.cache/touchstone/data, and for "tfds:" TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_size: S: pictures become squares of so many pixels.
       resize: how: "centre" keeps the centre square (CLIP), "squash" all of a picture, whatever its
         proportions (SigLIP).
@@ -89,6 +89,10 @@ def load_sources(
     loading.check_workers(workers)
     _check(splits, train, image_size, length, name, columns)
     if name.startswith("tfds:"):
+        require(
+            not resident,
+            f"config.data.resident: {name} is read on demand: leave it out, or set it to false",
+        )
         sides = image_size, resize
         return _from_tfds(splits, name, folder, *sides, tokenizer, length, mean, std)
     found = captions.listing(name, folder, columns)

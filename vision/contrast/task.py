@@ -85,8 +85,7 @@ def _sources(config: dict, wanted: dict[str, str]) -> dict[str, Source]:
     pairs = {name: split for name, split in wanted.items() if name not in others}
     loaded = call(data.load_sources, config["data"], pairs)
     for name, labelled in others.items():
-        size = config["data"]["image_size"]
-        found = _labelled(labelled, name, wanted[name], size)
+        found = _labelled(labelled, name, wanted[name], config["data"])
         if config["data"]["resize"] != "centre":
             logging.warning(
                 "config.evals.%s.data: of pictures that are no squares, the centre is seen: "
@@ -98,12 +97,13 @@ def _sources(config: dict, wanted: dict[str, str]) -> dict[str, Source]:
     return loaded
 
 
-def _labelled(labelled: str, name: str, split: str, side: int) -> Source:
-    """A set of labelled pictures, of the run's size and in colours."""
+def _labelled(labelled: str, name: str, split: str, section: dict) -> Source:
+    """A set of labelled pictures, of the run's size, in colours, and in its folder of data."""
     from vision.predict import shaped
 
-    resized = labelled not in ("digits", "fashion_mnist")
+    side, resized = section["image_size"], labelled not in ("digits", "fashion_mnist")
     keys = {"name": labelled, "train": "train", "image_size": side if resized else None}
+    keys |= {"folder": section["folder"]}
     found = datasets.load_sources({name: split}, **keys)[name]
     require(
         not found.facts.multi_label,

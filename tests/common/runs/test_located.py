@@ -54,6 +54,9 @@ def test_paths_are_kept_absolute_and_names_stay_names(tmp_path, monkeypatch):
     ):
         made = located.settled(config(**{key: given}))
         assert (made["init"] if key == "path" else made["data"])[key] == kept
+    sections = {"pets": {"data": "images:pets", "names": "tok.json"}, "own": {"names": "runs,x"}}
+    kept = {"pets": {"data": f"images:{here}/pets", "names": f"{here}/tok.json"}}
+    assert located.settled(config() | {"evals": sections})["evals"] == sections | kept
     assert set(located.WORDS) == {*tokenizer.KINDS, *tokenizer.SYMBOLS}
 
 
@@ -104,6 +107,8 @@ def test_a_checkpoint_is_of_the_same_run_wherever_its_data_are():
     assert own != workdir.identity(config(name="folder:/a/moved"), {"train": "b"})
     assert own != workdir.identity(config(name="file:/a/moved"), {"train": "a"})
     assert own != workdir.identity(config(path="/a/other"), {"train": "a"})
+    evaluated = lambda data: workdir.identity(config() | {"evals": {"x": {"data": data}}}, {})
+    assert evaluated("images:a") == evaluated("images:/b/a") != evaluated("tfds:a")
     assert "config.data.name" not in own  # as older checkpoints hold it
 
 

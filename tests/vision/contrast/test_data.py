@@ -182,5 +182,7 @@ def test_a_prepared_tfds_set(tmp_path):
     assert {k: (v.shape[1:], v.dtype) for k, v in batch.items()} == {
         k: (s.shape, s.dtype) for k, s in source.spec.items()
     }
+    with pytest.raises(BadInput, match="config.data.resident: tfds:pairs is read on demand"):
+        read(resident=True)
     with pytest.raises(BadInput, match="none is trained on sets that are read on demand"):
         read(tokenizer="wordpiece")
