@@ -235,13 +235,16 @@ def _text_facts(kind: str, vocab_size: int, folder: str, length: int, texts) -> 
     return facts._replace(length=length)
 
 
-def text_encoder(facts: TextFacts) -> Callable:
-    """texts -> {"tokens", "segments"} [N, L]: as the tokenizer frames them, cut to L, padded. It
-    takes a while to make, of a large vocabulary, and can be sent to processes."""
-    return functools.partial(_text_rows, tokenizers.reading(facts), facts)
+@functools.lru_cache(maxsize=4)
+def _plain(encoder: Tokenizer) -> Tokenizer:
+    """`lm.data.tokenizer.reading`, which takes long for large vocabularies, of a tokenizer that
+    stays as it is."""
+    return tokenizers.reading(tokenizers.facts(encoder))
 
 
-def _text_rows(plain: Tokenizer, facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
+def text_rows(facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
+    """{"tokens", "segments"} [N, L] of texts: as the tokenizer frames them, cut to L, padded."""
+    plain = _plain(facts.tokenizer)
     room = facts.length - len(facts.begin) - len(facts.end)
     kind = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((len(texts), facts.length), facts.special["pad"] or 0, kind)

@@ -72,6 +72,17 @@ def test_tables_are_read_alike_from_memory_and_from_files(tmp_path):
     assert memory["train"].read(np.arange(4))["segments"].sum(axis=1).max() == SETTINGS["length"]
 
 
+def test_a_tokenizer_is_built_once_for_all_texts(monkeypatch):
+    facts = tokenizer.facts(tokenizer.train("wordpiece", 60, ["a red apple"]))._replace(length=9)
+    build, built = data.tokenizers.reading, []
+    count = lambda facts: built.append(facts) or build(facts)
+    monkeypatch.setattr(data.tokenizers, "reading", count)
+    rows = [data.text_rows(facts, [text])["tokens"] for text in ("a red", "an apple", "a red")]
+    assert len(built) == 1
+    assert np.array_equal(rows[0], rows[2])
+    assert not np.array_equal(rows[0], rows[1])
+
+
 def test_a_wide_picture_is_cropped_or_squashed(tmp_path):
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, :4], pixels[:, 4:8] = (255, 0, 0), (0, 255, 0)  # a third red, a third green
