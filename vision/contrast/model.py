@@ -367,9 +367,10 @@ class Towers(nn.Module):
         is CLIP's, and None, no limit, SigLIP's. May be traced.
       score_bias: whether scores have a learned bias (SigLIP).
       bias_start: what it starts at. May be traced.
-      locked: towers that are not trained, and read no gradient: "image" is LiT (Zhai et al. 2022),
-        with the pictures' tower of `config.init.path`; "text" locks the other. Name its parameters
-        in config.optim.freeze, too, so that decay leaves them alone.
+      locked: a tower that is not trained: it gets no gradient, and no dropout. "image" is LiT (Zhai
+        et al. 2022), with the pictures' tower of `config.init.path`, which needs no projection;
+        "text" locks the other. Name its parameters in config.optim.freeze, too, so that decay
+        leaves them alone.
       activation, norm_eps, dropout, attention_dropout, init_std, implementation, dtype, remat,
       scan, constrain: of both towers; see `common.nn.transformer.Transformer`.
     """
@@ -509,10 +510,11 @@ class Towers(nn.Module):
 
     def encode_images(self, images, train: bool = False):
         """f32[B, H, W, C] -> f32[B, E], of length 1."""
-        return self._unit("image", self.image(images, train))
+        return self._unit("image", self.image(images, train and self.locked != "image"))
 
     def encode_texts(self, tokens, segments=None, train: bool = False):
         """i32[B, L] -> f32[B, E], of length 1; arguments as in `TextTower`."""
+        train = train and self.locked != "text"
         return self._unit("text", self.text(tokens, segments, train))
 
     def _unit(self, tower: str, x):

@@ -408,6 +408,12 @@ def reader(config: dict, model: Towers, vocabulary: dict[str, int]) -> Callable:
 
 def _of_classifier(path: epath.Path, model: Towers, init: dict) -> dict:
     """{path: array} of the pictures' tower, from a ViT; its head is left out."""
+    require(
+        not (model.locked == "image" and model.image_projection),
+        f"config.model.image_projection: {path} has no projection, and that of a locked tower "
+        "would stay as random as it starts; set it to false, and config.model.vector_width to "
+        f"{model.image_width}",
+    )
     found = engine.read(path, vit.FAMILIES)
     tower = model.image_tower(parent=None)
     theirs = {k: v for k, v in found.fields().items() if k != "num_classes"}

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import emoji_slice
 import fabricated
+import flax
 import jax
 import jax.numpy as jnp
 import models
@@ -119,6 +120,25 @@ def test_it_learns_the_names_of_a_few_emoji(config, compiled_in_haste):
     losses, _ = measure.train_losses(program.prepare(config(**more), jax.devices()[:1]), 80)
     assert np.mean(losses[:3]) > 2.5
     assert np.mean(losses[-10:]) < 1.9  # by chance 2.77
+
+
+def test_a_locked_tower_has_no_dropout():
+    """It does without its random numbers."""
+    sizes = CLIP | models.TOWERS | {"image_layers": 1, "text_layers": 1, "dropout": 0.5}
+    params = tree.unflatten(weights.shapes_of(Towers(**sizes), {}))
+    params = jax.tree.map(np.zeros, params, is_leaf=lambda x: isinstance(x, tuple))
+
+    def train(locked, method, inputs):
+        model = Towers(**sizes, locked=locked)
+        apply = lambda params: model.apply({"params": params}, inputs, train=True, method=method)
+        return jax.eval_shape(apply, params)
+
+    towers = {"image": models.images(8), "text": models.TOKENS}
+    for locked, inputs in towers.items():
+        method = f"encode_{locked}s"
+        assert train(locked, method, inputs).shape == (len(inputs), 16)
+        with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+            train("none", method, inputs)
 
 
 @pytest.mark.slow

@@ -136,6 +136,9 @@ def test_a_locked_tower_begins_as_an_image_classifier(tmp_path):
     assert np.array_equal(found["image"]["patch"]["kernel"], params["patch"]["kernel"])
     assert set(found) == {"image"}
     assert "head" not in found["image"]
+    locked = towers("clip", **plain, locked="image")
+    with pytest.raises(BadInput, match="would stay as random as it starts; set it to false"):
+        weights.reader({"init": {}}, locked, {})(str(tmp_path))
     with pytest.raises(BadInput, match="norm_eps"):
         weights.reader({"init": {}}, towers("clip", **plain | {"norm_eps": 1e-5}), {})(
             str(tmp_path)
