@@ -329,9 +329,9 @@ class TextTower(SequenceTransformer, kw_only=True):
 
 @jax.custom_vjp
 def at_most(x, limit):
-    """The minimum of two numbers f32[]. Where `x` exceeds the limit, a gradient that would move it
-    further is 0, and one that would move it back is that of the identity: learned in this way it
-    stays there as if it were clipped after every step."""
+    """The minimum of two numbers f32[]. At the limit and above it, a gradient that would move `x`
+    further is 0, and one that would move it back is that of the identity. An optimizer's momentum
+    may still carry `x` above the limit, where one that is clipped after every step cannot be."""
     return jnp.minimum(x, limit)
 
 
