@@ -1,6 +1,6 @@
 """What configs/vision/emoji_clip.py reaches: words to pictures of the other vendor and back, on
-names that were trained on and names that were not, beside chance and a baseline that learns
-nothing of the pairs.
+names that were trained on and names that were not, beside chance and a baseline of nearest
+neighbours among the training pairs.
 
     python -m tests.measure emoji          # three seeds of 20 minutes on two cores; goes on where
                                            # it was killed
@@ -46,11 +46,15 @@ def tf_idf(texts: list[str], known: list[str]) -> np.ndarray:
 
 
 def features(found: captions.Captions, rows: list[int]) -> np.ndarray:
-    """f64[n, D], centred, of length 1."""
+    """f64[n, D]."""
     loaded = predict.of_weights(FEATURES, embed=True)
     paths = [str(found.root / found.paths[i]) for i in rows]
-    x = np.array([each["vector"] for each in loaded.predict(paths)])
-    x = x - x.mean(axis=0)
+    return np.array([each["vector"] for each in loaded.predict(paths)])
+
+
+def directions(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """f64[n, D] from a centre, of length 1."""
+    x = x - centre
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
@@ -58,12 +62,14 @@ def baseline(found: captions.Captions, most: int | None = None) -> dict[str, dic
     """{"seen", "unseen": {metric: value}}, of the first `most` pictures of each split."""
     of = lambda split: [i for i, name in enumerate(found.splits) if name == split][:most]
     train, texts = of("train"), lambda rows: [found.texts[i] for i in rows]
-    learnt, names, values = features(found, train), texts(train), {}
+    vectors, names, values = features(found, train), texts(train), {}
+    centre = vectors.mean(axis=0)  # of the training pictures alone
+    learnt = directions(vectors, centre)
     known = tf_idf(names, names)
     for key, split in SPLITS.items():
         rows = of(split)
         # Vectors over training pairs, whose products are the scores.
-        pictures = features(found, rows) @ learnt.T
+        pictures = directions(features(found, rows), centre) @ learnt.T
         said = tf_idf(texts(rows), names) @ known.T
         _, text = np.unique(texts(rows), return_inverse=True)
         values[key] = retrieval.metrics(pictures, said, np.arange(len(rows)), text.reshape(-1))
