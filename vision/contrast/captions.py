@@ -109,7 +109,8 @@ def _made(root, paths, texts, splits, values, where: str, at, facts) -> Captions
         labels, classes = numbering.numbered(values, where, at, numbers=False)
         single = f"{where}: {LABEL}: a picture here has one class"
         require(labels.ndim == 1, single)
-    digest = hashlib.sha256(repr((paths, texts, splits, classes, facts)).encode()).hexdigest()[:16]
+    described = paths, texts, splits, values, classes, facts
+    digest = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
     return Captions(pathlib.Path(root), paths, texts, list(splits), labels, tuple(classes), digest)
 
 

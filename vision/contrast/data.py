@@ -73,8 +73,8 @@ def load_sources(
       image_size: S: pictures become squares of so many pixels.
       resize: how: "centre" keeps the centre square (CLIP), "squash" all of a picture, whatever its
         proportions (SigLIP).
-      tokenizer: "wordpiece" or "bpe", trained on the texts of the split "train"; or the file or
-        folder of one, such as that of published weights.
+      tokenizer: "wordpiece" or "bpe", trained on the texts of `train`; or the file or folder of
+        one, such as that of published weights.
       vocab_size: most tokens of one that is trained.
       length: L, tokens of a row; longer texts are cut, shorter ones padded.
       resident: whether the training set lives on the device; None decides by its size.
@@ -97,8 +97,8 @@ def load_sources(
         return _from_tfds(splits, name, folder, *sides, tokenizer, length, mean, std)
     found = captions.listing(name, folder, columns)
     sizes = found.sizes()
-    at = np.array(found.splits)
-    facts = _text_facts(tokenizer, vocab_size, folder, length, lambda: _trained_on(found))
+    texts = lambda: _trained_on(found, sizes, train)
+    facts = _text_facts(tokenizer, vocab_size, folder, length, texts)
     facts = PairFacts(_image_facts(mean, std, found.classes), facts)
     rows = text_encoder(facts.text)(found.texts)
     ranges = {
@@ -111,8 +111,7 @@ def load_sources(
     own.warn_of_repeated(ranges, paths_of, name, "picture")
     sources = {}
     for key, split in splits.items():
-        parts = ranges[key]
-        mine = np.concatenate([np.flatnonzero(at == part)[piece] for part, piece in parts])
+        mine = _rows(found, sizes, split, split_key(key))
         columns_ = {column: array[mine] for column, array in rows.items()}
         if found.labels is not None:
             columns_["label"] = found.labels[mine]
@@ -127,6 +126,13 @@ def load_sources(
         mark = f"{found.stamp}:{split}:{image_size}:{resize}:{length}"
         sources[key] = Source(len(paths), read, None, spec, mark, facts)
     return sources
+
+
+def _rows(found: captions.Captions, sizes: dict[str, int], split: str, where: str) -> np.ndarray:
+    """i64[n], the pictures of a split."""
+    at = np.array(found.splits)
+    parts = grammar.ranges(split, sizes, where, shuffled=True)
+    return np.concatenate([np.flatnonzero(at == part)[piece] for part, piece in parts])
 
 
 def _check(splits, train: str, image_size: int, length: int, name: str, columns) -> None:
@@ -212,14 +218,14 @@ def _image_facts(mean, std, classes: tuple[str, ...]) -> ImageFacts:
 # -------------------------------------------------------------------------------------------- texts
 
 
-def _trained_on(found: captions.Captions) -> list[str]:
-    texts = [t for t, split in zip(found.texts, found.splits, strict=True) if split == "train"]
+def _trained_on(found: captions.Captions, sizes: dict[str, int], train: str) -> list[str]:
+    lacking = [part for part in grammar.names(train) if part not in (*sizes, "all")]
     require(
-        bool(texts),
-        "config.data.tokenizer: no split is called 'train', whose texts it would be trained on: "
-        "name a tokenizer's file or folder",
+        not lacking,
+        f"config.data.tokenizer: there is no split {brief(lacking and lacking[0])}, whose texts it "
+        "would be trained on: name a tokenizer's file or folder",
     )
-    return texts
+    return [found.texts[i] for i in _rows(found, sizes, train, split_key("train"))]
 
 
 def _text_facts(kind: str, vocab_size: int, folder: str, length: int, texts) -> TextFacts:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.errors import BadInput
 from lm.data import tokenizer
-from vision.contrast import data
+from vision.contrast import captions, data
 
 SETTINGS = {"image_size": 8, "length": 12, "vocab_size": 120}
 
@@ -72,6 +72,17 @@ def test_tables_are_read_alike_from_memory_and_from_files(tmp_path):
     assert memory["train"].read(np.arange(4))["segments"].sum(axis=1).max() == SETTINGS["length"]
 
 
+def test_held_out_texts_are_not_in_the_tokenizer(tmp_path):
+    picture(tmp_path / "a.png")
+    words = ["apple"] * 9 + ["zebra"]
+    rows = [{"path": "a.png", "text": text, "split": "train"} for text in words]
+    name = table(tmp_path, rows)
+    made = lambda train: data.load_sources({"train": train}, train=train, name=name, **SETTINGS)
+    letters = lambda train: made(train)["train"].facts.text.tokenizer.get_vocab().keys() & {*"zl"}
+    assert letters("train") == {"z"} | letters("train[:90%]")
+    assert "z" not in letters("train[:90%]")
+
+
 def test_a_tokenizer_is_built_once_for_all_texts(monkeypatch):
     facts = tokenizer.facts(tokenizer.train("wordpiece", 60, ["a red apple"]))._replace(length=9)
     build, built = data.tokenizers.reading, []
@@ -95,6 +106,14 @@ def test_a_wide_picture_is_cropped_or_squashed(tmp_path):
             row = source.read(np.arange(1))["image"][0, 0]
             assert (row[:, 0] > 220).sum() == red
             assert (row[:, 1] > 220).sum() >= green
+
+
+def test_another_class_makes_another_set(tmp_path):
+    picture(tmp_path / "a.png")
+    rows = [{"path": "a.png", "text": str(i), "split": "train", "label": "ab"[i]} for i in (0, 1)]
+    stamp = lambda rows: captions.listing(table(tmp_path, rows), "").stamp
+    other = [rows[0] | {"label": "b"}, rows[1] | {"label": "a"}]
+    assert stamp(rows) == stamp(rows) != stamp(other)
 
 
 def test_a_text_is_on_one_side(tmp_path):
