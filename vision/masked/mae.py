@@ -80,6 +80,11 @@ class MAE(PatchTransformer, kw_only=True):
 
     def _check(self):
         super()._check()
+        require(
+            not self.normalised or self.patch_size**2 * self.channels > 1,
+            "config.model.normalised: a patch of one grey pixel has no deviation: set "
+            "it to false, or config.model.patch_size to more",
+        )
         for name, size in self._decoder_sizes().items():
             require(size > 0, f"config.model.decoder_{name}: {size} is not positive")
         width, heads = self.decoder_width, self.decoder_heads

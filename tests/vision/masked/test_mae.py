@@ -134,11 +134,12 @@ def test_its_encoder_is_a_vit():
     np.testing.assert_allclose(features(model, {"params": tree.unflatten(own)}), ours, rtol=1e-5)
 
 
-def test_a_decoder_of_odd_sizes_is_one_line():
+def test_a_model_of_odd_sizes_is_one_line():
     for fields, told in (
         ({"decoder_layers": 0}, "config.model.decoder_layers: 0 is not positive"),
         ({"decoder_heads": 3}, "decoder_heads: 3 does not divide the decoder_width 8"),
         ({"decoder_width": 6, "positions": "sine"}, "decoder_width: 6 is not a multiple of 4"),
+        ({"patch_size": 1, "channels": 1}, "config.model.normalised: a patch of one grey pixel"),
     ):
         with pytest.raises(BadInput, match=told):
             jax.eval_shape(MODEL.clone(**fields).init, jax.random.key(0), IMAGES)
