@@ -106,17 +106,14 @@ def test_vectors_of_both(folder):
     assert [each["vector"] for each in vectors] == [[0, 1, 0], [0, 0, 1]]
 
 
-def test_the_tokenizer_is_built_once(monkeypatch):
-    built, build = [], tokenizer.reading
-    monkeypatch.setattr(tokenizer, "reading", lambda facts: built.append(1) or build(facts))
-    made(predict.vectors).predict(["red", "green", "blue"])
-    assert built == [1]
+def test_space_around_a_text_is_no_part_of_it():
+    trained = tokenizer.train("bpe", 300, ["a red apple", " a  red"])
+    facts = tokenizer.facts(trained)._replace(length=12)
+    rows = [predict._rows(text, None, facts)["tokens"] for text in ("a red", " a red \n")]
+    assert np.array_equal(*rows)
 
 
-def test_what_is_refused(loaded, folder, tmp_path):
-    (tmp_path / "torn.png").write_bytes(b"nothing")
-    with pytest.raises(BadInput, match="--among: .*torn.png: no picture"):
-        loaded.predict(["red"], among=str(tmp_path))
+def test_what_is_refused(loaded, folder):
     with pytest.raises(BadInput, match="--among: name what to search"):
         loaded.predict(["red"])
     with pytest.raises(BadInput, match="neither a text nor a picture"):
