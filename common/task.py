@@ -250,6 +250,8 @@ class Predictor(NamedTuple):
       suffixes: of the files that are inputs, such as ".png"; none if inputs are texts.
       texts: whether inputs may be texts beside such files.
       model: the model, for those who want more of it; called with {"params": params, **extra}.
+      described: entries of the config.json of `transformers` that are no fields of the model, such
+        as how it was trained.
       exports: {name: Function} of an exported model (scripts/export.py). It has `predict`, which is
         `apply`, in any case; an entry of that name makes its inputs of rows of an evaluation set,
         without which an export is verified on inputs that the user names.
@@ -272,6 +274,7 @@ class Predictor(NamedTuple):
     suffixes: frozenset[str] = frozenset()
     texts: bool = False
     model: Any = None
+    described: Mapping[str, Any] = MappingProxyType({})
     exports: Mapping[str, Function] = MappingProxyType({})
     facts: Any = None
     drafted: Callable | None = None

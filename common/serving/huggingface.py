@@ -5,6 +5,7 @@ What a domain writes is said by the modules that read it (`common.predict.READER
 `write(folder, model, variables, source) -> bool` is False for models of other domains.
 """
 
+import json
 import pathlib
 
 import jax
@@ -34,10 +35,18 @@ def write(folder: pathlib.Path, predictor: Predictor, source: Source, variables:
         module = imports.module("--huggingface", reader, predict.READERS[0])
         with engine.within("--huggingface"):
             if module.write(folder, predictor.model, variables, source):
+                _describe(folder / "config.json", dict(predictor.described))
                 return
         names += module.families()
     kind = type(predictor.model).__name__
     raise BadInput(f"--huggingface: {kind} has no layout there; these have: {', '.join(names)}")
+
+
+def _describe(file: pathlib.Path, entries: dict) -> None:
+    """Adds entries to a config.json."""
+    if entries:
+        described = json.loads(file.read_text()) | entries
+        file.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def difference(

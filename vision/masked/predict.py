@@ -84,6 +84,7 @@ def reconstructor(
         columns=predict.COLUMNS,
         suffixes=pictures.suffixes(),
         model=model,
+        described={"mask_ratio": usual},
         exports={"predict": Function(apply, predict.images)},
     )
 

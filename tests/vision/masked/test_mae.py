@@ -14,8 +14,10 @@ from tensor_files import random, rewrite, same, settle
 from common import tree
 from common.errors import BadInput
 from common.nn import flops
-from vision import vit, weights
-from vision.masked import mae, masking
+from common.serving import huggingface
+from vision import published, vit, weights
+from vision.data import sets
+from vision.masked import mae, masking, predict
 from vision.masked.losses import reconstruction
 from vision.masked.mae import MAE
 
@@ -202,6 +204,17 @@ def test_weights_are_read_as_an_autoencoder_and_as_an_encoder(tmp_path):
         assert same(own, tree.unflatten({p: tree.flatten(variables)[p] for p in paths}))
     with pytest.raises(BadInput, match="parameters that this model lacks"):
         weights.pretrained(tmp_path, model.clone(pooling="mean"))
+
+
+def test_what_is_exported_hides_as_much_as_it_was_trained_with(tmp_path):
+    scale = (0.5,), (0.5,)
+    facts = sets.ImageFacts((), *scale)
+    shape, as_it_is = (SIDE, SIDE, 3), lambda images: images
+    made = predict.reconstructor(MODEL, None, as_it_is, shape, scale, 0.6)
+    source = sets.outline(shape, 1, facts, False)
+    huggingface.write(tmp_path, made, source, random(MODEL))
+    again = published.published(str(tmp_path)).predictor
+    assert again.options()["count"] == made.options()["count"] == 6
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
