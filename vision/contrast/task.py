@@ -43,6 +43,7 @@ from vision.contrast.data import PairFacts
 from vision.data import augment, datasets
 from vision.data.sets import ImageFacts
 from vision.data.views import evaluated, normalise
+from vision.shown import pixels_of
 from vision.weights import contrast as weights
 
 MODEL = "vision.contrast.model:Towers"
@@ -227,8 +228,7 @@ def _shown(facts: PairFacts, rows: dict) -> dict[str, Shown]:
     """Prepared training pictures with their texts, for `Task.shown`."""
 
     def draw():
-        pixels = rows["image"] * np.float32(facts.image.std) + np.float32(facts.image.mean)
-        pixels = np.uint8(np.clip(np.rint(255 * pixels), 0, 255))
+        pixels = pixels_of(rows["image"], facts.image.mean, facts.image.std)
         ids = [row[there > 0] for row, there in zip(rows["tokens"], rows["segments"], strict=True)]
         texts = [facts.text.tokenizer.decode(each.tolist()) for each in ids[:MOST]]
         return pictures.tiles(pixels[:MOST], texts)
