@@ -1,11 +1,11 @@
-"""A small CLIP on emoji and their names: trained on one vendor's drawings of nine tenths of the
-names, asked for the other vendor's.
+"""A small CLIP on emoji and their names, trained on one vendor's drawings of nine tenths of the
+names and evaluated on another vendor's.
 
 Prepare the set once: python scripts/prepare.py emoji
 
-`seen` and `unseen` rank the other vendor's pictures of names that were trained on, and of names
-that were not, both ways. Measured by `python -m tests.measure emoji`, beside chance and TF-IDF over
-names; not run yet.
+`seen` and `unseen` are retrieval in both directions on the other vendor's drawings, of names in the
+training set and of held-out names. `python -m tests.measure emoji` compares them with chance and
+with TF-IDF over names; not run yet.
 """
 
 import ml_collections

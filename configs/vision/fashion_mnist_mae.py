@@ -1,18 +1,19 @@
 """A masked autoencoder on Fashion-MNIST, and classifiers of its encoder. Prepare the set once:
 python scripts/prepare.py fashion_mnist
 
-Variants: `pretrain` (default), which sees 12 of 49 patches of an image and predicts the others;
-`probe`, a linear classifier of the encoder's states, which stay as they are, with a batch norm
-before it (He et al. 2022); and `finetune`, which trains all of it, earlier layers more slowly. The
-latter two begin with the run that they are told:
+Variants: `pretrain` (default) predicts 37 of an image's 49 patches from the other 12; `probe` is a
+linear classifier of the frozen encoder's features, after a batch norm (He et al. 2022); `finetune`
+trains everything, earlier layers with lower learning rates. The latter two start from the weights
+of a pretraining run:
 
     python scripts/train.py --config configs/vision/fashion_mnist_mae.py --workdir runs/mae
     python scripts/train.py --config configs/vision/fashion_mnist_mae.py:probe \\
       --config.init.path=runs/mae --workdir runs/mae_probe
 
-Which layers are taken is `init.skip` (all but the head), which of them stay `optim.freeze`, and
-what the head classifies `model.pooling`: "patch_mean" or "class". With --config.init.path= and
---config.init.skip='()' `probe` is of random features, and `finetune` supervised from scratch.
+`init.skip` names the layers that are not loaded (the head), `optim.freeze` those that are not
+trained, and `model.pooling` what the head classifies: "patch_mean" or "class". With
+--config.init.path= and --config.init.skip='()', `probe` classifies random features, and `finetune`
+trains from scratch.
 
 Not run yet: `python -m tests.measure masked` runs all four with three seeds.
 """

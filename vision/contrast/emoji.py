@@ -75,13 +75,15 @@ def _write(staged: pathlib.Path, vendor: str, archive) -> list[dict]:
     texts = {one["image"]: (one["name"] or one["short_name"]).lower() for one in drawn}
     prefix = f"package/img/{vendor}/64/"
     (staged / vendor).mkdir(parents=True)
-    found = {}
+    drawings = {}
     for name, contents in fetch.members(archive, [prefix + image for image in texts]):
         image = name.removeprefix(prefix)
         (staged / vendor / image).write_bytes(contents)
-        found[image] = texts[image]
-    require(len(found) == len(texts), f"{archive}: {len(texts) - len(found)} pictures are missing")
+        drawings[image] = texts[image]
+    require(
+        len(drawings) == len(texts), f"{archive}: {len(texts) - len(drawings)} pictures are missing"
+    )
     return [
         {"path": f"{vendor}/{image}", "text": text, "split": SPLITS[vendor, seen(text)]}
-        for image, text in found.items()
+        for image, text in drawings.items()
     ]

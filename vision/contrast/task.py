@@ -86,15 +86,15 @@ def _sources(config: dict, wanted: dict[str, str]) -> dict[str, Source]:
     pairs = {name: split for name, split in wanted.items() if name not in others}
     loaded = call(data.load_sources, config["data"], pairs)
     for name, labelled in others.items():
-        found = _labelled(labelled, name, wanted[name], config["data"])
+        source = _labelled(labelled, name, wanted[name], config["data"])
         if config["data"]["resize"] != "centre":
             logging.warning(
                 "config.evals.%s.data: of pictures that are no squares, the centre is seen: "
                 "config.data.resize = %r is of pictures with texts",
                 *(name, config["data"]["resize"]),
             )
-        facts = PairFacts(found.facts, loaded["train"].facts.text if "train" in loaded else None)
-        loaded[name] = found._replace(facts=facts)
+        facts = PairFacts(source.facts, loaded["train"].facts.text if "train" in loaded else None)
+        loaded[name] = source._replace(facts=facts)
     return loaded
 
 
@@ -105,25 +105,25 @@ def _labelled(labelled: str, name: str, split: str, section: dict) -> Source:
     side, resized = section["image_size"], labelled not in ("digits", "fashion_mnist")
     keys = {"name": labelled, "train": "train", "image_size": side if resized else None}
     keys |= {"folder": section["folder"]}
-    found = datasets.load_sources({name: split}, **keys)[name]
+    source = datasets.load_sources({name: split}, **keys)[name]
     require(
-        not found.facts.multi_label,
+        not source.facts.multi_label,
         f"config.evals.{name}.data: {labelled}: its pictures have several classes each",
     )
-    return shaped(name, found, (side, side, 3))
+    return shaped(name, source, (side, side, 3))
 
 
 def outline(config: dict) -> dict[str, Source]:
     """The Sources of `sources`, without contents; see `common.task`."""
-    found = data.outline_sources(splits(config), config["data"])
+    outlines = data.outline_sources(splits(config), config["data"])
     for name, section in config.get("evals", {}).items():
         if section.get("data"):
             named = section.get("names")
             classes = zero_shot.named_by(named) if named else tuple(map(str, range(1000)))
-            facts = found[name].facts
+            facts = outlines[name].facts
             facts = facts._replace(image=facts.image._replace(classes=classes))
-            found[name] = data.empty(facts, config["data"]["image_size"], 50_000)
-    return found
+            outlines[name] = data.empty(facts, config["data"]["image_size"], 50_000)
+    return outlines
 
 
 def model_of(config: dict, facts: PairFacts, constrain: Callable = identity) -> nn.Module:
@@ -192,8 +192,8 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
     def vectors(params, extra, batch, key):
         images = prepare(key, batch, False)["image"]
-        found = model.apply({"params": params}, images, method="encode_images")
-        return found, words(params, extra, batch) if "tokens" in batch else None
+        encoded = model.apply({"params": params}, images, method="encode_images")
+        return encoded, words(params, extra, batch) if "tokens" in batch else None
 
     def words(params, extra, rows):
         del extra
@@ -263,10 +263,10 @@ def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Sourc
     for key in ("mean", "std", "image_size", "resize"):
         same = config["data"][key] == own["data"][key]
         require(same, f"--config.data.{key}: pictures are seen as the run has them; leave it out")
-    found = _sources(wanted, held_out(wanted))
+    others = _sources(wanted, held_out(wanted))
     facts = sources["train"].facts
     mine = lambda f: f._replace(text=facts.text, image=f.image._replace(**_scaling(facts)))
-    return {name: source._replace(facts=mine(source.facts)) for name, source in found.items()}
+    return {name: source._replace(facts=mine(source.facts)) for name, source in others.items()}
 
 
 def _scaling(facts: PairFacts) -> dict[str, Any]:
@@ -276,15 +276,15 @@ def _scaling(facts: PairFacts) -> dict[str, Any]:
 def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
     """Pictures for words, and words for pictures; see `common.task` and
     `vision.contrast.predict`."""
-    return predict.finds(*_seen(config, sources, constrain))
+    return predict.finds(*_prepared(config, sources, constrain))
 
 
 def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
     """Vectors of pictures and of texts; see `common.task` and `vision.contrast.predict`."""
-    return predict.vectors(*_seen(config, sources, constrain))
+    return predict.vectors(*_prepared(config, sources, constrain))
 
 
-def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:
+def _prepared(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:
     """(the model, picture -> pixels, pixels -> images as evaluation sees them, facts of texts)."""
     train_set, facts = sources["train"], sources["train"].facts
     numbers = config["augment"]["resized_crop"], np.float32(facts.image.mean)

@@ -168,13 +168,13 @@ def predictor(config: dict, sources: dict[str, Source], constrain: Callable) -> 
     """Pictures whose hidden patches are predicted; see `common.task` and
     `vision.masked.predict`."""
     facts, shape = sources["train"].facts, _shape(config, sources)
-    seen, ratio = _seen(config, sources, constrain), config["masking"]["ratio"]
-    return predict.reconstructor(*seen, shape, (facts.mean, facts.std), ratio)
+    reading, ratio = _prepared(config, sources, constrain), config["masking"]["ratio"]
+    return predict.reconstructor(*reading, shape, (facts.mean, facts.std), ratio)
 
 
 def embedder(config: dict, sources: dict[str, Source], constrain: Callable) -> Predictor:
     """The mean of the encoder's final states of all patches; see `vision.predict`."""
-    return classified.vectors(*_seen(config, sources, constrain))
+    return classified.vectors(*_prepared(config, sources, constrain))
 
 
 def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Source]:
@@ -182,7 +182,7 @@ def elsewhere(config: dict, own: dict, folder, sources: dict) -> dict[str, Sourc
     return classified.elsewhere(config, own, sources)
 
 
-def _seen(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:
+def _prepared(config: dict, sources: dict[str, Source], constrain: Callable) -> tuple:
     """(the model, picture -> pixels, pixels -> images as evaluation sees them)."""
     train_set, facts = sources["train"], sources["train"].facts
     numbers = config["augment"]["resized_crop"], np.float32(facts.mean), np.float32(facts.std)

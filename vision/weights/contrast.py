@@ -81,15 +81,15 @@ def _fields(patch_size: int, text: tuple[int, int, int], more: dict) -> dict:
     """{field here: (key there, default there)}; `text` are the width, heads and hidden of texts."""
     sizes = "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
     defaults = {"image": (768, 12, 12, 3072), "text": (text[0], 12, text[1], text[2])}
-    found = {
+    fields = {
         f"{tower}_{ours}": (f"{part}.{theirs}", default)
         for tower, part in zip(("text", "image"), PARTS, strict=True)
         for ours, theirs, default in zip(
             ("width", "layers", "heads", "hidden"), sizes, defaults[tower], strict=True
         )
     }
-    found |= {"patch_size": ("vision_config.patch_size", patch_size)}
-    return found | more
+    fields |= {"patch_size": ("vision_config.patch_size", patch_size)}
+    return fields | more
 
 
 def _text(vocab_size: int, length: int, activation: str, eps: float) -> dict:
@@ -326,16 +326,16 @@ def pretrained(path: epath.PathLike, model: Towers | None = None, init: dict | N
     Raises:
       BadInput: as `read`; if tensors are missing, of the wrong shape, or of another model.
     """
-    found = read(path, model)
+    contents = read(path, model)
     if model is None:
-        known = found.described is not None
+        known = contents.described is not None
         require(known, f"{path}: there is no config.json to identify the model; name it")
-        model = Towers(**found.fields())
+        model = Towers(**contents.fields())
     with engine.within(path):
-        shapes = shapes_of(model, found.values)
-    engine.check(str(path), found, model, shapes, init or {}, ())
-    engine.warn_unmatched(path, found.unmatched)
-    return tree.unflatten(engine.fitted(found, shapes, str(path)))
+        shapes = shapes_of(model, contents.values)
+    engine.check(str(path), contents, model, shapes, init or {}, ())
+    engine.warn_unmatched(path, contents.unmatched)
+    return tree.unflatten(engine.fitted(contents, shapes, str(path)))
 
 
 def shapes_of(model: Towers, values: dict) -> dict[str, tuple[int, ...]]:
@@ -414,14 +414,14 @@ def _of_classifier(path: epath.Path, model: Towers, init: dict) -> dict:
         "would stay as random as it starts; set it to false, and config.model.vector_width to "
         f"{model.image_width}",
     )
-    found = engine.read(path, vit.FAMILIES)
+    contents = engine.read(path, vit.FAMILIES)
     tower = model.image_tower(parent=None)
-    theirs = {k: v for k, v in found.fields().items() if k != "num_classes"}
+    theirs = {k: v for k, v in contents.fields().items() if k != "num_classes"}
     allowed = set(init.get("allow", ())) & families_of.fields_of(tower).keys()
     families_of.require_same(
         f"config.init.path: {path}", theirs, families_of.fields_of(tower), allowed
     )
-    return {f"image/{p}": x for p, x in found.values.items() if not p.startswith("head/")}
+    return {f"image/{p}": x for p, x in contents.values.items() if not p.startswith("head/")}
 
 
 # ------------------------------------------------------------------------------------------ writing
