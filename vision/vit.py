@@ -134,22 +134,22 @@ class PatchTransformer(Transformer, kw_only=True):
         x = reshaped(images, batch, rows, side, columns, side, channels).swapaxes(2, 3)
         return reshaped(x, batch, rows * columns, side * side * channels)
 
-    def _embed(self, images, train: bool, seen=None):
+    def _embed(self, images, train: bool, visible=None):
         """Images f32[B, H, W, C] -> [B, L, D].
 
         Args:
           images, train: as of the model.
-          seen: i32[B, V], the patches to embed, in whatever order; None is all.
+          visible: i32[B, V], the patches to embed, in whatever order; None is all.
         """
         x, batch, tokens = self.patchified(images), images.shape[0], self._tokens()
-        if seen is not None:
-            x = jnp.take_along_axis(x, seen[..., None], axis=1)
+        if visible is not None:
+            x = jnp.take_along_axis(x, visible[..., None], axis=1)
         # A matrix product over flattened patches: the equivalent strided convolution is slower on
         # CPU.
         x = named(self, "patches", self.patch(x))
         if self.positions == "sine":
             waves = sines(*self._grid(*images.shape[1:3]), self.width, x.dtype)
-            x = x + (waves if seen is None else looked_up(waves, seen))
+            x = x + (waves if visible is None else looked_up(waves, visible))
         tokens = {
             name: repeated(getattr(self, name).astype(x.dtype), x, (batch, count, self.width))
             for name, count in tokens.items()
@@ -159,35 +159,35 @@ class PatchTransformer(Transformer, kw_only=True):
             x = jnp.concatenate([*tokens.values(), x], axis=1)
         if self.positions == "learned":
             numbers = jnp.arange(x.shape[1])
-            if seen is not None:
-                first = repeated(numbers[: len(tokens)], seen, (batch, len(tokens)))
-                numbers = jnp.concatenate([first, len(tokens) + seen], axis=1)
+            if visible is not None:
+                first = repeated(numbers[: len(tokens)], visible, (batch, len(tokens)))
+                numbers = jnp.concatenate([first, len(tokens) + visible], axis=1)
             x = x + self.position(numbers)
         if registers is not None:
             x = jnp.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
         return self.constrain(self.embedding_dropout(x, train), "batch", None, None)
 
-    def encode(self, images, seen=None, train: bool = False):
+    def encode(self, images, visible=None, train: bool = False):
         """f32[B, H, W, C] -> the final state of every position, [B, L, D].
 
         Args:
           images: f32[B, H, W, C].
-          seen: i32[B, V], the patches to encode, counted by rows, each once; None is all.
+          visible: i32[B, V], the patches to encode, counted by rows, each once; None is all.
           train: whether dropout is active.
 
         Raises:
           BadInput: if patches do not tile the images, or learned positions are of another size.
         """
-        x = self._embed(images, train, seen)
+        x = self._embed(images, train, visible)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         return self.stack(x, positions, train=train)
 
     @nn.nowrap
-    def patch_flops(self, shape: tuple[int, int, int], seen: int | None = None) -> int:
-        """Forward FLOPs of the patch embedding of one (H, W, C) image, of V = `seen` patches or of
-        all."""
+    def patch_flops(self, shape: tuple[int, int, int], visible: int | None = None) -> int:
+        """Forward FLOPs of the patch embedding of one (H, W, C) image, of V = `visible` patches or
+        of all."""
         rows, columns = self._grid(*shape[:2])
-        patches = rows * columns if seen is None else seen
+        patches = rows * columns if visible is None else visible
         return 2 * patches * self.patch_size**2 * shape[2] * self.width
 
 

@@ -1,5 +1,5 @@
 """A masked autoencoder with a ViT-B/16 on ImageNet, as published (He et al. 2022): 49 of 196
-patches are seen, and pixels are predicted normalised by patch; AdamW, 1600 epochs of 4096 images.
+patches are visible, targets are pixels normalised by patch; AdamW, 1600 epochs, batches of 4096.
 
 Prepare the set once: tfds build imagenet2012 --file_format=array_record --manual_dir=DIR
 

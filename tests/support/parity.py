@@ -454,7 +454,7 @@ def example(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
             patches = (side // case.settings["patch_size"]) ** 2
             noise = rng.uniform(size=(rows, patches))
             count = int(patches * (1 - case.settings["mask_ratio"]))  # as there
-            return {"images": pictures, "noise": noise, "seen": noise.argsort(axis=1)[:, :count]}
+            return {"images": pictures, "noise": noise, "visible": noise.argsort(axis=1)[:, :count]}
         return {"images": pictures, "labels": rng.integers(0, K, rows)}
     length = max(case.lengths)
     if case.model is Towers:
@@ -586,7 +586,7 @@ def ours(model, variables: dict, data: dict, precision: str):
             return _contrastive(model.apply(variables, *arguments, mutable=mutable)[0])
         if "images" in data:
             pictures = jnp.asarray(data["images"], precision)
-            arguments = (pictures, data["seen"]) if "seen" in data else (pictures,)
+            arguments = (pictures, data["visible"]) if "visible" in data else (pictures,)
             outputs = (
                 [model.apply(variables, *arguments, mutable=mutable)[0]]
                 if mutable
@@ -626,7 +626,7 @@ def _loss(model, outputs, labels, data):
     logits = outputs[0]
     if isinstance(model, mae.MAE):
         pictures, ones = jnp.asarray(data["images"], logits.dtype), jnp.ones(len(logits))
-        total, weight = reconstruction(model, pictures, logits, data["seen"], ones)["loss"]
+        total, weight = reconstruction(model, pictures, logits, data["visible"], ones)["loss"]
         return total / weight
     if isinstance(model, bert.SpanAnswerer):
         ones = jnp.ones(len(labels), logits.dtype)

@@ -216,8 +216,8 @@ class ImageTower(PatchTransformer, kw_only=True):
     def _tokens(self) -> dict[str, int]:
         return super()._tokens() if self.pooling == "class" else {}
 
-    def _embed(self, images, train: bool, seen=None):
-        x = super()._embed(images, train, seen)
+    def _embed(self, images, train: bool, visible=None):
+        x = super()._embed(images, train, visible)
         return self.embedding_norm(x) if self.norm_before else x
 
     def __call__(self, images, train: bool = False):

@@ -1,6 +1,6 @@
 """Pictures whose patches are hidden and predicted: masked autoencoders (He et al. 2022).
 
-    mae.py      the model: an encoder over the patches that are seen, a decoder over all of them
+    mae.py      the model: an encoder over the visible patches, a decoder over all of them
     masking.py  which patches those are
     task.py     the task, `config.task = "vision.masked.task"`: losses, evaluation, predictions
     shown.py    pictures of reconstructions

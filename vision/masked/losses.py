@@ -1,6 +1,6 @@
 """The loss of reconstructions, over hidden patches alone.
 
-Letters: B batch, H height, W width, C channels; p side of a patch, N patches, of which V are seen.
+Letters: B batch, H height, W width, C channels; p side of a patch; N patches, V visible.
 """
 
 import flax.linen as nn
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 
 from common import losses
 from common.task import Terms
-from vision.masked.mae import is_seen
+from vision.masked.mae import is_visible
 
 
-def errors(model: nn.Module, images, predicted, seen):
+def errors(model: nn.Module, images, predicted, visible):
     """Of each image, over its hidden patches: (mean squared error f32[B], that of predicting 0).
 
     Args:
       model: has `targets`.
       images: f32[B, H, W, C].
       predicted: f32[B, N, p p C].
-      seen: i32[B, V].
+      visible: i32[B, V].
     """
-    targets, hidden = model.targets(images), ~is_seen(seen, predicted.shape[1])
+    targets, hidden = model.targets(images), ~is_visible(visible, predicted.shape[1])
     mean = lambda x: jnp.mean(x**2, axis=-1).mean(axis=-1, where=hidden)
     return mean(predicted - targets), mean(targets)
 
 
-def reconstruction(model: nn.Module, images, predicted, seen, valid) -> Terms:
+def reconstruction(model: nn.Module, images, predicted, visible, valid) -> Terms:
     """{"loss", "baseline"}: the squared error of hidden pixels (He et al. 2022), and that of
     predicting 0, which is the mean of each patch if targets are normalised by patch.
 
     Args:
-      model, images, predicted, seen: as in `errors`.
+      model, images, predicted, visible: as in `errors`.
       valid: f32[B].
     """
-    error, baseline = errors(model, images, predicted, seen)
+    error, baseline = errors(model, images, predicted, visible)
     return {"loss": losses.weighted(error, valid), "baseline": losses.weighted(baseline, valid)}

@@ -3,14 +3,14 @@ a small one that predicts the pixels of all others.
 
     from vision.masked import mae, masking
     model = mae.MAE(**vit.SIZES["b16"], **mae.DECODER, channels=3)
-    seen = masking.seen(keys, patches=196, count=49)
-    params = model.init(jax.random.key(0), images, seen)["params"]
-    pixels = model.apply({"params": params}, images, seen)
+    visible = masking.visible(keys, patches=196, count=49)
+    params = model.init(jax.random.key(0), images, visible)["params"]
+    pixels = model.apply({"params": params}, images, visible)
 
 The encoder's parameters are those of `vision.vit.ViT` with a class token, under the same paths.
 
 Letters: B batch, H height, W width and C channels of an image; p side of a patch, N patches, of
-which V are seen; L positions (V, and one for the class token), D width of the encoder, E of the
+which V are visible; L positions (V, and one for the class token), D width of the encoder, E of the
 decoder.
 """
 
@@ -35,7 +35,7 @@ SHARED = (
 
 
 class MAE(PatchTransformer, kw_only=True):
-    """A masked autoencoder: images, and which patches are seen, to the pixels of all patches.
+    """A masked autoencoder: images, and their visible patches, to the pixels of all patches.
 
     Attributes:
       channels: C.
@@ -112,25 +112,25 @@ class MAE(PatchTransformer, kw_only=True):
         shared = {name: getattr(self, name) for name in SHARED}
         return Transformer(**self._decoder_sizes(), **shared, **where)
 
-    def __call__(self, images, seen=None, train: bool = False):
+    def __call__(self, images, visible=None, train: bool = False):
         """f32[B, H, W, C] -> predicted pixels f32[B, N, p p C] of every patch; see `targets`.
 
-        Exposes the mean of the seen patches' final states as `features`, [B, D].
+        Exposes the mean of the visible patches' final states as `features`, [B, D].
 
         Args:
-          images, seen, train: as in `encode`.
+          images, visible, train: as in `encode`.
 
         Raises:
           BadInput: if patches do not tile the images, or learned positions are of another size.
         """
-        x = self.encode(images, seen, train)
+        x = self.encode(images, visible, train)
         features = self.constrain(x[:, 1:].mean(axis=1), "batch", None)
         named(self, "features", features)
         x = self.decoder_embed(x)
         rows, columns = self._grid(*images.shape[1:3])
         first, patches = x[:, :1], x[:, 1:]
-        if seen is not None:
-            patches = unshuffled(patches, seen, self.mask_token.astype(x.dtype), rows * columns)
+        if visible is not None:
+            patches = unshuffled(patches, visible, self.mask_token.astype(x.dtype), rows * columns)
         if self.positions == "sine":
             patches = patches + sines(rows, columns, self.decoder_width, x.dtype)
         x = jnp.concatenate([first, patches], axis=1)
@@ -149,7 +149,7 @@ class MAE(PatchTransformer, kw_only=True):
         return (x - _mean(x)) / _deviation(x) if self.normalised else x
 
     @nn.nowrap
-    def reconstructed(self, images, predicted, seen):
+    def reconstructed(self, images, predicted, visible):
         """Images f32[B, H, W, C] whose hidden patches are the predicted ones.
 
         Where predictions are normalised, the mean and the deviation of a hidden patch are those
@@ -158,22 +158,22 @@ class MAE(PatchTransformer, kw_only=True):
         Args:
           images: f32[B, H, W, C].
           predicted: f32[B, N, p p C].
-          seen: i32[B, V].
+          visible: i32[B, V].
         """
         if self.normalised:
             x = self.patchified(images)
             predicted = predicted * _deviation(x) + _mean(x)
-        return self._with_hidden(images, predicted, seen)
+        return self._with_hidden(images, predicted, visible)
 
     @nn.nowrap
-    def masked(self, images, seen):
+    def masked(self, images, visible):
         """Images f32[B, H, W, C] whose hidden patches are 0; arguments as in `reconstructed`."""
-        return self._with_hidden(images, 0.0, seen)
+        return self._with_hidden(images, 0.0, visible)
 
     @nn.nowrap
-    def _with_hidden(self, images, values, seen):
+    def _with_hidden(self, images, values, visible):
         x = self.patchified(images)
-        x = jnp.where(is_seen(seen, x.shape[1])[..., None], x, values)
+        x = jnp.where(is_visible(visible, x.shape[1])[..., None], x, values)
         batch, height, width, channels = images.shape
         (rows, columns), side = self._grid(height, width), self.patch_size
         x = reshaped(x, batch, rows, columns, side, side, channels).swapaxes(2, 3)
@@ -186,13 +186,13 @@ class MAE(PatchTransformer, kw_only=True):
         return rows * columns
 
     @nn.nowrap
-    def flops(self, shape: tuple[int, int, int], seen: int) -> int:
-        """Forward FLOPs of one (H, W, C) image of which V = `seen` patches are seen: those of
+    def flops(self, shape: tuple[int, int, int], visible: int) -> int:
+        """Forward FLOPs of one (H, W, C) image with V = `visible` visible patches: those of
         `stack_flops` of both stacks, and of the layers before and behind them."""
-        count, tokens = self.patches(shape), 1 + seen
+        count, tokens = self.patches(shape), 1 + visible
         layers = tokens * self.width + count * self.patch_size**2 * shape[2]
         decoder = self.make_decoder(parent=None).stack_flops(1 + count)
-        encoder = self.patch_flops(shape, seen) + self.stack_flops(tokens)
+        encoder = self.patch_flops(shape, visible) + self.stack_flops(tokens)
         return encoder + decoder + 2 * layers * self.decoder_width
 
 
@@ -204,26 +204,26 @@ def _deviation(x):
     return jnp.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + EPSILON)
 
 
-def _matches(seen, patches: int):
-    """bool[B, N, V]: whether patch n is the v-th that is seen."""
-    return seen[:, None, :] == jnp.arange(patches, dtype=seen.dtype)[None, :, None]
+def _matches(visible, patches: int):
+    """bool[B, N, V]: whether patch n is the v-th visible one."""
+    return visible[:, None, :] == jnp.arange(patches, dtype=visible.dtype)[None, :, None]
 
 
-def is_seen(seen, patches: int):
-    """bool[B, N] of the seen patches i32[B, V] among N."""
-    return _matches(seen, patches).any(axis=-1)
+def is_visible(visible, patches: int):
+    """bool[B, N] of the visible patches i32[B, V] among N."""
+    return _matches(visible, patches).any(axis=-1)
 
 
-def unshuffled(x, seen, other, patches: int):
-    """[B, N, E]: the states of seen patches where they belong, and `other` in all other places.
+def unshuffled(x, visible, other, patches: int):
+    """[B, N, E]: the states of visible patches where they belong, and `other` in all other places.
 
     Args:
       x: [B, V, E].
-      seen: i32[B, V].
+      visible: i32[B, V].
       other: [1, E].
       patches: N.
     """
-    places = jnp.argmax(_matches(seen, patches), axis=-1)
+    places = jnp.argmax(_matches(visible, patches), axis=-1)
     moved = jnp.take_along_axis(x, places[..., None], axis=1)
     other = repeated(other, x, moved.shape)
-    return jnp.where(is_seen(seen, patches)[..., None], moved, other)
+    return jnp.where(is_visible(visible, patches)[..., None], moved, other)

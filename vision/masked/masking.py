@@ -1,7 +1,7 @@
 """Which patches of an image a masked autoencoder sees: as many of each, drawn from a row's own key,
 so that they depend on nothing else of its batch.
 
-Letters: B batch, N patches, of which V are seen.
+Letters: B batch, N patches, of which V are visible.
 """
 
 import jax
@@ -28,7 +28,7 @@ def checked(where: str, ratio: float) -> float:
     return ratio
 
 
-def count_seen(patches: int, ratio: float, where: str = "config.masking.ratio") -> int:
+def count_visible(patches: int, ratio: float, where: str = "config.masking.ratio") -> int:
     """V, to the nearest whole patch. Raises `BadInput` if it is none, or all."""
     count = round(patches * (1 - ratio))
     require(
@@ -39,8 +39,8 @@ def count_seen(patches: int, ratio: float, where: str = "config.masking.ratio") 
     return count
 
 
-def seen(keys, patches: int, count: int):
-    """i32[B, V]: the patches that are seen, uniformly drawn without replacement.
+def visible(keys, patches: int, count: int):
+    """i32[B, V]: the visible patches, uniformly drawn without replacement.
 
     Args:
       keys: [B] jax keys.

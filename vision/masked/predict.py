@@ -3,7 +3,7 @@
 A picture is read as in `vision.predict`. Vectors are `vision.predict.vectors`: the mean of the
 final states of all patches.
 
-Letters: B batch, H height, W width, C channels of an image; N patches, of which V are seen.
+Letters: B batch, H height, W width, C channels of an image; N patches, of which V are visible.
 """
 
 import base64
@@ -53,15 +53,16 @@ def reconstructor(
         """
         require(0 <= seed < 2**32, f"seed: {seed} is not in [0, 2^32)")
         share = usual if ratio is None else masking.checked("ratio", ratio)
-        count = masking.count_seen(patches, share, "ratio")
+        count = masking.count_visible(patches, share, "ratio")
         return {"count": count, "key": purpose_key(seed, "masking")}
 
     def apply(params, extra, batch, options):
         images = prepare(batch["image"])
-        seen = masking.seen(row_keys(options["key"], batch), patches, options["count"])
-        predicted = model.apply({"params": params, **extra}, images, seen)
-        error, baseline = errors(model, images, predicted, seen)
-        views = images, model.masked(images, seen), model.reconstructed(images, predicted, seen)
+        visible = masking.visible(row_keys(options["key"], batch), patches, options["count"])
+        predicted = model.apply({"params": params, **extra}, images, visible)
+        error, baseline = errors(model, images, predicted, visible)
+        reconstructed = model.reconstructed(images, predicted, visible)
+        views = images, model.masked(images, visible), reconstructed
         return {"views": jnp.stack(views, axis=1), "loss": error, "baseline": baseline}
 
     def result(picture, rows, outputs, options) -> dict:

@@ -33,22 +33,22 @@ def training(hidden: Callable, facts: ImageFacts, rows: dict) -> dict[str, Shown
     """Prepared training images, and what the model sees of them, for `Task.shown`.
 
     Args:
-      hidden: (images f32[n, H, W, C], seen i32[n, V]) -> images of what is seen.
+      hidden: (images f32[n, H, W, C], visible i32[n, V]) -> images of the visible patches.
       facts: of the set.
-      rows: `image` f32[n, H, W, C], normalised, and `seen` i32[n, V].
+      rows: `image` f32[n, H, W, C], normalised, and `visible` i32[n, V].
     """
 
     def draw():
-        images, seen = rows["image"][:MOST], rows["seen"][:MOST]
-        page = strips((images, hidden(images, seen)), facts.mean, facts.std)
+        images, visible = rows["image"][:MOST], rows["visible"][:MOST]
+        page = strips((images, hidden(images, visible)), facts.mean, facts.std)
         return pictures.tiles(page, [""] * len(page))
 
     return {"images": Shown(draw)}
 
 
 def evaluated(source: Source, views: Callable) -> Callable:
-    """EvalContext -> {"reconstructions": Shown}: images of a set, evenly spaced, what is seen of
-    each, and each with what is predicted.
+    """EvalContext -> {"reconstructions": Shown}: images of a set, evenly spaced, the visible
+    patches of each, and each with what is predicted.
 
     Args:
       source: the set.

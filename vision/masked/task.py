@@ -1,15 +1,15 @@
-"""The task of masked autoencoders (He et al. 2022): hidden patches of images, predicted from those
-that are seen. Labels are not used.
+"""The task of masked autoencoders (He et al. 2022): hidden patches of images, predicted from the
+visible ones. Labels are not used.
 
 `config.model.module = "vision.masked.mae:MAE"` names the model by its import path; the other keys
-of the section are its fields. Another needs a field `channels`, a `PARTITION` table, MAE's methods
-`patches`, `targets`, `masked` and `reconstructed`, and is called as `model(images, seen, train)`.
-Its optional `flops((H, W, C), V)` counts an image's forward pass, for MFU.
+of the section are its fields. Another needs a field `channels`, a `PARTITION` table and MAE's
+methods `patches`, `targets`, `masked` and `reconstructed`; it is called as `model(images, visible,
+train)`. Its optional `flops((H, W, C), V)` counts an image's forward pass, for MFU.
 
-Which patches are seen is a pure function of seed, step and row in training, and in evaluation of
+Which patches are visible is a pure function of seed, step and row in training, and in evaluation of
 seed and row: every evaluation hides the same ones.
 
-Letters: B batch, H height, W width, C channels; N patches, of which V are seen.
+Letters: B batch, H height, W width, C channels; N patches, of which V are visible.
 """
 
 from collections.abc import Callable
@@ -51,8 +51,8 @@ def evaluator(
     Args:
       source: the set to evaluate.
       terms: (params, extra, batch, key) -> Terms; a row's hidden patches are always the same.
-      views: (params, batch, key) -> (images, what is seen of them, reconstructions), f32[B, H, W,
-        C] each.
+      views: (params, batch, key) -> (images, their visible patches, reconstructions), each f32[B,
+        H, W, C].
       split: split of the data set to evaluate: "test" or "train[90%:]".
       every: duration between evaluations, such as "1 epoch"; the end is always evaluated.
       batch_size: rows evaluated at a time.
@@ -95,12 +95,12 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
     size, shape = config["augment"]["resized_crop"], _shape(config, sources)
     model = _model(config, shape, constrain)
     patches = model.patches(shape)
-    count = masking.count_seen(patches, call(masking.ratio_section, config["masking"]))
+    count = masking.count_visible(patches, call(masking.ratio_section, config["masking"]))
     augmented = call(augment.make_augment, config["augment"], mean)
 
     def init(key):
-        images, seen = jnp.zeros((1, *shape), jnp.float32), jnp.arange(count)[None]
-        return model.init(key, images, seen)["params"], {}
+        images, visible = jnp.zeros((1, *shape), jnp.float32), jnp.arange(count)[None]
+        return model.init(key, images, visible)["params"], {}
 
     def prepare(key, batch, train):
         images = batch["image"]
@@ -111,14 +111,14 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
             images = normalise(augmented(key, scaled, unused, rows, epochs)[0], mean, std)
         else:
             images = evaluated(images, size, mean, std)
-        seen = masking.seen(row_keys(key, batch), patches, count)
-        return batch | {"image": images, "seen": seen}
+        visible = masking.visible(row_keys(key, batch), patches, count)
+        return batch | {"image": images, "visible": visible}
 
     def apply(params, batch, **training):
-        return model.apply({"params": params}, batch["image"], batch["seen"], **training)
+        return model.apply({"params": params}, batch["image"], batch["visible"], **training)
 
     def terms_of(batch, predicted):
-        return reconstruction(model, batch["image"], predicted, batch["seen"], batch["valid"])
+        return reconstruction(model, batch["image"], predicted, batch["visible"], batch["valid"])
 
     def loss(params, extra, batch, key):
         predicted = apply(params, batch, train=True, rngs={"dropout": key})
@@ -130,9 +130,9 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
     def views(params, batch, key):
         batch = prepare(key, batch, False)
-        images, seen = batch["image"], batch["seen"]
-        reconstructed = model.reconstructed(images, apply(params, batch), seen)
-        return images, model.masked(images, seen), reconstructed
+        images, visible = batch["image"], batch["visible"]
+        reconstructed = model.reconstructed(images, apply(params, batch), visible)
+        return images, model.masked(images, visible), reconstructed
 
     own = train_set.spec["image"].shape
     return Task(

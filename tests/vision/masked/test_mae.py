@@ -33,31 +33,31 @@ KEYS = 4000
 def drawn() -> np.ndarray:
     """i32[KEYS, COUNT]."""
     keys = jax.random.split(jax.random.key(7), KEYS)
-    return np.asarray(jax.jit(lambda: masking.seen(keys, PATCHES, COUNT))())
+    return np.asarray(jax.jit(lambda: masking.visible(keys, PATCHES, COUNT))())
 
 
-def seen() -> np.ndarray:
+def visible() -> np.ndarray:
     """i32[3, COUNT]."""
     return drawn()[:3]
 
 
 @functools.cache
 def made():
-    """(its parameters, all random; jitted: images, seen -> (predicted, features))."""
+    """(its parameters, all random; jitted: images, visible -> (predicted, features))."""
     variables = random(MODEL)
 
     @jax.jit
-    def apply(images, seen):
-        predicted, state = MODEL.apply(variables, images, seen, mutable=["intermediates"])
+    def apply(images, visible):
+        predicted, state = MODEL.apply(variables, images, visible, mutable=["intermediates"])
         return predicted, state["intermediates"]["features"][0]
 
     return variables, apply
 
 
-def pixels_seen() -> np.ndarray:
+def visible_pixels() -> np.ndarray:
     """bool[3, SIDE, SIDE, 1]."""
     grid = np.zeros((3, PATCHES), bool)
-    np.put_along_axis(grid, seen(), True, axis=1)
+    np.put_along_axis(grid, visible(), True, axis=1)
     return grid.reshape(3, 4, 4).repeat(4, axis=1).repeat(4, axis=2)[..., None]
 
 
@@ -68,17 +68,17 @@ def test_a_mask_is_of_its_key_alone_and_each_patch_is_equally_likely():
     assert drawn().shape == (KEYS, COUNT)
     assert all(len(set(row)) == COUNT for row in drawn())
     key = jax.random.split(jax.random.key(7), KEYS)[5:6]
-    assert np.array_equal(masking.seen(key, PATCHES, COUNT), drawn()[5:6])
+    assert np.array_equal(masking.visible(key, PATCHES, COUNT), drawn()[5:6])
     shares = np.bincount(drawn().ravel(), minlength=PATCHES) / KEYS
     np.testing.assert_allclose(shares, COUNT / PATCHES, atol=0.04)  # five deviations
 
 
 def test_a_share_becomes_whole_patches():
-    assert masking.count_seen(196, 0.75) == 49
-    assert masking.count_seen(49, 0.75) == 12
+    assert masking.count_visible(196, 0.75) == 49
+    assert masking.count_visible(49, 0.75) == 12
     for patches, ratio, told in ((16, 0.99, "hides all"), (4, 0.1, "hides none")):
         with pytest.raises(BadInput, match=f"of {patches} patches, a share of {ratio} {told}"):
-            masking.count_seen(patches, ratio)
+            masking.count_visible(patches, ratio)
     for ratio in (0.0, 1.0, float("nan")):
         with pytest.raises(BadInput, match=r"config.masking.ratio: .* is not between 0 and 1"):
             masking.ratio_section(ratio=ratio)
@@ -89,14 +89,14 @@ def test_a_share_becomes_whole_patches():
 
 def test_hidden_pixels_are_not_seen_and_the_order_of_the_others_does_not_matter():
     _, apply = made()
-    predicted, features = apply(IMAGES, seen())
+    predicted, features = apply(IMAGES, visible())
     noise = np.random.default_rng(1).normal(size=IMAGES.shape).astype(np.float32)
-    elsewhere = apply(np.where(pixels_seen(), IMAGES, noise), seen())
+    elsewhere = apply(np.where(visible_pixels(), IMAGES, noise), visible())
     assert np.array_equal(elsewhere[0], predicted)
-    turned = apply(IMAGES, seen()[:, ::-1])
+    turned = apply(IMAGES, visible()[:, ::-1])
     np.testing.assert_allclose(turned[0], predicted, atol=1e-4)
     np.testing.assert_allclose(turned[1], features, atol=1e-4)
-    others = apply(np.where(pixels_seen(), noise, IMAGES), seen())
+    others = apply(np.where(visible_pixels(), noise, IMAGES), visible())
     assert np.abs(others[0] - predicted).max(axis=(1, 2)).min() > 1e-3
 
 
@@ -154,14 +154,14 @@ def test_a_model_of_odd_sizes_is_one_line():
 def test_the_loss_is_of_hidden_patches_alone(normalised):
     model = MODEL.clone(normalised=normalised)
     targets, hidden = np.array(model.targets(IMAGES)), np.ones((3, PATCHES), bool)
-    np.put_along_axis(hidden, seen(), False, axis=1)
+    np.put_along_axis(hidden, visible(), False, axis=1)
     predicted = targets + np.where(hidden, 0, 7.0)[..., None]
     valid = np.float32([1, 1, 0])
-    terms = reconstruction(model, IMAGES, predicted, seen(), valid)
+    terms = reconstruction(model, IMAGES, predicted, visible(), valid)
     assert terms["loss"] == (0, 2)
     predicted[0] += np.where(hidden[0], 2.0, 0)[:, None]
     predicted[2] += 100
-    total, weight = reconstruction(model, IMAGES, predicted, seen(), valid)["loss"]
+    total, weight = reconstruction(model, IMAGES, predicted, visible(), valid)["loss"]
     assert float(total) == pytest.approx(4, rel=1e-5)
     assert float(weight) == 2
     baseline = np.square(targets[:2][hidden[:2]]).mean() * 2
@@ -175,11 +175,11 @@ def test_the_loss_is_of_hidden_patches_alone(normalised):
 def test_what_is_predicted_stands_where_it_was_hidden(normalised):
     model = MODEL.clone(normalised=normalised)
     targets = model.targets(IMAGES)
-    np.testing.assert_allclose(model.reconstructed(IMAGES, targets, seen()), IMAGES, atol=1e-5)
-    wrong = model.reconstructed(IMAGES, targets + 5, seen())
+    np.testing.assert_allclose(model.reconstructed(IMAGES, targets, visible()), IMAGES, atol=1e-5)
+    wrong = model.reconstructed(IMAGES, targets + 5, visible())
     differs = np.any(np.asarray(wrong) != IMAGES, axis=-1, keepdims=True)
-    assert np.array_equal(differs, ~pixels_seen())
-    assert np.array_equal(model.masked(IMAGES, seen()), np.where(pixels_seen(), IMAGES, 0))
+    assert np.array_equal(differs, ~visible_pixels())
+    assert np.array_equal(model.masked(IMAGES, visible()), np.where(visible_pixels(), IMAGES, 0))
 
 
 # ---------------------------------------------------------------------------------------- weights

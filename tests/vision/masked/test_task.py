@@ -125,9 +125,9 @@ def test_evaluation_hides_the_same_patches_and_draws_them(compiled_in_haste):
     key = purpose_key(0, "eval")
     batch = lambda at: source.read(at) | {"index": at, "valid": np.ones(len(at), np.float32)}
     prepare = jax.jit(task.prepare, static_argnums=2)
-    seen = lambda at: np.asarray(prepare(key, batch(at), False)["seen"])
-    assert np.array_equal(seen(at)[2:4], seen(at[2:4]))
-    assert seen(at).shape == (6, 4)
+    visible = lambda at: np.asarray(prepare(key, batch(at), False)["visible"])
+    assert np.array_equal(visible(at)[2:4], visible(at[2:4]))
+    assert visible(at).shape == (6, 4)
     with jax.set_mesh(made.layout.mesh):
         state = made.create(made.hypers)
         batches = lambda source, size: [batch(at)]
