@@ -78,6 +78,15 @@ def test_sets_of_evaluators_are_in_the_folder_of_data(config, tmp_path, caplog):
     assert "config.evals.shapes.data: of pictures that are no squares" in caplog.text
 
 
+def test_predictions_see_pictures_as_evaluation_does(config, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+    monkeypatch.setattr(task.predict, "vectors", lambda *arguments: arguments)
+    for resize, fit in task.data.FITS.items():
+        made = config(**{"data.resize": resize})
+        _, read, _, _ = task.embedder(made, task.sources(made), lambda x, *names: x)
+        assert np.array_equal(read(pixels), fit(pixels, 32))
+
+
 GRID = pytest.mark.slow, pytest.mark.measure("grid")
 
 
