@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from common import inputs, tree
 from common.data import fetch
@@ -370,11 +371,12 @@ def _resize(setup: preprocessor.Preprocessor, path) -> str:
     """`config.data.resize` of a preprocessor."""
     squash = isinstance(setup.size, tuple)
     sides = (setup.size,) if squash else ((setup.size, setup.size),)
-    if setup.size is None or setup.crop not in (*sides, *((None,) if squash else ())):
+    crops = setup.crop in sides or (squash and setup.crop is None)
+    if setup.size is None or not crops or setup.resample != Image.Resampling.BICUBIC:
         logging.warning(
-            "config.init.adopt: %s resizes pictures to %s and crops %s: config.data.resize does "
-            "otherwise",
-            *(path / preprocessor.FILE, setup.size, setup.crop),
+            "config.init.adopt: %s resizes pictures to %s with the filter %d and crops %s; here "
+            "config.data.resize does so with filter 3, and crops to config.data.image_size",
+            *(path / preprocessor.FILE, setup.size, setup.resample, setup.crop),
         )
     return "squash" if squash else "centre"
 

@@ -85,6 +85,11 @@ def test_what_is_refused(folder, part, values, said):
     [
         ({"image_processor_type": "SiglipImageProcessor", "size": 8}, "squash", False),
         (
+            {"image_processor_type": "SiglipImageProcessor", "size": 8, "resample": 2},
+            "squash",
+            True,
+        ),
+        (
             {"image_processor_type": "CLIPImageProcessor", "size": 8, "crop_size": 8},
             "centre",
             False,
@@ -96,7 +101,7 @@ def test_pictures_are_resized_as_their_preprocessor_says(folder, setup, resize, 
     (folder / preprocessor.FILE).write_text(json.dumps(setup))
     adopted = weights.settings({"init": {"path": str(folder)}})["data"]
     assert (adopted["resize"], adopted["image_size"]) == (resize, 8)
-    assert ("does otherwise" in caplog.text) == warned
+    assert ("here config.data.resize" in caplog.text) == warned
 
 
 def test_another_model_is_refused_by_its_fields(folder):
