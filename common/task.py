@@ -238,9 +238,6 @@ class Predictor(NamedTuple):
         a prediction, and flags of scripts/predict.py. It checks them and returns {name: value} for
         the functions above. Floats and arrays are traced, and a new value compiles nothing; all
         others are static, and must be hashable.
-      derived: (params, extra, static options) -> {name: jax.Array}, further options for `apply`
-        that take the parameters to compute, once and not for each batch: the vectors of what is
-        searched. May raise `BadInput`. Such predictions cannot be exported.
       pads: {name: value}: arrays of a row whose first dimension varies, and what they are padded
         with, to one of a few lengths (`common.predict.bucket`).
       longest: the most that they are padded to; None is no limit.
@@ -249,6 +246,9 @@ class Predictor(NamedTuple):
       optional: columns that a table may lack.
       suffixes: of the files that are inputs, such as ".png"; none if inputs are texts.
       texts: whether inputs may be texts beside such files.
+      derived: (params, extra, static options) -> {name: jax.Array}, further options for `apply`
+        that take the parameters to compute, once and not for each batch: the vectors of what is
+        searched. May raise `BadInput`. Such predictions cannot be exported.
       model: the model, for those who want more of it; called with {"params": params, **extra}.
       described: entries of the config.json of `transformers` that are no fields of the model, such
         as how it was trained.
@@ -266,13 +266,13 @@ class Predictor(NamedTuple):
     result: Callable
     line: Callable
     options: Callable
-    derived: Callable | None = None
     pads: Mapping[str, Any] = MappingProxyType({})
     longest: int | None = None
     columns: tuple[str, ...] = ("text",)
     optional: tuple[str, ...] = ()
     suffixes: frozenset[str] = frozenset()
     texts: bool = False
+    derived: Callable | None = None
     model: Any = None
     described: Mapping[str, Any] = MappingProxyType({})
     exports: Mapping[str, Function] = MappingProxyType({})

@@ -99,6 +99,7 @@ def built(name: str, folder) -> dict:
     if config["task"] == "vision.contrast.task":
         own = corpus.tokenizer(folder, "wordpiece", config["data"]["vocab_size"])
         others |= {"data.name": f"captions:{captioned(folder)}", "data.tokenizer": own}
+        others |= {"train.batch_size": 16}  # of 24 pairs
         others |= {"data.train": "train"}
         for key in config["evals"]:
             others[f"evals.{key}.split"] = "test"

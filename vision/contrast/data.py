@@ -10,6 +10,7 @@ Letters: S side of a picture, L positions of a text.
 import concurrent.futures
 import functools
 import os
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -239,16 +240,13 @@ def _text_facts(kind: str, vocab_size: int, folder: str, length: int, texts) -> 
     return facts._replace(length=length)
 
 
-@functools.lru_cache(maxsize=4)
-def _plain(encoder: Tokenizer) -> Tokenizer:
-    """`lm.data.tokenizer.reading`, which takes long for large vocabularies, of a tokenizer that
-    stays as it is."""
-    return tokenizers.reading(tokenizers.facts(encoder))
+def text_encoder(facts: TextFacts) -> Callable:
+    """texts -> {"tokens", "segments"} [N, L]: as the tokenizer frames them, cut to L, padded. It
+    takes a while to make, of a large vocabulary, and can be sent to processes."""
+    return functools.partial(_text_rows, tokenizers.reading(facts), facts)
 
 
-def text_rows(facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
-    """{"tokens", "segments"} [N, L] of texts: as the tokenizer frames them, cut to L, padded."""
-    plain = _plain(facts.tokenizer)
+def _text_rows(plain: Tokenizer, facts: TextFacts, texts: list[str]) -> dict[str, np.ndarray]:
     room = facts.length - len(facts.begin) - len(facts.end)
     kind = np.uint16 if facts.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((len(texts), facts.length), facts.special["pad"] or 0, kind)
@@ -334,7 +332,8 @@ class _Records:
         self.names = [part for _, part, _ in parts]
         self.rows = np.concatenate([np.arange(at.start, at.stop) for _, _, at in parts])
         self.part = np.repeat(np.arange(len(parts)), [at.stop - at.start for _, _, at in parts])
-        self.key, self.facts, self.side, self.resize = key, facts, side, resize
+        self.key, self.side, self.resize = key, side, resize
+        self.encode = text_encoder(facts.text)
 
     def __call__(self, rows) -> dict[str, np.ndarray]:
         images, texts = [None] * len(rows), [""] * len(rows)

@@ -50,6 +50,8 @@ def softmax(images, texts, scale, valid, rows, axes: Axes = ()):
       images, texts: f32[B, E] of length 1; row i of one belongs to row i of the other.
       scale: f32[], the inverse temperature.
       valid: f32[B], 0 on padding rows, which are neither queries nor candidates.
+      rows: u32[B], of the set: a batch that spans the end of an epoch may hold a pair twice, which
+        is then no wrong answer to itself.
       axes: of the current mesh that split the batch, from `split_axes`.
 
     Returns:

@@ -51,7 +51,7 @@ def _rows(given: Any, read: Callable, encode: Callable) -> dict[str, np.ndarray]
     if is_picture(given):
         return {"image": read(given)}
     require(bool(given.strip()), "it is empty: neither a text nor a picture")
-    return {name: array[0] for name, array in text_rows(facts, [given.strip()]).items()}
+    return {name: array[0] for name, array in encode([given.strip()]).items()}
 
 
 def _vectors(model: nn.Module, prepare: Callable, params, arrays: dict):

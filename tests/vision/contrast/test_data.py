@@ -83,17 +83,6 @@ def test_held_out_texts_are_not_in_the_tokenizer(tmp_path):
     assert "z" not in letters("train[:90%]")
 
 
-def test_a_tokenizer_is_built_once_for_all_texts(monkeypatch):
-    facts = tokenizer.facts(tokenizer.train("wordpiece", 60, ["a red apple"]))._replace(length=9)
-    build, built = data.tokenizers.reading, []
-    count = lambda facts: built.append(facts) or build(facts)
-    monkeypatch.setattr(data.tokenizers, "reading", count)
-    rows = [data.text_rows(facts, [text])["tokens"] for text in ("a red", "an apple", "a red")]
-    assert len(built) == 1
-    assert np.array_equal(rows[0], rows[2])
-    assert not np.array_equal(rows[0], rows[1])
-
-
 def test_a_wide_picture_is_cropped_or_squashed(tmp_path):
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, :4], pixels[:, 4:8] = (255, 0, 0), (0, 255, 0)  # a third red, a third green
@@ -116,9 +105,13 @@ def test_another_class_makes_another_set(tmp_path):
     assert stamp(rows) == stamp(rows) != stamp(other)
 
 
-def test_a_text_is_on_one_side(tmp_path):
-    picture(tmp_path / "one.png")
-    rows = [{"path": "one.png", "text": "abcde"[i % 5] + "abcd"[i % 4]} for i in range(60)]
+def test_a_text_and_a_picture_are_on_one_side(tmp_path):
+    """20 texts of three rows each, and 30 pictures of two, in ten groups that share neither."""
+    for i in range(30):
+        picture(tmp_path / f"{i}.png", (i, 0, 0))
+    texts = ["abcde"[i % 5] + "abcd"[i % 4] for i in range(60)]
+    paths = [f"{'./' * (i > 29)}{i % 30}.png" for i in range(60)]
+    rows = [{"path": path, "text": text} for path, text in zip(paths, texts, strict=True)]
     name = table(tmp_path, rows)
     splits = {"train": "train", "valid": "valid", "test": "test"}
     sources = data.load_sources(splits, name=name, **SETTINGS)

@@ -12,7 +12,7 @@ from common.devices import mesh
 from common.errors import BadInput
 from lm.data import tokenizer
 from vision import predict as pictured
-from vision.contrast import predict
+from vision.contrast import data, predict
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -109,11 +109,22 @@ def test_vectors_of_both(folder):
 def test_space_around_a_text_is_no_part_of_it():
     trained = tokenizer.train("bpe", 300, ["a red apple", " a  red"])
     facts = tokenizer.facts(trained)._replace(length=12)
-    rows = [predict._rows(text, None, facts)["tokens"] for text in ("a red", " a red \n")]
+    encode = data.text_encoder(facts)
+    rows = [predict._rows(text, None, encode)["tokens"] for text in ("a red", " a red \n")]
     assert np.array_equal(*rows)
 
 
-def test_what_is_refused(loaded, folder):
+def test_the_tokenizer_is_built_once(monkeypatch):
+    built, build = [], tokenizer.reading
+    monkeypatch.setattr(tokenizer, "reading", lambda facts: built.append(1) or build(facts))
+    made(predict.vectors).predict(["red", "green", "blue"])
+    assert built == [1]
+
+
+def test_what_is_refused(loaded, folder, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="--among: .*torn.png: no picture"):
+        loaded.predict(["red"], among=str(tmp_path))
     with pytest.raises(BadInput, match="--among: name what to search"):
         loaded.predict(["red"])
     with pytest.raises(BadInput, match="neither a text nor a picture"):

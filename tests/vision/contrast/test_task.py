@@ -69,6 +69,21 @@ def test_what_is_refused(config, settings, said):
         build()
 
 
+def test_the_loss_is_told_which_rows_a_batch_holds(config, monkeypatch):
+    """The second batch of 16 of 18 rows: two end an epoch, and are there again."""
+    made, told = config(), []
+    sources = task.sources(made)
+    vectors = Vectors(jnp.zeros((16, 2)), jnp.zeros((16, 2)), jnp.float32(1), None)
+    model = SimpleNamespace(apply=lambda *args, **more: vectors, PARTITION=())
+    monkeypatch.setattr(task, "model_of", lambda *args: model)
+    monkeypatch.setattr(losses, "softmax", lambda *args: told.append(args[4]) or (None, None))
+    index = order.stream_index(1, 16)
+    batch = {"index": index, "valid": np.ones(16, np.float32)}
+    batch |= dict.fromkeys(("image", "tokens", "segments"))
+    task.make(made, sources, lambda x, *names: x).loss({}, {}, batch, jax.random.key(0))
+    assert np.array_equal(told[0], order.rows(made["seed"], 1, 16, sources["train"].size))
+
+
 def test_sets_of_evaluators_are_in_the_folder_of_data(config, tmp_path, caplog):
     fabricated.prepare(tmp_path, "shapes", (12, 9, 3), {"test": 4})
     own = {"kind": "vision.contrast.zero_shot", "data": "tfds:shapes", "split": "test"}
