@@ -96,42 +96,42 @@ def load_sources(
         )
         sides = image_size, resize
         return _from_tfds(splits, name, folder, *sides, tokenizer, length, mean, std)
-    found = captions.listing(name, folder, columns)
-    sizes = found.sizes()
-    texts = lambda: _trained_on(found, sizes, train)
+    listed = captions.listing(name, folder, columns)
+    sizes = listed.sizes()
+    texts = lambda: _trained_on(listed, sizes, train)
     facts = _text_facts(tokenizer, vocab_size, folder, length, texts)
-    facts = PairFacts(_image_facts(mean, std, found.classes), facts)
-    rows = text_encoder(facts.text)(found.texts)
+    facts = PairFacts(_image_facts(mean, std, listed.classes), facts)
+    rows = text_encoder(facts.text)(listed.texts)
     ranges = {
         key: grammar.ranges(split, sizes, split_key(key), shuffled=True)
         for key, split in splits.items()
     }
     paths_of = {part: [] for part in sizes}
-    for part, path in zip(found.splits, found.paths, strict=True):
+    for part, path in zip(listed.splits, listed.paths, strict=True):
         paths_of[part].append((os.path.normpath(path),))
     own.warn_of_repeated(ranges, paths_of, name, "picture")
     sources = {}
     for key, split in splits.items():
-        mine = _rows(found, sizes, split, split_key(key))
+        mine = _rows(listed, sizes, split, split_key(key))
         columns_ = {column: array[mine] for column, array in rows.items()}
-        if found.labels is not None:
-            columns_["label"] = found.labels[mine]
-        paths = [os.fspath(found.root / found.paths[i]) for i in mine]
+        if listed.labels is not None:
+            columns_["label"] = listed.labels[mine]
+        paths = [os.fspath(listed.root / listed.paths[i]) for i in mine]
         small = len(paths) * image_size**2 * 3 <= RESIDENT_BYTES
         if small if resident is None else resident:
             columns_ |= _Files(paths, {}, image_size, resize)(np.arange(len(paths)))
             sources[key] = loading.from_arrays(columns_, True, facts)
             continue
-        spec = row_spec(facts, image_size, found.labels is not None)
+        spec = row_spec(facts, image_size, listed.labels is not None)
         read = _Files(paths, columns_, image_size, resize)
-        mark = f"{found.stamp}:{split}:{image_size}:{resize}:{length}"
+        mark = f"{listed.stamp}:{split}:{image_size}:{resize}:{length}"
         sources[key] = Source(len(paths), read, None, spec, mark, facts)
     return sources
 
 
-def _rows(found: captions.Captions, sizes: dict[str, int], split: str, where: str) -> np.ndarray:
+def _rows(listed: captions.Captions, sizes: dict[str, int], split: str, where: str) -> np.ndarray:
     """i64[n], the pictures of a split."""
-    at = np.array(found.splits)
+    at = np.array(listed.splits)
     parts = grammar.ranges(split, sizes, where, shuffled=True)
     return np.concatenate([np.flatnonzero(at == part)[piece] for part, piece in parts])
 
@@ -217,14 +217,14 @@ def _image_facts(mean, std, classes: tuple[str, ...]) -> ImageFacts:
 # -------------------------------------------------------------------------------------------- texts
 
 
-def _trained_on(found: captions.Captions, sizes: dict[str, int], train: str) -> list[str]:
+def _trained_on(listed: captions.Captions, sizes: dict[str, int], train: str) -> list[str]:
     lacking = [part for part in grammar.names(train) if part not in (*sizes, "all")]
     require(
         not lacking,
         f"config.data.tokenizer: there is no split {brief(lacking and lacking[0])}, whose texts it "
         "would be trained on: name a tokenizer's file or folder",
     )
-    return [found.texts[i] for i in _rows(found, sizes, train, split_key("train"))]
+    return [listed.texts[i] for i in _rows(listed, sizes, train, split_key("train"))]
 
 
 def _text_facts(kind: str, vocab_size: int, folder: str, length: int, texts) -> TextFacts:

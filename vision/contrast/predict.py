@@ -4,7 +4,7 @@ that the option `among` names.
     python scripts/predict.py --workdir RUN "a red apple" --among photos/
     python scripts/predict.py --workdir RUN apple.png --among names.txt
 
-An input is a text or a picture. What ends like a picture's file is the path of one.
+An input is a text, or the path of a picture: a word with a suffix such as .png is always a path.
 
 Letters: B batch, M things to find among, E width of a vector.
 """

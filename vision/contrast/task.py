@@ -175,18 +175,18 @@ def make(config: dict, sources: dict[str, Source], constrain: Callable) -> Task:
 
     def loss(params, extra, batch, key):
         inputs = batch["image"], batch["tokens"], batch["segments"]
-        found = model.apply({"params": params}, *inputs, True, rngs={"dropout": key})
+        output = model.apply({"params": params}, *inputs, True, rngs={"dropout": key})
         axes = losses.split_axes(config["mesh"]["rules"])
         rows, _ = order.rows_at(config["seed"], batch["index"], train_set.order, jnp)
         told = batch["valid"], rows, axes
-        vectors = found.images, found.texts
+        vectors = output.images, output.texts
         one = jnp.float32(1)
-        terms = {"scale": (found.scale, one)}
+        terms = {"scale": (output.scale, one)}
         if kind == "sigmoid":
-            terms["loss"] = losses.sigmoid(*vectors, found.scale, found.bias, *told)
-            terms["bias"] = found.bias, one
+            terms["loss"] = losses.sigmoid(*vectors, output.scale, output.bias, *told)
+            terms["bias"] = output.bias, one
         else:
-            both = losses.softmax(*vectors, found.scale, *told)
+            both = losses.softmax(*vectors, output.scale, *told)
             terms["loss"], terms["accuracy"] = both
         return terms, extra
 
