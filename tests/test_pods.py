@@ -140,11 +140,12 @@ def test_seven_billion_parameters_fit_64_chips(request):
 
 @PODS
 def test_siglip_b16_on_256_chips(request):
-    """Batches of 32,768 pairs: they fit, and texts pass around the ring one chunk at a time."""
+    """Batches of 32,768 pairs: they fit, and texts pass around the ring one chunk at a time. Blocks
+    that are computed again are bound by memory, whose traffic is a quarter above the compute."""
     found = compiled.examine(load(f"{ROOT}/configs/vision/siglip_b16.py"), "v5e:16x16")
     check_page("siglip_b16", found, request.config.getoption("--update-goldens"))
     assert found.fits
-    assert compiled.bound(found)[0] == "compute"
+    assert compiled.bound(found)[0] == "memory"
     kinds = {c["kind"] for c in found.collectives}
     assert kinds == {"all-reduce", "collective-permute"}
 
