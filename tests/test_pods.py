@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 # Rows on one chip; a pod's batch is so many times its chips.
 SCAN = {"model.scan": True}
-WIDE = {"model.width": 1024, "model.projection_width": None}
+WIDE = {"model.width": 1024, "model.projection_width": None, "optim.name": "adamw"}
 TESTLESS = {"evals.test": None}
 MODELS = {
     "bert_base": ("bert_base.py", 32, SCAN),
