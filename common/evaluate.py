@@ -66,7 +66,7 @@ def collecting_evaluator(source: Source, rows: Callable, finish: Callable, *, ba
       EvalContext -> the result of `finish`.
     """
 
-    compiled = _on_every_process(rows)
+    compiled = on_every_process(rows)
 
     def run(context: EvalContext) -> dict:
         parts: list[dict[str, np.ndarray]] = []
@@ -81,10 +81,16 @@ def collecting_evaluator(source: Source, rows: Callable, finish: Callable, *, ba
     return run
 
 
-def _on_every_process(rows: Callable) -> Callable:
+def on_every_process(rows: Callable) -> Callable:
     """`rows`, jitted: every process gets all of them, as only whole arrays can be fetched. To be
     called where `jax.set_mesh` holds."""
     return jax.jit(lambda *args: jax.lax.with_sharding_constraint(rows(*args), PartitionSpec()))
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """u32[n]: at most so many rows of a set of `size`, evenly spaced."""
+    count = min(most, size)
+    return (np.arange(count) * size // max(count, 1)).astype(np.uint32)
 
 
 def _valid_rows(outputs: dict | None) -> list[dict[str, np.ndarray]]:
@@ -136,10 +142,10 @@ def gravest_mistakes(source: Source, logits: Callable, most: int = 8) -> Callabl
       logits: (params, extra, batch, key) -> f32[B, K].
       most: how many are kept.
     """
-    count = min(LOOKED_AT, source.size)
-    at = (np.arange(count) * source.size // max(count, 1)).astype(np.uint32)
+    at = spread(source.size, LOOKED_AT)
+    count = len(at)
 
-    predict = _on_every_process(lambda *args: jax.nn.softmax(logits(*args)))
+    predict = on_every_process(lambda *args: jax.nn.softmax(logits(*args)))
 
     def run(context: EvalContext) -> Mistakes:
         rows = source.read(at)

@@ -53,8 +53,8 @@ def continued(source: Source, predict: Callable) -> Callable:
       source: the set.
       predict: (params, batch) -> logits f32[n, L - 1, V] of the tokens after each.
     """
-    count, length = min(MOST, source.size), source.spec["tokens"].shape[0]
-    at = (np.arange(count) * source.size // count).astype(np.uint32)
+    at, length = evaluate.spread(source.size, MOST), source.spec["tokens"].shape[0]
+    count = len(at)
     prompt = min(PROMPT, length // 2)
     end = min(prompt + WRITTEN, length)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from common import inputs
 from common.data import fetch
 from common.errors import require
+from common.nn.layers import identity
 from common.predict import Published
 from common.task import Predictor, Source
 from common.weights import engine
@@ -61,7 +62,7 @@ def published(name: str, embed: bool = False) -> Published | None:
         of either, or its model has no head for classes and no vectors are asked for.
     """
     if contrast.of_towers(str(name)):
-        return towers(epath.Path(name).expanduser(), embed)
+        return _towers(epath.Path(name).expanduser(), embed)
     if not _of_images(str(name)):
         return None
     folder = fetch.find_pretrained(str(name), known=WEIGHTS, where=WHERE)
@@ -81,12 +82,11 @@ def published(name: str, embed: bool = False) -> Published | None:
         values = weights.flat(weights.pretrained(folder, model))
     channels = weights.channels_of(model, values)
     read = lambda picture: preprocessor.prepare(setup, predict.pixels(picture, channels))
-    as_it_is = lambda images: images
     if embed:
         # A head that the file lacks is called, though what it says is not used.
         lacking = weights.shapes_of(model, values).items()
         values |= {path: np.zeros(s, np.float32) for path, s in lacking if path not in values}
-        made = predict.vectors(model, read, as_it_is)
+        made = predict.vectors(model, read, identity)
     elif isinstance(model, MAE):
         made = _reconstructor(folder, model, read, setup)
     else:
@@ -94,12 +94,12 @@ def published(name: str, embed: bool = False) -> Published | None:
         require(head, f"{WHERE}: {name}: it has no head for classes; --embed has vectors")
         names, multi_label = _classes(folder) if described else ((), False)
         names = names or tuple(map(str, range(model.num_classes)))
-        made = predict.classifier(model, read, as_it_is, names, multi_label)
+        made = predict.classifier(model, read, identity, names, multi_label)
     variables = engine.variables(values)
     return Published(made, variables.pop("params"), variables)
 
 
-def towers(folder: epath.Path, embed: bool = False) -> Published:
+def _towers(folder: epath.Path, embed: bool = False) -> Published:
     """Published towers of pictures and texts, with their preprocessing and their tokenizer.
 
     Raises:
@@ -113,7 +113,7 @@ def towers(folder: epath.Path, embed: bool = False) -> Published:
     read = lambda picture: preprocessor.prepare(setup, predict.pixels(picture, 3))
     facts = tokenizers.facts(tokenizers.load(folder))._replace(length=model.max_length)
     make = pairs.vectors if embed else pairs.finds
-    return Published(make(model, read, lambda images: images, facts), params, {})
+    return Published(make(model, read, identity, facts), params, {})
 
 
 def _reconstructor(folder: epath.Path, model: MAE, read, setup: Preprocessor) -> Predictor:
@@ -123,7 +123,7 @@ def _reconstructor(folder: epath.Path, model: MAE, read, setup: Preprocessor) ->
     scale = weights.normalisation(setup)
     shape = (model.image_size, model.image_size, model.channels)
     scale = scale["mean"], scale["std"]
-    return masked.reconstructor(model, read, lambda images: images, shape, scale, ratio)
+    return masked.reconstructor(model, read, identity, shape, scale, ratio)
 
 
 def _classes(folder: epath.Path) -> tuple[tuple[str, ...], bool]:

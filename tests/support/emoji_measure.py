@@ -87,7 +87,7 @@ def main() -> None:
     found = captions.listing(captions.EMOJI, "")
     results = []
     for seed in range(1 if args.steps else args.seeds):
-        folder = pathlib.Path(args.workdir, str(seed))
+        folder = pathlib.Path(args.workdir, f"tried-{args.steps}" if args.steps else str(seed))
         command = [sys.executable, "scripts/train.py", "--config", "configs/vision/emoji_clip.py"]
         command += ["--workdir", str(folder), f"--config.seed={seed}"]
         command += short if args.steps else []

@@ -36,6 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     root, short = args.workdir.absolute(), {}
     if args.steps:
+        root /= f"tried-{args.steps}"
         short = {"train.duration": f"{args.steps} steps", "evals.test.split": "test[:256]"}
     accuracy = {way: [] for way in WAYS}
     for seed in SEEDS[:1] if args.steps else SEEDS:

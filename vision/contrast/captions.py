@@ -131,7 +131,8 @@ def _together(paths: list[str], texts: list[str]) -> list[str]:
     return [root((0, text))[1] for text in texts]
 
 
-def _facts(path) -> tuple[int, int]:
+def stamp(path) -> tuple[int, int]:
+    """Tells a changed file from what it was: its size, and when it was written, in nanoseconds."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
@@ -156,7 +157,7 @@ def _folder(root: str) -> Captions:
             paths.append(path)
             texts.append(text)
             splits.append(ALIASES.get(path.split(os.sep)[0].lower()) if os.sep in path else None)
-            facts.append(_facts(full))
+            facts.append(stamp(full))
     shown = inputs.shown(root)
     require(
         bool(paths), f"{WHERE}: {shown} holds no picture X.png with its text in X.txt beside it"
@@ -188,7 +189,7 @@ def _table(path: str, columns: tuple[str, str]) -> Captions:
         texts.append(text)
         splits.append(own.split_of(record, f"{where}, {line}"))
         values.append(record.get(LABEL))
-        facts.append(_facts(os.path.join(root, file)))
+        facts.append(stamp(os.path.join(root, file)))
         lines.append(line)
     labelled = [value is not None for value in values]
     own.check_same(labelled, LABEL, lines, where)

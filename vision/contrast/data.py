@@ -113,17 +113,17 @@ def load_sources(
     sources = {}
     for key, split in splits.items():
         mine = _rows(listed, sizes, split, split_key(key))
-        columns_ = {column: array[mine] for column, array in rows.items()}
+        arrays = {column: array[mine] for column, array in rows.items()}
         if listed.labels is not None:
-            columns_["label"] = listed.labels[mine]
+            arrays["label"] = listed.labels[mine]
         paths = [os.fspath(listed.root / listed.paths[i]) for i in mine]
         small = len(paths) * image_size**2 * 3 <= RESIDENT_BYTES
         if small if resident is None else resident:
-            columns_ |= _Files(paths, {}, image_size, resize)(np.arange(len(paths)))
-            sources[key] = loading.from_arrays(columns_, True, facts)
+            arrays |= _Files(paths, {}, image_size, resize)(np.arange(len(paths)))
+            sources[key] = loading.from_arrays(arrays, True, facts)
             continue
         spec = row_spec(facts, image_size, listed.labels is not None)
-        read = _Files(paths, columns_, image_size, resize)
+        read = _Files(paths, arrays, image_size, resize)
         mark = f"{listed.stamp}:{split}:{image_size}:{resize}:{length}"
         sources[key] = Source(len(paths), read, None, spec, mark, facts)
     return sources

@@ -27,6 +27,7 @@ from common.errors import BadInput, brief, require
 from common.task import Predictor
 from lm.data.tokenizer import TextFacts
 from vision import predict as pictured
+from vision.contrast import captions
 from vision.contrast.data import text_encoder
 from vision.data import pictures
 
@@ -122,9 +123,7 @@ def finds(model: nn.Module, read: Callable, prepare: Callable, facts: TextFacts)
 
     def apply(params, extra, batch, options):
         del extra
-        own = {key: batch[key] for key in ("image", "tokens", "segments") if key in batch}
-        others = options["others"]
-        similarity = _vectors(model, prepare, params, own) @ others.T
+        similarity = _vectors(model, prepare, params, batch) @ options["others"].T
         scale, bias = model.apply({"params": params}, method="scale")
         scores = scale * similarity
         chances = jax.nn.softmax(scores) if bias is None else jax.nn.sigmoid(scores + bias)
@@ -154,8 +153,7 @@ def vectors(model: nn.Module, read: Callable, prepare: Callable, facts: TextFact
 
     def apply(params, extra, batch, options):
         del extra, options
-        own = {key: batch[key] for key in ("image", "tokens", "segments") if key in batch}
-        return {"vector": _vectors(model, prepare, params, own)}
+        return {"vector": _vectors(model, prepare, params, batch)}
 
     def result(given, rows, outputs, options) -> dict:
         return {"vector": outputs[0]["vector"].tolist()}
@@ -195,10 +193,9 @@ def _things(among: str, column: Column | None) -> list[str] | list[pathlib.Path]
 def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
     """Tells a changed file from what it was; None if there is none."""
     try:
-        status = path.stat()
+        return captions.stamp(path)
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _folder(root: str) -> Iterator[pathlib.Path]:

@@ -25,6 +25,11 @@ def errors(model: nn.Module, images, predicted, visible):
     return mean(predicted - targets), mean(targets)
 
 
+def explained(error: float, baseline: float) -> float:
+    """The share of the baseline's error that predictions do not make; arguments as of `errors`."""
+    return 1 - error / max(baseline, 1e-6)
+
+
 def reconstruction(model: nn.Module, images, predicted, visible, valid) -> Terms:
     """{"loss", "baseline"}: the squared error of hidden pixels (He et al. 2022), and that of
     predicting 0, which is the mean of each patch if targets are normalised by patch.

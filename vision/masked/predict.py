@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 
 from common.errors import require
@@ -20,7 +19,7 @@ from common.task import Function, Predictor, purpose_key, row_keys
 from vision import predict
 from vision.data import pictures
 from vision.masked import masking, shown
-from vision.masked.losses import errors
+from vision.masked.losses import errors, explained
 
 
 def reconstructor(
@@ -72,7 +71,7 @@ def reconstructor(
         Image.fromarray(page if page.shape[-1] > 1 else page[..., 0]).save(file, "png")
         return {
             "loss": float(error),
-            "explained": float(1 - error / np.maximum(baseline, 1e-6)),
+            "explained": float(explained(error, baseline)),
             "picture": base64.b64encode(file.getvalue()).decode(),
         }
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from common import pictures
+from common import evaluate, pictures
 from common.task import EvalContext, Shown, Source
 from vision.data.sets import ImageFacts
 from vision.shown import pixels_of
@@ -54,11 +53,9 @@ def evaluated(source: Source, views: Callable) -> Callable:
       source: the set.
       views: (params, batch, key) -> those three, f32[n, H, W, C] each, normalised.
     """
-    count = min(MOST, source.size)
-    at = (np.arange(count) * source.size // max(count, 1)).astype(np.uint32)
-    # Every process computes all of them: it can fetch whole arrays alone.
-    whole = lambda *inputs: jax.lax.with_sharding_constraint(views(*inputs), PartitionSpec())
-    compiled = jax.jit(whole)
+    at = evaluate.spread(source.size, MOST)
+    count = len(at)
+    compiled = evaluate.on_every_process(views)
 
     def run(context: EvalContext) -> dict[str, Shown]:
         batch = source.read(at) | {"index": at, "valid": np.ones(count, np.float32)}

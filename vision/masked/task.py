@@ -29,7 +29,7 @@ from vision import predict as classified
 from vision.data import augment, datasets
 from vision.data.views import evaluated, normalise
 from vision.masked import masking, predict, shown
-from vision.masked.losses import reconstruction
+from vision.masked.losses import explained, reconstruction
 
 MODEL = "vision.masked.mae:MAE"
 SIGNS = {"explained": 1}  # see `common.losses.SIGNS`
@@ -61,7 +61,7 @@ def evaluator(
 
     def finish(totals):
         values = losses.ratio(totals)
-        return values | {"explained": 1 - values["loss"] / max(values["baseline"], 1e-6)}
+        return values | {"explained": explained(values["loss"], values["baseline"])}
 
     means = evaluate.mean_evaluator(source, terms, finish, batch_size=batch_size)
     show = shown.evaluated(source, views)
